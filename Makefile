@@ -1,0 +1,43 @@
+# Everything runs in .venv, which the first `make demo` or `make test` sets up.
+#
+#   PYTHON=python3.12                     the interpreter that .venv is made from (3.10 or newer)
+#   TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+#                                         which PyTorch pip installs first; on Linux a plain `torch` is a CUDA build
+#   COMFYUI_PATH=/path/to/ComfyUI         the ComfyUI that `make test` tests against (else ~/comfy/ComfyUI, else none)
+
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## show this list
+	@echo "usage: make <target>"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## distil the small shipped teacher into a student, sample both, write a picture
+	$(BIN)/python -m demo
+
+test: $(INSTALLED) ## lint, then run every test (those that need a ComfyUI only where one is found)
+	$(BIN)/python tests/comfyui_checkout.py
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## run ruff alone
+	$(BIN)/ruff check .
+
+clean: ## remove .venv and the caches
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Re-installs when pyproject.toml changes; the stamp comes last, so a broken install starts over.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable ".[train,test]"
+	@touch $@
