@@ -1,0 +1,1 @@
+"""The trainer of ComfyUI-RMD: ``python training/distill.py --config FILE``."""

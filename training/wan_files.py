@@ -1,0 +1,116 @@
+"""Load and save Wan2.1 text-to-video transformers as single files in native key names."""
+
+import json
+import math
+import re
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import WanTransformer3DModel
+
+from rmd_core.errors import RMDError
+
+from .tensor_files import read_tensors, write_tensors
+from .wan_keys import WRAPPER_PREFIX, native_name, to_diffusers, to_native
+
+_NEEDED = ("patch_embedding.weight", "head.modulation", "head.head.weight", "text_embedding.0.weight",
+           "time_embedding.0.weight", "blocks.0.ffn.0.weight")
+
+
+def load_wan_transformer(path, *, dtype=torch.float32):
+    """The ``WanTransformer3DModel`` in a native-key safetensors file, in ``dtype`` on the CPU, in eval mode.
+
+    The sizes come from the tensor shapes; what shapes cannot tell (the number of heads) comes from the metadata entry
+    ``config`` = ``{"transformer": {...}}`` that ComfyUI reads too, else heads are 128 wide.
+    Raises RMDError for a missing, pickled, truncated or foreign file.
+    """
+    tensors, metadata = read_tensors(path)
+    tensors = {name.removeprefix(WRAPPER_PREFIX): tensor for name, tensor in tensors.items()}
+    config = wan_config(tensors, metadata, path=path)
+    with init_empty_weights(include_buffers=False):
+        model = WanTransformer3DModel(**config)
+    _check(model, tensors, path)
+    state = {name: tensor.to(dtype) for name, tensor in to_diffusers(tensors).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(True)
+
+
+def native_wan_state_dict(model):
+    """The parameters of a ``WanTransformer3DModel`` under native names (the tensors are shared, not copied)."""
+    return to_native(model.state_dict())
+
+
+def native_wan_metadata(model):
+    """The ``config`` metadata entry by which ComfyUI detects a Wan model of unusual sizes."""
+    sizes = {
+        "num_heads": model.config.num_attention_heads,
+        "text_dim": model.config.text_dim,
+        "freq_dim": model.config.freq_dim,
+    }
+    return {"config": json.dumps({"transformer": sizes}, sort_keys=True)}
+
+
+def save_wan_transformer(model, path, *, dtype=torch.float16, metadata=None):
+    """Write a transformer as one native-key safetensors file that ComfyUI's diffusion model loader detects.
+
+    ``metadata``: further string entries, such as the recipe. Raises RMDError when the file cannot be written.
+    """
+    tensors = {name: tensor.to(dtype) for name, tensor in native_wan_state_dict(model).items()}
+    write_tensors(path, tensors, metadata={**native_wan_metadata(model), **(metadata or {})})
+
+
+def wan_config(tensors, metadata, *, path):
+    """Constructor arguments of ``WanTransformer3DModel`` for native ``tensors``. Raises RMDError naming ``path``."""
+    missing = [name for name in _NEEDED if name not in tensors]
+    if missing:
+        raise RMDError(
+            f"{path} is no Wan2.1 transformer in native key names: it has no '{missing[0]}'; "
+            "give a file as it lies in ComfyUI's models/diffusion_models"
+        )
+    shape = {name: tuple(tensors[name].shape) for name in _NEEDED}
+    if len(shape["patch_embedding.weight"]) != 5:
+        raise RMDError(f"{path}: patch_embedding.weight has shape {shape['patch_embedding.weight']}, five axes are expected")
+    told = _told(metadata, path)
+    dim, in_channels, *patch = shape["patch_embedding.weight"]
+    heads = told.get("num_heads", max(1, dim // 128))
+    if not isinstance(heads, int) or heads < 1 or dim % heads:
+        raise RMDError(f"{path}: a width of {dim} cannot be divided among {heads} heads (metadata 'config')")
+    return {
+        "patch_size": tuple(patch),
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": in_channels,
+        "out_channels": shape["head.head.weight"][0] // math.prod(patch),
+        "text_dim": shape["text_embedding.0.weight"][1],
+        "freq_dim": shape["time_embedding.0.weight"][1],
+        "ffn_dim": shape["blocks.0.ffn.0.weight"][0],
+        "num_layers": 1 + max(int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))),
+        "cross_attn_norm": "blocks.0.norm3.weight" in tensors,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": float(told.get("eps", 1e-6)),
+    }
+
+
+def _told(metadata, path):
+    try:
+        told = json.loads(metadata.get("config", "{}")).get("transformer", {})
+        return dict(told)
+    except (ValueError, TypeError, AttributeError):
+        raise RMDError(f"{path}: its metadata entry 'config' is no JSON object with a 'transformer' object") from None
+
+
+def _check(model, tensors, path):
+    """Every key there once, none else, every shape right."""
+    wanted = {native_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing, foreign = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing:
+        raise RMDError(f"{path} lacks {len(missing)} of the {len(wanted)} tensors of its Wan2.1 transformer, first '{missing[0]}'")
+    if foreign:
+        raise RMDError(
+            f"{path} has {len(foreign)} tensors that a Wan2.1 text-to-video transformer does not have, "
+            f"first '{foreign[0]}'; use a text-to-video file"
+        )
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise RMDError(f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
+
