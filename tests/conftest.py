@@ -1,0 +1,56 @@
+"""What the tests share: a real ComfyUI where one is found, and a last line that counts the tests it was missing for."""
+
+import sys
+
+import pytest
+from comfyui_checkout import find_comfyui
+
+NO_COMFYUI = "no ComfyUI was found (COMFYUI_PATH, ~/comfy/ComfyUI)"
+
+
+@pytest.fixture(scope="session")
+def comfy():
+    """The `comfy` package of a real ComfyUI, on the CPU; a test that asks for it is skipped where there is none."""
+    folder = find_comfyui()
+    if folder is None:
+        pytest.skip(NO_COMFYUI)
+    sys.path.insert(0, str(folder))
+    try:
+        import comfy.cli_args
+
+        comfy.cli_args.args.cpu = True  # before anything reads it: a CUDA build without a GPU fails otherwise
+        import comfy.sd
+        import comfy.utils
+    except ImportError as error:
+        pytest.fail(f"{folder} cannot be imported ({error}); install what it needs: python tests/comfyui_checkout.py")
+    return comfy
+
+
+class MissingComfyui:
+    """Counts the tests skipped for want of a ComfyUI and says so in the very last line of the run."""
+
+    def __init__(self):
+        self.skipped = 0
+
+    def pytest_runtest_logreport(self, report):
+        self.skipped += report.skipped and NO_COMFYUI in str(report.longrepr)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self, config):
+        if self.skipped:
+            tests = "test was" if self.skipped == 1 else "tests were"
+            config.get_terminal_writer().line(f"{self.skipped} {tests} skipped because {NO_COMFYUI}")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(MissingComfyui())
+
+
+def pytest_collection_modifyitems(items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
