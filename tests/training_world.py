@@ -4,7 +4,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-from training.tensor_files import write_tensors
+from rmd_core.header import save_safetensors
 
 TEXT_DIM = 16
 
@@ -36,7 +36,7 @@ def write_native_vae(vae, path):
     state = vae.state_dict()
     native = {ours: name for name in _native_vae_names() if (ours := _converted(name)) in state}
     assert native.keys() == state.keys()
-    write_tensors(path, {native[name]: tensor for name, tensor in state.items()})
+    save_safetensors(path, {native[name]: tensor for name, tensor in state.items()})
 
 
 def _converted(name):

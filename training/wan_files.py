@@ -9,8 +9,9 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
 from rmd_core.errors import RMDError
+from rmd_core.header import save_safetensors
 
-from .tensor_files import read_tensors, write_tensors
+from .tensor_files import read_tensors
 from .wan_keys import WRAPPER_PREFIX, native_name, to_diffusers, to_native
 
 _NEEDED = ("patch_embedding.weight", "head.modulation", "head.head.weight", "text_embedding.0.weight",
@@ -56,7 +57,7 @@ def save_wan_transformer(model, path, *, dtype=torch.float16, metadata=None):
     ``metadata``: further string entries, such as the recipe. Raises RMDError when the file cannot be written.
     """
     tensors = {name: tensor.to(dtype) for name, tensor in native_wan_state_dict(model).items()}
-    write_tensors(path, tensors, metadata={**native_wan_metadata(model), **(metadata or {})})
+    save_safetensors(path, tensors, {**native_wan_metadata(model), **(metadata or {})})
 
 
 def wan_config(tensors, metadata, *, path):

@@ -1,0 +1,67 @@
+"""Prompt lists, and the endless shuffled order in which training reads them."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from rmd_core.errors import RMDError
+from rmd_core.seeds import derive_seed
+
+
+def read_prompts(path):
+    """The prompts of a ``.txt`` file (one a line) or a ``.jsonl`` file (objects with a ``prompt``), as a tuple.
+
+    Blank lines are skipped. Raises RMDError for a missing, empty or malformed file.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise RMDError(f"{path}: a prompt file ends in .txt or .jsonl")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise RMDError(f"the prompt file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RMDError(f"the prompt file {path} cannot be read as UTF-8 text ({error})") from None
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if path.suffix == ".jsonl":
+        prompts = tuple(_prompt_of(line, number, path) for number, line in numbered)
+    else:
+        prompts = tuple(line for _, line in numbered)
+    if not prompts:
+        raise RMDError(f"the prompt file {path} is empty; write one prompt a line")
+    return prompts
+
+
+def _prompt_of(line, number, path):
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, TypeError, KeyError):
+        prompt = None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RMDError(f'{path}, line {number}: expected an object like {{"prompt": "a red apple"}}')
+    return prompt.strip()
+
+
+class PromptOrder:
+    """An endless sequence over ``prompts``, shuffled anew in every pass.
+
+    The prompt at a position depends on the seed and the position only, so a resumed run needs no other state.
+    """
+
+    def __init__(self, prompts, seed):
+        self.prompts = tuple(prompts)
+        self.seed = seed
+        self._passes = {}
+
+    def take(self, start, count):
+        """The ``count`` prompts from position ``start`` on, as a list."""
+        size = len(self.prompts)
+        return [self.prompts[self._order(place // size)[place % size]] for place in range(start, start + count)]
+
+    def _order(self, number):
+        if number not in self._passes:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "prompt order", number))
+            order = torch.randperm(len(self.prompts), generator=generator).tolist()
+            self._passes = {n: o for n, o in self._passes.items() if n == number - 1} | {number: order}
+        return self._passes[number]
