@@ -1,6 +1,7 @@
 """The rules of the house (CONTRIBUTING.md) that a program can check, over every file that git tracks."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ REFUSED = [
         ("nn.Embed", "ding("),
     ]
 ]
+CITATION = re.compile(r"(docs/\w+\.md), ([^.;]+)")
 # Folders that only one person's machine has.
 OWN_MACHINE = ["/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/", "/Us" + "ers/"]
 PICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -162,6 +164,18 @@ def test_no_file_names_a_folder_of_one_machine():
     for path in text_files():
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             found += [f"{where(path, number)}: {text}" for text in OWN_MACHINE if text in line]
+    assert not found
+
+
+def test_cited_sections_exist():
+    """A docstring that says "docs/method.md, the sampler" names a heading of that page, whatever the case."""
+    found = []
+    for path in sources():
+        words = " ".join(path.read_text(encoding="utf-8").split())
+        for page, section in CITATION.findall(words):
+            headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8").lower(), re.MULTILINE)
+            if not any(section.lower().startswith(heading) for heading in headings):
+                found.append(f"{path.relative_to(ROOT)} cites {page}, {section}")
     assert not found
 
 
