@@ -1,0 +1,253 @@
+"""The cascade: one engine that runs a stage plan, whoever runs the single stage.
+
+Sampling: `run_cascade(plan, run_stage, shape=(B, C), noise=SeededNoise(seed), boundary=Boundary(...))`. A stage runner
+is any callable `run_stage(job: StageJob) -> StageEnd`; `DenoiserRunner(denoise, eta=...)` is the native one and calls
+`denoise(x, step) -> (x0, eps)` once per step, where `step` is the plan's Step (it carries stage, size, sigma and the
+timestep to tell the network).
+
+Training: `trajectory(plan, runner, ...)` yields each step's `(step, x)` before the network is called on it, through
+the same functions as `run_cascade`; breaking off after the step you drew costs nothing for the steps behind it.
+Pass `GeneratorNoise(generator)` as the noise there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .boundary import Boundary
+from .errors import RMDError
+from .noise_sources import NoiseSource
+from .noising import add_noise
+from .plan import Stage, StagePlan, Step
+from .renoise import check_eta, step_noise
+
+Denoise = Callable[[torch.Tensor, Step], tuple[torch.Tensor, torch.Tensor]]
+"""denoise(x, step) -> (x0, eps): one network call on the state x of `(B, C, [T,] step.height, step.width)`."""
+
+
+class Stopped(RMDError):
+    """Raised between two network calls once `stop()` is true."""
+
+
+class StageEnd(NamedTuple):
+    """What a stage hands on: its last clean estimate, and the noise predicted beside it (None if not known)."""
+
+    x0: torch.Tensor
+    eps: torch.Tensor | None
+
+
+class Visit(NamedTuple):
+    """One step of a trajectory: the step, and the state `x` its network call receives."""
+
+    step: Step
+    x: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageJob:
+    """Everything a runner needs for one stage.
+
+    x0 is None in the first stage, else the clean estimate upsampled to the stage's size; `white` is the noise to mix it
+    with, of the stage's full shape `(B, C, [T,] height, width)`. The runner forms the state (`first_state`), calls
+    `check()` before every network call and `report(index_in_stage, x0)` after it.
+    """
+
+    plan: StagePlan
+    stage: Stage
+    x0: torch.Tensor | None
+    white: torch.Tensor
+    noise: NoiseSource
+    report: Callable[[int, torch.Tensor], None]
+    stop: Callable[[], bool]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of this stage, in order."""
+        return tuple(step for step in self.plan.steps if step.stage == self.stage.index)
+
+    def check(self) -> None:
+        """Raise Stopped if the caller asked to stop."""
+        if self.stop():
+            raise Stopped(f"stopped in stage {self.stage.index + 1} of {len(self.plan.stages)}")
+
+    def fresh(self, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """White noise of this stage for a purpose, float32 on the CPU."""
+        return self.noise.draw(shape, self.stage.index, purpose)
+
+    def sampler_seed(self) -> int:
+        """A seed of this stage for a sampler that draws its own noise."""
+        return self.noise.seed(self.stage.index, "sampler")
+
+
+StageRunner = Callable[[StageJob], StageEnd]
+
+
+@dataclass(frozen=True)
+class CascadeResult:
+    """The picture's latent `x0` at the final size, and the last clean estimate of every stage."""
+
+    x0: torch.Tensor
+    stage_x0: tuple[torch.Tensor, ...]
+
+
+def run_cascade(
+    plan: StagePlan,
+    run_stage: StageRunner,
+    *,
+    shape: tuple[int, ...],
+    noise: NoiseSource,
+    boundary: Boundary,
+    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> CascadeResult:
+    """Run every stage of a plan and return the clean estimate of the last step.
+
+    shape is `(B, C)` or `(B, C, T)`, without height and width. `on_step(stage, index, x0)` is called after each network
+    call with the stage's index and the step's index in the whole plan; `stop()` is asked before each one.
+
+    Raises RMDError for a shape of another length or a runner whose result does not have the stage's size, and Stopped
+    when stop() is true. Source: docs/method.md, the sampler.
+    """
+    end = None
+    stage_x0 = []
+    for stage in plan.stages:
+        job = _stage_job(plan, stage, end, shape, noise, boundary, on_step, stop)
+        end = _checked(run_stage(job), job)
+        stage_x0.append(end.x0)
+    if end is None:
+        raise RMDError("the plan has no stage; give it at least one step")
+    return CascadeResult(end.x0, tuple(stage_x0))
+
+
+def trajectory(
+    plan: StagePlan,
+    runner: DenoiserRunner,
+    *,
+    shape: tuple[int, ...],
+    noise: NoiseSource,
+    boundary: Boundary,
+    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[Visit]:
+    """Yield the input of every step lazily, before the network is called on it.
+
+    The arguments are those of `run_cascade`, with the native runner itself in place of a stage function, and so are the
+    numbers, bit for bit. The call on a yielded step happens only when the next one is asked for. States carry no
+    graph.
+    """
+    end = None
+    for stage in plan.stages:
+        job = _stage_job(plan, stage, end, shape, noise, boundary, on_step, stop)
+        end = _checked((yield from runner.visits(job)), job)
+
+
+class DenoiserRunner:
+    """The native stage runner: one denoiser call per step, noise mixed by eta in between, no graph recorded.
+
+    eta in [0, 1] is the share of predicted noise between the steps of a stage. The state lives on `device` in `dtype`;
+    noise is drawn on the CPU in float32 first. Raises RMDError for eta outside [0, 1].
+    Source: docs/method.md, the sampler.
+    """
+
+    def __init__(
+        self, denoise: Denoise, *, eta: float, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.denoise = denoise
+        self.eta = check_eta(eta)
+        self.device = torch.device(device)
+        self.dtype = dtype
+
+    def __call__(self, job: StageJob) -> StageEnd:
+        """Run a whole stage."""
+        visits = self.visits(job)
+        while True:
+            try:
+                next(visits)
+            except StopIteration as done:
+                return done.value
+
+    def visits(self, job: StageJob) -> Iterator[Visit]:
+        """Yield each step's input before its call; the iterator's return value is the StageEnd."""
+        steps = job.steps
+        x = self._place(first_state(job))
+        for step in steps:
+            job.check()
+            yield Visit(step, x)
+            with torch.no_grad():
+                x0, eps = (self._place(part) for part in self.denoise(x, step))
+                job.report(step.index_in_stage, x0)
+                if step is not steps[-1]:
+                    fresh = None
+                    if self.eta < 1.0:
+                        fresh = job.fresh(f"step-{step.index_in_stage}", tuple(eps.shape))
+                    x = self._place(_state_at(job.plan, step.next_sigma, x0, step_noise(eps, self.eta, fresh)))
+        return StageEnd(x0, eps)
+
+    def _place(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach().to(self.device, self.dtype)
+
+
+def first_state(job: StageJob) -> torch.Tensor:
+    """The first state of a stage: `alpha x0 + sigma white`, and in the first stage as ComfyUI's noise scaling forms it.
+
+    There the state is the noise alone when the stage starts at the curve's noisiest level (also for VP curves, whose
+    alpha is not quite 0 there), and sigma times the noise otherwise.
+    """
+    curve, sigma = job.plan.curve, job.stage.sigmas[0]
+    if job.x0 is not None:
+        return _state_at(job.plan, sigma, job.x0, job.white)
+    if curve.logsnr(sigma) <= curve.logsnr(curve.sigma_max) + 1e-6:
+        return job.white
+    return sigma * job.white
+
+
+def _state_at(plan: StagePlan, sigma: float, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    return add_noise(x0, noise, alpha=plan.curve.alpha(sigma), sigma=sigma)
+
+
+def _stage_job(
+    plan: StagePlan,
+    stage: Stage,
+    end: StageEnd | None,
+    shape: tuple[int, ...],
+    noise: NoiseSource,
+    boundary: Boundary,
+    on_step: Callable[[int, int, torch.Tensor], None] | None,
+    stop: Callable[[], bool] | None,
+) -> StageJob:
+    def fresh(purpose: str, full_shape: tuple[int, ...]) -> torch.Tensor:
+        return noise.draw(full_shape, stage.index, purpose)
+
+    first_index = sum(len(earlier.sigmas) for earlier in plan.stages[: stage.index])
+
+    def report(index_in_stage: int, x0: torch.Tensor) -> None:
+        if on_step is not None:
+            on_step(stage.index, first_index + index_in_stage, x0)
+
+    size = (stage.height, stage.width)
+    if end is None:
+        if len(shape) not in (2, 3):
+            raise RMDError(f"the cascade's shape is {tuple(shape)}; give (B, C) or (B, C, T), without height and width")
+        x0, white = None, fresh("start", (*shape, *size))
+    else:
+        x0, white = boundary.cross(end.x0, end.eps, size, fresh)
+    return StageJob(plan=plan, stage=stage, x0=x0, white=white, noise=noise, report=report, stop=stop or _never)
+
+
+def _checked(end: StageEnd, job: StageJob) -> StageEnd:
+    wanted = tuple(job.white.shape)
+    for name, tensor in (("x0", end.x0), ("eps", end.eps)):
+        if tensor is not None and tuple(tensor.shape) != wanted:
+            raise RMDError(
+                f"stage {job.stage.index + 1} returned {name} of shape {tuple(tensor.shape)}, not {wanted}; "
+                "a stage keeps the shape of its noise"
+            )
+    return end
+
+
+def _never() -> bool:
+    return False

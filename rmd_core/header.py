@@ -1,0 +1,249 @@
+"""The header of a safetensors file: names, shapes and metadata, read without the tensors; and an atomic writer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from .errors import RMDError
+
+log = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 100_000_000
+
+_PICKLED = "this is a pickled .pt/.ckpt file; only safetensors is read, so convert it first with a tool you trust"
+_MAGICS = {
+    b"\x80": _PICKLED,
+    b"PK\x03\x04": _PICKLED,
+    b"GGUF": "this is a GGUF file; give the safetensors file it was made from",
+    b"version https://git-lfs": "this is a Git LFS pointer, not the file; run `git lfs pull`",
+    b"<": "this is a web page, not a model; download the file itself",
+}
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a header: its safetensors dtype name, its shape, and its byte range within the data part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself: `tensors` by name and `metadata` (string to string, may be empty)."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor names with their shapes, for telling architectures apart."""
+        return {name: entry.shape for name, entry in self.tensors.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in all tensors together."""
+        return sum(prod(entry.shape) for entry in self.tensors.values())
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the header of a safetensors file; no tensor is loaded and nothing is unpickled.
+
+    Raises RMDError, naming the file and the cause, for a missing, unreadable, truncated or damaged file, a header
+    longer than the file or than 100 MB, and for pickled, zipped, GGUF or pointer files that only look like a model.
+    Source: the safetensors format (8-byte little-endian length, then JSON).
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(32)
+            length = _header_length(path, head, size)
+            file.seek(8)
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise RMDError(f"{path}: no such file") from None
+    except OSError as error:
+        raise RMDError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(raw) < length:
+        raise RMDError(f"{path}: truncated, the header ends after {len(raw)} of {length} bytes; copy it again")
+    return _parse(path, raw, size - 8 - length)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, empty if it has none. Raises RMDError as `read_header` does."""
+    return dict(read_header(path).metadata)
+
+
+def save_safetensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a safetensors file atomically: either the whole new file is at `path`, or what was there before.
+
+    The file is written beside its target, flushed to the disk and moved into place; on any failure (a full disk, a
+    missing right, an interruption) the part-written file is removed. Equal input gives equal bytes: tensors are
+    ordered by size of their dtype and name, metadata by key. Tensors may live on any device; they are copied to the
+    CPU one at a time. Returns the path.
+
+    Raises RMDError naming path and cause when writing fails, for a dtype the format lacks, or metadata that is not
+    text.
+    """
+    path = Path(path)
+    head, order = _build_header(path, tensors, metadata or {})
+    temporary = None
+    try:
+        with open(_part_name(path), "xb") as file:
+            temporary = file.name
+            file.write(head)
+            for name in order:
+                file.write(_tensor_bytes(tensors[name]))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise RMDError(
+            f"{path}: could not be written ({error.strerror or error}); nothing was changed, "
+            "free some space or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            _remove(temporary)
+    _sync_folder(path.parent)
+    return path
+
+
+def _header_length(path: Path, head: bytes, size: int) -> int:
+    if size == 0:
+        raise RMDError(f"{path}: the file is empty; copy or download it again")
+    for magic, meaning in _MAGICS.items():
+        # A valid file may start with these bytes by chance (they are a length); then a brace follows at byte 8.
+        if head.startswith(magic) and head[8:9] != b"{":
+            raise RMDError(f"{path}: {meaning}")
+    if size < 8:
+        raise RMDError(f"{path}: truncated, {size} bytes cannot hold a safetensors header; copy it again")
+    length = int.from_bytes(head[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise RMDError(
+            f"{path}: not a safetensors file (its header would be {length} bytes, more than {MAX_HEADER_BYTES})"
+        )
+    if length > size - 8:
+        raise RMDError(f"{path}: truncated, its header of {length} bytes does not fit in {size} bytes; copy it again")
+    return length
+
+
+def _parse(path: Path, raw: bytes, data_bytes: int) -> Header:
+    try:
+        table = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise RMDError(f"{path}: not a safetensors file, or its header is damaged (it is not JSON)") from None
+    if not isinstance(table, dict):
+        raise RMDError(f"{path}: its header is damaged (a {type(table).__name__} instead of an object)")
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise RMDError(f"{path}: its metadata is damaged (only text values are allowed)")
+    tensors = {name: _entry(path, name, value) for name, value in table.items()}
+    needed = max((entry.end for entry in tensors.values()), default=0)
+    if needed > data_bytes:
+        raise RMDError(f"{path}: truncated, it holds {data_bytes} of {needed} bytes of tensors; copy it again")
+    return Header(tensors, metadata)
+
+
+def _entry(path: Path, name: str, value: object) -> TensorEntry:
+    damaged = RMDError(f"{path}: its header is damaged (the entry of tensor {name[:80]!r})")
+    if not isinstance(value, dict):
+        raise damaged
+    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise damaged
+    begin, end = offsets
+    if end < begin or (dtype in _DTYPES and end - begin != prod(shape) * _DTYPES[dtype].itemsize):
+        raise damaged
+    return TensorEntry(dtype, tuple(shape), begin, end)
+
+
+def _naturals(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _build_header(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    table: dict[str, object] = {}
+    if metadata:
+        if not all(isinstance(key, str) and isinstance(value, str) for key, value in metadata.items()):
+            raise RMDError(f"{path}: metadata must be text; turn each value into a string")
+        table["__metadata__"] = dict(sorted(metadata.items()))
+    # Widest dtype first, so that every tensor starts at a multiple of its own item size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    begin = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in _NAMES or name == "__metadata__":
+            raise RMDError(f"{path}: tensor {name!r} of dtype {tensor.dtype} cannot be stored in safetensors")
+        end = begin + tensor.numel() * tensor.element_size()
+        table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    try:
+        text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RMDError(f"{path}: a name or metadata value is not valid text ({error.reason})") from None
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _part_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def _remove(temporary: str) -> None:
+    try:
+        os.unlink(temporary)
+    except OSError as error:
+        log.warning("could not remove the part-written file %s: %s", temporary, error)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the move itself durable where the system allows it (not on Windows)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        log.debug("the folder %s cannot be synced", folder)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""Where a cascade's noise comes from: a seed (sampling, validation) or a running generator (training)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from .seeds import derive_seed, noise
+
+
+class NoiseSource(Protocol):
+    """White noise for a cascade, float32 on the CPU, asked for by stage and purpose.
+
+    Purposes in use: `start` (the first state), `switch` and `switch-low` (a change of size), `step-0`, `step-1`, ...
+    (after each step of a stage), and `sampler` for the seed of a foreign sampler.
+    """
+
+    def draw(self, shape: tuple[int, ...], stage: int, purpose: str) -> torch.Tensor:
+        """White noise of `shape`, `(B, ...)`, float32 on the CPU."""
+
+    def seed(self, stage: int, purpose: str) -> int:
+        """A seed for code that draws its own noise, such as a stochastic sampler."""
+
+
+class SeededNoise:
+    """Noise derived by hash from (seed, stage, purpose, item): repeatable, and no draw depends on another.
+
+    `items` numbers the batch items (default 0, 1, ...), so that one item of a batch can be drawn again by itself.
+    """
+
+    def __init__(self, seed: int, items: Sequence[int] | None = None) -> None:
+        self._seed = seed
+        self._items = items
+
+    def draw(self, shape: tuple[int, ...], stage: int, purpose: str) -> torch.Tensor:
+        return noise(shape, self._seed, stage, purpose, items=self._items)
+
+    def seed(self, stage: int, purpose: str) -> int:
+        return derive_seed(self._seed, stage, purpose)
+
+
+class GeneratorNoise:
+    """Noise from one running CPU generator, whose saved state is all that a resumed training run needs."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def draw(self, shape: tuple[int, ...], stage: int, purpose: str) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator, dtype=torch.float32)
+
+    def seed(self, stage: int, purpose: str) -> int:
+        return int(torch.randint(2**62, (), generator=self._generator))
