@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+
 from comfyui_checkout import find_comfyui
 
 NO_COMFYUI = "no ComfyUI was found (COMFYUI_PATH, ~/comfy/ComfyUI)"

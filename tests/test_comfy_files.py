@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_world import tiny_vae, tiny_wan, write_native_vae
 
 from training.wan_files import load_wan_transformer, native_wan_metadata, native_wan_state_dict, save_wan_transformer
 from training.wan_vae import load_wan_vae
+from training_world import tiny_vae, tiny_wan, write_native_vae
 
 MODELS = Path(__file__).parents[1] / "demo" / "models"
 TRANSFORMERS = ["rmd_tiny_wan_teacher.safetensors", "rmd_tiny_wan_student.safetensors"]
