@@ -70,8 +70,12 @@ class NoiseCurve(ABC):
         """The level whose sigma / alpha is `ratio` times as large: its logSNR is lower by exactly 2 ln(ratio)."""
 
     @abstractmethod
+    def at_ratio(self, ratio: float) -> NoiseCurve:
+        """The curve of a size whose levels are mapped by `ratio`: the shift times ratio (flow), the same table (VP)."""
+
+    @abstractmethod
     def snapped(self, sigma: float, *, last_index: int) -> float:
-        """The level a model of this family can be told: the nearest table entry up to last_index (VP), itself (flow)."""
+        """The nearest level the model can be told: a table entry up to last_index (VP), the level itself (flow)."""
 
     @abstractmethod
     def comfy_sigma(self, sigma: Level) -> Level:
@@ -149,6 +153,9 @@ class FlowCurve(NoiseCurve):
 
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
         return _float64(lambda s: _shifted(s, ratio), sigma)
+
+    def at_ratio(self, ratio: float) -> FlowCurve:
+        return FlowCurve(self.shift * ratio)
 
     def snapped(self, sigma: float, *, last_index: int) -> float:
         return sigma
@@ -239,6 +246,9 @@ class VPCurve(NoiseCurve):
 
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
         return _float64(lambda s: ratio * s / torch.hypot(torch.sqrt((1.0 - s) * (1.0 + s)), ratio * s), sigma)
+
+    def at_ratio(self, ratio: float) -> VPCurve:
+        return self
 
     def snapped(self, sigma: float, *, last_index: int) -> float:
         nearest = math.floor(self.table_index(sigma) + 0.5)

@@ -1,0 +1,149 @@
+"""Where the losses look: the noise levels drawn for each step, and the draw of stage and steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .errors import RMDError
+from .logsnr import NoiseCurve
+from .plan import StagePlan
+
+TOP_INDEX = 980
+"""Upper end, exclusive, of the drawn table indices: noisier states show the teacher next to nothing."""
+LAST_STAGE_REDUCTION = 0.15
+"""By how much the offset factor is smaller in the last stage, which has to learn the details."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The levels drawn for one step: table indices lower..upper (closed) at the final size, all noisier than s_sigma.
+
+    s_sigma is the level of the state after the step, at the final size; 0.0 after the last step.
+    """
+
+    lower: int
+    upper: int
+    s_sigma: float
+
+
+@dataclass(frozen=True)
+class TimestepIntervals:
+    """The interval of every step of a plan. Source: docs/method.md, timestep intervals.
+
+    Indices count on the table of the final size. For a flow that is the curve with its shift multiplied by the final
+    stage's ratio, so a step keeps its index; for VP it is the one table, and levels move on it.
+    """
+
+    plan: StagePlan
+    steps: tuple[Interval, ...]
+
+    @classmethod
+    def from_plan(cls, plan: StagePlan, *, offset_factor: float = 0.25, split: bool = True) -> TimestepIntervals:
+        """Intervals by the authors' rule, for any number of steps and stages.
+
+        The lower end is t_mid, the first index noisier than the state after the step (on the curve's own grid the
+        authors' t_mid, which may be a few indices noisier still), moved up by `int((top - t_mid) * f)` with f the
+        offset factor, 0.15 less (at least 0) in the last stage. So it is never less noisy than where the step's stage
+        ends. The upper end is 980, exclusive; with `split`, in the last stage, the level of the last step before that
+        stage if it is lower. Raises RMDError for a factor outside [0, 1) or an empty interval.
+        """
+        if not 0.0 <= offset_factor < 1.0:
+            raise RMDError(f"the offset factor is {offset_factor!r}; use a number from 0 to below 1")
+        last = plan.stages[-1].index
+        before_last = [step for step in plan.steps if step.stage != last]
+        intervals = []
+        for step, t_mid in zip(plan.steps, _middles(plan)):
+            top, factor = min(TOP_INDEX, plan.curve.table_size), offset_factor
+            if step.stage == last:
+                factor = max(0.0, offset_factor - LAST_STAGE_REDUCTION)
+                if split and before_last:
+                    top = min(top, _floor(_final_index(plan, before_last[-1].base_sigma)))
+            lower = t_mid + int((top - t_mid) * factor)
+            if lower >= top:
+                raise RMDError(
+                    f"step {step.index + 1} of {plan.split} leaves no level to train on: they would run from table "
+                    f"index {t_mid} to below {top}; use fewer steps before it, sizes closer together, or split off"
+                )
+            intervals.append(Interval(lower, top - 1, _level_after(plan, step.index)))
+        return cls(plan, tuple(intervals))
+
+    def sigma_at(self, index_B: torch.Tensor) -> torch.Tensor:
+        """The levels of table indices at the final size, float64 of the same shape."""
+        return _final_curve(self.plan).table_sigma(index_B)
+
+    def draw(self, step_indices_B: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """(t_sigma, s_sigma) of the given steps, each `(B,)` float64 on the CPU, levels of the final size, t > s.
+
+        t is uniform over the table indices of the step's interval.
+        """
+        chosen = [self.steps[index] for index in step_indices_B.tolist()]
+        lower = torch.tensor([interval.lower for interval in chosen], dtype=torch.float64)
+        count = torch.tensor([interval.upper - interval.lower + 1 for interval in chosen], dtype=torch.float64)
+        uniform = torch.rand(len(chosen), generator=generator, dtype=torch.float64)
+        s_sigma = torch.tensor([interval.s_sigma for interval in chosen], dtype=torch.float64)
+        return self.sigma_at(lower + torch.floor(uniform * count)), s_sigma
+
+
+class StageDraw:
+    """The draw of a stage for a whole batch, and of one of its steps for each sample.
+
+    During the first `warmup_updates` updates every stage but the last is drawn, with equal chances; afterwards every
+    stage (with two stages: the authors' coin). A plan of one stage draws that one. With generators in the same state,
+    all processes draw the same stage. Source: docs/method.md, training.
+    """
+
+    def __init__(self, plan: StagePlan, warmup_updates: int = 0) -> None:
+        if warmup_updates < 0:
+            raise RMDError(f"{warmup_updates} warm-up updates are impossible; use 0 or more")
+        self._calls = plan.calls_per_stage
+        self._warmup = warmup_updates
+
+    def draw_stage(self, update: int, generator: torch.Generator) -> int:
+        """The stage of a batch; `update` counts finished updates, so the first one is 0."""
+        choices = len(self._calls)
+        if update < self._warmup:
+            choices = max(1, choices - 1)
+        return int(torch.randint(choices, (), generator=generator))
+
+    def draw_steps(self, stage: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+        """Indices (in the plan) of `batch` steps of a stage, `(B,)` int64, each uniform and independent."""
+        return sum(self._calls[:stage]) + torch.randint(self._calls[stage], (batch,), generator=generator)
+
+
+def _middles(plan: StagePlan) -> list[int]:
+    """t_mid of every step: the first index at the final size that counts as noisier than the state after the step.
+
+    On the curve's own grid the authors take `floor(N k / K) - floor(N / K)`, which is up to K - 1 above that.
+    """
+    steps, size = len(plan.steps), plan.curve.table_size
+    own_grid = plan.base_sigmas == plan.curve.grid(steps)
+    middles = []
+    for step in plan.steps:
+        after = _level_after(plan, step.index)
+        middle = 0 if after == 0.0 else _floor(_final_curve(plan).table_index(after)) + 1
+        if own_grid:
+            authors = size * (steps - step.index) // steps - size // steps
+            middle = max(middle, math.ceil(_final_index(plan, plan.curve.table_sigma(float(authors))) - 1e-6))
+        middles.append(middle)
+    return middles
+
+
+def _level_after(plan: StagePlan, index: int) -> float:
+    if index + 1 == len(plan.steps):
+        return 0.0
+    return plan.at_final_size(plan.steps[index + 1].base_sigma)
+
+
+def _final_index(plan: StagePlan, base_sigma: float) -> float:
+    return _final_curve(plan).table_index(plan.at_final_size(base_sigma))
+
+
+def _final_curve(plan: StagePlan) -> NoiseCurve:
+    return plan.curve.at_ratio(plan.stages[-1].ratio)
+
+
+def _floor(index: float) -> int:
+    return math.floor(index + 1e-6)

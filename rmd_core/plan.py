@@ -1,0 +1,329 @@
+"""Stage plans: which step runs at which size and at which noise level, frozen before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from .errors import RMDError
+from .logsnr import NoiseCurve
+from .mapping import ResolutionMap, Size, map_level
+
+BaseGrid = int | Sequence[float]
+"""How the steps of a plan are given: their number (the curve's own grid), or their levels, noisiest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One network call.
+
+    `index` counts over the plan, `index_in_stage` within the stage. sigma, timestep and logsnr are what the call runs
+    at; base_sigma is the same level as the first size would name it. next_sigma is the level of the state after the
+    call, as named at the size of the next call, and 0.0 after the last one. height and width are latent cells.
+    """
+
+    index: int
+    stage: int
+    index_in_stage: int
+    height: int
+    width: int
+    sigma: float
+    timestep: float
+    logsnr: float
+    base_sigma: float
+    next_sigma: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The steps of one size: their levels as this size names them, and as the first size does (`base_sigmas`).
+
+    ratio is the r by which the levels were mapped. end_base_sigma is the base level at which the stage hands over, and
+    0.0 for the last. logsnr_interval is (first level, hand-over) in base logSNR; a flow's pure noise is -inf, the end
+    of the last stage inf. height and width are latent cells.
+    """
+
+    index: int
+    height: int
+    width: int
+    ratio: float
+    sigmas: tuple[float, ...]
+    base_sigmas: tuple[float, ...]
+    end_base_sigma: float
+    logsnr_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """The stages that run, in order, and what was asked for: `sizes` and `steps_asked` name empty stages too.
+
+    Make one with `plan_from_split` or `plan_from_thresholds`. `notes` are sentences for the user, such as a level that
+    was moved to a table entry. Source: docs/method.md, stages.
+    """
+
+    curve: NoiseCurve
+    mapping: ResolutionMap
+    stages: tuple[Stage, ...]
+    sizes: tuple[Size, ...]
+    steps_asked: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def split(self) -> str:
+        """Steps per size as asked, such as "2+2"; a size without a step is a 0."""
+        return "+".join(str(count) for count in self.steps_asked)
+
+    @property
+    def calls_per_stage(self) -> tuple[int, ...]:
+        """Network calls of each stage that runs."""
+        return tuple(len(stage.sigmas) for stage in self.stages)
+
+    @property
+    def base_sigmas(self) -> tuple[float, ...]:
+        """The base grid: every step's level as the first size names it."""
+        return tuple(sigma for stage in self.stages for sigma in stage.base_sigmas)
+
+    @property
+    def final_hw(self) -> Size:
+        """Latent height and width of the result: the size of the last stage that runs."""
+        return self.stages[-1].height, self.stages[-1].width
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every step in order."""
+        levels = [sigma for stage in self.stages for sigma in stage.sigmas]
+        following = [*levels[1:], 0.0]
+        steps = []
+        for stage in self.stages:
+            for place, (sigma, base) in enumerate(zip(stage.sigmas, stage.base_sigmas)):
+                step = Step(
+                    index=len(steps),
+                    stage=stage.index,
+                    index_in_stage=place,
+                    height=stage.height,
+                    width=stage.width,
+                    sigma=sigma,
+                    timestep=_tidy(self.curve.timestep(sigma)),
+                    logsnr=self.curve.logsnr(sigma),
+                    base_sigma=base,
+                    next_sigma=following[len(steps)],
+                )
+                steps.append(step)
+        return tuple(steps)
+
+    def at_final_size(self, base_sigma: float) -> float:
+        """The level at the final size of a level of the base grid's scale.
+
+        A level of the last stage's own steps gets the label it has there; any other is mapped continuously, held at the
+        noisiest level of the curve.
+        """
+        last = self.stages[-1]
+        if base_sigma in last.base_sigmas:
+            return last.sigmas[last.base_sigmas.index(base_sigma)]
+        return min(map_level(self.curve, base_sigma, last.ratio), self.curve.sigma_max)
+
+    def cost(self, relative_cost: Callable[[int, int], float]) -> float:
+        """Cost of all calls in calls at the final size, given the cost of a call at (height, width) in any unit."""
+        total = sum(relative_cost(step.height, step.width) for step in self.steps)
+        return total / relative_cost(*self.final_hw)
+
+    def table(self) -> str:
+        """A plain text table: stage, size, sigma, timestep and logSNR of every step."""
+        lines = ["step  stage  size (h x w)     sigma  timestep   logSNR"]
+        for step in self.steps:
+            size = f"{step.height} x {step.width}"
+            lines.append(
+                f"{step.index + 1:4d}  {step.stage + 1:5d}  {size:>12}  "
+                f"{step.sigma:8.5f}  {step.timestep:8.2f}  {step.logsnr:7.3f}"
+            )
+        return "\n".join(lines)
+
+
+def plan_from_split(
+    curve: NoiseCurve,
+    split: str | Sequence[int],
+    *,
+    sizes: Sequence[Size],
+    mapping: ResolutionMap,
+    steps: BaseGrid | None = None,
+) -> StagePlan:
+    """A plan with a given number of steps per size, such as "2+2", (3, 3) or "1+1+2".
+
+    sizes are latent (height, width), smallest first, one per number. steps is the base grid, the curve's own unless
+    levels are given; it names levels as the FIRST size does, and a stage's levels are mapped by r between the first
+    size and its own. A size with 0 steps is left out of the stages but keeps its meaning: with "0+4" the levels are
+    still mapped from the first size (a threshold that slides over the first step then changes that step alone), and
+    with "4+0" the result has the smaller size.
+
+    A VP plan moves each level to the nearest table entry and holds levels after the first step to the last entry but
+    one, because ComfyUI takes the last entry for pure noise. Raises RMDError for a split that does not fit, sizes that
+    shrink, a grid that is not strictly decreasing within the curve, or two levels of a stage on one table entry.
+    """
+    counts = _counts(split)
+    sizes = _sizes(sizes)
+    if len(counts) != len(sizes):
+        raise RMDError(f"the split {_text(counts)} has {len(counts)} stages but {len(sizes)} sizes came; give one each")
+    base = base_grid(curve, sum(counts) if steps is None else steps)
+    if len(base) != sum(counts):
+        raise RMDError(f"the split {_text(counts)} has {sum(counts)} steps but the grid has {len(base)}; make them one")
+    return _build(curve, counts, base, sizes, mapping)
+
+
+def plan_from_thresholds(
+    curve: NoiseCurve,
+    steps: BaseGrid,
+    *,
+    thresholds: Sequence[float],
+    sizes: Sequence[Size],
+    mapping: ResolutionMap,
+) -> StagePlan:
+    """A plan where each step runs at the lowest size whose threshold its base logSNR is still below.
+
+    thresholds are logSNRs, rising, one fewer than sizes; steps, sizes, mapping and errors as in `plan_from_split`.
+    A size may come out without steps.
+    """
+    thresholds = tuple(float(threshold) for threshold in thresholds)
+    sizes = _sizes(sizes)
+    if len(thresholds) != len(sizes) - 1:
+        raise RMDError(f"{len(thresholds)} thresholds came for {len(sizes)} sizes; give one fewer than sizes")
+    if any(math.isnan(threshold) for threshold in thresholds) or not _rising(thresholds):
+        raise RMDError(f"the thresholds {_listed(thresholds)} do not rise; give rising logSNRs, such as -5, -2.5")
+    base = base_grid(curve, steps)
+    counts = [0] * len(sizes)
+    for sigma in base:
+        counts[sum(curve.logsnr(sigma) >= threshold for threshold in thresholds)] += 1
+    return _build(curve, tuple(counts), base, sizes, mapping)
+
+
+def base_grid(curve: NoiseCurve, steps: BaseGrid) -> tuple[float, ...]:
+    """The base grid for a number of steps or for given levels; raises RMDError for a grid no plan can use."""
+    if isinstance(steps, int):
+        return curve.grid(steps)
+    base = tuple(float(sigma) for sigma in steps)
+    within = all(0.0 < sigma <= curve.sigma_max + 1e-9 for sigma in base)
+    if not base or not within or not _rising(base[::-1]):
+        raise RMDError(
+            f"the levels {_listed(base)} are no grid; give sigmas that fall strictly within (0, {curve.sigma_max:.6g}]"
+        )
+    return base
+
+
+def stage_sizes(final_hw: Size, ratios: Sequence[float], *, multiple: int) -> tuple[Size, ...]:
+    """Latent sizes of the stages: each ratio in (0, 1] of the final size per axis, rounded to `multiple` cells.
+
+    Ratio 1 gives the final size as it is; others stay between one multiple and the final size. Ratios rise and end in
+    1. Raises RMDError otherwise.
+    """
+    height, width = _sizes([final_hw])[0]
+    ratios = tuple(float(ratio) for ratio in ratios)
+    if not ratios or ratios[-1] != 1.0 or ratios[0] <= 0.0 or not _rising(ratios):
+        raise RMDError(f"the size ratios {_listed(ratios)} do not rise to 1; give ratios such as 0.5, 1")
+    if multiple < 1:
+        raise RMDError(f"sizes cannot be rounded to multiples of {multiple!r}; use the patch size, at least 1")
+
+    def rounded(length: int, ratio: float) -> int:
+        if ratio == 1.0:
+            return length
+        return min(length, multiple * max(1, math.floor(length * ratio / multiple + 0.5)))
+
+    return tuple((rounded(height, ratio), rounded(width, ratio)) for ratio in ratios)
+
+
+def _build(
+    curve: NoiseCurve, counts: tuple[int, ...], base: tuple[float, ...], sizes: tuple[Size, ...], mapping: ResolutionMap
+) -> StagePlan:
+    stages: list[Stage] = []
+    notes: list[str] = []
+    start = 0
+    for count, size in zip(counts, sizes):
+        if count == 0:
+            notes.append(f"no step runs at {size[0]} x {size[1]}")
+            continue
+        own = base[start : start + count]
+        end = base[start + count] if start + count < len(base) else 0.0
+        ratio = mapping.ratio(sizes[0], size, sizes[-1])
+        sigmas = _labels(curve, own, ratio, first=start == 0, notes=notes, size=size)
+        stage = Stage(
+            index=len(stages),
+            height=size[0],
+            width=size[1],
+            ratio=ratio,
+            sigmas=sigmas,
+            base_sigmas=own,
+            end_base_sigma=end,
+            logsnr_interval=(curve.logsnr(own[0]), curve.logsnr(end)),
+        )
+        stages.append(stage)
+        start += count
+    return StagePlan(
+        curve=curve, mapping=mapping, stages=tuple(stages), sizes=sizes, steps_asked=counts, notes=tuple(notes)
+    )
+
+
+def _labels(
+    curve: NoiseCurve, base: tuple[float, ...], ratio: float, *, first: bool, notes: list[str], size: Size
+) -> tuple[float, ...]:
+    labels: list[float] = []
+    for sigma in base:
+        exact = map_level(curve, sigma, ratio)
+        # Only the plan's very first call may use the last table entry: ComfyUI takes it for pure noise.
+        last_index = curve.table_size - (1 if first and not labels else 2)
+        label = curve.snapped(exact, last_index=last_index)
+        timestep, beyond = curve.timestep(label), curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
+        if beyond or abs(curve.timestep(exact) - timestep) > 1e-6:
+            place = "a level beyond the table" if beyond else f"timestep {curve.timestep(exact):.1f}"
+            notes.append(f"at {size[0]} x {size[1]}, {place} became timestep {timestep:.0f}")
+        if labels and label >= labels[-1]:
+            raise RMDError(
+                f"two steps at {size[0]} x {size[1]} fall on timestep {timestep:.0f}; "
+                "use fewer steps, a smaller ratio between the sizes, or a later switch"
+            )
+        labels.append(label)
+    return tuple(labels)
+
+
+def _counts(split: str | Sequence[int]) -> tuple[int, ...]:
+    parts = split.split("+") if isinstance(split, str) else list(split)
+    try:
+        counts = tuple(int(part) for part in parts)
+        whole = all(isinstance(part, str) or part == count for part, count in zip(parts, counts))
+    except (TypeError, ValueError):
+        counts, whole = (), False
+    if not whole or not counts or min(counts) < 0 or sum(counts) == 0:
+        raise RMDError(f"the split {split!r} is no plan; give steps per stage such as 2+2, at least one step in all")
+    return counts
+
+
+def _sizes(sizes: Sequence[Size]) -> tuple[Size, ...]:
+    try:
+        checked = tuple((int(height), int(width)) for height, width in sizes)
+        whole = checked == tuple((height, width) for height, width in sizes)
+    except (TypeError, ValueError):
+        checked, whole = (), False
+    if not whole or not checked or min(min(size) for size in checked) < 1:
+        raise RMDError(f"the sizes {sizes!r} are no latent sizes; give (height, width) in whole cells for each stage")
+    for before, after in zip(checked, checked[1:]):
+        if after[0] < before[0] or after[1] < before[1]:
+            raise RMDError(
+                f"the size shrinks from {before[0]} x {before[1]} to {after[0]} x {after[1]}; give sizes that grow"
+            )
+    return checked
+
+
+def _rising(values: Sequence[float]) -> bool:
+    return all(before < after for before, after in zip(values, values[1:]))
+
+
+def _tidy(timestep: float) -> float:
+    """A timestep that is a whole number but for rounding, as that number."""
+    return float(round(timestep)) if abs(timestep - round(timestep)) < 1e-8 else timestep
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "(none)"
+
+
+def _text(counts: Sequence[int]) -> str:
+    return "+".join(str(count) for count in counts)

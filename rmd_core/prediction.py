@@ -1,0 +1,80 @@
+"""Network outputs and what they mean: (x0, eps) from eps, v and flow predictions and back, and guidance."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import RMDError
+
+PREDICTIONS = ("eps", "v", "flow")
+
+LevelLike = float | torch.Tensor
+
+
+def broadcast_to(level_B: LevelLike, x: torch.Tensor) -> LevelLike:
+    """A per-sample level `(B,)` shaped to multiply `x_B...` of any rank, on its device, float32 or x's wider type.
+
+    A float or a 0-d level is the same for every sample. Raises RMDError for a tensor that is not `(B,)`.
+    """
+    if not isinstance(level_B, torch.Tensor):
+        return float(level_B)
+    if level_B.dim() == 0:
+        return float(level_B)
+    if level_B.shape != x.shape[:1]:
+        raise RMDError(f"levels of shape {tuple(level_B.shape)} do not fit {x.shape[0]} samples; give one for each")
+    shape = (-1, *(1 for _ in x.shape[1:]))
+    return level_B.to(x.device, _working_dtype(x)).reshape(shape)
+
+
+def to_x0_eps(
+    output: torch.Tensor, x: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike, prediction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clean estimate and the noise estimate, `(x0, eps)`, of a network output at `x = alpha x0 + sigma eps`.
+
+    output and x `(B, ...)` of any rank; alpha and sigma a float or `(B,)`; prediction is one of `PREDICTIONS`: "eps" is
+    the noise, "v" is `alpha eps - sigma x0` (VP), "flow" is `eps - x0`. Half types are worked and returned in float32.
+    Raises RMDError for another prediction. Source: docs/method.md, predictions.
+    """
+    alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
+    output, x = output.to(_working_dtype(output)), x.to(_working_dtype(x))
+    if prediction == "eps":
+        return (x - sigma * output) / alpha, output
+    if prediction == "v":
+        return alpha * x - sigma * output, sigma * x + alpha * output
+    if prediction == "flow":
+        return x - sigma * output, x + alpha * output
+    raise _unknown(prediction)
+
+
+def from_x0_eps(
+    x0: torch.Tensor, eps: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike, prediction: str
+) -> torch.Tensor:
+    """The network output that means (x0, eps) at a level, the inverse of `to_x0_eps`; same shapes and errors."""
+    if prediction == "eps":
+        return eps
+    if prediction == "v":
+        return broadcast_to(alpha, x0) * eps - broadcast_to(sigma, x0) * x0
+    if prediction == "flow":
+        return eps - x0
+    raise _unknown(prediction)
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: float | None) -> torch.Tensor:
+    """Classifier-free guidance, `unconditional + scale (conditional - unconditional)`, of outputs or of x0 alike.
+
+    With scale None or 1 the conditional one is returned as it is and the other is not needed (None).
+    Raises RMDError when another scale comes without it.
+    """
+    if scale is None or scale == 1.0:
+        return conditional
+    if unconditional is None:
+        raise RMDError(f"guidance of scale {scale:g} needs the unconditional prediction; pass it, or scale None")
+    return torch.lerp(unconditional, conditional, float(scale))
+
+
+def _working_dtype(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _unknown(prediction: str) -> RMDError:
+    return RMDError(f"prediction {prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
