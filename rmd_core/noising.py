@@ -15,10 +15,10 @@ Level = float | torch.Tensor
 def add_noise(x0: torch.Tensor, eps: torch.Tensor, *, alpha: Level, sigma: Level) -> torch.Tensor:
     """The state `alpha x0 + sigma eps`.
 
-    x0 and eps have one shape, any rank with the batch first; alpha and sigma are floats or `(B,)` tensors, cast to
-    the dtype of x0 once. Source: docs/method.md, notation.
+    x0 and eps have one shape, any rank with the batch first; alpha and sigma are floats or `(B,)` tensors. The result
+    has the dtype of x0. Source: docs/method.md, notation.
     """
-    return broadcast_to(alpha, x0) * x0 + broadcast_to(sigma, x0) * eps
+    return (broadcast_to(alpha, x0) * x0 + broadcast_to(sigma, x0) * eps).to(x0.dtype)
 
 
 class Noised(NamedTuple):
@@ -40,7 +40,8 @@ def noise_further(
     Raises RMDError if t is less noisy than s for any sample. Source: docs/method.md, training objective.
     """
     scale, fresh = further_coefficients(alpha_s=alpha_s, sigma_s=sigma_s, alpha_t=alpha_t, sigma_t=sigma_t)
-    return Noised(broadcast_to(scale, x_s) * x_s + broadcast_to(fresh, x_s) * noise, fresh)
+    x_t = broadcast_to(scale, x_s) * x_s + broadcast_to(fresh, x_s) * noise
+    return Noised(x_t.to(x_s.dtype), fresh)
 
 
 def further_coefficients(

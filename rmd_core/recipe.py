@@ -1,0 +1,255 @@
+"""The recipe: everything needed to sample a student again, carried in the header of its safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+
+from .boundary import Boundary
+from .errors import RMDError
+from .header import read_metadata
+from .logsnr import NoiseCurve
+from .mapping import ResolutionMap
+from .plan import StagePlan, plan_from_split
+from .recipe_fields import SIZE_CONDITIONINGS, from_values, to_values
+from .renoise import check_eta
+
+RECIPE_KEY = "rmd.recipe"
+RECIPE_VERSION = 1
+
+MAX_RATIO = 64.0
+
+PREDICTION_NAMES = {"eps": "epsilon", "v": "v", "flow": "flow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a student samples. Sizes are latent cells (height, width); levels are sigma in [0, 1] before the mapping.
+
+    base_model names the weights it was distilled from, architecture the ModelSpec family, for instance `wan2.1`.
+    split is the number of steps at each size (0 where none runs) and sigmas the base level of every step; thresholds
+    are the logSNR thresholds they came from, None if the split was given outright. final_hw is the size of the result
+    in training, and ratios the (height, width) of each size over it, (1, 1) at the last that runs; multiple is the
+    patch size in cells and pixels_per_cell the autoencoder's factor. eta mixes noise inside a stage, eta_switch at a
+    switch.
+    size_conditioning tells the network the size of the `stage`, the `final` size, or `none`. cfg is the guidance to
+    sample with (1.0 without); adapter_alpha is the LoRA alpha, None for a full model; config_digest identifies the
+    resolved training configuration.
+
+    Raises RMDError for values that make no plan. `Recipe.from_plan` fills the plan's part.
+    Source: docs/method.md, the recipe.
+    """
+
+    base_model: str
+    architecture: str
+    prediction: str
+    curve: NoiseCurve
+    split: tuple[int, ...]
+    thresholds: tuple[float, ...] | None
+    sigmas: tuple[float, ...]
+    ratios: tuple[tuple[float, float], ...]
+    final_hw: tuple[int, int]
+    multiple: int
+    pixels_per_cell: int
+    mapping: ResolutionMap
+    upsampler: str
+    switch_noise: str
+    eta: float
+    eta_switch: float
+    size_conditioning: str
+    prompt_encoder: str
+    cfg: float
+    adapter_alpha: float | None
+    training_step: int
+    config_digest: str
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTION_NAMES:
+            raise RMDError(
+                f"the recipe's prediction is {self.prediction!r}; use one of {', '.join(PREDICTION_NAMES)}"
+            )
+        if self.size_conditioning not in SIZE_CONDITIONINGS:
+            raise RMDError(
+                f"the recipe's size_conditioning is {self.size_conditioning!r}; "
+                f"use one of {', '.join(SIZE_CONDITIONINGS)}"
+            )
+        if not any(self.split) or len(self.split) != len(self.ratios) or sum(self.split) != len(self.sigmas):
+            raise RMDError(
+                f"the recipe has the split {'+'.join(map(str, self.split))}, {len(self.ratios)} sizes and "
+                f"{len(self.sigmas)} levels; they must agree"
+            )
+        last = max(place for place, count in enumerate(self.split) if count)
+        sides = [side for pair in self.ratios for side in pair]
+        if self.ratios[last] != (1.0, 1.0) or not all(0.0 < side <= MAX_RATIO for side in sides):
+            raise RMDError(f"the recipe's size ratios must be above 0, and (1, 1) at place {last + 1}, the last that runs")
+        if min(*self.final_hw, self.multiple, self.pixels_per_cell) < 1:
+            raise RMDError("the recipe's final_hw, multiple and pixels_per_cell must be at least 1")
+        check_eta(self.eta, "the recipe's eta")
+        self.boundary()
+        self.plan()
+
+    @classmethod
+    def from_plan(
+        cls,
+        plan: StagePlan,
+        *,
+        boundary: Boundary,
+        eta: float,
+        base_model: str,
+        architecture: str,
+        prediction: str,
+        thresholds: tuple[float, ...] | None = None,
+        multiple: int,
+        pixels_per_cell: int,
+        size_conditioning: str = "none",
+        prompt_encoder: str,
+        cfg: float = 1.0,
+        adapter_alpha: float | None = None,
+        training_step: int,
+        config_digest: str,
+    ) -> Recipe:
+        """The recipe of a student trained on a plan, with the eta and boundary it is to be sampled with."""
+        height, width = plan.final_hw
+        return cls(
+            base_model=base_model,
+            architecture=architecture,
+            prediction=prediction,
+            curve=plan.curve,
+            split=plan.steps_asked,
+            thresholds=None if thresholds is None else tuple(float(value) for value in thresholds),
+            sigmas=plan.base_sigmas,
+            ratios=tuple((stage_height / height, stage_width / width) for stage_height, stage_width in plan.sizes),
+            final_hw=(height, width),
+            multiple=multiple,
+            pixels_per_cell=pixels_per_cell,
+            mapping=plan.mapping,
+            upsampler=boundary.upsampler,
+            switch_noise=boundary.switch_noise,
+            eta=check_eta(eta),
+            eta_switch=boundary.eta_switch,
+            size_conditioning=size_conditioning,
+            prompt_encoder=prompt_encoder,
+            cfg=float(cfg),
+            adapter_alpha=None if adapter_alpha is None else float(adapter_alpha),
+            training_step=training_step,
+            config_digest=config_digest,
+        )
+
+    def plan(self, final_hw: tuple[int, int] | None = None) -> StagePlan:
+        """The stage plan at a final size in latent cells: the trained one by default, else the same ratios and levels.
+
+        Raises RMDError for levels and sizes that make no plan.
+        """
+        return plan_from_split(
+            self.curve, self.split, sizes=self.stage_sizes(final_hw), mapping=self.mapping, steps=self.sigmas
+        )
+
+    def stage_sizes(self, final_hw: tuple[int, int] | None = None) -> tuple[tuple[int, int], ...]:
+        """Latent height and width at each place of the split, for a final size (the trained one by default).
+
+        At the trained size they are the trained ones; at another, each axis is rounded to `multiple` cells and the
+        final size stays as given.
+        """
+        trained = final_hw is None or tuple(final_hw) == self.final_hw
+        final = self.final_hw if trained else tuple(final_hw)
+        multiple = 1 if trained else self.multiple
+        return tuple(
+            tuple(_scaled(length, ratio, multiple) for length, ratio in zip(final, pair)) for pair in self.ratios
+        )
+
+    def boundary(self) -> Boundary:
+        """The rule at a change of size."""
+        return Boundary(self.upsampler, self.switch_noise, self.eta_switch)
+
+    def to_json(self) -> str:
+        """The recipe as one JSON object with its version; equal recipes give equal text."""
+        return json.dumps({"version": RECIPE_VERSION, **to_values(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises RMDError that says which for text that is not JSON, an unknown version, a missing or unknown field, a
+        field of the wrong type, or values that make no plan.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError, TypeError):
+            raise RMDError("the recipe is damaged: it is not JSON; save the student again") from None
+        if not isinstance(values, dict):
+            raise RMDError("the recipe is damaged: it is not a JSON object; save the student again")
+        if "version" not in values:
+            raise RMDError("the recipe lacks the field version; save the student again")
+        version = values.pop("version")
+        if type(version) is not int or version != RECIPE_VERSION:
+            raise RMDError(
+                f"the recipe has version {version!r:.40}, this code reads version {RECIPE_VERSION}; update ComfyUI-RMD"
+            )
+        return from_values(cls, values)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in the header of a student's safetensors file; no tensor is loaded.
+
+    Raises RMDError, naming the file, when it cannot be read, carries no recipe, or carries a damaged one.
+    """
+    metadata = read_metadata(path)
+    if RECIPE_KEY not in metadata:
+        raise RMDError(
+            f"{path}: no RMD recipe in this file; it is no RMD student, or a tool dropped its metadata: "
+            "use the original file, or set the plan by hand"
+        )
+    try:
+        return Recipe.from_json(metadata[RECIPE_KEY])
+    except RMDError as error:
+        raise RMDError(f"{path}: {error}") from None
+
+
+def write_metadata(
+    recipe: Recipe,
+    *,
+    title: str,
+    date: str | None = None,
+    author: str | None = None,
+    license: str | None = None,
+    implementation: str = "https://github.com/comfyanonymous/ComfyUI",
+) -> dict[str, str]:
+    """The metadata of a student's file: the recipe, and the ModelSpec fields that other tools show.
+
+    date is ISO 8601 text; fields that are None are left out. Source: Stability-AI/ModelSpec 1.0.1.
+    """
+    height, width = (side * recipe.pixels_per_cell for side in recipe.final_hw)
+    adapter = recipe.adapter_alpha is not None
+    optional = {"date": date, "author": author, "license": license}
+    spec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": recipe.architecture + ("/lora" if adapter else ""),
+        "implementation": implementation,
+        "title": title,
+        "resolution": f"{width}x{height}",
+        "prediction_type": PREDICTION_NAMES[recipe.prediction],
+        "usage_hint": _usage_hint(recipe),
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+    return {RECIPE_KEY: recipe.to_json(), **{f"modelspec.{key}": value for key, value in spec.items()}}
+
+
+def _scaled(length: int, ratio: float, multiple: int) -> int:
+    if ratio == 1.0:
+        return length
+    cells = multiple * max(1, floor(length * ratio / multiple + 0.5))
+    return min(cells, length) if ratio < 1.0 else max(cells, length)
+
+
+def _usage_hint(recipe: Recipe) -> str:
+    sizes = " to ".join(
+        f"{width * recipe.pixels_per_cell}x{height * recipe.pixels_per_cell}"
+        for (height, width), count in zip(recipe.stage_sizes(), recipe.split)
+        if count
+    )
+    return (
+        f"RMD student of {recipe.base_model}: {'+'.join(map(str, recipe.split))} steps at {sizes} px, "
+        f"CFG {recipe.cfg:g}; the RMD nodes read everything else from this file."
+    )
