@@ -1,0 +1,182 @@
+"""The trainer's configuration: one validated tree, unknown keys refused."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rmd_core.losses import FAKE_WEIGHTINGS
+from rmd_core.presets import PRESETS
+from rmd_core.renoise import SWITCH_NOISES
+from rmd_core.upsample import UPSAMPLERS
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Cells = tuple[Count, Count]
+Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
+class Section(BaseModel):
+    """A part of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BackboneSection(Section):
+    """Which model is distilled."""
+
+    name: str = Field(description="backbone, such as wan")
+    base: Path = Field(description="the teacher: one native-key safetensors file")
+    vae: Path | None = Field(None, description="autoencoder for validation pictures; none are made without it")
+    shift: Positive | None = Field(None, description="flow shift the teacher was trained with; null: the backbone's own")
+    gradient_checkpointing: bool = False
+
+
+class PlanSection(Section):
+    """Steps and stages."""
+
+    steps: Count
+    sizes: Annotated[tuple[Cells, ...], Field(min_length=1, description="latent height and width of each stage, low to high")]
+    split: Split | None = Field(None, description="steps of each stage, such as 2+2")
+    thresholds: tuple[float, ...] | None = Field(None, description="logSNR between the stages, low to high, instead of split")
+    frames: Count = Field(1, description="latent frames")
+
+    @model_validator(mode="after")
+    def _one_rule(self):
+        if (self.split is None) == (self.thresholds is None):
+            raise ValueError("give either split or thresholds")
+        return self
+
+
+class ShiftPair(Section):
+    """The mapping between two native flow shifts, such as Wan's 3 at 480p and 5 at 720p."""
+
+    shift: tuple[Positive, Positive]
+
+
+class Ratio(Section):
+    """The mapping by a fixed resolution ratio."""
+
+    ratio: Positive
+
+
+class MethodSection(Section):
+    """The method's own choices; what is left out comes from the preset."""
+
+    preset: Literal[tuple(PRESETS)] = "default"
+    mapping: Literal["area", "none"] | ShiftPair | Ratio | None = None
+    upsampler: Literal[UPSAMPLERS] | None = None
+    switch_noise: Literal[SWITCH_NOISES] | None = None
+    loss_noise: Literal[SWITCH_NOISES] | None = None
+    eta_train: Share | None = None
+    eta: Share | None = Field(None, description="eta of sampling and validation, written into the recipe")
+    eta_switch: Share | None = Field(None, description="share of predicted noise at a change of size; null: as eta")
+    offset_factor: Share | None = None
+    split_timestep: bool | None = None
+
+
+class LossSection(Section):
+    """The two losses."""
+
+    cfg: Annotated[float, Field(ge=1)] = Field(5.0, description="guidance of the teacher; 1 is none")
+    fake_weighting: Literal[FAKE_WEIGHTINGS] = "eps"
+    fake_target: Literal["x0", "subinterval"] = "x0"
+    clip: Positive = Field(0.2, description="least per-sample normaliser of the generator loss")
+    huber_c: Positive | None = Field(None, description="pseudo-Huber constant; null: by the size of the latent")
+
+
+class PromptSection(Section):
+    """What is asked for."""
+
+    cache: Path
+    file: Path | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
+    encoder: str | None = Field(None, description="refuse a cache made by another encoder")
+
+
+class OptimiserSection(Section):
+    """AdamW for the student and the fake score."""
+
+    student_lr: Positive = 5e-6
+    fake_lr: Positive = 2e-5
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    eps: Positive = 1e-8
+    clip_student: Positive | None = Field(1.0, description="largest gradient norm; null: not clipped")
+    clip_fake: Positive | None = None
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    updates: Count
+    batch: Count = Field(description="samples of one forward on one device")
+    accumulation: Count = 1
+    warmup_updates: Natural = Field(15, description="first updates, which draw every stage but the last")
+    fake_steps: Count = Field(1, description="fake-score steps before each student step")
+    fake_only_updates: Natural = Field(0, description="first updates, which train the fake score alone")
+    share_forward: bool = Field(True, description="one student forward serves both phases of an update")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the student's weight average")
+    seed: Natural = 0
+    device: Literal["auto", "cpu"] = "auto"
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network calls; weights that train stay float32")
+
+
+class OutputSection(Section):
+    """What is written, and how often."""
+
+    folder: Path
+    name: str = Field("student", pattern=r"^[A-Za-z0-9._-]+$", description="file name of the student")
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    checkpoint_every: Count = 100
+    keep: Count = Field(2, description="checkpoints kept")
+    validate_every: Count = 50
+    validation_prompts: tuple[str, ...] | None = Field(None, description="null: the first prompts")
+    pictures: Count = Field(8, description="pictures of a validation grid")
+    tensorboard: bool = True
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    backbone: BackboneSection
+    plan: PlanSection
+    method: MethodSection = MethodSection()
+    loss: LossSection = LossSection()
+    prompts: PromptSection
+    optimiser: OptimiserSection = OptimiserSection()
+    train: TrainSection
+    output: OutputSection
+
+    def resolved(self):
+        """The same configuration with every method choice filled in from the preset."""
+        method, preset = self.method, PRESETS[self.method.preset]
+        eta_train = _chosen(method.eta_train, preset.eta_train)
+        filled = {
+            "mapping": _chosen(method.mapping, "none" if preset.mapping == "none" else "area"),
+            "upsampler": _chosen(method.upsampler, preset.upsampler),
+            "switch_noise": _chosen(method.switch_noise, preset.switch_noise),
+            "loss_noise": _chosen(method.loss_noise, preset.loss_noise),
+            "eta_train": eta_train,
+            "eta": _chosen(method.eta, preset.eta if method.eta_train is None else eta_train),
+            "offset_factor": _chosen(method.offset_factor, preset.offset_factor),
+            "split_timestep": _chosen(method.split_timestep, preset.split),
+        }
+        return self.model_copy(update={"method": method.model_copy(update=filled)})
+
+    def to_yaml(self):
+        """The configuration as YAML text that reads back as the same configuration."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
+
+    def digest(self):
+        """SHA-256 over all that decides the trained weights: everything but the output section and the number of updates."""
+        content = self.model_dump(mode="json", exclude={"output": True, "train": {"updates", "device"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _chosen(own, preset):
+    return preset if own is None else own

@@ -1,0 +1,92 @@
+"""What one update costs, in forwards of the network at the final size, and the report of ``--dry-run``."""
+
+from dataclasses import dataclass
+
+GRADIENT = 3.0  # forward and backward, in forwards
+CHECKPOINTED = 4.0  # the same with activations computed twice
+
+
+@dataclass(frozen=True)
+class UpdateCost:
+    """Forwards at the final size, for one sample of one update."""
+
+    trajectory: float
+    student: float
+    fake: float
+    judges: float  # teacher and fake score, queried for the student's loss
+
+    @property
+    def total(self):
+        """All parts together."""
+        return self.trajectory + self.student + self.fake + self.judges
+
+
+def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, checkpointing=False):
+    """The mean cost of an update after the warm-up. ``relative_cost(height, width)``: a forward there, final size = 1."""
+    per_stage = [[relative_cost(stage.height, stage.width)] * len(stage.sigmas) for stage in plan.stages]
+    gradient = CHECKPOINTED if checkpointing else GRADIENT
+    before, reached, forward = 0.0, [], []
+    for costs in per_stage:
+        reached.append(sum(before + sum(costs[:i]) for i in range(len(costs))) / len(costs))
+        forward.append(costs[0])
+        before += sum(costs)
+    to_step, at_step = sum(reached) / len(reached), sum(forward) / len(forward)
+    fake_phases = fake_steps - 1 if shared else fake_steps  # those with a student forward of their own
+    return UpdateCost(
+        trajectory=to_step * (fake_phases + 1),
+        student=at_step * (fake_phases + gradient),
+        fake=gradient * fake_steps,
+        judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
+    )
+
+
+def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
+    """The same for the plain loop: the whole cascade every time, and a student forward in each phase."""
+    per_stage = [relative_cost(stage.height, stage.width) for stage in plan.stages]
+    whole = sum(cost * len(stage.sigmas) for cost, stage in zip(per_stage, plan.stages, strict=True))
+    gradient = CHECKPOINTED if checkpointing else GRADIENT
+    at_step = sum(per_stage) / len(per_stage)
+    return UpdateCost(
+        trajectory=whole * fake_steps,
+        student=at_step * (fake_steps + gradient),
+        fake=gradient * fake_steps,
+        judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
+    )
+
+
+def dry_run_report(setup):
+    """The plan, the parameter counts and the expected cost of an update, as text."""
+    config, backbone, teacher = setup.config, setup.backbone, setup.teacher
+    height, width = setup.plan.final_hw
+    frames, tokens = config.plan.frames, setup.cache.tokens
+    final = backbone.flops(teacher, height, width, frames, tokens)
+
+    def relative(h, w):
+        return backbone.flops(teacher, h, w, frames, tokens) / final
+
+    count = backbone.parameters(teacher)
+    common = {"cfg": config.loss.cfg, "fake_steps": config.train.fake_steps}
+    common["checkpointing"] = config.backbone.gradient_checkpointing
+    ours = update_cost(setup.plan, relative, shared=config.train.share_forward, **common)
+    plain = plain_cost(setup.plan, relative, **common)
+    batch = config.train.batch * config.train.accumulation
+    flops = ours.total * final * batch
+    return "\n".join(
+        [
+            setup.plan.table(),
+            *setup.plan.notes,
+            "",
+            f"backbone    {backbone.name}, {config.backbone.base}",
+            f"parameters  {count:,} each for the student, the fake score and the frozen teacher",
+            f"prompts     {len(setup.prompts):,}, encoder {setup.cache.encoder}",
+            f"batch       {config.train.batch} x {config.train.accumulation} = {batch} samples an update",
+            f"updates     {config.train.updates}, of which {config.train.fake_only_updates} train the fake score alone "
+            f"and {config.train.warmup_updates} draw every stage but the last",
+            f"cost        {ours.total:.2f} forwards at {height}x{width} a sample and update: trajectory "
+            f"{ours.trajectory:.2f}, student {ours.student:.2f}, fake score {ours.fake:.2f}, "
+            f"teacher and fake score for the student {ours.judges:.2f}",
+            f"            ({plain.total:.2f} with whole trajectories and separate student forwards)",
+            f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
+            f"sampling    {sum(relative(s.height, s.width) for s in setup.plan.steps):.2f} forwards a picture",
+        ]
+    )

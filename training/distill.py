@@ -1,0 +1,65 @@
+"""Distil a text-to-image or text-to-video model into a few-step, multi-resolution student.
+
+    python training/distill.py --config training/configs/demo.yaml [--set train.batch=8 ...] [--dry-run] [--resume]
+
+Exit codes: 0 done; 1 the run failed (non-finite loss, full disk); 2 bad input; 130 or 143 stopped by Ctrl-C or SIGTERM,
+with a checkpoint saved.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "training"))]
+
+from rmd_core.errors import RMDError  # noqa: E402
+
+
+def main(argv=None):
+    """Run the command line ``argv`` and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("training").setLevel(logging.INFO)
+    from training.config_files import load_config
+    from training.costs import dry_run_report
+    from training.run_folder import claim_folder
+    from training.setup import prepare
+    from training.stopping import StopSignals
+    from training.trainer import Trainer
+
+    try:
+        config = load_config(arguments.config, arguments.set).resolved()
+        setup = prepare(config)
+        if arguments.dry_run:
+            print(dry_run_report(setup))
+            return 0
+        folder = claim_folder(config, resume=arguments.resume)
+        trainer = Trainer(setup, folder)
+        trainer.restore()
+    except RMDError as error:
+        return _say(error, 2)
+    with StopSignals() as signals:
+        try:
+            return trainer.run(signals)
+        except RMDError as error:
+            return _say(error, 1)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/training.md.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print plan, parameters and cost, and train nothing")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    return parser
+
+
+def _say(error, code):
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What is drawn for one phase of one update: stage, steps, noise levels, prompts and noise.
+
+Every draw is a function of the run's seed, the update, the phase and the number of the sample in the whole batch. So a
+resumed run needs no generator state, and dividing a batch into micro-batches changes nothing.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from rmd_core.noise_sources import SeededNoise
+from rmd_core.seeds import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseDraw:
+    """The draw of one phase for samples ``items`` of the whole batch.
+
+    ``stage``: index in the plan, one for all samples. ``steps``: step indices in the plan, (B,). ``t`` and ``s``: the
+    levels to which the state is noised and from which, sigmas at the final size, (B,) float64, t > s.
+    """
+
+    stage: int
+    steps: torch.Tensor
+    t: torch.Tensor
+    s: torch.Tensor
+    prompts: tuple
+    seed: int
+    items: tuple
+
+    def rows(self, start, stop):
+        """The draw for a part of the samples."""
+        part = slice(start, stop)
+        return replace(
+            self, steps=self.steps[part], t=self.t[part], s=self.s[part], prompts=self.prompts[part], items=self.items[part]
+        )
+
+    def noise(self, purpose):
+        """White noise for ``purpose`` as a source the cascade can draw from."""
+        return SeededNoise(derive_seed(self.seed, purpose), self.items)
+
+
+class Draws:
+    """All draws of a run, by update and phase."""
+
+    def __init__(self, *, stage_draw, intervals, order, seed, batch):
+        self._stage_draw = stage_draw
+        self._intervals = intervals
+        self._order = order
+        self._seed = seed
+        self._batch = batch  # of a whole update: micro-batch times accumulation
+
+    def phase(self, update, name, *, round_number):
+        """The draw for a phase ``name`` of ``update`` (counted from 1); rounds with one number share their prompts."""
+        seed = derive_seed(self._seed, "phase", update, name)
+        generator = torch.Generator().manual_seed(seed)
+        stage = self._stage_draw.draw_stage(update - 1, generator)
+        steps = self._stage_draw.draw_steps(stage, self._batch, generator)
+        t, s = self._intervals.draw(steps, generator)
+        prompts = tuple(self._order.take(round_number * self._batch, self._batch))
+        return PhaseDraw(
+            stage=stage, steps=steps, t=t, s=s, prompts=prompts, seed=seed, items=tuple(range(self._batch))
+        )
+
+    def other_levels(self, draw, update, name):
+        """The same samples with new noise levels, for a phase that reuses their student forward."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "levels", update, name))
+        t, s = self._intervals.draw(draw.steps, generator)
+        return replace(draw, t=t, s=s)

@@ -1,0 +1,34 @@
+"""The finished student as one file, with its recipe in the header."""
+
+import torch
+
+from rmd_core.recipe import Recipe, write_metadata
+
+from .plans import sampling_boundary
+
+
+def student_recipe(setup, *, update):
+    """The Recipe of a student after ``update`` updates: everything the sampler needs."""
+    config, backbone = setup.config, setup.backbone
+    return Recipe.from_plan(
+        setup.plan,
+        boundary=sampling_boundary(config.method),
+        eta=config.method.eta,
+        base_model=config.backbone.base.stem,
+        architecture=backbone.architecture,
+        prediction=backbone.prediction,
+        thresholds=config.plan.thresholds,
+        multiple=backbone.multiple,
+        pixels_per_cell=backbone.pixels_per_cell,
+        size_conditioning=backbone.size_conditioning,
+        prompt_encoder=setup.cache.encoder,
+        training_step=update,
+        config_digest=config.digest(),
+    )
+
+
+def export_student(setup, network, path, *, update):
+    """Write the student as one file that ComfyUI loads, recipe and ModelSpec fields in its header. Raises RMDError."""
+    config = setup.config
+    metadata = write_metadata(student_recipe(setup, update=update), title=config.output.name)
+    setup.backbone.export(network, path, dtype=getattr(torch, config.output.dtype), metadata=metadata)

@@ -1,0 +1,68 @@
+"""Validation: the student samples fixed prompts with fixed noise, as one picture grid."""
+
+import io
+import math
+
+import torch
+from PIL import Image
+
+from rmd_core.cascade import DenoiserRunner, run_cascade
+from rmd_core.noise_sources import SeededNoise
+from rmd_core.prediction import to_x0_eps
+from rmd_core.seeds import derive_seed
+
+from .files import make_folder, write_bytes
+
+_NEARLY = 1 / 255
+
+
+class Validation:
+    """Samples ``prompts`` by the plan with the rules of inference, and writes ``pictures/step_000050.png``."""
+
+    def __init__(self, plan, backbone, vae, *, conditioning, boundary, eta, frames, seed, folder, device="cpu"):
+        self.plan = plan
+        self.backbone = backbone
+        self.vae = vae
+        self.conditioning = conditioning
+        self.boundary = boundary
+        self.eta = eta
+        self.frames = frames
+        self.seed = derive_seed(seed, "validation")
+        self.folder = folder
+        self.device = device
+
+    def sample(self, network):
+        """Clean latents (B, C, [T,] H, W) of the validation prompts."""
+
+        def denoise(x, step):
+            sigma = torch.full((len(x),), step.sigma, dtype=torch.float64)
+            output = self.backbone.predict(network, x, sigma, self.conditioning)
+            alpha = self.plan.curve.alpha(sigma)
+            return to_x0_eps(output, x, alpha=alpha, sigma=sigma, prediction=self.backbone.prediction)
+
+        count = len(next(iter(self.conditioning.values())))
+        runner = DenoiserRunner(denoise, eta=self.eta, device=self.device)
+        shape = self.backbone.latent_shape(count, self.frames)
+        return run_cascade(self.plan, runner, shape=shape, noise=SeededNoise(self.seed), boundary=self.boundary).x0
+
+    def run(self, network, update):
+        """Write the grid of an update; returns figures: the share of pixels burnt to black or white in a channel."""
+        pictures = self.backbone.decode(self.vae, self.sample(network))
+        make_folder(self.folder)
+        write_bytes(self.folder / f"step_{update:06d}.png", grid_png(pictures[:, :, 0]))
+        burnt = (pictures <= _NEARLY) | (pictures >= 1 - _NEARLY)
+        return {"picture_saturation": burnt.float().mean().item()}
+
+
+def grid_png(pictures_BCHW, *, gap=2):
+    """The bytes of a PNG with pictures (B, 3, H, W) in 0..1 side by side in a nearly square grid."""
+    count, _, height, width = pictures_BCHW.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    values = (pictures_BCHW.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    for place, picture in enumerate(values):
+        sheet.paste(Image.fromarray(picture), ((place % columns) * (width + gap), (place // columns) * (height + gap)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
