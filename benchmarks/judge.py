@@ -1,0 +1,57 @@
+"""The judge: a small classifier of the demo world whose features and labels score pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
+
+from demo import files
+from demo.world.catalogue import BACKGROUNDS, CONCEPTS, SEEN_STYLES
+from training.tensor_files import read_tensors
+
+WIDTHS = (24, 48, 64, 64, 64)
+HEADS = {"concept": len(CONCEPTS), "style": len(SEEN_STYLES), "background": len(BACKGROUNDS)}
+
+
+class Judge(Module):
+    """Strided convolutions to 64 pooled features, then one linear head for each kind of label."""
+
+    def __init__(self):
+        super().__init__()
+        layers, before = [], 3
+        for width in WIDTHS:
+            layers += [Conv2d(before, width, 3, stride=2, padding=1), BatchNorm2d(width), ReLU()]
+            before = width
+        self.body = Sequential(*layers)
+        self.heads = torch.nn.ModuleDict({name: Linear(before, count) for name, count in HEADS.items()})
+
+    def features(self, pictures):
+        """Features (B, 64) of pictures (B, 3, 128, 128) in -1..1."""
+        return self.body(pictures).mean((2, 3))
+
+    def forward(self, pictures):
+        features = self.features(pictures)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of a batch: features (B, 64) in float64 and label numbers (B,) of each kind."""
+
+    features: torch.Tensor
+    labels: dict
+
+
+def load_judge(path=files.JUDGE):
+    """The shipped judge in eval mode."""
+    judge = Judge()
+    judge.load_state_dict({key: value.float() for key, value in read_tensors(path)[0].items()}, strict=False)
+    return judge.eval()
+
+
+@torch.no_grad()
+def judge_pictures(judge, pictures):
+    """The Verdict on pictures (B, 3, 128, 128) in -1..1."""
+    features = torch.cat([judge.features(part) for part in pictures.split(64)])
+    labels = {name: head(features).argmax(1) for name, head in judge.heads.items()}
+    return Verdict(features.double(), labels)

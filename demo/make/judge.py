@@ -1,0 +1,77 @@
+"""Train the judge on drawings of four styles, plain and through the autoencoder.
+
+    OMP_NUM_THREADS=1 python -m demo.make.judge --cpu-minutes 3
+"""
+
+import argparse
+import json
+import time
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.judge import Judge
+from training.tensor_files import write_tensors
+from training.wan_vae import decode_latents, load_wan_vae
+
+from .. import files
+from ..world.catalogue import CONCEPTS, HELD_OUT_STYLES, SEEN_STYLES
+from ..world.drawings import Drawings
+
+
+def labels(drawings, index, background):
+    """Label numbers of a batch, as the judge's heads count them."""
+    concepts = torch.tensor([list(CONCEPTS).index(c) for c in drawings.concepts])
+    styles = torch.tensor([SEEN_STYLES.index(s) if s in SEEN_STYLES else -1 for s in drawings.styles])
+    return {"concept": concepts[index], "style": styles[index], "background": background}
+
+
+@torch.no_grad()
+def through(vae, pictures):
+    """Pictures after the autoencoder, in -1..1."""
+    return decode_latents(vae, files.encode_pictures(vae, pictures).unsqueeze(2))[:, :, 0] * 2 - 1
+
+
+@torch.no_grad()
+def accuracy(judge, drawings, vae=None):
+    """Shares of held-out jitters that are named right, by kind of label."""
+    pictures, index, background = drawings.sample(384, torch.Generator().manual_seed(9), side=128, held_out=True)
+    if vae is not None:
+        pictures = torch.cat([through(vae, part) for part in pictures.split(32)])
+    answers, truth = judge.eval()(pictures), labels(drawings, index, background)
+    return {kind: round((answers[kind].argmax(1) == truth[kind]).float().mean().item(), 3) for kind in answers}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cpu-minutes", type=float, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(21)
+    drawings, vae, judge = Drawings(SEEN_STYLES), load_wan_vae(files.VAE), Judge()
+    optimiser = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
+    began, step = time.process_time(), 0
+    while (share := (time.process_time() - began) / (60 * args.cpu_minutes)) < 1:
+        judge.train()
+        optimiser.param_groups[0]["lr"] = 2e-3 * (1 - share)
+        pictures, index, background = drawings.sample(64, generator, side=128)
+        if step % 4 == 3:
+            pictures = torch.cat([pictures[:32], through(vae, pictures[32:])])
+        truth, answers = labels(drawings, index, background), judge(pictures)
+        loss = sum(F.cross_entropy(answers[kind], truth[kind], label_smoothing=0.05) for kind in answers)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        step += 1
+    write_tensors(files.JUDGE, {key: value for key, value in judge.state_dict().items() if "tracked" not in key})
+    print(json.dumps(dict(
+        steps=step, loss=round(loss.item(), 4),
+        held_out_jitters=accuracy(judge, drawings),
+        held_out_jitters_through_autoencoder=accuracy(judge, drawings, vae),
+        held_out_drawings=accuracy(judge, Drawings(HELD_OUT_STYLES)),
+    ), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Train the demo's tiny Wan2.1 autoencoder and write it in the key names that ComfyUI loads.
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.vae --cpu-minutes 60 --out DIR
+    OMP_NUM_THREADS=1 python -m demo.make.vae --decoder-only --start DIR/vae.pt --cpu-minutes 15 --out DIR
+
+It trains single frames, so every causal 3-D convolution is a 2-D one on its last tap (the others
+see zero padding). The other taps stay zero: a clip is coded frame by frame.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from torch import distributed
+from torch.nn import functional as F
+
+from ..world.catalogue import HELD_OUT_STYLES, SEEN_STYLES
+from ..world.drawings import Drawings
+from .muon import Muon
+
+CONFIG = dict(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+              temperal_downsample=[False, True, True], dropout=0.0)
+LATENT_NOISE = 0.08  # of a latent of about unit size
+LATENT_PENALTY = 2e-3  # on the mean square of the latent
+
+
+class FrameConv(torch.nn.Module):
+    """A causal 3-D or a plain 2-D convolution on one frame, its weight a matrix as Muon wants it."""
+
+    def __init__(self, conv):
+        super().__init__()
+        causal = isinstance(conv, WanCausalConv3d)
+        weight = conv.weight.detach()[:, :, -1] if causal else conv.weight.detach()
+        self.shape = weight.shape
+        self.weight = torch.nn.Parameter(weight.reshape(len(weight), -1).clone())
+        self.bias = torch.nn.Parameter(conv.bias.detach().clone())
+        self.causal = causal
+        self.stride = conv.stride[-2:]
+        self.padding = (conv._padding[2], conv._padding[0]) if causal else conv.padding
+
+    def forward(self, x):
+        frame = x[:, :, 0] if self.causal else x
+        frame = frame.contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(frame, self.weight.view(self.shape), self.bias, self.stride, self.padding)
+        return y.unsqueeze(2) if self.causal else y
+
+
+def flatten_convolutions(module):
+    """Replace every convolution inside ``module`` by its FrameConv, but for those along time."""
+    for name, child in module.named_children():
+        if name != "time_conv" and isinstance(child, (WanCausalConv3d, torch.nn.Conv2d)):
+            setattr(module, name, FrameConv(child))
+        else:
+            flatten_convolutions(child)
+
+
+def frame_vae(seed):
+    """The autoencoder to train: diffusers' AutoencoderKLWan on single frames."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLWan(**CONFIG)
+    flatten_convolutions(vae)
+    for key, module in vae.named_modules():
+        if key.endswith("time_conv"):
+            module.requires_grad_(False)
+    return vae
+
+
+def encode(vae, x_BCHW):
+    """Latent means (B, 16, H/8, W/8), without caches."""
+    return vae.quant_conv(vae.encoder(x_BCHW.unsqueeze(2)))[:, :16, 0]
+
+
+def decode(vae, z_BCHW):
+    """Pictures (B, 3, 8H, 8W), not clamped."""
+    return vae.decoder(vae.post_quant_conv(z_BCHW.unsqueeze(2)))[:, :, 0]
+
+
+def picture_loss(y, x):
+    """L1 + L2 + L1 of the differences between neighbours, which keeps edges sharp."""
+    edge = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+    return (y - x).abs().mean() + (y - x).square().mean() + 0.5 * edge
+
+
+def crops(pictures, generator, side=64):
+    """One random crop of each picture, on any pixel."""
+    span = pictures.shape[-1] - side
+    corner = torch.randint(span + 1, (len(pictures), 2), generator=generator).tolist()
+    return torch.stack([p[:, y:y + side, x:x + side] for p, (y, x) in zip(pictures, corner)])
+
+
+def batch(drawings, generator, size, *, whole):
+    """Pictures to reconstruct: crops of 128 px, or whole pictures of 64, 96 or 128 px."""
+    if not whole:
+        picked = drawings.sample(size, generator, side=128)[0]
+        return crops(picked, generator)
+    side = (64, 96, 128)[torch.randint(3, (), generator=generator)]
+    return drawings.sample(max(1, size * 64 * 64 // side**2), generator, side=side)[0]
+
+
+@torch.no_grad()
+def psnr(vae, drawings, generator, *, side, held_out, count=48):
+    """Mean peak signal-to-noise ratio in dB over pictures of the given side."""
+    x = drawings.sample(count, generator, side=side, held_out=held_out)[0]
+    y = torch.cat([decode(vae, encode(vae, part)).clamp(-1, 1) for part in x.split(8)])
+    return (10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean().item()
+
+
+def report(vae):
+    """PSNR on held-out jitters of trained drawings, and on drawings that no model has seen."""
+    seen, unseen = Drawings(SEEN_STYLES), Drawings(HELD_OUT_STYLES)
+    rows = {}
+    for side in (128, 96, 64):
+        rows[f"seen_{side}"] = psnr(vae, seen, torch.Generator().manual_seed(1), side=side, held_out=True)
+        rows[f"unseen_{side}"] = psnr(vae, unseen, torch.Generator().manual_seed(1), side=side, held_out=True)
+    return {key: round(value, 2) for key, value in rows.items()}
+
+
+def average_gradients(parameters, ranks):
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+    distributed.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad.copy_(part.view_as(p) / ranks)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cpu-minutes", type=float, default=60, help="over all processes")
+    parser.add_argument("--base-dim", type=int, default=CONFIG["base_dim"])
+    parser.add_argument("--batch", type=int, default=8, help="64-px crops a process")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--start", type=Path, help="continue from this file")
+    parser.add_argument("--decoder-only", action="store_true", help="the encoder, and so the latent space, stays")
+    args = parser.parse_args()
+    ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if ranks > 1:
+        distributed.init_process_group("gloo")
+    torch.set_num_threads(1)
+    CONFIG["base_dim"] = args.base_dim
+    vae = frame_vae(0)
+    if args.start:
+        vae.load_state_dict(torch.load(args.start, weights_only=True))
+    if args.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    optimisers = [
+        Muon([p for p in parameters if p.ndim == 2], args.lr),
+        torch.optim.AdamW([p for p in parameters if p.ndim != 2], args.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    averaged = {k: v.clone() for k, v in vae.state_dict().items()}
+    drawings = Drawings(SEEN_STYLES)
+    generator = torch.Generator().manual_seed(100 * rank + 7 + (1000 if args.start else 0))
+    budget, step, shown = args.cpu_minutes * 60 / ranks, 0, 0.0
+    args.out.mkdir(parents=True, exist_ok=True)
+    while True:
+        spent = torch.tensor(time.process_time())
+        if ranks > 1:
+            distributed.all_reduce(spent, distributed.ReduceOp.MAX)
+        share = spent.item() / budget
+        if share >= 1:
+            break
+        warm = min(1.0, (step + 1) / 100)
+        for optimiser in optimisers:
+            optimiser.param_groups[0]["lr"] = args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        x = batch(drawings, generator, args.batch, whole=share > 0.7 or step % 5 == 4)
+        z = encode(vae, x)
+        loss = LATENT_PENALTY * z.square().mean()
+        z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
+        if step % 4 == 1 and not args.decoder_only:
+            # a latent survives resampling, which stages of two resolutions ask of it: down
+            z, x = F.avg_pool2d(z, 2), F.avg_pool2d(x, 2)
+        elif step % 4 == 3 and not args.decoder_only:
+            # and up
+            z = F.interpolate(encode(vae, F.avg_pool2d(x, 2)), scale_factor=2, mode="bicubic")
+        error = picture_loss(decode(vae, z), x)
+        vae.zero_grad(set_to_none=True)
+        (loss + error).backward()
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if ranks > 1:
+            average_gradients(parameters, ranks)
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        for optimiser in optimisers:
+            optimiser.step()
+        step += 1
+        decay = min(0.998, step / (step + 20))
+        for key, value in vae.state_dict().items():
+            averaged[key].lerp_(value, 1 - decay)
+        if rank == 0 and (share - shown > 0.04):
+            shown = share
+            live = {k: v.clone() for k, v in vae.state_dict().items()}
+            vae.load_state_dict(averaged)
+            torch.save(averaged, args.out / "vae.part")
+            os.replace(args.out / "vae.part", args.out / "vae.pt")
+            print(json.dumps(dict(step=step, share=round(share, 3), loss=round(error.item(), 4),
+                                  cpu=round(time.process_time()), **report(vae))), flush=True)
+            vae.load_state_dict(live)
+    if rank == 0:
+        torch.save(averaged, args.out / "vae.pt")
+        vae.load_state_dict(averaged)
+        print(json.dumps(dict(step=step, done=True, **report(vae))), flush=True)
+    if ranks > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The ways the demo samples: the teacher at length and in few steps, and the cascade, all from the same noise."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from rmd_core.boundary import Boundary
+from rmd_core.mapping import NoMap
+from rmd_core.noise_sources import SeededNoise
+from rmd_core.plan import StagePlan, plan_from_split
+from training.prompt_cache import NULL_PROMPT
+from training.sampling import Guidance, sample_latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to make pictures: a network, a plan and its rules; guidance 1 is none."""
+
+    title: str
+    network: object
+    plan: StagePlan
+    boundary: Boundary
+    eta: float
+    guidance: float = 1.0
+
+    @property
+    def calls(self):
+        """Network evaluations for one picture."""
+        return len(self.plan.steps) * (1 if self.guidance == 1.0 else 2)
+
+    @property
+    def sides(self):
+        """The steps at each picture size, such as ``2 x 64 px, 2 x 128 px``."""
+        return ", ".join(f"{len(stage.sigmas)} x {8 * stage.height} px" for stage in self.plan.stages)
+
+    @property
+    def units(self):
+        """Network evaluations in units of one at the final size, a smaller one counted by its share of the cells."""
+        cells = [len(stage.sigmas) * stage.height * stage.width for stage in self.plan.stages]
+        height, width = self.plan.final_hw
+        return sum(cells) / (height * width) * self.calls / len(self.plan.steps)
+
+
+def single_resolution(curve, steps, size):
+    """A plan of one stage at the final size."""
+    return plan_from_split(curve, (steps,), sizes=[size], mapping=NoMap(), steps=steps)
+
+
+@torch.no_grad()
+def make_pictures(way, backbone, vae, cache, prompts, *, seed, batch=24):
+    """Pictures (N, 3, S, S) in -1..1 for the prompts, and the CPU seconds for one latent, decoding left out."""
+    latents, spent = [], 0.0
+    for start in range(0, len(prompts), batch):
+        texts = prompts[start:start + batch]
+        guidance = None
+        if way.guidance != 1.0:
+            guidance = Guidance(way.guidance, backbone.conditioning(cache, [NULL_PROMPT] * len(texts)))
+        noise = SeededNoise(seed, tuple(range(start, start + len(texts))))
+        began = time.process_time()
+        latents.append(sample_latents(
+            backbone, way.network, way.plan, conditioning=backbone.conditioning(cache, texts), noise=noise,
+            boundary=way.boundary, eta=way.eta, guidance=guidance,
+        ).x0)
+        spent += time.process_time() - began
+    pictures = torch.cat([backbone.decode(vae, part)[:, :, 0] for part in torch.cat(latents).split(batch)])
+    return pictures * 2 - 1, spent / len(prompts)

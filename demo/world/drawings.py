@@ -1,0 +1,74 @@
+"""Jittered pictures of the shipped drawings, at any size, from an explicit generator."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .catalogue import BACKGROUNDS, CONCEPTS
+
+DRAWINGS_FILE = Path(__file__).parents[1] / "data" / "drawings.npz"
+SIDE = 256  # px of the stored drawings
+
+# one jitter is (scale, angle in degrees, dx, dy as shares of the picture); each range is cut into
+# cells, and the cells on one diagonal of eight are held out, so both halves have the same marginals
+JITTER_LOW = torch.tensor([0.80, -8.0, -0.05, -0.05])
+JITTER_HIGH = torch.tensor([0.98, 8.0, 0.05, 0.05])
+JITTER_CELLS = 8
+
+
+def draw_jitter(count, generator, *, held_out):
+    """Jitters (count, 4) from the training cells, or from the held-out cells that no model trains on."""
+    kept = []
+    while sum(len(part) for part in kept) < count:
+        unit = torch.rand(16 * count, 4, generator=generator)
+        diagonal = (unit * JITTER_CELLS).long().sum(1) % JITTER_CELLS
+        kept.append(unit[(diagonal == 0) == held_out])
+    return JITTER_LOW + torch.cat(kept)[:count] * (JITTER_HIGH - JITTER_LOW)
+
+
+class Drawings:
+    """The drawings of some styles, rendered as batches of jittered pictures on flat backgrounds."""
+
+    def __init__(self, styles):
+        with np.load(DRAWINGS_FILE) as archive:
+            pairs = [(style, concept) for style in styles for concept in CONCEPTS]
+            rgba = np.stack([archive[f"{style}/{concept}"] for style, concept in pairs])
+        rgba = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
+        self.premultiplied_BCHW = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+        self.styles = [style for style, _ in pairs]
+        self.concepts = [concept for _, concept in pairs]
+        self.backgrounds = list(BACKGROUNDS)
+        self._background_rgb = torch.tensor(list(BACKGROUNDS.values())).float() / 255
+
+    def __len__(self):
+        return len(self.concepts)
+
+    def render(self, index, background, jitter, *, side):
+        """Pictures (B, 3, side, side) in -1..1.
+
+        index, background: (B,) integers into ``concepts`` and ``backgrounds``; jitter: (B, 4) as from
+        ``draw_jitter``; side: px, at most SIDE.
+        """
+        scale, angle, dx, dy = jitter.unbind(1)
+        radians = angle * (math.pi / 180)
+        cos, sin = torch.cos(radians) / scale, torch.sin(radians) / scale
+        theta = torch.stack([cos, -sin, -2 * dx, sin, cos, -2 * dy], 1).view(-1, 2, 3)
+        canvas = 2 * side if 2 * side <= SIDE else SIDE
+        source = self.premultiplied_BCHW[index]
+        if SIDE // canvas > 1:
+            source = F.avg_pool2d(source, SIDE // canvas)
+        grid = F.affine_grid(theta, [len(index), 4, canvas, canvas], align_corners=False)
+        drawn = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        picture = drawn[:, :3] + (1 - drawn[:, 3:]) * self._background_rgb[background][:, :, None, None]
+        picture = F.interpolate(picture, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        return picture * 2 - 1
+
+    def sample(self, count, generator, *, side, held_out=False):
+        """Random drawings, backgrounds and jitters: (pictures, index (count,), background (count,))."""
+        index = torch.randint(len(self), (count,), generator=generator)
+        background = torch.randint(len(self.backgrounds), (count,), generator=generator)
+        jitter = draw_jitter(count, generator, held_out=held_out)
+        return self.render(index, background, jitter, side=side), index, background
