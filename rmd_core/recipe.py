@@ -80,10 +80,10 @@ class Recipe:
                 f"the recipe has the split {'+'.join(map(str, self.split))}, {len(self.ratios)} sizes and "
                 f"{len(self.sigmas)} levels; they must agree"
             )
-        last = max(place for place, count in enumerate(self.split) if count)
+        last_ratio = [pair for pair, count in zip(self.ratios, self.split) if count][-1]
         sides = [side for pair in self.ratios for side in pair]
-        if self.ratios[last] != (1.0, 1.0) or not all(0.0 < side <= MAX_RATIO for side in sides):
-            raise RMDError(f"the recipe's size ratios must be above 0, and (1, 1) at place {last + 1}, the last that runs")
+        if last_ratio != (1.0, 1.0) or not all(0.0 < side <= MAX_RATIO for side in sides):
+            raise RMDError("the recipe's size ratios must be above 0, and (1, 1) at the last that runs")
         if min(*self.final_hw, self.multiple, self.pixels_per_cell) < 1:
             raise RMDError("the recipe's final_hw, multiple and pixels_per_cell must be at least 1")
         check_eta(self.eta, "the recipe's eta")
