@@ -5,8 +5,43 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
 from rmd_core.header import save_safetensors
+from training.config_files import load_config
+from training.prompt_cache import write_prompt_cache
+from training.setup import prepare
+from training.wan_files import save_wan_transformer
 
 TEXT_DIM = 16
+PROMPTS = ("a red apple", "a blue cup", "a green leaf", "a yellow sun", "a white cloud")
+
+CONFIG = """
+backbone: {{name: wan, base: "{folder}/teacher.safetensors", shift: 1.5}}
+plan: {{steps: 4, split: 2+2, sizes: [[4, 4], [8, 8]]}}
+method: {{preset: default, upsampler: nearest}}
+loss: {{cfg: 2.0}}
+prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
+optimiser: {{student_lr: 1e-3, fake_lr: 4e-3, clip_fake: 1.0}}
+train: {{updates: 6, batch: 3, warmup_updates: 1, device: cpu, ema: 0.9}}
+output: {{folder: "{folder}/out", checkpoint_every: 3, validate_every: 3, pictures: 3, tensorboard: false, dtype: float32}}
+"""
+
+
+def write_world(folder):
+    """Write a tiny teacher, a prompt cache and a configuration into ``folder``; returns the configuration's path."""
+    save_wan_transformer(tiny_wan(), folder / "teacher.safetensors", dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    embeddings = {text: torch.randn(4, TEXT_DIM, generator=generator) for text in ("", *PROMPTS)}
+    write_prompt_cache(folder / "prompts.safetensors", embeddings, encoder="toy", dtype=torch.float32)
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(folder=folder), encoding="utf-8")
+    return path
+
+
+def make_setup(folder, *overrides):
+    """The Setup of the tiny world in ``folder``, written there if need be."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        write_world(folder)
+    return prepare(load_config(path, overrides).resolved())
 
 
 def tiny_wan(seed=0, *, layers=1, dim=128, heads=1):

@@ -32,13 +32,13 @@ class Setup:
     teacher: torch.nn.Module
     vae: torch.nn.Module | None
 
-    def null_conditioning(self):
-        """The conditioning of the null prompt, for one sample."""
-        return self.backbone.conditioning(self.cache, [NULL_PROMPT])
+    def embed(self, prompts):
+        """The conditioning of prompts, on the CPU."""
+        return self.backbone.conditioning(self.cache, prompts)
 
     def copies(self):
-        """Student and fake score, both starting from the teacher's weights in float32, and trainable."""
-        return tuple(copy.deepcopy(self.teacher).float().requires_grad_(True) for _ in range(2))
+        """Student and fake score, both starting from the teacher's weights, trainable."""
+        return tuple(copy.deepcopy(self.teacher).requires_grad_(True) for _ in range(2))
 
     def draws(self):
         """All draws of the run."""

@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -15,26 +14,18 @@ from rmd_core.errors import RMDError
 
 from .backbones.base import move
 from .checkpoints import CheckpointStore
-from .draws import PhaseDraw
 from .ema import WeightAverage
 from .export import export_student
 from .files import write_failure
 from .metrics import MetricsFile, latent_figures
-from .objective import Estimate, Objective
+from .objective import Objective
 from .optim import load_optimiser_tensors, make_adamw, optimiser_tensors
 from .plans import loss_boundary, sampling_boundary, training_boundary
+from .prompt_cache import NULL_PROMPT
+from .two_phase import NotFinite, TwoPhases, describe
 from .validation import Validation
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One micro-batch of a phase. ``estimate`` carries a graph where the student's phase is to reuse it, else None."""
-
-    x_in: torch.Tensor
-    conditioning: dict
-    estimate: Estimate | None
 
 
 class Trainer:
@@ -59,17 +50,7 @@ class Trainer:
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.store = CheckpointStore(folder / "checkpoints", keep=output.keep)
         self._make_networks()
-        method = self.config.method
-        self.objective = Objective(
-            setup.plan,
-            setup.backbone,
-            boundary=training_boundary(method),
-            loss_boundary=loss_boundary(method),
-            eta=method.eta_train,
-            frames=self.config.plan.frames,
-            settings=self.config.loss,
-            device=self.device,
-        )
+        self.phases = self._make_phases()
         self.validation = self._make_validation() if setup.vae is not None else None
 
     def _make_networks(self):
@@ -86,8 +67,32 @@ class Trainer:
             fake,
             make_adamw(fake, lr=settings.fake_lr, settings=settings),
         )
-        dtype = torch.bfloat16 if self.config.train.precision == "bfloat16" else torch.float32
-        self.teacher = self.setup.teacher.to(self.device, dtype)
+        self.teacher = self.setup.teacher.to(self.device)
+        if self.config.train.precision == "bfloat16":
+            self.teacher = self.teacher.to(torch.bfloat16)
+
+    def _make_phases(self):
+        setup, method = self.setup, self.config.method
+        objective = Objective(
+            setup.plan,
+            setup.backbone,
+            boundary=training_boundary(method),
+            loss_boundary=loss_boundary(method),
+            eta=method.eta_train,
+            frames=self.config.plan.frames,
+            settings=self.config.loss,
+            device=self.device,
+        )
+        return TwoPhases(
+            objective,
+            student=self.student,
+            fake=self.fake,
+            teacher=self.teacher,
+            embed=setup.embed,
+            null=setup.embed([NULL_PROMPT]),
+            micro_batch=self.config.train.batch,
+            backward=self.accelerator.backward,
+        )
 
     def _make_validation(self):
         setup, method = self.setup, self.config.method
@@ -95,7 +100,7 @@ class Trainer:
             setup.plan,
             setup.backbone,
             setup.vae.to(self.device),
-            conditioning=move(setup.backbone.conditioning(setup.cache, setup.validation_prompts), self.device),
+            conditioning=move(setup.embed(setup.validation_prompts), self.device),
             boundary=sampling_boundary(method),
             eta=method.eta,
             frames=self.config.plan.frames,
@@ -137,7 +142,10 @@ class Trainer:
         with tqdm(total=train.updates, initial=min(self.done, train.updates), unit="update", dynamic_ncols=True) as bar:
             while self.done < train.updates:
                 started = time.perf_counter()
-                figures = self.update(self.done + 1)
+                try:
+                    figures = self.update(self.done + 1)
+                except NotFinite as error:
+                    raise self._stopped(error) from None
                 self.done += 1
                 last = self.done == train.updates
                 if self.validation is not None and (last or self.done % output.validate_every == 0):
@@ -157,90 +165,47 @@ class Trainer:
         log.info("the student is %s", path)
         return 0
 
-    def update(self, number):
-        """One update, counted from 1; returns its figures. Raises RMDError when a loss or gradient is not finite."""
-        train = self.config.train
-        figures = {}
-        with_student = number > train.fake_only_updates
-        for turn in range(train.fake_steps):
-            round_number = (number - 1) * train.fake_steps + turn
-            draw = self.draws.phase(number, f"fake-{turn}", round_number=round_number)
-            shared = with_student and train.share_forward and turn == train.fake_steps - 1
-            samples = self._fake_step(draw, figures, keep_graph=shared and train.accumulation == 1)
-        if with_student:
-            if shared:
-                draw = self.draws.other_levels(draw, number, "student")
-            else:
-                draw, samples = self.draws.phase(number, "student", round_number=round_number), None
-            self._student_step(draw, samples, figures)
-        return figures
-
-    def _parts(self, draw):
-        size = self.config.train.batch
-        return [draw.rows(start, start + size) for start in range(0, len(draw.steps), size)]
-
-    def _fake_step(self, draw: PhaseDraw, figures, *, keep_graph):
-        samples, total = [], 0.0
-        for part in self._parts(draw):
-            sample, estimate = self._sampled(part, keep_graph=keep_graph)
-            state = self.objective.noised(estimate, part, "fake")
-            loss = self.objective.fake_loss(self.fake, estimate, state, sample.conditioning)
-            total += self._backward(loss, "fake score", part)
-            samples.append(sample)
-        figures["loss_fake"] = total
-        figures["norm_fake"] = self._step(self.fake, self.fake_optimiser, self.config.optimiser.clip_fake, "fake score", draw)
-        return samples
-
-    def _student_step(self, draw, samples, figures):
-        total, estimates = 0.0, []
-        for place, part in enumerate(self._parts(draw)):
-            sample = samples[place] if samples else self._sampled(part, keep_graph=True)[0]
-            estimate = sample.estimate or self.objective.estimate(self.student, part, sample.x_in, sample.conditioning)
-            state = self.objective.noised(estimate, part, "student")
-            null = move(self.setup.null_conditioning(), self.device)
-            null = {name: tensor.expand(len(part.steps), *tensor.shape[1:]) for name, tensor in null.items()}
-            loss = self.objective.student_loss(self.fake, self.teacher, estimate, state, sample.conditioning, null)
-            total += self._backward(loss, "student", part)
-            estimates.append(estimate.x0.detach())
-        figures["loss_student"] = total
-        norm = self._step(self.student, self.student_optimiser, self.config.optimiser.clip_student, "student", draw)
-        figures |= {"norm_student": norm, "stage": draw.stage, **latent_figures(torch.cat(estimates))}
-        settings = self.config.optimiser
-        figures |= {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}
-        if self.average is not None:
-            self.average.update(self._bare(self.student))
-
-    def _sampled(self, part, *, keep_graph):
-        """A micro-batch's sample as the student's phase needs it, and the estimate."""
-        conditioning = move(self.setup.backbone.conditioning(self.setup.cache, part.prompts), self.device)
-        x_in = self.objective.student_input(self.student, part, conditioning)
-        with torch.set_grad_enabled(keep_graph):
-            estimate = self.objective.estimate(self.student, part, x_in, conditioning)
-        return Sample(x_in, conditioning, estimate if keep_graph else None), estimate
-
-    def _backward(self, loss, name, part):
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._not_finite(f"the {name}'s loss is {value}", part)
-        self.accelerator.backward(loss / self.config.train.accumulation)
-        return value / self.config.train.accumulation
-
-    def _step(self, network, optimiser, limit, name, draw):
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), math.inf if limit is None else limit).item()
-        if not math.isfinite(norm):
-            raise self._not_finite(f"the {name}'s gradient norm is {norm}", draw)
-        optimiser.step()
-        optimiser.zero_grad()
-        return norm
-
-    def _not_finite(self, what, part):
-        prompts = ", ".join(repr(prompt) for prompt in part.prompts[:4]) + (", ..." if len(part.prompts) > 4 else "")
+    def _stopped(self, error):
         latest = self.store.latest_path()
         return RMDError(
-            f"update {self.done + 1}: {what} for the batch of {len(part.prompts)} prompts {prompts} in stage {part.stage + 1}; "
+            f"update {self.done + 1}: {error}; "
             + (f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet")
             + "; lower the learning rates or clip the gradients (optimiser.*)"
         )
+
+    def update(self, number):
+        """One update, counted from 1; returns its figures. Raises RMDError when a loss or gradient is not finite."""
+        train, settings = self.config.train, self.config.optimiser
+        with_student = number > train.fake_only_updates
+        figures = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}
+        for turn in range(train.fake_steps):
+            round_number = (number - 1) * train.fake_steps + turn
+            draw = self.draws.phase(number, f"fake-{turn}", round_number=round_number)
+            share = with_student and train.share_forward and turn == train.fake_steps - 1
+            figures["loss_fake"], samples = self.phases.fake_phase(draw, share=share)
+            figures["norm_fake"] = self._step(self.fake, self.fake_optimiser, settings.clip_fake, "fake score", draw)
+        if with_student:
+            if share:
+                draw = self.draws.other_levels(draw, number, "student")
+            else:
+                draw = self.draws.phase(number, "student", round_number=round_number)
+            figures["loss_student"], x0 = self.phases.student_phase(draw, samples)
+            figures["norm_student"] = self._step(
+                self.student, self.student_optimiser, settings.clip_student, "student", draw
+            )
+            figures |= latent_figures(x0)
+            if self.average is not None:
+                self.average.update(self._bare(self.student))
+        return figures | {"stage": draw.stage + 1}
+
+    def _step(self, network, optimiser, limit, name, draw):
+        """Clip, step and clear; returns the gradient's norm before clipping."""
+        norm = self.accelerator.clip_grad_norm_(network.parameters(), math.inf if limit is None else limit).item()
+        if not math.isfinite(norm):
+            raise NotFinite(f"the {name}'s gradient norm is {norm} {describe(draw)}")
+        optimiser.step()
+        optimiser.zero_grad()
+        return norm
 
     def _validate(self, update):
         with self._averaged() as student:
