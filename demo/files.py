@@ -18,12 +18,11 @@ PROMPT_LIST = Path(__file__).parent / "data" / "prompts.txt"
 @torch.no_grad()
 def encode_pictures(vae, pictures):
     """Normalised latents (B, 16, S/8, S/8) of pictures (B, 3, S, S) in -1..1, by an AutoencoderKLWan."""
-    latents = vae.encode(pictures.unsqueeze(2)).latent_dist.mode()[:, :, 0]
+    return normalise(vae, vae.encode(pictures.unsqueeze(2)).latent_dist.mode()[:, :, 0])
+
+
+def normalise(vae, latents):
+    """Raw latents (B, 16, h, w) by Wan's fixed means and deviations."""
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return (latents - mean) / std
 
-
-def encoder():
-    """A function from pictures (B, 3, S, S) in -1..1 to latents (B, 16, S/8, S/8) in the teacher's space."""
-    vae = load_wan_vae(VAE)
-    return lambda pictures: encode_pictures(vae, pictures)
