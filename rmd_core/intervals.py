@@ -119,7 +119,7 @@ def _middles(plan: StagePlan) -> list[int]:
     On the curve's own grid the authors take `floor(N k / K) - floor(N / K)`, which is up to K - 1 above that.
     """
     steps, size = len(plan.steps), plan.curve.table_size
-    own_grid = plan.base_sigmas == plan.curve.grid(steps)
+    own_grid = all(abs(ours - own) < 1e-9 for ours, own in zip(plan.base_sigmas, plan.curve.grid(steps)))
     middles = []
     for step in plan.steps:
         after = _level_after(plan, step.index)

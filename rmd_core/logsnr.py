@@ -186,7 +186,10 @@ class VPCurve(NoiseCurve):
     kind: ClassVar[str] = "vp"
 
     def __post_init__(self) -> None:
-        betas = tuple(float(beta) for beta in self.betas)
+        try:
+            betas = tuple(float(beta) for beta in self.betas)
+        except (TypeError, ValueError):
+            betas = ()
         if len(betas) < 2 or not all(0.0 < beta < 1.0 for beta in betas):
             raise RMDError("a variance-preserving curve needs two or more betas, each between 0 and 1 exclusive")
         object.__setattr__(self, "betas", betas)
@@ -278,12 +281,12 @@ def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
     if kind == FlowCurve.kind and keys == {"shift"}:
         return FlowCurve(values["shift"])
     if kind == VPCurve.kind and keys == {"betas"}:
-        return VPCurve(tuple(values["betas"]))
+        return VPCurve(values["betas"])
     if kind == VPCurve.kind and keys == {"schedule", "start", "end", "size"}:
         if values["schedule"] not in NAMED_SCHEDULES:
             raise RMDError(f"beta schedule {values['schedule']!r} is unknown; use one of {', '.join(NAMED_SCHEDULES)}")
-        start, end = (_positive(values[key], f"the beta schedule's {key}") for key in ("start", "end"))
-        return getattr(VPCurve, values["schedule"])(start, end, int(values["size"]))
+        start, end, size = (_positive(values[key], f"the beta schedule's {key}") for key in ("start", "end", "size"))
+        return getattr(VPCurve, values["schedule"])(start, end, int(size))
     raise RMDError(
         f"noise curve of kind {kind!r} with {', '.join(sorted(keys)) or 'no values'} is unknown; "
         "use flow with shift, or vp with betas or with schedule, start, end and size"

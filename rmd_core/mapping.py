@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from .errors import RMDError
@@ -107,7 +107,7 @@ def map_from_dict(values: dict[str, Any]) -> ResolutionMap:
     kind = values.pop("kind", None)
     if kind not in _MAPS:
         raise RMDError(f"resolution mapping {kind!r} is unknown; use one of {', '.join(_MAPS)}")
-    wanted = set(_MAPS[kind].__dataclass_fields__)
+    wanted = {field.name for field in fields(_MAPS[kind])}
     if set(values) != wanted:
         raise RMDError(
             f"resolution mapping {kind!r} came with {', '.join(sorted(values)) or 'no values'}; "
