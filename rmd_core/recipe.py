@@ -86,6 +86,11 @@ class Recipe:
             raise RMDError("the recipe's size ratios must be above 0, and (1, 1) at the last that runs")
         if min(*self.final_hw, self.multiple, self.pixels_per_cell) < 1:
             raise RMDError("the recipe's final_hw, multiple and pixels_per_cell must be at least 1")
+        if self.cfg < 0.0 or (self.adapter_alpha is not None and self.adapter_alpha <= 0.0):
+            raise RMDError(
+                f"the recipe's cfg is {self.cfg:g} and its adapter_alpha {self.adapter_alpha}; "
+                "cfg is at least 0, adapter_alpha above 0 or absent"
+            )
         check_eta(self.eta, "the recipe's eta")
         self.boundary()
         self.plan()
