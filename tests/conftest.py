@@ -43,8 +43,17 @@ class MissingComfyui:
             config.get_terminal_writer().line(f"{self.skipped} {tests} skipped because {NO_COMFYUI}")
 
 
+class PackEntry:
+    """Keeps pytest from importing the root's __init__.py: it is ComfyUI's entry point, not a package of tests."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == parent.config.rootpath else None
+
+
 def pytest_configure(config):
     config.pluginmanager.register(MissingComfyui())
+    config.pluginmanager.register(PackEntry())
 
 
 def pytest_collection_modifyitems(items):

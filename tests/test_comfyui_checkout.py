@@ -1,4 +1,4 @@
-"""Finding a ComfyUI, what is installed for it, and what a run without one says last."""
+"""Finding a ComfyUI, what is installed for it, and how a run without one goes."""
 
 import os
 import shutil
@@ -51,12 +51,17 @@ def test_needed_requirements_keep_specifiers_and_drop_the_web_page():
 
 
 def test_the_last_line_says_how_many_tests_had_no_comfyui(tmp_path):
+    """Also that the pack's own __init__.py, beside tests/, is not imported by pytest."""
+    (tmp_path / "__init__.py").write_text("raise RuntimeError('this needs ComfyUI')\n")
+    tests = tmp_path / "tests"
+    tests.mkdir()
     for name in ("conftest.py", "comfyui_checkout.py"):
-        shutil.copy(HERE / name, tmp_path)
-    (tmp_path / "test_some.py").write_text("def test_a(comfy): pass\ndef test_b(comfy): pass\ndef test_c(): pass\n")
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+        shutil.copy(HERE / name, tests)
+    (tests / "test_some.py").write_text("def test_a(comfy): pass\ndef test_b(comfy): pass\ndef test_c(): pass\n")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(tests)}
     environment.pop("COMFYUI_PATH", None)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path)]
+    options = ["-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", *options, str(tests)]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     *_, summary, last = run.stdout.strip().split("\n")
     assert "1 passed, 2 skipped" in summary
