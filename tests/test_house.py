@@ -31,6 +31,9 @@ REFUSED = [
     ]
 ]
 CITATION = re.compile(r"(docs/\w+\.md), ([^.;]+)")
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # import name -> project name, where they differ
+IMPORTED_BY_OTHERS = {"tensorboard"}  # by torch.utils.tensorboard
+OWN_SETUP = {"resvg_py"}  # for one program that says so in its first lines: demo/make/drawings.py
 # Folders that only one person's machine has.
 OWN_MACHINE = ["/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/", "/Us" + "ers/"]
 PICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -129,6 +132,20 @@ def test_rmd_core_needs_only_torch_and_the_standard_library():
         if name not in allowed
     ]
     assert not found
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (extra,) = re.findall(r"^train = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    declared = set(re.findall(r'"([a-z0-9-]+)', extra))
+    found = {}
+    for package in ("rmd_core", "training", "demo", "benchmarks"):
+        for path in sources(package):
+            found |= {DISTRIBUTIONS.get(name, name): where(path, line) for line, name in imported(path)}
+    known = {*sys.stdlib_module_names, *OWN_SETUP, "rmd_core", "training", "demo", "benchmarks"}
+    foreign = {name: place for name, place in found.items() if name not in known}
+    assert {name: place for name, place in foreign.items() if name not in declared} == {}
+    assert declared - foreign.keys() == IMPORTED_BY_OTHERS
 
 
 def test_library_code_does_not_print():

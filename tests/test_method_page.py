@@ -1,4 +1,4 @@
-"""The figures in the tables of docs/method.md, computed again."""
+"""The figures in the tables of the method page, computed again."""
 
 import re
 from pathlib import Path
