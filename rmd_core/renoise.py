@@ -65,32 +65,33 @@ def switch_noise(
         raise RMDError(f"switch noise {rule!r} is unknown; use one of {', '.join(SWITCH_NOISES)}")
     height, width = check_enlargement(eps, size_hw)
     high_shape = (*eps.shape[:-2], height, width)
+    working = eps.to(torch.promote_types(eps.dtype, torch.float32))
     if rule == "exact":
         zeta = None if eta == 1.0 else fresh("switch-low", tuple(eps.shape))
-        low = step_noise(eps, eta, zeta)
-        if eps.shape[-2:] == (height, width):
-            return low
-        return embed_noise(low, fresh("switch", high_shape))
-    if rule == "fresh" or eta == 0.0:
-        return fresh("switch", high_shape).to(eps)
-    predicted = upsample(eps, (height, width), upsampler)
-    return step_noise(predicted, eta, None if eta == 1.0 else fresh("switch", high_shape))
+        noise = step_noise(working, eta, zeta)
+        if eps.shape[-2:] != (height, width):
+            noise = embed_noise(noise, fresh("switch", high_shape))
+    elif rule == "fresh" or eta == 0.0:
+        noise = fresh("switch", high_shape).to(working)
+    else:
+        predicted = upsample(working, (height, width), upsampler)
+        noise = step_noise(predicted, eta, None if eta == 1.0 else fresh("switch", high_shape))
+    return noise.to(eps.dtype)
 
 
 def embed_noise(low: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
     """White noise at the size of xi whose low band is `low`: `xi + Q^T (low - Q xi)`.
 
-    low is `(B, C, [T,] h, w)`, xi `(B, C, [T,] H, W)` with H >= h and W >= w; the result takes dtype and device of
-    low. Each batch item is computed by itself, so its bits do not depend on its neighbours.
+    low is `(B, C, [T,] h, w)` in float32 or float64, xi `(B, C, [T,] H, W)` with H >= h and W >= w; the result takes
+    dtype and device of low. Each batch item is computed by itself, so its bits do not depend on its neighbours.
     """
-    dtype = torch.float64 if low.dtype == torch.float64 else torch.float32
-    rows = orthonormal_rows(low.shape[-2], xi.shape[-2]).to(low.device, dtype)
-    columns = orthonormal_rows(low.shape[-1], xi.shape[-1]).to(low.device, dtype)
+    rows = orthonormal_rows(low.shape[-2], xi.shape[-2]).to(low)
+    columns = orthonormal_rows(low.shape[-1], xi.shape[-1]).to(low)
     items = []
-    for low_item, xi_item in zip(low.to(dtype), xi.to(low.device, dtype), strict=True):
+    for low_item, xi_item in zip(low, xi.to(low), strict=True):
         missing = low_item.clone() - rows @ xi_item.clone() @ columns.T  # clone: one memory alignment for any batch
         items.append(xi_item + rows.T @ missing @ columns)
-    return torch.stack(items).to(low.dtype)
+    return torch.stack(items)
 
 
 @lru_cache(maxsize=128)

@@ -121,6 +121,16 @@ def test_switch_noise_keeps_rank_and_dtype(rule, shape, dtype):
     assert out.dtype == dtype
 
 
+@pytest.mark.parametrize("rule", SWITCH_NOISES)
+def test_half_precision_is_worked_in_float32_and_cast_once(rule):
+    eps = randn(2, 3, 4, 6).to(torch.bfloat16)
+    half, full = (
+        switch_noise(part, (7, 9), rule=rule, eta=0.5, fresh=Fresh(dtype=torch.float32), upsampler="bicubic")
+        for part in (eps, eps.float())
+    )
+    assert torch.equal(half, full.to(torch.bfloat16))
+
+
 def test_equal_size_needs_no_high_noise():
     eps, fresh = randn(2, 3, 5, 6), Fresh()
     out = switch_noise(eps, (5, 6), rule="exact", eta=0.6, fresh=fresh, upsampler="bicubic")
