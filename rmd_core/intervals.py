@@ -124,7 +124,7 @@ def _middles(plan: StagePlan) -> list[int]:
     for step in plan.steps:
         after = _level_after(plan, step.index)
         middle = 0 if after == 0.0 else _floor(_final_curve(plan).table_index(after)) + 1
-        if own_grid:
+        if own_grid and after > 0.0:
             authors = size * (steps - step.index) // steps - size // steps
             middle = max(middle, math.ceil(_final_index(plan, plan.curve.table_sigma(float(authors))) - 1e-6))
         middles.append(middle)

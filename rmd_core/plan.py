@@ -285,8 +285,8 @@ def _labels(
 
 
 def _counts(split: str | Sequence[int]) -> tuple[int, ...]:
-    parts = split.split("+") if isinstance(split, str) else list(split)
     try:
+        parts = split.split("+") if isinstance(split, str) else list(split)
         counts = tuple(int(part) for part in parts)
         whole = all(isinstance(part, str) or part == count for part, count in zip(parts, counts))
     except (TypeError, ValueError):

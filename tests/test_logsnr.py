@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve, curve_from_dict
+
+unhurried = settings(deadline=None, max_examples=60)
 
 SDXL = VPCurve.scaled_linear(0.00085, 0.012)
 PIXART = VPCurve.linear(1e-4, 0.02)
@@ -39,6 +41,7 @@ def test_invariant_1_shift_3_and_shift_5_tables():
     assert FlowCurve(5.0).table_sigma(0) == pytest.approx(0.00498, abs=5e-6)
 
 
+@unhurried
 @given(u=st.floats(1e-3, 1.0), first=shifts, second=shifts)
 def test_invariant_2_shifts_compose_by_multiplication(u, first, second):
     def shifted(value, shift):
@@ -52,6 +55,7 @@ def test_invariant_2_shifts_compose_by_multiplication(u, first, second):
     )
 
 
+@unhurried
 @given(index=st.floats(0.0, 998.0), shift=shifts)
 def test_invariant_2_a_shift_is_a_constant_logsnr_offset(index, shift):
     plain, moved = FlowCurve(1.0), FlowCurve(shift)
@@ -116,11 +120,13 @@ def test_pure_noise_of_a_flow():
     assert flow.sigma_from_logsnr(-math.inf) == 1.0 and flow.sigma_from_logsnr(math.inf) == 0.0
 
 
+@unhurried
 @given(curve=curves, sigma=sigmas)
 def test_logsnr_and_back(curve, sigma):
     assert curve.sigma_from_logsnr(curve.logsnr(sigma)) == pytest.approx(sigma, rel=1e-9)
 
 
+@unhurried
 @given(curve=curves, share=st.floats(0.0, 1.0))
 def test_table_timestep_and_comfy_sigma_and_back(curve, share):
     index = share * (curve.table_size - 1)
@@ -158,6 +164,7 @@ def test_grid_is_at_the_published_indices(curve, steps):
     assert curve.grid(steps) == tuple(curve.table_sigma(index) for index in INDICES[steps])
 
 
+@unhurried
 @given(curve=curves, steps=st.integers(1, 1000))
 def test_invariant_6_grid_falls_strictly_from_the_noisiest_level(curve, steps):
     grid = curve.grid(steps)

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve
 from rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ShiftPairMap, map_from_dict, map_level
+
+unhurried = settings(deadline=None, max_examples=60)
 
 SDXL = VPCurve.scaled_linear(0.00085, 0.012)
 PIXART = VPCurve.linear(1e-4, 0.02)
@@ -22,6 +24,7 @@ ratios = st.floats(1.0, 8.0)
 sides = st.integers(1, 200)
 
 
+@unhurried
 @given(curve=curves, sigma=st.floats(1e-3, 0.999), ratio=ratios)
 def test_invariant_3_up_and_down_again_is_the_identity(curve, sigma, ratio):
     back = map_level(curve, map_level(curve, sigma, ratio), 1.0 / ratio)
@@ -29,6 +32,7 @@ def test_invariant_3_up_and_down_again_is_the_identity(curve, sigma, ratio):
     assert back == pytest.approx(sigma, abs=1e-12)
 
 
+@unhurried
 @given(curve=curves, index=st.floats(0.0, 998.0), ratio=st.floats(1.0, 4.0))
 def test_invariant_3_logsnr_drops_by_2_ln_r(curve, index, ratio):
     sigma = curve.table_sigma(index)
@@ -37,6 +41,7 @@ def test_invariant_3_logsnr_drops_by_2_ln_r(curve, index, ratio):
     assert drop == pytest.approx(2 * math.log(ratio), abs=1e-12 + 1e-15 / (1.0 - map_level(curve, sigma, ratio)))
 
 
+@unhurried
 @given(sigma=st.floats(1e-3, 0.999), ratio=ratios)
 def test_closed_forms(sigma, ratio):
     flow = ratio * sigma / (1 + (ratio - 1) * sigma)
@@ -46,6 +51,7 @@ def test_closed_forms(sigma, ratio):
     assert map_level(SDXL, sigma, ratio) == pytest.approx(math.sqrt(1 - mapped_bar), rel=1e-12)
 
 
+@unhurried
 @given(index=st.floats(0.0, 999.0), ratio=st.floats(1.0, 4.0))
 def test_a_flow_keeps_its_index_under_the_mapping(index, ratio):
     """Same index, shift r s: the curve of the larger size."""
@@ -122,6 +128,7 @@ def test_a_stage_between_gets_its_share_by_log_area():
         assert whole.ratio(low, middle, final) == pytest.approx(2.0, rel=1e-12)
 
 
+@unhurried
 @given(low=st.tuples(sides, sides), grow=st.lists(st.tuples(sides, sides), min_size=2, max_size=2))
 def test_ratios_rise_from_one_to_the_whole(low, grow):
     middle = (low[0] + grow[0][0], low[1] + grow[0][1])
@@ -131,12 +138,14 @@ def test_ratios_rise_from_one_to_the_whole(low, grow):
         assert first == 1.0 and 1.0 <= second <= third + 1e-12
 
 
+@unhurried
 @given(side=sides)
 def test_one_size_is_never_mapped(side):
     for mapping in MAPS:
         assert mapping.ratio((side, side), (side, side), (side, side)) == 1.0
 
 
+@unhurried
 @given(total=st.floats(1.0, 6.0), low=st.tuples(sides, sides), high=st.tuples(sides, sides))
 def test_fixed_ratio_from_the_areas_is_the_area_map(total, low, high):
     assume(high[0] * high[1] > low[0] * low[1])

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve
 from rmd_core.prediction import PREDICTIONS, broadcast_to, from_x0_eps, guide, to_x0_eps
+
+unhurried = settings(deadline=None, max_examples=60)
 
 SDXL = VPCurve.scaled_linear(0.00085, 0.012)
 FLOW = FlowCurve(3.0)
@@ -22,6 +24,7 @@ def tensors(shape, count, seed=0):
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)]
 
 
+@unhurried
 @given(case=st.sampled_from(CASES), share=st.floats(0.05, 0.98), shape=st.sampled_from(SHAPES))
 def test_invariant_13_x0_and_eps_reconstruct_the_input(case, share, shape):
     prediction, curve = case
@@ -31,6 +34,7 @@ def test_invariant_13_x0_and_eps_reconstruct_the_input(case, share, shape):
     assert torch.allclose(curve.alpha(sigma) * x0 + sigma * eps, x, atol=1e-10)
 
 
+@unhurried
 @given(case=st.sampled_from(CASES), share=st.floats(0.05, 0.98))
 def test_there_and_back(case, share):
     prediction, curve = case
