@@ -31,6 +31,7 @@ def noise(
 
     Item i comes from its own generator seeded with `derive_seed(seed, stage, purpose, i)`, so it does not depend on the
     batch size; `items` names other items than 0..B-1. The global random state is untouched.
+    PyTorch's CPU generator uses the low 32 bits of a seed, so among a million draws a few share their numbers.
     Raises RMDError for an empty shape or when `items` does not name B items.
     """
     if len(shape) == 0:
