@@ -4,8 +4,6 @@ from pathlib import Path
 
 import torch
 
-from training.wan_vae import load_wan_vae
-
 MODELS = Path(__file__).parent / "models"
 TEACHER = MODELS / "diffusion_models" / "rmd_tiny_wan_teacher.safetensors"
 STUDENT = MODELS / "diffusion_models" / "rmd_tiny_wan_student.safetensors"

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.judge import Judge
-from training.tensor_files import write_tensors
+from rmd_core.header import save_safetensors
 from training.wan_vae import decode_latents, load_wan_vae
 
 from .. import files
@@ -64,7 +64,7 @@ def main():
         loss.backward()
         optimiser.step()
         step += 1
-    write_tensors(files.JUDGE, {key: value for key, value in judge.state_dict().items() if "tracked" not in key})
+    save_safetensors(files.JUDGE, {key: value for key, value in judge.state_dict().items() if "tracked" not in key})
     print(json.dumps(dict(
         steps=step, loss=round(loss.item(), 4),
         held_out_jitters=accuracy(judge, drawings),

@@ -21,9 +21,9 @@ from training.wan_files import save_wan_transformer
 from training.wan_vae import load_wan_vae
 
 from .. import files
-from ..world.drawings import Drawings
 from ..world.catalogue import TEACHER_STYLES
-from ..world.words import TOKENS, WIDTH, embed
+from ..world.drawings import Drawings
+from ..world.words import WIDTH, embed
 from .latents import latent_pool
 from .muon import Muon
 from .vae import encode, flatten_convolutions

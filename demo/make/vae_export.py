@@ -34,8 +34,8 @@ def native_name(name):
     name = name.replace("mid_block.resnets.0", "middle.0").replace("mid_block.attentions.0", "middle.1")
     name = name.replace("mid_block.resnets.1", "middle.2").replace("conv_shortcut", "shortcut")
     if "downsamples." in name or "upsamples." in name or "middle." in name:
-        for ours, theirs in (("norm1", "residual.0"), ("conv1", "residual.2"), ("norm2", "residual.3"), ("conv2", "residual.6")):
-            name = name.replace(f".{ours}.", f".{theirs}.")
+        for ours, theirs in (("norm1", "0"), ("conv1", "2"), ("norm2", "3"), ("conv2", "6")):
+            name = name.replace(f".{ours}.", f".residual.{theirs}.")
     return name
 
 

@@ -1,0 +1,111 @@
+"""The demo: distil the shipped teacher into an RMD student, sample both, print a table, write a picture.
+
+    python -m demo [--updates N] [--out FOLDER]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.judge import judge_pictures, load_judge
+from rmd_core.boundary import Boundary
+from rmd_core.recipe import read_recipe
+from training.backbones import make_backbone
+from training.prompt_cache import PromptCache
+
+from . import files
+from .comparison import comparison_picture, table
+from .sampling import Way, make_pictures, single_resolution
+from .students import student_way
+from .world.catalogue import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = Path("training", "configs", "demo.yaml")
+TEACHER_STEPS, TEACHER_GUIDANCE = 50, 2.0
+NAME = "rmd_tiny_wan_student"
+
+
+def distil(folder, extra):
+    """Run the trainer as a user would; goes on with a run that was broken off."""
+    command = [sys.executable, str(Path("training", "distill.py")), "--config", str(CONFIG)]
+    command += ["--set", f"output.folder={folder}", *extra]
+    if (folder / "run.json").exists():
+        command.append("--resume")
+    # passive waiting: spinning threads collapse when another program wants the cores
+    quiet = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+    print("$ " + " ".join(command[1:]), flush=True)
+    done = subprocess.run(command, cwd=ROOT, env={**quiet, **os.environ}, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return folder / f"{NAME}.safetensors"
+
+
+def demo_prompts():
+    """One prompt for every concept in every style, backgrounds in turn."""
+    pairs = [(concept, style) for style in TEACHER_STYLES for concept in CONCEPTS]
+    backgrounds = list(BACKGROUNDS)
+    return [prompt(c, s, backgrounds[(i + i // len(CONCEPTS)) % len(backgrounds)]) for i, (c, s) in enumerate(pairs)]
+
+
+def accuracy(judge, pictures, prompts):
+    """Share of pictures whose concept the judge names right."""
+    concepts = list(CONCEPTS)
+    truth = torch.tensor([concepts.index(text.split()[0]) for text in prompts])
+    return (judge_pictures(judge, pictures).labels["concept"] == truth).float().mean().item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs", "demo"))
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="passed on to the trainer")
+    args = parser.parse_args()
+    student = distil(args.out, [part for value in args.set for part in ("--set", value)])
+
+    torch.set_num_threads(1)
+    recipe = read_recipe(student)
+    backbone = make_backbone("wan", shift=recipe.curve.shift)
+    teacher = backbone.load(files.TEACHER, dtype=torch.float32)
+    size, steps = recipe.final_hw, sum(recipe.split)
+    at_once = dict(network=teacher, boundary=Boundary(), eta=1.0)
+    long, plain = (single_resolution(recipe.curve, count, size) for count in (TEACHER_STEPS, steps))
+    ours = student_way("RMD student", student, backbone)
+    ways = [
+        Way(title="teacher", plan=long, guidance=TEACHER_GUIDANCE, **at_once),
+        Way(title=f"teacher, {steps} steps", plan=plain, **at_once),
+        Way(title="teacher in the cascade", network=teacher, plan=ours.plan, boundary=ours.boundary, eta=ours.eta),
+        ours,
+        student_way("RMD student, shipped", files.STUDENT, backbone),
+    ]
+    cache, vae, judge = PromptCache(files.PROMPTS), backbone.load_vae(files.VAE), load_judge()
+    prompts = demo_prompts()
+    lines, rows, slowest = [], [], None
+    for way in ways:
+        pictures, seconds = make_pictures(way, backbone, vae, cache, prompts, seed=args.seed)
+        slowest = slowest or seconds
+        right = accuracy(judge, pictures, prompts)
+        guided = "" if way.guidance == 1.0 else " x 2 (CFG)"
+        lines.append([
+            way.title, way.sides + guided, f"{way.units:.2f}", f"{1000 * seconds:.1f} ms", f"{slowest / seconds:.1f} x",
+            f"{100 * right:.0f} %",
+        ])
+        rows.append((way.title, f"{way.sides}{guided}\n{1000 * seconds:.0f} ms a picture", pictures[:: 2]))
+        print(f"sampled: {way.title}", flush=True)
+    head = ["", "steps at each size", "cost", "time a picture", "faster", "named right"]
+    print("\n" + table(head, lines))
+    print(
+        "\ncost: network calls in units of one at the full size, a smaller one counted by its pixels;"
+        "\ntime: CPU time of the denoiser on one thread in a batch of 24, decoding left out;"
+        "\nnamed right: by the shipped judge, over 24 pictures."
+    )
+    picture = args.out / "comparison.png"
+    comparison_picture(rows, prompts[:: 2]).save(picture)
+    print(f"\npicture: {picture}\nstudent: {student}")
+
+
+if __name__ == "__main__":
+    main()
