@@ -15,7 +15,7 @@ from rmd_core.noising import add_noise, noise_further
 from rmd_core.renoise import switch_noise
 from rmd_core.upsample import upsample
 
-BATCH, UPDATES = 2048, 300
+BATCH, UPDATES = 1024, 200
 S_LEVEL, T_LEVEL = 0.6, 0.75
 
 
@@ -83,10 +83,9 @@ def noise_power_at_t(power_at_s):
 
 
 # Invariant 27
-@pytest.mark.parametrize("powers", [(1.7,), (0.3, 1.0, 2.5)])
 @pytest.mark.parametrize("target", ["x0", "subinterval"])
-def test_white_noise_converges_to_the_teachers_power(powers, target):
-    powers = torch.tensor(powers, dtype=torch.float64)
+def test_white_noise_converges_to_the_teachers_power(target):
+    powers = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
     got = distil(powers, white, target=target)
     torch.testing.assert_close(got, powers, rtol=0.06, atol=0)
 
@@ -107,7 +106,7 @@ def test_under_noise_inherited_from_the_generator_only_the_subinterval_target_fi
     carried = S_LEVEL * (1 - T_LEVEL) / (1 - S_LEVEL)
     marginal = {}
     for target in ("x0", "subinterval"):
-        scale = distil(powers, white, target=target, correlation=rho, updates=400).sqrt()
+        scale = distil(powers, white, target=target, correlation=rho, updates=300).sqrt()
         marginal[target] = ((alpha * scale) ** 2 + 2 * alpha * scale * carried * rho + sigma**2).item()
     wanted = (alpha**2 * powers + sigma**2).item()
     assert marginal["subinterval"] == pytest.approx(wanted, rel=0.01)
