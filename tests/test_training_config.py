@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training_world import make_setup, write_world
 
 from rmd_core.errors import RMDError
 from rmd_core.presets import PRESETS
 from training.config_files import load_config
 from training.costs import plain_cost, update_cost
 from training.plans import build_plan, loss_boundary, sampling_boundary, training_boundary
+from training_world import make_setup, write_world
 
 DEMO = Path(__file__).parent.parent / "training" / "configs" / "demo.yaml"
 
@@ -35,13 +35,22 @@ def test_presets_fill_in_what_is_left_out_and_single_keys_win(name):
     preset = PRESETS[name]
     method = load_config(DEMO, [f"method.preset={name}", "method.upsampler=null"]).resolved().method
     assert (method.upsampler, method.switch_noise, method.loss_noise) == (
-        preset.upsampler, preset.switch_noise, preset.loss_noise,
+        preset.upsampler,
+        preset.switch_noise,
+        preset.loss_noise,
     )
     assert (method.eta_train, method.eta, method.offset_factor, method.split_timestep) == (
-        preset.eta_train, preset.eta, preset.offset_factor, preset.split,
+        preset.eta_train,
+        preset.eta,
+        preset.offset_factor,
+        preset.split,
     )
     assert method.mapping == ("none" if preset.mapping == "none" else "area")
-    own = load_config(DEMO, [f"method.preset={name}", "method.eta_train=0.25", "method.switch_noise=exact"]).resolved().method
+    own = (
+        load_config(DEMO, [f"method.preset={name}", "method.eta_train=0.25", "method.switch_noise=exact"])
+        .resolved()
+        .method
+    )
     assert own.eta_train == own.eta == 0.25 and own.switch_noise == "exact" and own.loss_noise == preset.loss_noise
 
 
@@ -53,27 +62,30 @@ def test_eta_of_training_and_of_sampling_stay_apart():
     assert training_boundary(method).eta_switch == sampling_boundary(method).eta_switch == 0.1
 
 
-@pytest.mark.parametrize(("overrides", "words"), [
-    (["train.btach=8"], ["unknown key 'train.btach'", "batch"]),
-    (["colour=red"], ["unknown key 'colour'", "backbone"]),
-    (["train.batch=many"], ["'train.batch'", "many"]),
-    (["train.batch='8'"], ["'train.batch'"]),
-    (["train.batch=0"], ["'train.batch'", "greater than or equal to 1"]),
-    (["train.batch=true"], ["'train.batch'"]),
-    (["train.ema=1.5"], ["'train.ema'", "less than 1"]),
-    (["loss.cfg=.nan"], ["'loss.cfg'"]),
-    (["method.preset=best"], ["'method.preset'", "default", "official-first"]),
-    (["method.upsampler=lanczos"], ["'method.upsampler'", "bicubic"]),
-    (["method.mapping=upwards"], ["'method.mapping", "area"]),
-    (["plan.thresholds=[-2.5]"], ["either split or thresholds"]),
-    (["plan.sizes=[[8, 8], [16]]"], ["plan.sizes"]),
-    (["output.name=../x"], ["'output.name'"]),
-    (["train=3"], ["'train'"]),
-    (["train.batch.size=3"], ["'batch' is a value, not a section"]),
-    (["train.batch"], ["section.key=value"]),
-    (["train.batch=[1,"], ["no valid YAML"]),
-    (["prompts.cache=null"], ["'prompts.cache'"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.btach=8"], ["unknown key 'train.btach'", "batch"]),
+        (["colour=red"], ["unknown key 'colour'", "backbone"]),
+        (["train.batch=many"], ["'train.batch'", "many"]),
+        (["train.batch='8'"], ["'train.batch'"]),
+        (["train.batch=0"], ["'train.batch'", "greater than or equal to 1"]),
+        (["train.batch=true"], ["'train.batch'"]),
+        (["train.ema=1.5"], ["'train.ema'", "less than 1"]),
+        (["loss.cfg=.nan"], ["'loss.cfg'"]),
+        (["method.preset=best"], ["'method.preset'", "default", "official-first"]),
+        (["method.upsampler=lanczos"], ["'method.upsampler'", "bicubic"]),
+        (["method.mapping=upwards"], ["'method.mapping", "area"]),
+        (["plan.thresholds=[-2.5]"], ["either split or thresholds"]),
+        (["plan.sizes=[[8, 8], [16]]"], ["plan.sizes"]),
+        (["output.name=../x"], ["'output.name'"]),
+        (["train=3"], ["'train'"]),
+        (["train.batch.size=3"], ["'batch' is a value, not a section"]),
+        (["train.batch"], ["section.key=value"]),
+        (["train.batch=[1,"], ["no valid YAML"]),
+        (["prompts.cache=null"], ["'prompts.cache'"]),
+    ],
+)
 def test_bad_values_are_refused_in_one_line(overrides, words):
     with pytest.raises(RMDError) as caught:
         load_config(DEMO, overrides)
@@ -81,10 +93,17 @@ def test_bad_values_are_refused_in_one_line(overrides, words):
     assert "\n" not in message and all(word in message for word in words), message
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("a: 1\na: 2\n", "given twice"), ("- 1\n", "no mapping"), ("a: [", "no valid YAML"), ("", "no mapping"),
-    ("train: {updates: 3}\n", "'backbone' is missing"), ("x: !!python/object/apply:os.getcwd []\n", "no valid YAML"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\na: 2\n", "given twice"),
+        ("- 1\n", "no mapping"),
+        ("a: [", "no valid YAML"),
+        ("", "no mapping"),
+        ("train: {updates: 3}\n", "'backbone' is missing"),
+        ("x: !!python/object/apply:os.getcwd []\n", "no valid YAML"),
+    ],
+)
 def test_bad_files_are_refused_in_one_line(tmp_path, text, words):
     path = tmp_path / "c.yaml"
     path.write_text(text, encoding="utf-8")
@@ -95,18 +114,21 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, words):
         load_config(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(("overrides", "words"), [
-    (["plan.split=2+1"], "3 steps"),
-    (["plan.split=2+x"], "2+x"),
-    (["plan.split=4"], "stages"),
-    (["plan.sizes=[[8, 8], [4, 4]]"], "shrinks"),
-    (["plan.sizes=[[4, 4], [7, 7]]"], "multiples of 2"),
-    (["plan.split=null", "plan.thresholds=[-2, -3]"], "thresholds"),
-    (["method.mapping={shift: [5, 3]}"], "shift"),
-    (["method.offset_factor=1.0"], "offset"),
-    (["backbone.name=flux"], "choose one of: wan"),
-    (["prompts.encoder=umt5"], "made by the text encoder 'toy'"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["plan.split=2+1"], "3 steps"),
+        (["plan.split=2+x"], "2+x"),
+        (["plan.split=4"], "stages"),
+        (["plan.sizes=[[8, 8], [4, 4]]"], "shrinks"),
+        (["plan.sizes=[[4, 4], [7, 7]]"], "multiples of 2"),
+        (["plan.split=null", "plan.thresholds=[-2, -3]"], "thresholds"),
+        (["method.mapping={shift: [5, 3]}"], "shift"),
+        (["method.offset_factor=1.0"], "offset"),
+        (["backbone.name=flux"], "choose one of: wan"),
+        (["prompts.encoder=umt5"], "made by the text encoder 'toy'"),
+    ],
+)
 def test_impossible_plans_and_settings_are_refused(tmp_path, overrides, words):
     with pytest.raises(RMDError, match=words.replace("+", r"\+")) as caught:
         make_setup(tmp_path, *overrides)
@@ -145,9 +167,13 @@ class Stages:
         self.stages = [type("S", (), {"height": size, "width": size, "sigmas": (0,) * steps}) for size, steps in pairs]
 
 
-@pytest.mark.parametrize(("plan", "low", "plain", "ours"), [
-    (Stages((60, 3), (90, 3)), 0.257, 13.9, 10.5), (Stages((64, 2), (128, 2)), 0.235, 12.6, 10.0),
-])
+@pytest.mark.parametrize(
+    ("plan", "low", "plain", "ours"),
+    [
+        (Stages((60, 3), (90, 3)), 0.257, 13.9, 10.5),
+        (Stages((64, 2), (128, 2)), 0.235, 12.6, 10.0),
+    ],
+)
 def test_costs_are_those_of_the_method_page(plan, low, plain, ours):
     """13.9 and 12.6 forwards are the authors' loop with recomputed activations (docs/method.md, cost of one update)."""
     final = plan.stages[-1].height

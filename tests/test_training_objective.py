@@ -4,13 +4,13 @@ from math import sqrt
 
 import pytest
 import torch
-from training_world import make_setup, tiny_wan
 
 from rmd_core.noise_sources import SeededNoise
 from rmd_core.seeds import derive_seed
 from training.objective import Objective
 from training.plans import loss_boundary, training_boundary
 from training.two_phase import TwoPhases
+from training_world import make_setup, tiny_wan
 
 PLANS = {
     "2+2": ("plan.split=2+2",),
@@ -25,12 +25,22 @@ def make_phases(setup, *, micro_batch=3):
     """Student, fake score and teacher with different weights, so that no two can be confused."""
     method = setup.config.method
     objective = Objective(
-        setup.plan, setup.backbone, boundary=training_boundary(method), loss_boundary=loss_boundary(method),
-        eta=method.eta_train, frames=1, settings=setup.config.loss,
+        setup.plan,
+        setup.backbone,
+        boundary=training_boundary(method),
+        loss_boundary=loss_boundary(method),
+        eta=method.eta_train,
+        frames=1,
+        settings=setup.config.loss,
     )
     return TwoPhases(
-        objective, student=tiny_wan(seed=5), fake=tiny_wan(seed=6), teacher=setup.teacher, embed=setup.embed,
-        null=setup.embed([""]), micro_batch=micro_batch,
+        objective,
+        student=tiny_wan(seed=5),
+        fake=tiny_wan(seed=6),
+        teacher=setup.teacher,
+        embed=setup.embed,
+        null=setup.embed([""]),
+        micro_batch=micro_batch,
     )
 
 
@@ -46,10 +56,9 @@ def assert_equal_gradients(ours, plain):
         assert (ours[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * scale, name
 
 
-# --- the plain form: rectified flow written out, nearest upsampling, white re-injection by block means -----------------
-
-
 class Plain:
+    """The plain form: rectified flow written out, nearest upsampling, white re-injection by block means."""
+
     def __init__(self, setup):
         self.plan = setup.plan
         self.setup = setup
@@ -163,7 +172,11 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
             for parameter in fake.parameters():
                 parameter -= 0.05 * parameter.grad
         fake.zero_grad()
-        draw = draws.other_levels(draw, update, "student") if share else draws.phase(update, "student", round_number=update)
+        draw = (
+            draws.other_levels(draw, update, "student")
+            if share
+            else draws.phase(update, "student", round_number=update)
+        )
         value, x0 = phases.student_phase(draw, samples)
         ours = gradients(student)
         assert not gradients(fake) and not gradients(setup.teacher)
@@ -257,8 +270,15 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
         from training.validation import Validation
 
         validation = Validation(
-            setup.plan, setup.backbone, None, conditioning=setup.embed(["a red apple"]),
-            boundary=training_boundary(setup.config.method), eta=0.5, frames=1, seed=0, folder=tmp_path,
+            setup.plan,
+            setup.backbone,
+            None,
+            conditioning=setup.embed(["a red apple"]),
+            boundary=training_boundary(setup.config.method),
+            eta=0.5,
+            frames=1,
+            seed=0,
+            folder=tmp_path,
         )
         validation.sample(student)
     expected = {}
@@ -275,7 +295,9 @@ def test_subinterval_target_trains_the_fake_score_only(tmp_path):
     state_of = phases.objective
     conditioning = setup.embed(draw.prompts)
     with torch.no_grad():
-        estimate = state_of.estimate(phases.student, draw, state_of.student_input(phases.student, draw, conditioning), conditioning)
+        estimate = state_of.estimate(
+            phases.student, draw, state_of.student_input(phases.student, draw, conditioning), conditioning
+        )
         state = state_of.noised(estimate, draw, "fake")
         v = phases.fake(state.x, (1000 * draw.t).float(), conditioning["text"]).sample
         a, t, b = ((1 - draw.t), draw.t, state.fresh)

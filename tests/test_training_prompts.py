@@ -4,17 +4,21 @@ import json
 
 import pytest
 import torch
-from training_world import make_setup, write_world
 
 from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
 from training.prompt_cache import METADATA_KEY, PromptCache, prompt_key, write_prompt_cache
 from training.prompts import PromptOrder, read_prompts
+from training_world import make_setup, write_world
 
 
 def embeddings():
     generator = torch.Generator().manual_seed(0)
-    return {"": torch.zeros(2, 3), "red": torch.randn(4, 3, generator=generator), "blue": torch.randn(2, 3, generator=generator)}
+    return {
+        "": torch.zeros(2, 3),
+        "red": torch.randn(4, 3, generator=generator),
+        "blue": torch.randn(2, 3, generator=generator),
+    }
 
 
 def test_cache_gives_back_what_was_written_padded_with_zeros(tmp_path):
@@ -47,13 +51,20 @@ def entry(**changes):
     return {"version": 1, "encoder": "toy", "prompts": {prompt_key("red"): "red"}} | changes
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    (None, "no prompt cache"), ("{", "damaged"), ("[]", "damaged"), ('{"version": 1}', "damaged"),
-    (json.dumps(entry(version=2)), "version 2"), (json.dumps(entry(prompts={})), "damaged"),
-    (json.dumps(entry(prompts={prompt_key("blue"): "blue"})), "'blue' is missing"),
-    (json.dumps(entry(prompts={prompt_key("red"): "blue"})), "'blue' is missing or damaged"),
-    (json.dumps(entry(encoder=3)), "damaged"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no prompt cache"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"version": 1}', "damaged"),
+        (json.dumps(entry(version=2)), "version 2"),
+        (json.dumps(entry(prompts={})), "damaged"),
+        (json.dumps(entry(prompts={prompt_key("blue"): "blue"})), "'blue' is missing"),
+        (json.dumps(entry(prompts={prompt_key("red"): "blue"})), "'blue' is missing or damaged"),
+        (json.dumps(entry(encoder=3)), "damaged"),
+    ],
+)
 def test_damaged_caches_are_refused(tmp_path, text, words):
     metadata = {} if text is None else {METADATA_KEY: text}
     save_safetensors(tmp_path / "c.safetensors", {prompt_key("red"): torch.zeros(2, 3)}, metadata)
@@ -62,10 +73,14 @@ def test_damaged_caches_are_refused(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("made", "words"), [
-    ({"red": torch.zeros(2, 3)}, "null prompt"), ({"": torch.zeros(3)}, "tokens, dim"),
-    ({"": torch.zeros(1, 3), "red": torch.zeros(1, 4)}, "one dim"),
-])
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"red": torch.zeros(2, 3)}, "null prompt"),
+        ({"": torch.zeros(3)}, "tokens, dim"),
+        ({"": torch.zeros(1, 3), "red": torch.zeros(1, 4)}, "one dim"),
+    ],
+)
 def test_bad_embeddings_are_not_written(tmp_path, made, words):
     with pytest.raises(RMDError, match=words):
         write_prompt_cache(tmp_path / "c.safetensors", made, encoder="toy")
@@ -79,11 +94,20 @@ def test_prompt_files(tmp_path):
     assert read_prompts(tmp_path / "p.jsonl") == ("a red apple", "b")
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("p.txt", b"", "is empty"), ("p.txt", b"\n  \n", "is empty"), ("p.jsonl", b"", "is empty"), ("p.csv", b"a", "ends in"),
-    ("p.txt", b"\xff\xfe\x00", "UTF-8"), ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', "line 2"),
-    ("p.jsonl", b'"a"\n', "line 1"), ("p.jsonl", b'{"prompt": ""}\n', "line 1"), ("none.txt", None, "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.txt", b"", "is empty"),
+        ("p.txt", b"\n  \n", "is empty"),
+        ("p.jsonl", b"", "is empty"),
+        ("p.csv", b"a", "ends in"),
+        ("p.txt", b"\xff\xfe\x00", "UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', "line 2"),
+        ("p.jsonl", b'"a"\n', "line 1"),
+        ("p.jsonl", b'{"prompt": ""}\n', "line 1"),
+        ("none.txt", None, "does not exist"),
+    ],
+)
 def test_bad_prompt_files_are_refused(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_bytes(content)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from training_world import PROMPTS, make_setup, tiny_vae, tiny_wan, write_native_vae, write_world
 
 from rmd_core.header import read_header, save_safetensors
 from rmd_core.recipe import read_recipe
@@ -18,6 +17,7 @@ from training.ema import WeightAverage
 from training.export import student_recipe
 from training.tensor_files import read_tensors
 from training.wan_files import load_wan_transformer
+from training_world import PROMPTS, make_setup, tiny_vae, tiny_wan, write_native_vae, write_world
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,15 @@ def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
     record = metrics(out)
     assert [entry["update"] for entry in record] == list(range(7))
     for entry in record[1:]:
-        assert {"loss_fake", "loss_student", "x0_mean", "x0_std", "x0_saturation", "lr_student", "seconds"} <= entry.keys()
+        assert {
+            "loss_fake",
+            "loss_student",
+            "x0_mean",
+            "x0_std",
+            "x0_saturation",
+            "lr_student",
+            "seconds",
+        } <= entry.keys()
         assert all(math.isfinite(value) for value in entry.values())
     assert [entry["update"] for entry in record if "picture_saturation" in entry] == [0, 3, 6]
     assert record[1]["stage"] == 1  # warm-up
@@ -90,19 +98,33 @@ def test_the_recipe_rebuilds_the_plan(world, split):
     setup = make_setup(world, f"plan.split={split}")
     plan = student_recipe(setup, update=3).plan()
     for name in ("sigma", "height", "width", "next_sigma"):
-        assert [getattr(s, name) for s in plan.steps] == pytest.approx([getattr(s, name) for s in setup.plan.steps]), name
+        assert [getattr(s, name) for s in plan.steps] == pytest.approx([getattr(s, name) for s in setup.plan.steps]), (
+            name
+        )
 
 
-@pytest.mark.parametrize("plan", [("plan.split=4", "plan.sizes=[[8,8]]"), ("plan.split=1+1+2", "plan.sizes=[[4,4],[6,6],[8,8]]")])
+@pytest.mark.parametrize(
+    "plan", [("plan.split=4", "plan.sizes=[[8,8]]"), ("plan.split=1+1+2", "plan.sizes=[[4,4],[6,6],[8,8]]")]
+)
 def test_other_plans_train_by_the_same_configuration(world, plan):
     assert distill(world, *plan, "train.updates=2") == 0
     assert len(metrics(world / "out")) == 2
 
 
-@pytest.mark.parametrize("change", [
-    "train.accumulation=2", "train.share_forward=false", "train.fake_steps=2", "train.ema=null", "train.precision=bfloat16",
-    "backbone.gradient_checkpointing=true", "method.preset=official-current", "plan.frames=2", "loss.cfg=1.0",
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.accumulation=2",
+        "train.share_forward=false",
+        "train.fake_steps=2",
+        "train.ema=null",
+        "train.precision=bfloat16",
+        "backbone.gradient_checkpointing=true",
+        "method.preset=official-current",
+        "plan.frames=2",
+        "loss.cfg=1.0",
+    ],
+)
 def test_options_train_and_stay_finite(world, change):
     assert distill(world, change, "train.updates=2", "output.dtype=bfloat16") == 0
     assert all(math.isfinite(v) for entry in metrics(world / "out") for v in entry.values())
@@ -134,8 +156,13 @@ def test_resume_repeats_an_uninterrupted_run_bit_for_bit(world):
     assert distill(world, "train.updates=3") == 0
     assert distill(world, flags=["--resume"]) == 0
     a, b = world / "straight", world / "out"
-    for name in ("student.safetensors", *(f"checkpoints/step_000006/{part}.safetensors" for part in (
-            "student", "fake", "average", "student_optimiser", "fake_optimiser"))):
+    for name in (
+        "student.safetensors",
+        *(
+            f"checkpoints/step_000006/{part}.safetensors"
+            for part in ("student", "fake", "average", "student_optimiser", "fake_optimiser")
+        ),
+    ):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     drop = {"seconds"}
     assert [{k: v for k, v in e.items() if k not in drop} for e in metrics(a)] == [
@@ -150,7 +177,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(world, capsys):
     text = capsys.readouterr().out
     setup = make_setup(world)
     for step in setup.plan.steps:
-        assert f"{step.sigma:.5f}" in text and f"{step.timestep:.2f}" in text and f"{step.height} x {step.width}" in text
+        assert (
+            f"{step.sigma:.5f}" in text and f"{step.timestep:.2f}" in text and f"{step.height} x {step.width}" in text
+        )
     assert f"{sum(p.numel() for p in setup.teacher.parameters()):,}" in text and "forwards at 8x8" in text
     assert not (world / "out").exists()
 
@@ -178,10 +207,19 @@ def test_an_existing_folder_is_refused_and_left_alone(world, capsys):
     assert [path.name for path in (world / "mine").iterdir()] == ["thesis.txt"] and not (world / "new").exists()
 
 
-@pytest.mark.parametrize(("what", "words"), [
-    ("missing", "no such file"), ("truncated", "truncated"), ("pickled", "pickled"), ("foreign", "no Wan2.1 transformer"),
-    ("key", "unknown key"), ("prompts", "is empty"), ("plan", "3 steps"), ("config", "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("missing", "no such file"),
+        ("truncated", "truncated"),
+        ("pickled", "pickled"),
+        ("foreign", "no Wan2.1 transformer"),
+        ("key", "unknown key"),
+        ("prompts", "is empty"),
+        ("plan", "3 steps"),
+        ("config", "does not exist"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
     base, overrides = world / "teacher.safetensors", []
     if what == "missing":

@@ -4,14 +4,13 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-from training_world import TEXT_DIM, tiny_vae, tiny_wan, write_native_vae
-
 from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
 from training.tensor_files import read_tensors
 from training.wan_files import load_wan_transformer, native_wan_state_dict, save_wan_transformer
 from training.wan_keys import to_diffusers
 from training.wan_vae import decode_latents, load_wan_vae
+from training_world import TEXT_DIM, tiny_vae, tiny_wan, write_native_vae
 
 
 def forward(model, seed=0):
@@ -43,7 +42,9 @@ def test_native_names_are_those_of_diffusers_own_converter():
 def test_native_keys_are_the_ones_comfyui_detects_by():
     names = native_wan_state_dict(tiny_wan()).keys()
     block = {name.removeprefix("blocks.0.").rsplit(".", 1)[0] for name in names if name.startswith("blocks.0.")}
-    attention = {f"{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in ("q", "k", "v", "o", "norm_q", "norm_k")}
+    attention = {
+        f"{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in ("q", "k", "v", "o", "norm_q", "norm_k")
+    }
     assert block == attention | {"norm3", "ffn.0", "ffn.2", "modulation"}
     assert {"head.modulation", "head.head.weight", "patch_embedding.weight", "blocks.0.modulation"} <= names
 
@@ -53,7 +54,9 @@ def test_half_precision_and_wrapped_keys(tmp_path):
     save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float16)
     tensors, metadata = read_tensors(tmp_path / "m.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float16}
-    save_safetensors(tmp_path / "w.safetensors", {f"model.diffusion_model.{k}": t for k, t in tensors.items()}, metadata=metadata)
+    save_safetensors(
+        tmp_path / "w.safetensors", {f"model.diffusion_model.{k}": t for k, t in tensors.items()}, metadata=metadata
+    )
     a, b = (load_wan_transformer(tmp_path / f"{n}.safetensors") for n in "mw")
     assert next(a.parameters()).dtype == torch.float32 and next(a.parameters()).requires_grad
     assert torch.equal(forward(a), forward(b))
@@ -77,11 +80,22 @@ def damaged_files(folder):
     save_safetensors(folder / "heads.safetensors", good, metadata={"config": '{"transformer": {"num_heads": 7}}'})
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("absent", "no such file"), ("short", "truncated"), ("stub", "truncated"),
-    ("pickled", "pickled"), ("old", "pickled"), ("other", "no Wan2.1 transformer"), ("lacking", "self_attn.q.weight"),
-    ("i2v", "img_emb"), ("shape", "blocks.0.ffn.2.weight"), ("config", "'config'"), ("heads", "7 heads"),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent", "no such file"),
+        ("short", "truncated"),
+        ("stub", "truncated"),
+        ("pickled", "pickled"),
+        ("old", "pickled"),
+        ("other", "no Wan2.1 transformer"),
+        ("lacking", "self_attn.q.weight"),
+        ("i2v", "img_emb"),
+        ("shape", "blocks.0.ffn.2.weight"),
+        ("config", "'config'"),
+        ("heads", "7 heads"),
+    ],
+)
 def test_bad_files_give_one_line(tmp_path, name, words):
     damaged_files(tmp_path)
     with pytest.raises(RMDError, match=words) as caught:

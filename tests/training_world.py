@@ -21,7 +21,8 @@ loss: {{cfg: 2.0}}
 prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
 optimiser: {{student_lr: 1e-3, fake_lr: 4e-3, clip_fake: 1.0}}
 train: {{updates: 6, batch: 3, warmup_updates: 1, device: cpu, ema: 0.9}}
-output: {{folder: "{folder}/out", checkpoint_every: 3, validate_every: 3, pictures: 3, tensorboard: false, dtype: float32}}
+output:
+  {{folder: "{folder}/out", checkpoint_every: 3, validate_every: 3, pictures: 3, tensorboard: false, dtype: float32}}
 """
 
 
@@ -49,8 +50,15 @@ def tiny_wan(seed=0, *, layers=1, dim=128, heads=1):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = WanTransformer3DModel(
-            num_attention_heads=heads, attention_head_dim=dim // heads, in_channels=16, out_channels=16,
-            text_dim=TEXT_DIM, freq_dim=32, ffn_dim=64, num_layers=layers, cross_attn_norm=True,
+            num_attention_heads=heads,
+            attention_head_dim=dim // heads,
+            in_channels=16,
+            out_channels=16,
+            text_dim=TEXT_DIM,
+            freq_dim=32,
+            ffn_dim=64,
+            num_layers=layers,
+            cross_attn_norm=True,
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -1,6 +1,6 @@
 """Checkpoints: one folder each, whole or absent, tensors in safetensors and the rest in JSON.
 
-    checkpoints/step_000100/{student,fake,student_optimiser,fake_optimiser[,ema]}.safetensors, state.json
+checkpoints/step_000100/{student,fake,student_optimiser,fake_optimiser[,ema]}.safetensors, state.json
 """
 
 import json
@@ -85,7 +85,9 @@ class CheckpointStore:
             state = json.loads((path / _STATE).read_text(encoding="utf-8"))
             update, names = int(state["update"]), list(state["parts"])
         except (OSError, ValueError, TypeError, KeyError):
-            raise RMDError(f"{path / _STATE} is damaged; delete the folder {path} to resume from the one before") from None
+            raise RMDError(
+                f"{path / _STATE} is damaged; delete the folder {path} to resume from the one before"
+            ) from None
         return Checkpoint(update, path, {name: read_tensors(path / f"{name}.safetensors")[0] for name in names})
 
     def _clear_partial(self):

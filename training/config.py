@@ -33,7 +33,9 @@ class BackboneSection(Section):
     name: str = Field(description="backbone, such as wan")
     base: Path = Field(description="the teacher: one native-key safetensors file")
     vae: Path | None = Field(None, description="autoencoder for validation pictures; none are made without it")
-    shift: Positive | None = Field(None, description="flow shift the teacher was trained with; null: the backbone's own")
+    shift: Positive | None = Field(
+        None, description="flow shift the teacher was trained with; null: the backbone's own"
+    )
     gradient_checkpointing: bool = False
 
 
@@ -41,9 +43,13 @@ class PlanSection(Section):
     """Steps and stages."""
 
     steps: Count
-    sizes: Annotated[tuple[Cells, ...], Field(min_length=1, description="latent height and width of each stage, low to high")]
+    sizes: Annotated[
+        tuple[Cells, ...], Field(min_length=1, description="latent height and width of each stage, low to high")
+    ]
     split: Split | None = Field(None, description="steps of each stage, such as 2+2")
-    thresholds: tuple[float, ...] | None = Field(None, description="logSNR between the stages, low to high, instead of split")
+    thresholds: tuple[float, ...] | None = Field(
+        None, description="logSNR between the stages, low to high, instead of split"
+    )
     frames: Count = Field(1, description="latent frames")
 
     @model_validator(mode="after")
@@ -123,7 +129,9 @@ class TrainSection(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the student's weight average")
     seed: Natural = 0
     device: Literal["auto", "cpu"] = "auto"
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network calls; weights that train stay float32")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the network calls; what trains stays float32"
+    )
 
 
 class OutputSection(Section):
@@ -173,7 +181,7 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
 
     def digest(self):
-        """SHA-256 over all that decides the trained weights: everything but the output section and the number of updates."""
+        """SHA-256 over all that decides the trained weights: not the output, the device, the number of updates."""
         content = self.model_dump(mode="json", exclude={"output": True, "train": {"updates", "device"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

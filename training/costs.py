@@ -22,7 +22,7 @@ class UpdateCost:
 
 
 def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, checkpointing=False):
-    """The mean cost of an update after the warm-up. ``relative_cost(height, width)``: a forward there, final size = 1."""
+    """The mean cost of an update after the warm-up; ``relative_cost(height, width)`` is 1 at the final size."""
     per_stage = [[relative_cost(stage.height, stage.width)] * len(stage.sigmas) for stage in plan.stages]
     gradient = CHECKPOINTED if checkpointing else GRADIENT
     before, reached, forward = 0.0, [], []
@@ -74,7 +74,7 @@ def dry_run_report(setup):
     return "\n".join(
         [
             setup.plan.table(),
-            *setup.plan.notes,
+            *(f"note: {note}" for note in setup.plan.notes),
             "",
             f"backbone    {backbone.name}, {config.backbone.base}",
             f"parameters  {count:,} each for the student, the fake score and the frozen teacher",

@@ -22,15 +22,24 @@ def main(argv=None):
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("training").setLevel(logging.INFO)
+    try:
+        return _distill(arguments)
+    except KeyboardInterrupt:
+        return _say("stopped at once; a run that has checkpoints continues from the last one with --resume", 130)
+
+
+def _distill(arguments):
     from training.config_files import load_config
-    from training.costs import dry_run_report
-    from training.run_folder import claim_folder
-    from training.setup import prepare
-    from training.stopping import StopSignals
-    from training.trainer import Trainer
 
     try:
         config = load_config(arguments.config, arguments.set).resolved()
+        # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
+        from training.costs import dry_run_report
+        from training.run_folder import claim_folder
+        from training.setup import prepare
+        from training.stopping import StopSignals
+        from training.trainer import Trainer
+
         setup = prepare(config)
         if arguments.dry_run:
             print(dry_run_report(setup))

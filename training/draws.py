@@ -32,7 +32,12 @@ class PhaseDraw:
         """The draw for a part of the samples."""
         part = slice(start, stop)
         return replace(
-            self, steps=self.steps[part], t=self.t[part], s=self.s[part], prompts=self.prompts[part], items=self.items[part]
+            self,
+            steps=self.steps[part],
+            t=self.t[part],
+            s=self.s[part],
+            prompts=self.prompts[part],
+            items=self.items[part],
         )
 
     def noise(self, purpose):

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-
 from .files import write_failure, write_text
 
 SATURATED = 3.0  # a latent value beyond three standard deviations of the data

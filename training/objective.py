@@ -27,7 +27,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class NoisedState:
-    """A state ``x`` of level ``sigma`` at the final size; ``last`` is the white noise added last, ``fresh`` its share."""
+    """A state ``x`` of level ``sigma`` at the final size; ``last`` is the noise added last, ``fresh`` its share."""
 
     x: torch.Tensor
     alpha: torch.Tensor
@@ -118,9 +118,7 @@ class Objective:
         with torch.no_grad():
             fake_x0, _ = self._x0_eps(fake, state.x, state.sigma, conditioning)
             teacher_x0 = self.teacher_x0(teacher, state, conditioning, null_conditioning)
-        return generator_loss(
-            estimate.x0, teacher_x0, fake_x0, clip=self.settings.clip, huber_c=self.settings.huber_c
-        )
+        return generator_loss(estimate.x0, teacher_x0, fake_x0, clip=self.settings.clip, huber_c=self.settings.huber_c)
 
     def teacher_x0(self, teacher, state, conditioning, null_conditioning):
         """The teacher's clean estimate, guided in x0 space by one call on conditional and null rows together."""

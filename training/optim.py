@@ -14,7 +14,7 @@ def make_adamw(network, *, lr, settings):
 
 
 def optimiser_tensors(optimiser):
-    """The state of an optimiser as ``{"<parameter number>.<entry>": tensor}``; hyper-parameters are the configuration's."""
+    """The state of an optimiser as ``{"<parameter number>.<entry>": tensor}``, without its hyper-parameters."""
     state = optimiser.state_dict()["state"]
     return {f"{number}.{entry}": value for number, entries in state.items() for entry, value in entries.items()}
 

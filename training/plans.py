@@ -17,12 +17,12 @@ def build_plan(config, backbone):
                 f"use multiples of {backbone.multiple}"
             )
     if section.frames > 1 and not backbone.temporal:
-        raise RMDError(f"plan.frames is {section.frames}, but the backbone {backbone.name} makes single pictures; use 1")
+        raise RMDError(
+            f"plan.frames is {section.frames}, but the backbone {backbone.name} makes single pictures; use 1"
+        )
     mapping = _mapping(config.method.mapping)
     if section.split is not None:
-        return plan_from_split(
-            backbone.curve, section.split, sizes=section.sizes, mapping=mapping, steps=section.steps
-        )
+        return plan_from_split(backbone.curve, section.split, sizes=section.sizes, mapping=mapping, steps=section.steps)
     return plan_from_thresholds(
         backbone.curve, section.steps, thresholds=section.thresholds, sizes=section.sizes, mapping=mapping
     )

@@ -29,7 +29,9 @@ def write_prompt_cache(path, embeddings, *, encoder, dtype=torch.float16):
     """
     widths = {tuple(value.shape[1:]) for value in embeddings.values()}
     if len(widths) != 1 or len(next(iter(widths))) != 1:
-        raise RMDError(f"prompt embeddings must all be (tokens, dim) with one dim, got trailing shapes {sorted(widths)}")
+        raise RMDError(
+            f"prompt embeddings must all be (tokens, dim) with one dim, got trailing shapes {sorted(widths)}"
+        )
     if NULL_PROMPT not in embeddings:
         raise RMDError("a prompt cache needs the embedding of the empty text, the null prompt")
     entry = {"version": VERSION, "encoder": encoder, "prompts": {prompt_key(text): text for text in embeddings}}

@@ -1,9 +1,9 @@
 """The output folder of a run, and who may write into it.
 
-    config.yaml   the resolved configuration        pictures/      validation grids
-    run.json      its digest                        checkpoints/   see training/checkpoints.py
-    metrics.jsonl one line per update               tensorboard/   the same for TensorBoard
-    <name>.safetensors   the student, once the run is complete
+config.yaml   the resolved configuration        pictures/      validation grids
+run.json      its digest                        checkpoints/   see training/checkpoints.py
+metrics.jsonl one line per update               tensorboard/   the same for TensorBoard
+<name>.safetensors   the student, once the run is complete
 """
 
 import json

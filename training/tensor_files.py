@@ -16,7 +16,9 @@ def open_tensors(path):
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise RMDError(f"{path}: not a safetensors file that can be read ({reason}); copy or download it again") from None
+        raise RMDError(
+            f"{path}: not a safetensors file that can be read ({reason}); copy or download it again"
+        ) from None
 
 
 def read_tensors(path):

@@ -43,7 +43,7 @@ class Trainer:
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )
         if self.accelerator.num_processes > 1:
-            raise RMDError(f"training runs in one process, but {self.accelerator.num_processes} were started; start one")
+            raise RMDError(f"training runs in one process, {self.accelerator.num_processes} were started; start one")
         self.device = self.accelerator.device
         self.draws = setup.draws()
         self.done = 0
@@ -113,8 +113,8 @@ class Trainer:
         """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one."""
         checkpoint = self.store.load_latest()
         if checkpoint is not None:
-            self._bare(self.student).load_state_dict(checkpoint.parts["student"])
-            self._bare(self.fake).load_state_dict(checkpoint.parts["fake"])
+            self._load(self.student, checkpoint, "student")
+            self._load(self.fake, checkpoint, "fake")
             load_optimiser_tensors(self.student_optimiser.optimizer, checkpoint.parts["student_optimiser"])
             load_optimiser_tensors(self.fake_optimiser.optimizer, checkpoint.parts["fake_optimiser"])
             if self.average is not None:
@@ -122,6 +122,15 @@ class Trainer:
             self.done = checkpoint.update
             log.info("resuming after update %d from %s", self.done, checkpoint.path)
         self.metrics.keep_until(self.done if checkpoint else -1)
+
+    def _load(self, network, checkpoint, part):
+        try:
+            self._bare(network).load_state_dict(checkpoint.parts[part])
+        except (KeyError, RuntimeError):
+            raise RMDError(
+                f"{checkpoint.path} does not fit the teacher {self.config.backbone.base}, which must have changed "
+                "since this run began; put the old one back or choose another output.folder"
+            ) from None
 
     def run(self, signals):
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""

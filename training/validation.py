@@ -6,12 +6,11 @@ import math
 import torch
 from PIL import Image
 
-from rmd_core.cascade import DenoiserRunner, run_cascade
 from rmd_core.noise_sources import SeededNoise
-from rmd_core.prediction import to_x0_eps
 from rmd_core.seeds import derive_seed
 
 from .files import make_folder, write_bytes
+from .sampling import sample_latents
 
 _NEARLY = 1 / 255
 
@@ -33,17 +32,17 @@ class Validation:
 
     def sample(self, network):
         """Clean latents (B, C, [T,] H, W) of the validation prompts."""
-
-        def denoise(x, step):
-            sigma = torch.full((len(x),), step.sigma, dtype=torch.float64)
-            output = self.backbone.predict(network, x, sigma, self.conditioning)
-            alpha = self.plan.curve.alpha(sigma)
-            return to_x0_eps(output, x, alpha=alpha, sigma=sigma, prediction=self.backbone.prediction)
-
-        count = len(next(iter(self.conditioning.values())))
-        runner = DenoiserRunner(denoise, eta=self.eta, device=self.device)
-        shape = self.backbone.latent_shape(count, self.frames)
-        return run_cascade(self.plan, runner, shape=shape, noise=SeededNoise(self.seed), boundary=self.boundary).x0
+        return sample_latents(
+            self.backbone,
+            network,
+            self.plan,
+            conditioning=self.conditioning,
+            noise=SeededNoise(self.seed),
+            boundary=self.boundary,
+            eta=self.eta,
+            frames=self.frames,
+            device=self.device,
+        ).x0
 
     def run(self, network, update):
         """Write the grid of an update; returns figures: the share of pixels burnt to black or white in a channel."""

@@ -14,8 +14,14 @@ from rmd_core.header import save_safetensors
 from .tensor_files import read_tensors
 from .wan_keys import WRAPPER_PREFIX, native_name, to_diffusers, to_native
 
-_NEEDED = ("patch_embedding.weight", "head.modulation", "head.head.weight", "text_embedding.0.weight",
-           "time_embedding.0.weight", "blocks.0.ffn.0.weight")
+_NEEDED = (
+    "patch_embedding.weight",
+    "head.modulation",
+    "head.head.weight",
+    "text_embedding.0.weight",
+    "time_embedding.0.weight",
+    "blocks.0.ffn.0.weight",
+)
 
 
 def load_wan_transformer(path, *, dtype=torch.float32):
@@ -70,7 +76,9 @@ def wan_config(tensors, metadata, *, path):
         )
     shape = {name: tuple(tensors[name].shape) for name in _NEEDED}
     if len(shape["patch_embedding.weight"]) != 5:
-        raise RMDError(f"{path}: patch_embedding.weight has shape {shape['patch_embedding.weight']}, five axes are expected")
+        raise RMDError(
+            f"{path}: patch_embedding.weight has shape {shape['patch_embedding.weight']}, five axes are expected"
+        )
     told = _told(metadata, path)
     dim, in_channels, *patch = shape["patch_embedding.weight"]
     heads = told.get("num_heads", max(1, dim // 128))
@@ -105,7 +113,9 @@ def _check(model, tensors, path):
     wanted = {native_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing, foreign = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing:
-        raise RMDError(f"{path} lacks {len(missing)} of the {len(wanted)} tensors of its Wan2.1 transformer, first '{missing[0]}'")
+        raise RMDError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} tensors of its Wan2.1 transformer, first '{missing[0]}'"
+        )
     if foreign:
         raise RMDError(
             f"{path} has {len(foreign)} tensors that a Wan2.1 text-to-video transformer does not have, "
@@ -114,4 +124,3 @@ def _check(model, tensors, path):
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
             raise RMDError(f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
-

@@ -18,7 +18,14 @@ _OUTSIDE = (
 _IN_BLOCK = tuple(
     (f"{native}.{a}", f"{ours}.{b}")
     for native, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
-    for a, b in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"), ("norm_q", "norm_q"), ("norm_k", "norm_k"))
+    for a, b in (
+        ("q", "to_q"),
+        ("k", "to_k"),
+        ("v", "to_v"),
+        ("o", "to_out.0"),
+        ("norm_q", "norm_q"),
+        ("norm_k", "norm_k"),
+    )
 ) + (
     ("norm3", "norm2"),
     ("ffn.0", "ffn.net.0.proj"),

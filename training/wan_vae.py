@@ -20,7 +20,9 @@ def load_wan_vae(path, *, dtype=torch.float32):
     """
     tensors, _ = read_tensors(path)
     if _WIDTH_KEY not in tensors or "conv2.weight" not in tensors:
-        raise RMDError(f"{path} is no Wan2.1 autoencoder in native key names: it has no '{_WIDTH_KEY}' or no 'conv2.weight'")
+        raise RMDError(
+            f"{path} is no Wan2.1 autoencoder in native key names: it has no '{_WIDTH_KEY}' or no 'conv2.weight'"
+        )
     with init_empty_weights(include_buffers=False):
         vae = AutoencoderKLWan(base_dim=tensors[_WIDTH_KEY].shape[0], z_dim=tensors["conv2.weight"].shape[0])
     state = convert_wan_vae_to_diffusers(tensors)

@@ -31,7 +31,9 @@ class WanBackbone(Backbone):
         network = load_wan_transformer(path, dtype=dtype)
         channels = (network.config.in_channels, network.config.out_channels)
         if channels != (self.channels, self.channels):
-            raise RMDError(f"{path}: its transformer takes and gives {channels} channels; Wan2.1 text-to-video has 16 and 16")
+            raise RMDError(
+                f"{path}: its transformer takes and gives {channels} channels; Wan2.1 text-to-video has 16 and 16"
+            )
         return network
 
     def predict(self, network, x, sigma_B, conditioning):
@@ -45,7 +47,8 @@ class WanBackbone(Backbone):
     def check_cache(self, network, cache):
         if cache.dim != network.config.text_dim:
             raise RMDError(
-                f"{cache.path} holds embeddings of width {cache.dim}, but the transformer takes {network.config.text_dim}; "
+                f"{cache.path} holds embeddings of width {cache.dim}, "
+                f"but the transformer takes {network.config.text_dim}; "
                 "use the cache of its own text encoder"
             )
 
