@@ -35,7 +35,7 @@ def _distill(arguments):
         config = load_config(arguments.config, arguments.set).resolved()
         # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
         from training.costs import dry_run_report
-        from training.run_folder import claim_folder
+        from training.run_folder import check_folder, claim_folder
         from training.setup import prepare
         from training.stopping import StopSignals
         from training.trainer import Trainer
@@ -44,9 +44,10 @@ def _distill(arguments):
         if arguments.dry_run:
             print(dry_run_report(setup))
             return 0
-        folder = claim_folder(config, resume=arguments.resume)
+        folder = check_folder(config, resume=arguments.resume)
         trainer = Trainer(setup, folder)
         trainer.restore()
+        claim_folder(config, folder)
     except RMDError as error:
         return _say(error, 2)
     with StopSignals() as signals:

@@ -16,10 +16,10 @@ from rmd_core.errors import RMDError
 from .files import make_folder, write_json, write_text
 
 
-def claim_folder(config, *, resume):
-    """The output folder, made for a new run, or found to hold this very run when resuming.
+def check_folder(config, *, resume):
+    """The output folder: new or empty, or, when resuming, one that holds this very run. Nothing is written.
 
-    Raises RMDError, and changes nothing, if the folder holds anything else.
+    Raises RMDError if the folder holds anything else.
     """
     folder, marker = Path(config.output.folder), Path(config.output.folder) / "run.json"
     if folder.exists() and not folder.is_dir():
@@ -33,10 +33,14 @@ def claim_folder(config, *, resume):
             + ("continue it with --resume, or " if marker.exists() else "")
             + "choose another one with --set output.folder=..."
         )
+    return folder
+
+
+def claim_folder(config, folder):
+    """Make the folder and mark it as this run's. Raises RMDError where it cannot be written."""
     make_folder(folder)
     write_text(folder / "config.yaml", config.to_yaml())
-    write_json(marker, {"version": 1, "digest": config.digest()})
-    return folder
+    write_json(folder / "run.json", {"version": 1, "digest": config.digest()})
 
 
 def _check_same_run(config, folder, marker):
