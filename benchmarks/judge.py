@@ -9,7 +9,7 @@ from demo import files
 from demo.world.catalogue import BACKGROUNDS, CONCEPTS, SEEN_STYLES
 from training.tensor_files import read_tensors
 
-WIDTHS = (24, 48, 64, 64, 64)
+WIDTHS = (16, 32, 64, 64, 64)
 HEADS = {"concept": len(CONCEPTS), "style": len(SEEN_STYLES), "background": len(BACKGROUNDS)}
 
 

@@ -45,10 +45,13 @@ def distil(folder, extra):
 
 
 def demo_prompts():
-    """One prompt for every concept in every style, backgrounds in turn."""
-    pairs = [(concept, style) for style in TEACHER_STYLES for concept in CONCEPTS]
-    backgrounds = list(BACKGROUNDS)
-    return [prompt(c, s, backgrounds[(i + i // len(CONCEPTS)) % len(backgrounds)]) for i, (c, s) in enumerate(pairs)]
+    """One prompt for every concept in every style, backgrounds in turn; the first half has each concept once."""
+    styles, backgrounds = list(TEACHER_STYLES), list(BACKGROUNDS)
+    return [
+        prompt(concept, styles[(i + turn) % len(styles)], backgrounds[(i + 3 * turn) % len(backgrounds)])
+        for turn in range(len(styles))
+        for i, concept in enumerate(CONCEPTS)
+    ]
 
 
 def accuracy(judge, pictures, prompts):
@@ -93,7 +96,7 @@ def main():
             way.title, way.sides + guided, f"{way.units:.2f}", f"{1000 * seconds:.1f} ms", f"{slowest / seconds:.1f} x",
             f"{100 * right:.0f} %",
         ])
-        rows.append((way.title, f"{way.sides}{guided}\n{1000 * seconds:.0f} ms a picture", pictures[:: 2]))
+        rows.append((way.title, f"{way.sides}{guided}\n{1000 * seconds:.0f} ms a picture", pictures[:len(CONCEPTS)]))
         print(f"sampled: {way.title}", flush=True)
     head = ["", "steps at each size", "cost", "time a picture", "faster", "named right"]
     print("\n" + table(head, lines))
@@ -103,7 +106,7 @@ def main():
         "\nnamed right: by the shipped judge, over 24 pictures."
     )
     picture = args.out / "comparison.png"
-    comparison_picture(rows, prompts[:: 2]).save(picture)
+    comparison_picture(rows, prompts[:len(CONCEPTS)]).save(picture)
     print(f"\npicture: {picture}\nstudent: {student}")
 
 

@@ -8,6 +8,7 @@ Wan's normalisation every channel has mean 0 and deviation 1 on the teacher's pi
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from rmd_core.header import save_safetensors
+from training.wan_vae import load_wan_vae
 
 from .. import files
 from ..world.catalogue import TEACHER_STYLES
@@ -98,6 +100,9 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     tensors = {native_name(key): value.half() for key, value in whole.state_dict().items()}
     save_safetensors(args.out, tensors, {"modelspec.title": "RMD tiny Wan2.1 VAE"})
+    shipped = load_wan_vae(args.out)
+    tiny.flatten_convolutions(shipped)
+    print(json.dumps(tiny.report(shipped)))
 
 
 if __name__ == "__main__":
