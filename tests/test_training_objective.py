@@ -19,6 +19,7 @@ PLANS = {
     "4": ("plan.split=4", "plan.sizes=[[8,8]]"),
     "thresholds": ("plan.split=null", "plan.thresholds=[-2.5]"),
     "3+3 as official-current": ("method.preset=official-current", "plan.steps=6", "plan.split=3+3"),
+    "2+2 unguided": ("loss.cfg=1.0",),
     "2+2 as official-7gpu": ("method.preset=official-7gpu",),
 }
 
@@ -193,7 +194,7 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
         ours = gradients(student)
         assert not gradients(fake) and not gradients(setup.teacher)
         student.zero_grad()
-        loss = plain.student_loss(student, fake, setup.teacher, draw, cfg=2.0)
+        loss = plain.student_loss(student, fake, setup.teacher, draw, cfg=setup.config.loss.cfg)
         loss.backward()
         assert value == pytest.approx(loss.item(), rel=1e-4)
         assert_equal_gradients(ours, gradients(student))
@@ -263,11 +264,12 @@ def test_told_level_is_the_level_of_the_state(tmp_path):
 @pytest.mark.parametrize("where", ["sampling", "training"])
 def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, where):
     setup = make_setup(tmp_path, "train.batch=8", "train.warmup_updates=0")
-    told, student = {}, tiny_wan()
+    told, calls, student = {}, [], tiny_wan()
     phases = make_phases(setup, micro_batch=8)
 
     def note(module, arguments):
         x, timestep = arguments[:2]
+        calls.append(x.shape[-1])
         assert timestep.dtype == torch.float32
         for value in timestep.tolist():
             told.setdefault(x.shape[-1], set()).add(value)
@@ -293,6 +295,7 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
             folder=tmp_path,
         )
         validation.sample(student)
+        assert calls == [step.width for step in setup.plan.steps]  # one call a step, on the plan's own grid
     expected = {}
     for step in setup.plan.steps:
         expected.setdefault(step.width, set()).add(torch.tensor(step.timestep, dtype=torch.float32).item())
