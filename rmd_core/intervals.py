@@ -21,7 +21,8 @@ LAST_STAGE_REDUCTION = 0.15
 class Interval:
     """The levels drawn for one step: table indices lower..upper (closed) at the final size, all noisier than s_sigma.
 
-    s_sigma is the level of the state after the step, at the final size; 0.0 after the last step.
+    s_sigma is the level, at the final size, to which the estimate is noised first: that of the state after the step,
+    0.0 after the last one.
     """
 
     lower: int
@@ -34,11 +35,13 @@ class TimestepIntervals:
     """The interval of every step of a plan. Source: docs/method.md, timestep intervals.
 
     Indices count on the table of the final size. For a flow that is the curve with its shift multiplied by the final
-    stage's ratio, so a step keeps its index; for VP it is the one table, and levels move on it.
+    stage's ratio, so a step keeps its index; for VP it is the one table, and levels move on it. `notes` are sentences
+    for the user about levels that were held.
     """
 
     plan: StagePlan
     steps: tuple[Interval, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_plan(cls, plan: StagePlan, *, offset_factor: float = 0.25, split: bool = True) -> TimestepIntervals:
@@ -47,28 +50,36 @@ class TimestepIntervals:
         The lower end is t_mid, the first index noisier than the state after the step (on the curve's own grid the
         authors' t_mid, which may be a few indices noisier still), moved up by `int((top - t_mid) * f)` with f the
         offset factor, 0.15 less (at least 0) in the last stage. So it is never less noisy than where the step's stage
-        ends. The upper end is 980, exclusive; with `split`, in the last stage, the level of the last step before that
-        stage if it is lower. Raises RMDError for a factor outside [0, 1) or an empty interval.
+        ends. The upper end, top, is 980, exclusive; with `split`, in the last stage, the level of the last step before
+        that stage if it is lower.
+
+        A state after the step that is noisier than index top - 2 (many steps, or a VP table that ends before the level
+        a large ratio asks for) leaves nothing to draw: s_sigma is then held at top - 2, t at top - 1, and `notes` says
+        so. Raises RMDError for a factor outside [0, 1).
         """
         if not 0.0 <= offset_factor < 1.0:
             raise RMDError(f"the offset factor is {offset_factor!r}; use a number from 0 to below 1")
         last = plan.stages[-1].index
         before_last = [step for step in plan.steps if step.stage != last]
-        intervals = []
+        intervals, notes = [], []
         for step, t_mid in zip(plan.steps, _middles(plan)):
             top, factor = min(TOP_INDEX, plan.curve.table_size), offset_factor
             if step.stage == last:
                 factor = max(0.0, offset_factor - LAST_STAGE_REDUCTION)
                 if split and before_last:
-                    top = min(top, _floor(_final_index(plan, before_last[-1].base_sigma)))
-            lower = t_mid + int((top - t_mid) * factor)
-            if lower >= top:
-                raise RMDError(
-                    f"step {step.index + 1} of {plan.split} leaves no level to train on: they would run from table "
-                    f"index {t_mid} to below {top}; use fewer steps before it, sizes closer together, or split off"
+                    # At least the two indices that a level and a noisier one need.
+                    top = min(top, max(2, _floor(_final_index(plan, before_last[-1].base_sigma))))
+            lower = min(t_mid + int((top - t_mid) * factor), top - 1)
+            s_sigma = _level_after(plan, step.index)
+            held = _final_curve(plan).table_sigma(float(top - 2))
+            if s_sigma > held + 1e-9:
+                notes.append(
+                    f"step {step.index + 1} of {plan.split} trains from table index {top - 2} of the final size to "
+                    f"{top - 1}, less noisy than the state after it, index {_index_after(plan, step.index):.1f}"
                 )
-            intervals.append(Interval(lower, top - 1, _level_after(plan, step.index)))
-        return cls(plan, tuple(intervals))
+                s_sigma, lower = held, top - 1
+            intervals.append(Interval(lower, top - 1, s_sigma))
+        return cls(plan, tuple(intervals), tuple(notes))
 
     def sigma_at(self, index_B: torch.Tensor) -> torch.Tensor:
         """The levels of table indices at the final size, float64 of the same shape."""
@@ -91,8 +102,8 @@ class StageDraw:
     """The draw of a stage for a whole batch, and of one of its steps for each sample.
 
     During the first `warmup_updates` updates every stage but the last is drawn, with equal chances; afterwards every
-    stage (with two stages: the authors' coin). A plan of one stage draws that one. With generators in the same state,
-    all processes draw the same stage. Source: docs/method.md, training.
+    stage (with two stages: the authors' coin). A plan of one stage draws that one. Nothing but the plan, the update and
+    the generator's state decides. Source: docs/method.md, training.
     """
 
     def __init__(self, plan: StagePlan, warmup_updates: int = 0) -> None:
@@ -123,7 +134,7 @@ def _middles(plan: StagePlan) -> list[int]:
     middles = []
     for step in plan.steps:
         after = _level_after(plan, step.index)
-        middle = 0 if after == 0.0 else _floor(_final_curve(plan).table_index(after)) + 1
+        middle = 0 if after == 0.0 else _floor(_index_after(plan, step.index)) + 1
         if own_grid and after > 0.0:
             authors = size * (steps - step.index) // steps - size // steps
             middle = max(middle, math.ceil(_final_index(plan, plan.curve.table_sigma(float(authors))) - 1e-6))
@@ -135,6 +146,10 @@ def _level_after(plan: StagePlan, index: int) -> float:
     if index + 1 == len(plan.steps):
         return 0.0
     return plan.at_final_size(plan.steps[index + 1].base_sigma)
+
+
+def _index_after(plan: StagePlan, index: int) -> float:
+    return _final_curve(plan).table_index(_level_after(plan, index))
 
 
 def _final_index(plan: StagePlan, base_sigma: float) -> float:
