@@ -210,25 +210,41 @@ def base_grid(curve: NoiseCurve, steps: BaseGrid) -> tuple[float, ...]:
     return base
 
 
-def stage_sizes(final_hw: Size, ratios: Sequence[float], *, multiple: int) -> tuple[Size, ...]:
-    """Latent sizes of the stages: each ratio in (0, 1] of the final size per axis, rounded to `multiple` cells.
+def stage_sizes(
+    final_hw: Size, ratios: Sequence[float | tuple[float, float]], *, multiple: int = 1
+) -> tuple[Size, ...]:
+    """Latent sizes of the stages: each ratio times the final size per axis, rounded to `multiple` cells, halves up.
 
-    Ratio 1 gives the final size as it is; others stay between one multiple and the final size. Ratios rise and end in
-    1. Raises RMDError otherwise.
+    A ratio is one number for both axes or a (height, width) pair. Ratio 1 gives the final size as it is; smaller ones
+    give at least one multiple and at most the final size, larger ones (sizes at which no step runs) at least the final
+    size. Raises RMDError unless the ratios are above 0, never fall, and one of them is 1 on both axes.
     """
-    height, width = _sizes([final_hw])[0]
-    ratios = tuple(float(ratio) for ratio in ratios)
-    if not ratios or ratios[-1] != 1.0 or ratios[0] <= 0.0 or not _rising(ratios):
-        raise RMDError(f"the size ratios {_listed(ratios)} do not rise to 1; give ratios such as 0.5, 1")
+    final = _sizes([final_hw])[0]
+    pairs = _ratio_pairs(ratios)
     if multiple < 1:
         raise RMDError(f"sizes cannot be rounded to multiples of {multiple!r}; use the patch size, at least 1")
 
     def rounded(length: int, ratio: float) -> int:
         if ratio == 1.0:
             return length
-        return min(length, multiple * max(1, math.floor(length * ratio / multiple + 0.5)))
+        cells = multiple * max(1, math.floor(length * ratio / multiple + 0.5))
+        return min(length, cells) if ratio < 1.0 else max(length, cells)
 
-    return tuple((rounded(height, ratio), rounded(width, ratio)) for ratio in ratios)
+    return tuple((rounded(final[0], height), rounded(final[1], width)) for height, width in pairs)
+
+
+def _ratio_pairs(ratios: Sequence[float | tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = [ratio if isinstance(ratio, Sequence) else (ratio, ratio) for ratio in ratios]
+        checked = tuple((float(height), float(width)) for height, width in pairs)
+    except (TypeError, ValueError):
+        checked = ()
+    grow = all(low <= high for before, after in zip(checked, checked[1:]) for low, high in zip(before, after))
+    if not grow or (1.0, 1.0) not in checked or not all(0.0 < side < math.inf for pair in checked for side in pair):
+        raise RMDError(
+            f"the size ratios {ratios!r} are no stages; use some above 0 that never fall, one of them 1, like 0.5, 1"
+        )
+    return checked
 
 
 def _build(

@@ -29,7 +29,7 @@ class MethodPreset:
     upsampler: str
 
     def choose_map(self, native: ResolutionMap) -> ResolutionMap:
-        """The backbone's own map, or none where the preset has none."""
+        """The map to plan with: `native`, the backbone's own, where mapping is "on", else `NoMap`."""
         return native if self.mapping == "on" else NoMap()
 
 

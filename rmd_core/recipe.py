@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from math import floor
 from pathlib import Path
 
 from .boundary import Boundary
@@ -12,7 +11,7 @@ from .errors import RMDError
 from .header import read_metadata
 from .logsnr import NoiseCurve
 from .mapping import ResolutionMap
-from .plan import StagePlan, plan_from_split
+from .plan import StagePlan, plan_from_split, stage_sizes
 from .recipe_fields import SIZE_CONDITIONINGS, from_values, to_values
 from .renoise import check_eta
 
@@ -154,15 +153,12 @@ class Recipe:
     def stage_sizes(self, final_hw: tuple[int, int] | None = None) -> tuple[tuple[int, int], ...]:
         """Latent height and width at each place of the split, for a final size (the trained one by default).
 
-        At the trained size they are the trained ones; at another, each axis is rounded to `multiple` cells and the
-        final size stays as given.
+        At the trained size they are the trained ones; at another, those of `plan.stage_sizes` with the recipe's ratios
+        and `multiple`.
         """
-        trained = final_hw is None or tuple(final_hw) == self.final_hw
-        final = self.final_hw if trained else tuple(final_hw)
-        multiple = 1 if trained else self.multiple
-        return tuple(
-            tuple(_scaled(length, ratio, multiple) for length, ratio in zip(final, pair)) for pair in self.ratios
-        )
+        if final_hw is None or tuple(final_hw) == self.final_hw:
+            return stage_sizes(self.final_hw, self.ratios)
+        return stage_sizes(final_hw, self.ratios, multiple=self.multiple)
 
     def boundary(self) -> Boundary:
         """The rule at a change of size."""
@@ -212,40 +208,23 @@ def read_recipe(path: str | Path) -> Recipe:
         raise RMDError(f"{path}: {error}") from None
 
 
-def write_metadata(
-    recipe: Recipe,
-    *,
-    title: str,
-    date: str | None = None,
-    author: str | None = None,
-    license: str | None = None,
-    implementation: str = "https://github.com/comfyanonymous/ComfyUI",
-) -> dict[str, str]:
+def write_metadata(recipe: Recipe, *, title: str) -> dict[str, str]:
     """The metadata of a student's file: the recipe, and the ModelSpec fields that other tools show.
 
-    date is ISO 8601 text; fields that are None are left out. Source: Stability-AI/ModelSpec 1.0.1.
+    Equal recipes give equal metadata, so there is no date. Source: Stability-AI/ModelSpec 1.0.1.
     """
     height, width = (side * recipe.pixels_per_cell for side in recipe.final_hw)
     adapter = recipe.adapter_alpha is not None
-    optional = {"date": date, "author": author, "license": license}
     spec = {
         "sai_model_spec": "1.0.1",
         "architecture": recipe.architecture + ("/lora" if adapter else ""),
-        "implementation": implementation,
+        "implementation": "https://github.com/comfyanonymous/ComfyUI",
         "title": title,
         "resolution": f"{width}x{height}",
         "prediction_type": PREDICTION_NAMES[recipe.prediction],
         "usage_hint": _usage_hint(recipe),
-        **{key: value for key, value in optional.items() if value is not None},
     }
     return {RECIPE_KEY: recipe.to_json(), **{f"modelspec.{key}": value for key, value in spec.items()}}
-
-
-def _scaled(length: int, ratio: float, multiple: int) -> int:
-    if ratio == 1.0:
-        return length
-    cells = multiple * max(1, floor(length * ratio / multiple + 0.5))
-    return min(cells, length) if ratio < 1.0 else max(cells, length)
 
 
 def _usage_hint(recipe: Recipe) -> str:

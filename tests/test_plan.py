@@ -347,9 +347,21 @@ def test_stage_sizes_are_multiples_that_grow_to_the_final_size(final, ratios, mu
     plan_from_split(FLOW3, [1] * len(sizes), sizes=sizes, mapping=AreaMap())
 
 
-@pytest.mark.parametrize("ratios", [(), (0.5,), (1.0, 0.5), (0.0, 1.0), (0.5, 0.5, 1.0), (0.5, 1.5)])
-def test_size_ratios_that_do_not_rise_to_1_are_refused(ratios):
-    with pytest.raises(RMDError, match="do not rise to 1"):
+def test_stage_sizes_take_a_ratio_for_each_axis_and_sizes_above_the_result():
+    pairs = ((0.25, 0.5), (0.5, 0.5), (1, 1), (1, 1), (2, 1.3))
+    assert stage_sizes((16, 32), pairs, multiple=4) == ((4, 16), (8, 16), (16, 32), (16, 32), (32, 40))
+    assert stage_sizes((10, 10), (1, 1.01), multiple=3) == ((10, 10), (10, 10))
+
+
+REFUSED_RATIOS = [
+    (), (0.5,), (1.0, 0.5), (0.0, 1.0), (0.5, 1.5), (math.nan, 1.0), (1.0, math.inf), ((1.0, 0.5), (0.5, 1.0)),
+    ((0.5, 1.0),), ((0.5, 0.5, 0.5), 1.0), ("half", 1.0), 0.5,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ratios", REFUSED_RATIOS)
+def test_size_ratios_that_are_no_stages_are_refused(ratios):
+    with pytest.raises(RMDError, match="size ratios .* never fall, one of them 1"):
         stage_sizes((16, 16), ratios, multiple=2)
 
 

@@ -13,7 +13,7 @@ from rmd_core.errors import RMDError
 from rmd_core.header import read_metadata, save_safetensors
 from rmd_core.logsnr import FlowCurve, VPCurve
 from rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ShiftPairMap
-from rmd_core.plan import plan_from_split, plan_from_thresholds
+from rmd_core.plan import plan_from_split, plan_from_thresholds, stage_sizes
 from rmd_core.recipe import RECIPE_KEY, Recipe, read_recipe, write_metadata
 
 FLOW = FlowCurve(3.0)
@@ -112,6 +112,16 @@ def test_another_final_size_keeps_ratios_and_levels():
     assert recipe.plan((2, 2)).sizes == ((2, 2), (2, 2))
 
 
+@pytest.mark.parametrize(("split", "sizes"), [("4+0", [(7, 13), (11, 20)]), ("2+2", [(8, 8), (8, 8)])])
+def test_sizes_above_the_result_and_equal_sizes_scale_too(split, sizes):
+    recipe = make_recipe(plan_from_split(FLOW, split, sizes=sizes, mapping=AreaMap()))
+    assert recipe.stage_sizes() == tuple(sizes)
+    doubled = tuple(2 * side for side in recipe.final_hw)
+    scaled = recipe.stage_sizes(doubled)
+    assert scaled == stage_sizes(doubled, recipe.ratios, multiple=2)
+    assert scaled == tuple((2 * height, 2 * width) for height, width in sizes)
+
+
 def test_boundary_and_eta_switch_default():
     recipe = make_recipe(boundary=Boundary("nearest", "mix", 0.25), eta=0.75)
     assert recipe.boundary() == Boundary("nearest", "mix", 0.25)
@@ -124,7 +134,7 @@ def test_recipe_is_frozen():
 
 
 def test_metadata_for_other_tools(tmp_path):
-    metadata = write_metadata(make_recipe(), title="Student", date="2026-01-02", license="Apache-2.0")
+    metadata = write_metadata(make_recipe(), title="Student")
     spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if key != RECIPE_KEY}
     assert spec == {
         "sai_model_spec": "1.0.1",
@@ -134,8 +144,6 @@ def test_metadata_for_other_tools(tmp_path):
         "resolution": "1280x720",
         "prediction_type": "flow",
         "usage_hint": spec["usage_hint"],
-        "date": "2026-01-02",
-        "license": "Apache-2.0",
     }
     assert "3+3 steps at 832x480 to 1280x720 px, CFG 1;" in spec["usage_hint"]
     adapter = write_metadata(make_recipe(adapter_alpha=32), title="Student")
