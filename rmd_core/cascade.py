@@ -7,7 +7,6 @@ timestep to tell the network).
 
 Training: `trajectory(plan, runner, ...)` yields each step's `(step, x)` before the network is called on it, through
 the same functions as `run_cascade`; breaking off after the step you drew costs nothing for the steps behind it.
-Pass `GeneratorNoise(generator)` as the noise there.
 """
 
 from __future__ import annotations
@@ -130,18 +129,16 @@ def trajectory(
     shape: tuple[int, ...],
     noise: NoiseSource,
     boundary: Boundary,
-    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> Iterator[Visit]:
     """Yield the input of every step lazily, before the network is called on it.
 
-    The arguments are those of `run_cascade`, with the native runner itself in place of a stage function, and so are the
-    numbers, bit for bit. The call on a yielded step happens only when the next one is asked for. States carry no
-    graph.
+    The arguments mean what they do in `run_cascade`, with the native runner itself in place of a stage function; the
+    numbers are the same bit for bit. The call on a yielded step happens only when the next one is asked for. States
+    carry no graph.
     """
     end = None
     for stage in plan.stages:
-        job = _stage_job(plan, stage, end, shape, noise, boundary, on_step, stop)
+        job = _stage_job(plan, stage, end, shape, noise, boundary)
         end = _checked((yield from runner.visits(job)), job)
 
 
@@ -216,8 +213,8 @@ def _stage_job(
     shape: tuple[int, ...],
     noise: NoiseSource,
     boundary: Boundary,
-    on_step: Callable[[int, int, torch.Tensor], None] | None,
-    stop: Callable[[], bool] | None,
+    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> StageJob:
     def fresh(purpose: str, full_shape: tuple[int, ...]) -> torch.Tensor:
         return noise.draw(full_shape, stage.index, purpose)

@@ -1,4 +1,4 @@
-"""Where a cascade's noise comes from: a seed (sampling, validation) or a running generator (training)."""
+"""Where a cascade's noise comes from: a seed, in sampling and in training alike."""
 
 from __future__ import annotations
 
@@ -39,16 +39,3 @@ class SeededNoise:
 
     def seed(self, stage: int, purpose: str) -> int:
         return derive_seed(self._seed, stage, purpose)
-
-
-class GeneratorNoise:
-    """Noise from one running CPU generator, whose saved state is all that a resumed training run needs."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
-
-    def draw(self, shape: tuple[int, ...], stage: int, purpose: str) -> torch.Tensor:
-        return torch.randn(shape, generator=self._generator, dtype=torch.float32)
-
-    def seed(self, stage: int, purpose: str) -> int:
-        return int(torch.randint(2**62, (), generator=self._generator))

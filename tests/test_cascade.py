@@ -16,7 +16,7 @@ from rmd_core.cascade import (
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve
 from rmd_core.mapping import AreaMap, NoMap
-from rmd_core.noise_sources import GeneratorNoise, SeededNoise
+from rmd_core.noise_sources import SeededNoise
 from rmd_core.plan import plan_from_split, plan_from_thresholds
 from rmd_core.renoise import step_noise, switch_noise
 from rmd_core.upsample import upsample
@@ -169,18 +169,7 @@ def test_repeats_are_equal_and_seeds_are_not():
 def test_global_random_state_is_untouched():
     before = torch.random.get_rng_state()
     sample(make_plan())
-    sample(make_plan(), noise=GeneratorNoise(torch.Generator().manual_seed(3)))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_generator_noise_continues_from_a_saved_state():
-    generator = torch.Generator().manual_seed(3)
-    sample(make_plan(), noise=GeneratorNoise(generator))
-    state = generator.get_state()
-    second, _ = sample(make_plan(), noise=GeneratorNoise(generator))
-    resumed = torch.Generator()
-    resumed.set_state(state)
-    assert torch.equal(sample(make_plan(), noise=GeneratorNoise(resumed))[0].x0, second.x0)
 
 
 def test_every_draw_has_its_own_address():
