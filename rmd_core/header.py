@@ -1,21 +1,18 @@
-"""The header of a safetensors file: names, shapes and metadata, read without the tensors; and an atomic writer."""
+"""The safetensors format: a header read without the tensors, and a file written with one."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 
 import torch
 
+from .atomic_files import write_atomically
 from .errors import RMDError
-
-log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -63,11 +60,6 @@ class Header:
     metadata: Mapping[str, str]
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor names with their shapes, for telling architectures apart."""
-        return {name: entry.shape for name, entry in self.tensors.items()}
-
-    @property
     def parameters(self) -> int:
         """Number of values in all tensors together."""
         return sum(prod(entry.shape) for entry in self.tensors.values())
@@ -92,6 +84,10 @@ def read_header(path: str | Path) -> Header:
         raise RMDError(f"{path}: no such file") from None
     except OSError as error:
         raise RMDError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except RMDError:
+        raise
+    except ValueError as error:  # a NUL byte, or text the file system cannot name
+        raise RMDError(f"{str(path)!r}: this is no path ({error}); correct it") from None
     if len(raw) < length:
         raise RMDError(f"{path}: truncated, the header ends after {len(raw)} of {length} bytes; copy it again")
     return _parse(path, raw, size - 8 - length)
@@ -107,37 +103,14 @@ def save_safetensors(
 ) -> Path:
     """Write a safetensors file atomically: either the whole new file is at `path`, or what was there before.
 
-    The file is written beside its target, flushed to the disk and moved into place; on any failure (a full disk, a
-    missing right, an interruption) the part-written file is removed. Equal input gives equal bytes: tensors are
-    ordered by size of their dtype and name, metadata by key. Tensors may live on any device; they are copied to the
-    CPU one at a time. Returns the path.
+    Equal input gives equal bytes: tensors are ordered by size of their dtype and name, metadata by key. Tensors may
+    live on any device; they are copied to the CPU one at a time. Returns the path.
 
-    Raises RMDError naming path and cause when writing fails, for a dtype the format lacks, or metadata that is not
-    text.
+    Raises RMDError as `write_atomically` does, for a dtype the format lacks, or metadata that is not text.
     """
     path = Path(path)
     head, order = _build_header(path, tensors, metadata or {})
-    temporary = None
-    try:
-        with open(_part_name(path), "xb") as file:
-            temporary = file.name
-            file.write(head)
-            for name in order:
-                file.write(_tensor_bytes(tensors[name]))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise RMDError(
-            f"{path}: could not be written ({error.strerror or error}); nothing was changed, "
-            "free some space or choose another folder"
-        ) from error
-    finally:
-        if temporary is not None:
-            _remove(temporary)
-    _sync_folder(path.parent)
-    return path
+    return write_atomically(path, chain([head], (_tensor_bytes(tensors[name]) for name in order)))
 
 
 def _header_length(path: Path, head: bytes, size: int) -> int:
@@ -222,28 +195,3 @@ def _build_header(
 def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())
-
-
-def _part_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-
-
-def _remove(temporary: str) -> None:
-    try:
-        os.unlink(temporary)
-    except OSError as error:
-        log.warning("could not remove the part-written file %s: %s", temporary, error)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the move itself durable where the system allows it (not on Windows)."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        log.debug("the folder %s cannot be synced", folder)
-    finally:
-        os.close(descriptor)

@@ -3,8 +3,6 @@
 import json
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -67,7 +65,8 @@ def test_what_the_safetensors_library_writes_is_read(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"k": "v"})
     header = read_header(tmp_path / "model.safetensors")
     assert header.metadata == {"k": "v"}
-    assert header.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert header.parameters == sum(tensor.numel() for tensor in tensors.values())
 
 
@@ -100,6 +99,9 @@ def test_missing_file_and_folder(tmp_path):
         read_header(tmp_path / "none.safetensors")
     with pytest.raises(RMDError, match="cannot be read"):
         read_header(tmp_path)
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(RMDError, match="this is no path"):
+            read_header(tmp_path / name)
 
 
 def test_pickled_and_zipped_files_are_named_for_what_they_are(tmp_path):
@@ -194,36 +196,6 @@ def test_any_bytes_give_a_header_or_an_rmd_error(tmp_path_factory, content):
         read_header(path)
     except RMDError:
         pass
-
-
-FULL_DISK = """
-import resource, sys, torch
-from rmd_core.header import save_safetensors
-from rmd_core.errors import RMDError
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-try:
-    save_safetensors(sys.argv[1], {"w": torch.ones(100_000)})
-except RMDError as error:
-    print(error)
-    sys.exit(3)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
-    """The system refuses the bytes behind 4096, as a full disk would."""
-    path = save_safetensors(tmp_path / "model.safetensors", {"w": torch.zeros(4)}, {"version": "old"})
-    before = path.read_bytes()
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 3, done.stderr
-    assert str(path) in done.stdout and "could not be written" in done.stdout
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
-
-
-def test_writing_into_a_missing_folder_names_it(tmp_path):
-    with pytest.raises(RMDError, match="none.*No such file"):
-        save_safetensors(tmp_path / "none" / "model.safetensors", {"w": torch.zeros(1)})
 
 
 def test_what_the_format_lacks_is_refused_before_anything_is_written(tmp_path):
