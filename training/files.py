@@ -1,39 +1,19 @@
-"""Write small files in one stroke, so that a crash or a full disk never leaves half of one."""
+"""Small files and folders of a run; files are written in one stroke."""
 
-import contextlib
 import json
-import os
 from pathlib import Path
 
+from rmd_core.atomic_files import write_atomically
 from rmd_core.errors import RMDError
 
 
-def write_bytes(path, content):
-    """Write ``content`` beside ``path``, flush it to the disk, and rename it over ``path``.
-
-    Raises RMDError when the disk is full or the folder cannot be written; an older file then stays as it was.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise write_failure(path, error) from None
-
-
 def write_text(path, text):
-    """Write UTF-8 text as ``write_bytes`` does."""
-    write_bytes(path, text.encode())
+    """Write UTF-8 text; a crash or a full disk leaves the old file. Raises RMDError when it cannot be written."""
+    write_atomically(path, text.encode())
 
 
 def write_json(path, value):
-    """Write ``value`` as indented JSON as ``write_bytes`` does."""
+    """Write ``value`` as indented JSON as ``write_text`` does."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 

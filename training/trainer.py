@@ -5,14 +5,13 @@ import math
 import time
 from contextlib import nullcontext
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from tqdm import tqdm
 
 from rmd_core.errors import RMDError
 
 from .backbones.base import move
+from .board import Board
 from .checkpoints import CheckpointStore
 from .ema import WeightAverage
 from .export import export_student
@@ -39,14 +38,13 @@ class Trainer:
         self.accelerator = Accelerator(
             cpu=train.device == "cpu",
             mixed_precision="bf16" if train.precision == "bfloat16" else "no",
-            log_with="tensorboard" if output.tensorboard else None,
-            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )
         if self.accelerator.num_processes > 1:
             raise RMDError(f"training runs in one process, {self.accelerator.num_processes} were started; start one")
         self.device = self.accelerator.device
         self.draws = setup.draws()
         self.done = 0
+        self.board = None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.store = CheckpointStore(folder / "checkpoints", keep=output.keep)
         self._make_networks()
@@ -67,9 +65,8 @@ class Trainer:
             fake,
             make_adamw(fake, lr=settings.fake_lr, settings=settings),
         )
-        self.teacher = self.setup.teacher.to(self.device)
-        if self.config.train.precision == "bfloat16":
-            self.teacher = self.teacher.to(torch.bfloat16)
+        # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
+        self.teacher = self.accelerator.prepare_model(self.setup.teacher.to(self.device), evaluation_mode=True)
 
     def _make_phases(self):
         setup, method = self.setup, self.config.method
@@ -136,13 +133,10 @@ class Trainer:
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""
         try:
             if self.config.output.tensorboard:
-                options = {"tensorboard": {"purge_step": self.done + 1}}
-                self.accelerator.init_trackers("tensorboard", init_kwargs=options)
+                self.board = Board(self.folder / "tensorboard", first=self.done + 1)
             return self._loop(signals)
         except OSError as error:
             raise write_failure(self.folder, error) from None
-        finally:
-            self.accelerator.end_training()
 
     def _loop(self, signals):
         train, output = self.config.train, self.config.output
@@ -226,8 +220,8 @@ class Trainer:
 
     def _record(self, entry):
         self.metrics.append(entry)
-        if self.config.output.tensorboard:
-            self.accelerator.log({k: v for k, v in entry.items() if k != "update"}, step=entry["update"])
+        if self.board is not None:
+            self.board.add({name: value for name, value in entry.items() if name != "update"}, entry["update"])
 
     def _save(self):
         parts = {

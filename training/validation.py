@@ -6,10 +6,11 @@ import math
 import torch
 from PIL import Image
 
+from rmd_core.atomic_files import write_atomically
 from rmd_core.noise_sources import SeededNoise
 from rmd_core.seeds import derive_seed
 
-from .files import make_folder, write_bytes
+from .files import make_folder
 from .sampling import sample_latents
 
 _NEARLY = 1 / 255
@@ -48,7 +49,7 @@ class Validation:
         """Write the grid of an update; returns figures: the share of pixels burnt to black or white in a channel."""
         pictures = self.backbone.decode(self.vae, self.sample(network))
         make_folder(self.folder)
-        write_bytes(self.folder / f"step_{update:06d}.png", grid_png(pictures[:, :, 0]))
+        write_atomically(self.folder / f"step_{update:06d}.png", grid_png(pictures[:, :, 0]))
         burnt = (pictures <= _NEARLY) | (pictures >= 1 - _NEARLY)
         return {"picture_saturation": burnt.float().mean().item()}
 
