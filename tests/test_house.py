@@ -32,7 +32,6 @@ REFUSED = [
 ]
 CITATION = re.compile(r"(docs/\w+\.md), ([^.;]+)")
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # import name -> project name, where they differ
-IMPORTED_BY_OTHERS = {"tensorboard"}  # by torch.utils.tensorboard
 OWN_SETUP = {"resvg_py"}  # for one program that says so in its first lines: demo/make/drawings.py
 # Folders that only one person's machine has.
 OWN_MACHINE = ["/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/", "/Us" + "ers/"]
@@ -145,7 +144,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     known = {*sys.stdlib_module_names, *OWN_SETUP, "rmd_core", "training", "demo", "benchmarks"}
     foreign = {name: place for name, place in found.items() if name not in known}
     assert {name: place for name, place in foreign.items() if name not in declared} == {}
-    assert declared - foreign.keys() == IMPORTED_BY_OTHERS
+    assert declared - foreign.keys() == set()
 
 
 def test_library_code_does_not_print():
