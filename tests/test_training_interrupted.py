@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from training.board import Board
 from training.distill import main
 from training.stopping import StopSignals
 from training_world import write_world
@@ -113,6 +115,44 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path):
     assert "the last good checkpoint is" in line and "step_000003" in line
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_000003"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_is_one_line(tmp_path, small_disk):
+    config = write_world(tmp_path)  # a checkpoint takes 5 MB
+    overrides = ("output.tensorboard=true", f"output.folder={small_disk}/out", "output.checkpoint_every=2")
+    code, output = finished(start(config, *overrides))
+    line = one_error_line(output)
+    assert code == 1 and "No space left" in line and "there is no earlier checkpoint" in line
+    assert len(record(small_disk / "out")) == 2 and not list((small_disk / "out" / "checkpoints").iterdir())
+
+
+def test_a_full_board_is_a_warning_and_the_run_goes_on(tmp_path, caplog):
+    (tmp_path / "board").write_text("a file in the folder's place")
+    board = Board(tmp_path / "board", first=1)
+    board.add({"loss": 1.0}, 1)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "no further figures" in caplog.text
+
+
+def test_the_board_of_a_resumed_run_reads_as_one(tmp_path):
+    for first, value in ((1, 1.0), (3, 2.0)):
+        board = Board(tmp_path / "board", first=first)
+        for update in range(first, 5):
+            board.add({"loss": value * update}, update)
+        board.path.rename(board.path.with_name(f"events.out.tfevents.{first}"))
+    events = EventAccumulator(str(tmp_path / "board"), purge_orphaned_data=True).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 6.0), (4, 8.0)]
 
 
 def test_the_command_runs_from_any_folder_without_installation(tmp_path):

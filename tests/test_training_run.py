@@ -132,6 +132,12 @@ def test_options_train_and_stay_finite(world, change):
     assert any(not torch.equal(before[name].bfloat16(), after[name]) for name in before)
 
 
+def test_equal_weights_have_nothing_to_match_at_half_precision_either(world):
+    settings = ("train.precision=bfloat16", "loss.cfg=1.0", "optimiser.fake_lr=1e-30", "train.updates=2")
+    assert distill(world, *settings, "optimiser.weight_decay=0.0") == 0
+    assert [entry["loss_student"] for entry in metrics(world / "out")] == [0.0, 0.0]
+
+
 def test_only_what_should_move_moves(world):
     assert distill(world, "train.updates=2", "train.fake_only_updates=2", "train.ema=null") == 0
     start, folder = tiny_wan().state_dict(), world / "out" / "checkpoints" / "step_000002"

@@ -8,8 +8,6 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from .files import make_folder
-
 log = logging.getLogger(__name__)
 
 
@@ -20,7 +18,6 @@ class Board:
     """
 
     def __init__(self, folder, *, first):
-        make_folder(folder)
         self.path = folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
         self._failed = False
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -35,6 +32,7 @@ class Board:
         if self._failed:
             return
         try:
+            self.path.parent.mkdir(exist_ok=True)
             with open(self.path, "ab") as file:
                 RecordWriter(file).write(event.SerializeToString())
         except OSError as error:
