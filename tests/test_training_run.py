@@ -220,6 +220,7 @@ def test_an_existing_folder_is_refused_and_left_alone(world, capsys):
         ("truncated", "truncated"),
         ("pickled", "pickled"),
         ("foreign", "no Wan2.1 transformer"),
+        ("nan", "'head.head.bias' holds values that are not finite"),
         ("key", "unknown key"),
         ("prompts", "is empty"),
         ("plan", "3 steps"),
@@ -236,6 +237,10 @@ def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
         torch.save({"x": torch.zeros(3)}, base)
     elif what == "foreign":
         save_safetensors(base, {"conv_in.weight": torch.zeros(3)})
+    elif what == "nan":
+        broken, metadata = read_tensors(base)
+        broken["head.head.bias"][0] = math.nan
+        save_safetensors(base, broken, metadata)
     elif what == "key":
         overrides = ["train.btach=3"]
     elif what == "prompts":
@@ -246,6 +251,7 @@ def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
     elif what == "config":
         (world / "config.yaml").unlink()
     assert distill(world, *overrides) == refused(capsys, 2, words)
+    assert distill(world, *overrides, flags=["--dry-run"]) == refused(capsys, 2, words)
     assert not (world / "out").exists()
 
 
@@ -264,6 +270,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpo
     assert code == refused(capsys, 1, "update 2:", "prompts '", "last good checkpoint", "step_000001")
     assert any(repr(prompt) for prompt in PROMPTS)
     assert len(metrics(world / "out")) == 1 and not (world / "out" / "student.safetensors").exists()
+
+
+def test_a_student_that_does_not_fit_its_dtype_is_finished_with_another_one(world, capsys):
+    half = ("optimiser.student_lr=7e4", "train.updates=1", "output.dtype=float16", "train.ema=null")
+    assert distill(world, *half) == refused(capsys, 1, "does not fit into float16", "set output.dtype")
+    assert not (world / "out" / "student.safetensors").exists()
+    assert distill(world, *half[:2], "train.ema=null", "output.dtype=bfloat16", flags=["--resume"]) == 0
+    assert (world / "out" / "student.safetensors").exists()
 
 
 def test_retention_keeps_the_newest(tmp_path):

@@ -1,5 +1,7 @@
 """Native Wan key names, files and autoencoder against diffusers' own classes and converter."""
 
+import json
+
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
@@ -77,7 +79,30 @@ def damaged_files(folder):
     wrong = {**good, "blocks.0.ffn.2.weight": torch.zeros(7, 7)}
     save_safetensors(folder / "shape.safetensors", wrong, metadata=metadata)
     save_safetensors(folder / "config.safetensors", good, metadata={"config": "[1, 2"})
-    save_safetensors(folder / "heads.safetensors", good, metadata={"config": '{"transformer": {"num_heads": 7}}'})
+    for name, sizes in {
+        "heads": {"num_heads": 7},
+        "narrow": {"num_heads": 128},
+        "boolean": {"num_heads": True},
+        "eps": {"eps": "x"},
+        "null": {"eps": None},
+    }.items():
+        save_safetensors(folder / f"{name}.safetensors", good, {"config": json.dumps({"transformer": sizes})})
+    for name, key, tensor in (
+        ("flat", "text_embedding.0.weight", torch.zeros(16)),
+        ("scalar", "head.head.weight", torch.zeros(())),
+        ("patch", "patch_embedding.weight", torch.zeros(128, 16, 1, 0, 2)),
+        ("integers", "blocks.0.ffn.2.weight", good["blocks.0.ffn.2.weight"].to(torch.int8)),
+        ("nan", "blocks.0.ffn.2.bias", torch.full_like(good["blocks.0.ffn.2.bias"], float("nan"))),
+        ("gap", "blocks.99999999999.ffn.2.bias", torch.zeros(3)),
+    ):
+        save_safetensors(folder / f"{name}.safetensors", {**good, key: tensor}, metadata)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged")
+    damaged_files(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -94,12 +119,21 @@ def damaged_files(folder):
         ("shape", "blocks.0.ffn.2.weight"),
         ("config", "'config'"),
         ("heads", "7 heads"),
+        ("narrow", "128 heads"),
+        ("boolean", "True heads"),
+        ("eps", "eps is 'x'"),
+        ("null", "eps is None"),
+        ("flat", "text_embedding.0.weight"),
+        ("scalar", "head.head.weight"),
+        ("patch", "patch_embedding.weight"),
+        ("integers", "'blocks.0.ffn.2.weight' holds int8"),
+        ("nan", "'blocks.0.ffn.2.bias' holds values that are not finite"),
+        ("gap", "no block 1"),
     ],
 )
-def test_bad_files_give_one_line(tmp_path, name, words):
-    damaged_files(tmp_path)
+def test_bad_files_give_one_line(damaged, name, words):
     with pytest.raises(RMDError, match=words) as caught:
-        load_wan_transformer(tmp_path / f"{name}.safetensors")
+        load_wan_transformer(damaged / f"{name}.safetensors")
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
@@ -121,3 +155,34 @@ def test_a_transformer_is_no_autoencoder(tmp_path):
     save_wan_transformer(tiny_wan(), tmp_path / "m.safetensors")
     with pytest.raises(RMDError, match="no Wan2.1 autoencoder"):
         load_wan_vae(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor"),
+    [
+        ("conv2.weight", torch.zeros(())),
+        ("conv2.weight", torch.zeros(48, 48, 1, 1, 1)),
+        ("decoder.head.0.gamma", torch.zeros(())),
+        ("decoder.head.0.gamma", torch.zeros(0, 1, 1, 1)),
+        ("conv1.weight", torch.zeros(())),
+        ("conv1.bias", torch.full((32,), float("inf"))),
+        ("decoder.upsamples.x.residual.0.gamma", torch.zeros(3)),
+    ],
+)
+def test_damaged_autoencoders_give_one_line(tmp_path, key, tensor):
+    write_native_vae(tiny_vae(), tmp_path / "good.safetensors")
+    tensors, _ = read_tensors(tmp_path / "good.safetensors")
+    save_safetensors(tmp_path / "vae.safetensors", {**tensors, key: tensor})
+    with pytest.raises(RMDError, match="vae.safetensors") as caught:
+        load_wan_vae(tmp_path / "vae.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "words"), [(1e6, "set output.dtype to bfloat16"), (float("nan"), "lower the learn")])
+def test_weights_that_are_not_finite_are_not_written(tmp_path, value, words):
+    model = tiny_wan()
+    with torch.no_grad():
+        model.blocks[0].ffn.net[2].bias[3] = value
+    with pytest.raises(RMDError, match=words) as caught:
+        save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float16)
+    assert "'blocks.0.ffn.2.bias'" in str(caught.value) and not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Read safetensors files whole or tensor by tensor, with one-line errors."""
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from rmd_core.errors import RMDError
@@ -25,3 +26,18 @@ def read_tensors(path):
     """All tensors of a safetensors file, on the CPU, and its metadata: ``(tensors, metadata)``. Raises RMDError."""
     with open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def finite_weights(tensors, path, *, dtype):
+    """The weights in ``dtype``. Raises RMDError, naming ``path``, for integers or a value that is not finite."""
+    weights = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise RMDError(
+                f"{path}: '{name}' holds {str(tensor.dtype).removeprefix('torch.')} values, weights are "
+                "floating-point numbers; use the file that was not quantised"
+            )
+        weights[name] = tensor.to(dtype)
+        if not torch.isfinite(weights[name]).all():
+            raise RMDError(f"{path}: '{name}' holds values that are not finite; the file is damaged, use another one")
+    return weights

@@ -11,17 +11,17 @@ from diffusers import WanTransformer3DModel
 from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
 
-from .tensor_files import read_tensors
+from .tensor_files import finite_weights, read_tensors
 from .wan_keys import WRAPPER_PREFIX, native_name, to_diffusers, to_native
 
-_NEEDED = (
-    "patch_embedding.weight",
-    "head.modulation",
-    "head.head.weight",
-    "text_embedding.0.weight",
-    "time_embedding.0.weight",
-    "blocks.0.ffn.0.weight",
-)
+_NEEDED = {  # and the number of their axes
+    "patch_embedding.weight": 5,
+    "head.modulation": 3,
+    "head.head.weight": 2,
+    "text_embedding.0.weight": 2,
+    "time_embedding.0.weight": 2,
+    "blocks.0.ffn.0.weight": 2,
+}
 
 
 def load_wan_transformer(path, *, dtype=torch.float32):
@@ -29,16 +29,19 @@ def load_wan_transformer(path, *, dtype=torch.float32):
 
     The sizes come from the tensor shapes; what shapes cannot tell (the number of heads) comes from the metadata entry
     ``config`` = ``{"transformer": {...}}`` that ComfyUI reads too, else heads are 128 wide.
-    Raises RMDError for a missing, pickled, truncated or foreign file.
+    Raises RMDError for a missing, pickled, truncated or foreign file, and for weights of integers or not finite.
     """
     tensors, metadata = read_tensors(path)
     tensors = {name.removeprefix(WRAPPER_PREFIX): tensor for name, tensor in tensors.items()}
     config = wan_config(tensors, metadata, path=path)
-    with init_empty_weights(include_buffers=False):
-        model = WanTransformer3DModel(**config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = WanTransformer3DModel(**config)
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RMDError(f"{path}: no Wan2.1 transformer has the sizes of its tensors ({reason})") from None
     _check(model, tensors, path)
-    state = {name: tensor.to(dtype) for name, tensor in to_diffusers(tensors).items()}
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(to_diffusers(finite_weights(tensors, path, dtype=dtype)), strict=True, assign=True)
     return model.eval().requires_grad_(True)
 
 
@@ -60,9 +63,10 @@ def native_wan_metadata(model):
 def save_wan_transformer(model, path, *, dtype=torch.float16, metadata=None):
     """Write a transformer as one native-key safetensors file that ComfyUI's diffusion model loader detects.
 
-    ``metadata``: further string entries, such as the recipe. Raises RMDError when the file cannot be written.
+    ``metadata``: further string entries, such as the recipe. Raises RMDError when the file cannot be written, or when a
+    weight is not finite, in the network or in ``dtype``.
     """
-    tensors = {name: tensor.to(dtype) for name, tensor in native_wan_state_dict(model).items()}
+    tensors = {name: _finite(name, tensor, dtype, path) for name, tensor in native_wan_state_dict(model).items()}
     save_safetensors(path, tensors, {**native_wan_metadata(model), **(metadata or {})})
 
 
@@ -75,15 +79,19 @@ def wan_config(tensors, metadata, *, path):
             "give a file as it lies in ComfyUI's models/diffusion_models"
         )
     shape = {name: tuple(tensors[name].shape) for name in _NEEDED}
-    if len(shape["patch_embedding.weight"]) != 5:
-        raise RMDError(
-            f"{path}: patch_embedding.weight has shape {shape['patch_embedding.weight']}, five axes are expected"
-        )
+    for name, axes in _NEEDED.items():
+        if len(shape[name]) != axes or 0 in shape[name]:
+            raise RMDError(f"{path}: '{name}' has shape {shape[name]}; {axes} axes, none of them empty, are expected")
     told = _told(metadata, path)
     dim, in_channels, *patch = shape["patch_embedding.weight"]
     heads = told.get("num_heads", max(1, dim // 128))
-    if not isinstance(heads, int) or heads < 1 or dim % heads:
-        raise RMDError(f"{path}: a width of {dim} cannot be divided among {heads} heads (metadata 'config')")
+    if type(heads) is not int or heads < 1 or dim % heads or (dim // heads) % 2:
+        raise RMDError(
+            f"{path}: a width of {dim} cannot be divided among {heads!r} heads of even width (metadata 'config')"
+        )
+    eps = told.get("eps", 1e-6)
+    if type(eps) not in (int, float) or not 0 < eps < 1:
+        raise RMDError(f"{path}: eps is {eps!r}; a number between 0 and 1 is expected (metadata 'config')")
     return {
         "patch_size": tuple(patch),
         "num_attention_heads": heads,
@@ -93,18 +101,38 @@ def wan_config(tensors, metadata, *, path):
         "text_dim": shape["text_embedding.0.weight"][1],
         "freq_dim": shape["time_embedding.0.weight"][1],
         "ffn_dim": shape["blocks.0.ffn.0.weight"][0],
-        "num_layers": 1 + max(int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))),
+        "num_layers": _layers(tensors, path),
         "cross_attn_norm": "blocks.0.norm3.weight" in tensors,
         "qk_norm": "rms_norm_across_heads",
-        "eps": float(told.get("eps", 1e-6)),
+        "eps": float(eps),
     }
+
+
+def _layers(tensors, path):
+    numbers = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
+    absent = [i for i in range(len(numbers)) if str(i) not in numbers]
+    if absent:
+        raise RMDError(f"{path} has {len(numbers)} blocks, but no block {absent[0]}; it is damaged, use another one")
+    return len(numbers)
+
+
+def _finite(name, tensor, dtype, path):
+    cast = tensor.to(dtype)
+    if torch.isfinite(cast).all():
+        return cast
+    if torch.isfinite(tensor).all():
+        kind = str(dtype).removeprefix("torch.")
+        advice = f"'{name}' does not fit into {kind}; set output.dtype to bfloat16 or float32"
+    else:
+        advice = f"'{name}' holds values that are not finite; lower the learning rates (optimiser.*)"
+    raise RMDError(f"{path} was not written: {advice}")
 
 
 def _told(metadata, path):
     try:
         told = json.loads(metadata.get("config", "{}")).get("transformer", {})
         return dict(told)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise RMDError(f"{path}: its metadata entry 'config' is no JSON object with a 'transformer' object") from None
 
 
