@@ -85,6 +85,17 @@ def test_eta_of_training_and_of_sampling_stay_apart():
         (["train.batch"], ["section.key=value"]),
         (["train.batch=[1,"], ["no valid YAML"]),
         (["prompts.cache=null"], ["'prompts.cache'"]),
+        (["output.name=2020-13-45"], ["output.name=2020-13-45", "no valid YAML"]),
+        (["train.batch=0b_"], ["no valid YAML"]),
+        (["train.batch=0x_"], ["no valid YAML"]),
+        (["train=&a [*a]"], ["contain itself"]),
+        (["train=&a {b: *a}"], ["contain itself"]),
+        (["train={2020-01-01: 3}"], ["keys must be text"]),
+        (["train={[1]: 3}"], ["no valid YAML"]),
+        (["train.batch=" + "[" * 3000], ["no valid YAML"]),
+        (['output.folder="a\\0b"'], ["'output.folder'", "no path"]),
+        (['prompts.file="a\\0b"'], ["'prompts.file'", "no path"]),
+        (['backbone.base="a\\uD800b"'], ["texts Unicode"]),
     ],
 )
 def test_bad_values_are_refused_in_one_line(overrides, words):
@@ -156,7 +167,10 @@ def test_plan_follows_mapping_choices(tmp_path):
 
 def test_digest_covers_what_decides_the_weights():
     digest = load_config(DEMO).resolved().digest()
-    assert load_config(DEMO, ["output.folder=elsewhere", "train.updates=999"]).resolved().digest() == digest
+    assert (
+        load_config(DEMO, ["output.folder=elsewhere", "train.updates=999", "backbone.vae=null"]).resolved().digest()
+        == digest
+    )
     for change in ("train.seed=1", "loss.cfg=3.0", "method.eta_train=0.4", "optimiser.fake_lr=1e-5", "plan.split=1+3"):
         assert load_config(DEMO, [change]).resolved().digest() != digest, change
 
@@ -186,6 +200,13 @@ def test_costs_are_those_of_the_method_page(plan, low, plain, separate, ours):
     apart = update_cost(plan, relative, cfg=5.0, checkpointing=True, shared=False)
     assert apart.total == pytest.approx(separate, abs=0.05)
     assert update_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(ours, abs=0.05)
+
+
+def test_the_forms_of_a_mapping_are_told_once():
+    with pytest.raises(RMDError) as caught:
+        load_config(DEMO, ["method.mapping={shfit: [3, 5]}", "train.batch=0"])
+    message = str(caught.value)
+    assert message.count("method.mapping") == 1 and message.count("{shift: [LOW, HIGH]}") == 1 and "batch" in message
 
 
 def test_every_key_is_on_the_page():

@@ -89,6 +89,8 @@ def test_bad_embeddings_are_not_written(tmp_path, made, words):
 
 def test_prompt_files(tmp_path):
     (tmp_path / "p.txt").write_text("a red apple\n\n  b\u00e4r  \n", encoding="utf-8")
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfa red apple\n")
+    assert read_prompts(tmp_path / "bom.txt") == ("a red apple",)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a red apple"}\n\n{"prompt": "b", "id": 3}\n', encoding="utf-8")
     assert read_prompts(tmp_path / "p.txt") == ("a red apple", "b\u00e4r")
     assert read_prompts(tmp_path / "p.jsonl") == ("a red apple", "b")

@@ -1,6 +1,6 @@
 """Checkpoints: one folder each, whole or absent, tensors in safetensors and the rest in JSON.
 
-checkpoints/step_000100/{student,fake,student_optimiser,fake_optimiser[,ema]}.safetensors, state.json
+checkpoints/step_000100/{student,fake,student_optimiser,fake_optimiser[,average]}.safetensors, state.json
 """
 
 import json
@@ -18,6 +18,7 @@ from .tensor_files import read_tensors
 
 _NAME = re.compile(r"^step_(\d+)$")
 _STATE = "state.json"
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class CheckpointStore:
             partial.mkdir()
             for part, tensors in parts.items():
                 save_safetensors(partial / f"{part}.safetensors", tensors)
-            write_json(partial / _STATE, {"version": 1, "update": update, "parts": sorted(parts)})
+            write_json(partial / _STATE, {"version": _VERSION, "update": update, "parts": sorted(parts)})
             if final.exists():
                 shutil.rmtree(final)
             os.rename(partial, final)
@@ -76,19 +77,27 @@ class CheckpointStore:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return final
 
-    def load_latest(self):
-        """The newest checkpoint, or None if there is none yet. Raises RMDError if it is damaged."""
+    def load_latest(self, parts):
+        """The newest checkpoint, which must have these ``parts``, or None. Raises RMDError if it is damaged."""
         path = self.latest_path()
         if path is None:
             return None
+        instead = f"delete the folder {path} to resume from the one before"
         try:
             state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            update, names = int(state["update"]), list(state["parts"])
-        except (OSError, ValueError, TypeError, KeyError):
+            version, update, found = state["version"], state["update"], sorted(state["parts"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            raise RMDError(f"{path / _STATE} is damaged; {instead}") from None
+        if version != _VERSION:
             raise RMDError(
-                f"{path / _STATE} is damaged; delete the folder {path} to resume from the one before"
-            ) from None
-        return Checkpoint(update, path, {name: read_tensors(path / f"{name}.safetensors")[0] for name in names})
+                f"{path / _STATE} is of version {version!r}, this program reads version {_VERSION}; {instead}"
+            )
+        if update != self.updates()[-1] or found != sorted(parts):
+            raise RMDError(
+                f"{path / _STATE} is damaged: it tells of update {update!r} and the parts {found}, "
+                f"not of the parts {sorted(parts)}; {instead}"
+            )
+        return Checkpoint(update, path, {name: read_tensors(path / f"{name}.safetensors")[0] for name in parts})
 
     def _clear_partial(self):
         for path in self.folder.glob(".part-*"):

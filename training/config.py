@@ -2,22 +2,35 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rmd_core.losses import FAKE_WEIGHTINGS
 from rmd_core.presets import PRESETS
 from rmd_core.renoise import SWITCH_NOISES
 from rmd_core.upsample import UPSAMPLERS
 
+
+def _a_path(path):
+    try:
+        if b"\0" not in os.fsencode(path):
+            return path
+    except UnicodeEncodeError:
+        pass
+    raise ValueError("this is no path, it holds a character that file names cannot have")
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Cells = tuple[Count, Count]
+_UNDECISIVE = ("output.", "backbone.vae", "backbone.gradient_checkpointing", "train.updates", "train.device")
+File = Annotated[Path, AfterValidator(_a_path)]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
@@ -31,8 +44,8 @@ class BackboneSection(Section):
     """Which model is distilled."""
 
     name: str = Field(description="backbone, such as wan")
-    base: Path = Field(description="the teacher: one native-key safetensors file")
-    vae: Path | None = Field(None, description="autoencoder for validation pictures; none are made without it")
+    base: File = Field(description="the teacher: one native-key safetensors file")
+    vae: File | None = Field(None, description="autoencoder for validation pictures; none are made without it")
     shift: Positive | None = Field(
         None, description="flow shift the teacher was trained with; null: the backbone's own"
     )
@@ -99,8 +112,8 @@ class LossSection(Section):
 class PromptSection(Section):
     """What is asked for."""
 
-    cache: Path
-    file: Path | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
+    cache: File
+    file: File | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
     encoder: str | None = Field(None, description="refuse a cache made by another encoder")
 
 
@@ -137,7 +150,7 @@ class TrainSection(Section):
 class OutputSection(Section):
     """What is written, and how often."""
 
-    folder: Path
+    folder: File
     name: str = Field("student", pattern=r"^[A-Za-z0-9._-]+$", description="file name of the student")
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     checkpoint_every: Count = 100
@@ -181,9 +194,15 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
 
     def digest(self):
-        """SHA-256 over all that decides the trained weights: not the output, the device, the number of updates."""
-        content = self.model_dump(mode="json", exclude={"output": True, "train": {"updates", "device"}})
+        """SHA-256 over all keys that decide the trained weights."""
+        content = decisive(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def decisive(tree):
+    """The keys of a dumped configuration that decide the trained weights, as ``{"section.key": value}``."""
+    flat = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    return {name: value for name, value in flat.items() if not name.startswith(_UNDECISIVE)}
 
 
 def _chosen(own, preset):

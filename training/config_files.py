@@ -45,15 +45,20 @@ def load_config(path, overrides=()):
     for override in overrides:
         _apply(tree, override)
     try:
-        return Config.model_validate_json(json.dumps(tree, default=str))
+        text = json.dumps(tree, default=str, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RMDError(f"{path}: keys must be text, texts Unicode, and no value may contain itself ({error})") from None
+    try:
+        return Config.model_validate_json(text)
     except ValidationError as error:
-        raise RMDError(f"{path}: " + "; ".join(_line(e) for e in error.errors()[:5])) from None
+        raise RMDError(f"{path}: " + "; ".join(_lines(error.errors())[:5])) from None
 
 
 def _parse(text, source):
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
+        # The reader passes on what Python says of a date that is none (2020-13-45) or a number without digits (0b_).
         raise RMDError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from None
 
 
@@ -69,6 +74,17 @@ def _apply(tree, override):
         if not isinstance(tree, dict):
             raise RMDError(f"--set {override}: '{key}' is a value, not a section")
     tree[keys[-1]] = _parse(value, f"--set {override}")
+
+
+def _lines(errors):
+    """Validation errors in words, the several complaints about one mapping as one."""
+    mapping = [error for error in errors if error["loc"][:2] == ("method", "mapping")]
+    lines = [_line(error) for error in errors if error not in mapping]
+    if mapping:
+        lines.append(
+            "'method.mapping': it is area, none, {shift: [LOW, HIGH]} or {ratio: NUMBER}, with numbers above 0"
+        )
+    return lines
 
 
 def _line(error):

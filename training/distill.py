@@ -35,7 +35,7 @@ def _distill(arguments):
         config = load_config(arguments.config, arguments.set).resolved()
         # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
         from training.costs import dry_run_report
-        from training.run_folder import check_folder, claim_folder
+        from training.run_folder import check_folder, claim_folder, data_digests
         from training.setup import prepare
         from training.stopping import StopSignals
         from training.trainer import Trainer
@@ -44,10 +44,11 @@ def _distill(arguments):
         if arguments.dry_run:
             print(dry_run_report(setup))
             return 0
-        folder = check_folder(config, resume=arguments.resume)
+        data = data_digests(config, setup.prompts)
+        folder = check_folder(config, data, resume=arguments.resume)
         trainer = Trainer(setup, folder)
         trainer.restore()
-        claim_folder(config, folder)
+        claim_folder(config, data, folder)
     except RMDError as error:
         return _say(error, 2)
     with StopSignals() as signals:
@@ -67,7 +68,7 @@ def _parser():
 
 
 def _say(error, code):
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 

@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+from rmd_core.errors import RMDError
+
 
 class WeightAverage:
     """The average ``decay * average + (1 - decay) * weights`` in float32, starting from the weights at hand."""
@@ -18,8 +20,10 @@ class WeightAverage:
         weights = [p.detach().float() for p in network.parameters()]
         torch._foreach_lerp_(list(self.tensors.values()), weights, 1 - self.decay)
 
-    def load(self, tensors):
-        """Continue from a saved average."""
+    def load(self, tensors, source):
+        """Continue from a saved average. Raises RMDError, naming ``source``, if it is that of another network."""
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self.tensors.items()}:
+            raise RMDError(f"{source}: its weight average belongs to another network; start in a new output folder")
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-from .files import write_failure, write_text
+from rmd_core.atomic_files import write_atomically
+from rmd_core.errors import RMDError
+
+from .files import write_failure
 
 SATURATED = 3.0  # a latent value beyond three standard deviations of the data
 
@@ -28,16 +31,21 @@ class MetricsFile:
         """Drop the lines after ``update``, which a resumed run writes again. Raises RMDError for a damaged file."""
         if not self.path.exists():
             return
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise RMDError(f"{self.path}: cannot be read ({error.strerror or error})") from None
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                reached = json.loads(line)["update"]
-            except (ValueError, TypeError, KeyError):
-                break  # a line cut off by a crash; nothing complete follows it
-            if reached > update:
-                break
+        for number, line in enumerate(lines, start=1):
+            reached = _update_of(line)
+            if reached is None and number < len(lines):
+                raise RMDError(
+                    f"{self.path}, line {number}: damaged; mend the line, or move the file away to resume without it"
+                )
+            if reached is None or reached > update:
+                break  # the last line may be cut off by a crash
             kept.append(line)
-        write_text(self.path, "".join(kept))
+        write_atomically(self.path, b"".join(kept))
 
     def append(self, entry):
         """Write one entry. Raises RMDError when the disk is full."""
@@ -46,3 +54,12 @@ class MetricsFile:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise write_failure(self.path, error) from None
+
+
+def _update_of(line):
+    """The update of one line, or None if it is damaged."""
+    try:
+        update = json.loads(line)["update"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return update if type(update) is int else None

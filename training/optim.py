@@ -19,18 +19,17 @@ def optimiser_tensors(optimiser):
     return {f"{number}.{entry}": value for number, entries in state.items() for entry, value in entries.items()}
 
 
-def load_optimiser_tensors(optimiser, tensors):
-    """Put a state made by ``optimiser_tensors`` back. Raises RMDError if it belongs to other parameters."""
+def load_optimiser_tensors(optimiser, tensors, source):
+    """Put a state made by ``optimiser_tensors`` back. Raises RMDError, naming ``source``, if it does not fit."""
+    current = optimiser.state_dict()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    wanted = {}
+    for number, parameter in enumerate(parameters):
+        wanted |= {f"{number}.exp_avg": parameter.shape, f"{number}.exp_avg_sq": parameter.shape, f"{number}.step": ()}
+    if tensors and {name: tensor.shape for name, tensor in tensors.items()} != wanted:
+        raise RMDError(f"{source}: its optimiser state belongs to another network; start in a new output folder")
     state = {}
     for name, value in tensors.items():
         number, _, entry = name.partition(".")
         state.setdefault(int(number), {})[entry] = value
-    current = optimiser.state_dict()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    fits = not state or (
-        set(state) == set(range(len(parameters)))
-        and all(state[i]["exp_avg"].shape == p.shape for i, p in enumerate(parameters))
-    )
-    if not fits:
-        raise RMDError("the optimiser state of the checkpoint belongs to another network; start in a new output folder")
     optimiser.load_state_dict({"state": state, "param_groups": current["param_groups"]})

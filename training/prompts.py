@@ -18,7 +18,7 @@ def read_prompts(path):
     if path.suffix not in (".txt", ".jsonl"):
         raise RMDError(f"{path}: a prompt file ends in .txt or .jsonl")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise RMDError(f"the prompt file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -36,7 +36,7 @@ def read_prompts(path):
 def _prompt_of(line, number, path):
     try:
         prompt = json.loads(line)["prompt"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         prompt = None
     if not isinstance(prompt, str) or not prompt.strip():
         raise RMDError(f'{path}, line {number}: expected an object like {{"prompt": "a red apple"}}')

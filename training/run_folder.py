@@ -1,11 +1,12 @@
 """The output folder of a run, and who may write into it.
 
 config.yaml   the resolved configuration        pictures/      validation grids
-run.json      its digest                        checkpoints/   see training/checkpoints.py
+run.json      digests of it and of its data     checkpoints/   see training/checkpoints.py
 metrics.jsonl one line per update               tensorboard/   the same for TensorBoard
 <name>.safetensors   the student, once the run is complete
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,19 +14,46 @@ import yaml
 
 from rmd_core.errors import RMDError
 
+from .config import decisive
 from .files import make_folder, write_json, write_text
 
 
-def check_folder(config, *, resume):
+def data_digests(config, prompts):
+    """SHA-256 of what a run is fed: the list of ``prompts``, and the content of each file that decides the weights."""
+    listed = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+    return {
+        "prompts": listed,
+        "prompts.cache": _file_digest(config.prompts.cache),
+        "backbone.base": _file_digest(config.backbone.base),
+    }
+
+
+def check_folder(config, data, *, resume):
     """The output folder: new or empty, or, when resuming, one that holds this very run. Nothing is written.
 
-    Raises RMDError if the folder holds anything else.
+    ``data``: the ``data_digests``. Raises RMDError if the folder holds anything else, or cannot be looked into.
     """
     folder, marker = Path(config.output.folder), Path(config.output.folder) / "run.json"
+    try:
+        return _checked(config, data, folder, marker, resume=resume)
+    except OSError as error:
+        raise RMDError(
+            f"the output folder {folder} cannot be used ({error.strerror or error}); choose another output.folder"
+        ) from None
+
+
+def claim_folder(config, data, folder):
+    """Make the folder and mark it as this run's. Raises RMDError where it cannot be written."""
+    make_folder(folder)
+    write_text(folder / "config.yaml", config.to_yaml())
+    write_json(folder / "run.json", {"version": 1, "digest": config.digest(), "data": data})
+
+
+def _checked(config, data, folder, marker, *, resume):
     if folder.exists() and not folder.is_dir():
         raise RMDError(f"the output folder {folder} is a file; choose another output.folder")
     if resume:
-        _check_same_run(config, folder, marker)
+        _check_same_run(config, data, folder, marker)
     elif folder.exists() and any(folder.iterdir()):
         what = "a run" if marker.exists() else "other files"
         raise RMDError(
@@ -36,39 +64,52 @@ def check_folder(config, *, resume):
     return folder
 
 
-def claim_folder(config, folder):
-    """Make the folder and mark it as this run's. Raises RMDError where it cannot be written."""
-    make_folder(folder)
-    write_text(folder / "config.yaml", config.to_yaml())
-    write_json(folder / "run.json", {"version": 1, "digest": config.digest()})
-
-
-def _check_same_run(config, folder, marker):
+def _check_same_run(config, data, folder, marker):
     try:
-        digest = json.loads(marker.read_text(encoding="utf-8"))["digest"]
+        run = json.loads(marker.read_text(encoding="utf-8"))
+        version, digest, old = run["version"], run["digest"], dict(run["data"])
     except FileNotFoundError:
         raise RMDError(f"there is no run to resume in {folder}; start it without --resume") from None
-    except (OSError, ValueError, TypeError, KeyError):
-        raise RMDError(f"{marker} is damaged; this run cannot be resumed") from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise RMDError(f"{marker} is damaged; this run cannot be resumed, choose another output.folder") from None
+    if version != 1:
+        raise RMDError(f"{marker} is of version {version}, this program reads version 1; choose another output.folder")
     if digest != config.digest():
         raise RMDError(
             f"the run in {folder} has another configuration ({_differences(config, folder)}); "
             "resume with the same one, or choose another output.folder"
         )
+    changed = [key for key, value in data.items() if old.get(key) != value]
+    if changed:
+        raise RMDError(
+            f"{', '.join(_NAMES[key](config) for key in changed)} changed since the run in {folder} began; "
+            "put the old content back, or choose another output.folder"
+        )
+
+
+_NAMES = {
+    "prompts": lambda config: "the list of prompts",
+    "prompts.cache": lambda config: f"the prompt cache {config.prompts.cache}",
+    "backbone.base": lambda config: f"the teacher {config.backbone.base}",
+}
+
+
+def _file_digest(path):
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise RMDError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return digest.hexdigest()
 
 
 def _differences(config, folder):
     try:
-        old = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        old = decisive(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         return "its config.yaml cannot be read"
-    new = _flat(yaml.safe_load(config.to_yaml()))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key[:7] != "output."]
+    new = decisive(yaml.safe_load(config.to_yaml()))
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in changed[:3])
-
-
-def _flat(tree, prefix=""):
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -108,14 +108,16 @@ class Trainer:
 
     def restore(self):
         """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one."""
-        checkpoint = self.store.load_latest()
+        checkpoint = self.store.load_latest(self._parts())
         if checkpoint is not None:
             self._load(self.student, checkpoint, "student")
             self._load(self.fake, checkpoint, "fake")
-            load_optimiser_tensors(self.student_optimiser.optimizer, checkpoint.parts["student_optimiser"])
-            load_optimiser_tensors(self.fake_optimiser.optimizer, checkpoint.parts["fake_optimiser"])
+            load_optimiser_tensors(
+                self.student_optimiser.optimizer, checkpoint.parts["student_optimiser"], checkpoint.path
+            )
+            load_optimiser_tensors(self.fake_optimiser.optimizer, checkpoint.parts["fake_optimiser"], checkpoint.path)
             if self.average is not None:
-                self.average.load(checkpoint.parts["average"])
+                self.average.load(checkpoint.parts["average"], checkpoint.path)
             self.done = checkpoint.update
             log.info("resuming after update %d from %s", self.done, checkpoint.path)
         self.metrics.keep_until(self.done if checkpoint else -1)
@@ -125,8 +127,8 @@ class Trainer:
             self._bare(network).load_state_dict(checkpoint.parts[part])
         except (KeyError, RuntimeError):
             raise RMDError(
-                f"{checkpoint.path} does not fit the teacher {self.config.backbone.base}, which must have changed "
-                "since this run began; put the old one back or choose another output.folder"
+                f"{checkpoint.path}: its {part} does not fit the teacher {self.config.backbone.base}; "
+                "delete that folder to resume from the checkpoint before"
             ) from None
 
     def run(self, signals):
@@ -158,7 +160,7 @@ class Trainer:
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
                 bar.update()
                 if last or signals.received or self.done % output.checkpoint_every == 0:
-                    self._save()
+                    self.store.save(self.done, self._parts())
                 if signals.received and not last:
                     log.info("stopped by a signal after update %d; continue with --resume", self.done)
                     return signals.exit_code
@@ -223,16 +225,15 @@ class Trainer:
         if self.board is not None:
             self.board.add({name: value for name, value in entry.items() if name != "update"}, entry["update"])
 
-    def _save(self):
+    def _parts(self):
+        """What a checkpoint is made of, as it is now."""
         parts = {
             "student": self._bare(self.student).state_dict(),
             "fake": self._bare(self.fake).state_dict(),
             "student_optimiser": optimiser_tensors(self.student_optimiser.optimizer),
             "fake_optimiser": optimiser_tensors(self.fake_optimiser.optimizer),
         }
-        if self.average is not None:
-            parts["average"] = self.average.tensors
-        self.store.save(self.done, parts)
+        return parts if self.average is None else parts | {"average": self.average.tensors}
 
     def _bare(self, network):
         return self.accelerator.unwrap_model(network)
