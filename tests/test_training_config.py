@@ -181,6 +181,9 @@ class Stages:
     def __init__(self, *pairs):
         self.stages = [type("S", (), {"height": size, "width": size, "sigmas": (0,) * steps}) for size, steps in pairs]
 
+    def cost(self, relative_cost):
+        return sum(relative_cost(stage.height, stage.width) * len(stage.sigmas) for stage in self.stages)
+
 
 @pytest.mark.parametrize(
     ("plan", "low", "plain", "separate", "ours"),
@@ -200,6 +203,19 @@ def test_costs_are_those_of_the_method_page(plan, low, plain, separate, ours):
     apart = update_cost(plan, relative, cfg=5.0, checkpointing=True, shared=False)
     assert apart.total == pytest.approx(separate, abs=0.05)
     assert update_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(ours, abs=0.05)
+
+
+def test_accumulation_shares_trajectories_but_not_forwards():
+    plan = Stages((64, 2), (128, 2))
+    one, many, apart = (
+        update_cost(plan, lambda h, w: (h / 128) ** 2, cfg=2.0, fake_steps=2, **sharing)
+        for sharing in ({}, {"accumulation": 4}, {"shared": False})
+    )
+    # Means over the stages: a forward costs 1/4 and 1, the steps before it 1/8 and 1.
+    at_step, to_step = (0.25 + 1) / 2, (0.125 + 1) / 2
+    assert (one.student, many.student, apart.student) == pytest.approx((4 * at_step, 5 * at_step, 5 * at_step))
+    trajectories = (one.trajectory, many.trajectory, apart.trajectory)
+    assert trajectories == pytest.approx((2 * to_step, 2 * to_step, 3 * to_step))
 
 
 def test_the_forms_of_a_mapping_are_told_once():

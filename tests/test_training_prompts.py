@@ -1,6 +1,7 @@
 """Prompt cache and prompt order."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,21 @@ def test_cache_gives_back_what_was_written_padded_with_zeros(tmp_path):
     assert batch.dtype == torch.float32 and torch.equal(batch[2], made["red"])
     assert torch.equal(batch[0], torch.cat((made["blue"], torch.zeros(2, 3)))) and not batch[1].any()
     assert torch.equal(cache.batch(["blue"])[0], batch[0])
+
+
+def test_a_longer_prompt_changes_no_other_where_the_length_is_given(tmp_path):
+    made = embeddings()
+    write_prompt_cache(tmp_path / "a.safetensors", made, encoder="toy", tokens=6)
+    write_prompt_cache(tmp_path / "b.safetensors", {**made, "long": torch.ones(6, 3)}, encoder="toy", tokens=6)
+    a, b = PromptCache(tmp_path / "a.safetensors"), PromptCache(tmp_path / "b.safetensors")
+    assert a.tokens == b.tokens == 6 and torch.equal(a.batch(["red", ""]), b.batch(["red", ""]))
+    with pytest.raises(RMDError, match="has 6 tokens, more than the 5"):
+        write_prompt_cache(tmp_path / "c.safetensors", {**made, "long": torch.ones(6, 3)}, encoder="toy", tokens=5)
+
+
+def test_the_demo_cache_of_equal_lengths_needs_no_length():
+    cache = PromptCache(Path(__file__).parent.parent / "demo/models/embeddings/rmd_tiny_prompts.safetensors")
+    assert cache.batch(cache.texts[:3]).shape == (3, cache.tokens, cache.dim) and cache.tokens == 3
 
 
 def test_cache_is_keyed_by_the_hash_of_the_text(tmp_path):
@@ -63,6 +79,8 @@ def entry(**changes):
         (json.dumps(entry(prompts={prompt_key("blue"): "blue"})), "'blue' is missing"),
         (json.dumps(entry(prompts={prompt_key("red"): "blue"})), "'blue' is missing or damaged"),
         (json.dumps(entry(encoder=3)), "damaged"),
+        (json.dumps(entry(tokens=1)), "pads its prompts to 1 tokens, but one has 2"),
+        (json.dumps(entry(tokens="x")), "pads its prompts to 'x'"),
     ],
 )
 def test_damaged_caches_are_refused(tmp_path, text, words):

@@ -1,25 +1,31 @@
 """Whole runs of distill.py on a tiny random world: what a run writes, refuses, and how it stops."""
 
-import json
 import math
-import shutil
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from rmd_core.header import read_header, save_safetensors
 from rmd_core.recipe import read_recipe
-from training.checkpoints import CheckpointStore
-from training.config_files import load_config
-from training.distill import main
 from training.ema import WeightAverage
 from training.export import student_recipe
-from training.prompt_cache import write_prompt_cache
 from training.tensor_files import read_tensors
-from training.wan_files import load_wan_transformer, save_wan_transformer
-from training_world import PROMPTS, TEXT_DIM, make_setup, tiny_vae, tiny_wan, write_native_vae, write_world
+from training.wan_files import load_wan_transformer
+from training_world import (
+    PROMPTS,
+    copy_world,
+    distill,
+    equal,
+    make_setup,
+    metrics,
+    refused,
+    tensors,
+    tiny_vae,
+    tiny_wan,
+    write_native_vae,
+    write_world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +36,9 @@ def pristine(tmp_path_factory):
     return folder
 
 
-def copy_world(source, target):
-    """Copy a world, its configurations told of the new folder."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    for path in target.rglob("*.yaml"):
-        path.write_bytes(path.read_bytes().replace(str(source).encode(), str(target).encode()))
-    run = target / "out" / "run.json"
-    if run.exists():  # the digest covers the paths
-        digests = json.loads(run.read_bytes())
-        run.write_text(json.dumps(digests | {"digest": load_config(target / "config.yaml").resolved().digest()}))
-    return target
-
-
 @pytest.fixture
 def world(pristine, tmp_path):
     return copy_world(pristine, tmp_path)
-
-
-def distill(world, *overrides, flags=()):
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process normally makes one run
-    sets = [part for override in overrides for part in ("--set", override)]
-    return main(["--config", str(world / "config.yaml"), *sets, *flags])
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def tensors(path):
-    return read_tensors(path)[0]
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
@@ -166,27 +142,6 @@ def test_accumulated_micro_batches_train_like_one_batch(world):
     assert a[0]["norm_student"] == pytest.approx(b[0]["norm_student"], rel=1e-2)
 
 
-def test_resume_repeats_an_uninterrupted_run_bit_for_bit(world):
-    assert distill(world, f"output.folder={world}/straight") == 0
-    assert distill(world, "train.updates=3") == 0
-    assert distill(world, flags=["--resume"]) == 0
-    a, b = world / "straight", world / "out"
-    for name in (
-        "student.safetensors",
-        *(
-            f"checkpoints/step_000006/{part}.safetensors"
-            for part in ("student", "fake", "average", "student_optimiser", "fake_optimiser")
-        ),
-    ):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    drop = {"seconds"}
-    assert [{k: v for k, v in e.items() if k not in drop} for e in metrics(a)] == [
-        {k: v for k, v in e.items() if k not in drop} for e in metrics(b)
-    ]
-    assert distill(world, flags=["--resume"]) == 0  # a finished run stays as it is
-    assert (a / "student.safetensors").read_bytes() == (b / "student.safetensors").read_bytes()
-
-
 def test_dry_run_prints_the_plan_and_writes_nothing(world, capsys):
     assert distill(world, flags=["--dry-run"]) == 0
     text = capsys.readouterr().out
@@ -199,11 +154,18 @@ def test_dry_run_prints_the_plan_and_writes_nothing(world, capsys):
     assert not (world / "out").exists()
 
 
-def refused(capsys, code, *words):
-    """The error of the last command: one line, with these words."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and all(word in lines[0] for word in words), lines
-    return code
+def test_dry_run_tells_the_notes_of_plan_and_intervals(world, capsys):
+    many = ("plan.steps=60", "plan.split=30+30")
+    assert distill(world, *many, flags=["--dry-run"]) == 0
+    text = capsys.readouterr().out
+    notes = make_setup(world, *many).intervals.notes
+    assert notes and all(f"note: {note}" in text for note in notes)
+
+
+def test_more_than_one_process_is_refused(world, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distill(world) == refused(capsys, 2, "one process, 2 were started")
+    assert not (world / "out").exists()
 
 
 def test_an_existing_folder_is_refused_and_left_alone(world, capsys):
@@ -264,94 +226,6 @@ def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
     assert not (world / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def interrupted(pristine, tmp_path_factory):
-    """A world with a run that has reached update 3 of 6."""
-    folder = copy_world(pristine, tmp_path_factory.mktemp("interrupted"))
-    assert distill(folder, "train.updates=3") == 0
-    return folder
-
-
-@pytest.fixture
-def half(interrupted, tmp_path):
-    return copy_world(interrupted, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("what", "words"),
-    [
-        ("teacher", "the teacher"),
-        ("cache", "the prompt cache"),
-        ("prompts", "the list of prompts"),
-    ],
-)
-def test_resuming_on_changed_data_is_refused(half, capsys, what, words):
-    if what == "teacher":
-        save_wan_transformer(tiny_wan(seed=5), half / "teacher.safetensors", dtype=torch.float32)
-    elif what == "cache":
-        embeddings = {text: torch.ones(4, TEXT_DIM) for text in ("", *PROMPTS)}
-        write_prompt_cache(half / "prompts.safetensors", embeddings, encoder="toy")
-    else:
-        embeddings = {text: torch.ones(4, TEXT_DIM) for text in ("", *PROMPTS, "a new one")}
-        write_prompt_cache(half / "prompts.safetensors", embeddings, encoder="toy")
-    before = {path: path.read_bytes() for path in (half / "out").rglob("*") if path.is_file()}
-    capsys.readouterr()
-    assert distill(half, flags=["--resume"]) == refused(capsys, 2, words, "changed since the run")
-    assert before == {path: path.read_bytes() for path in (half / "out").rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "words"),
-    [
-        ("metrics.jsonl", lambda text: text.replace(b"{", b"\xff", 1), "metrics.jsonl, line 1: damaged"),
-        ("metrics.jsonl", lambda text: text.replace(b'"update": 2', b'"update": "x"'), "line 2: damaged"),
-        ("run.json", lambda text: text.replace(b'"data"', b'"date"'), "run.json is damaged"),
-        ("run.json", lambda text: text.replace(b'"version": 1', b'"version": 2'), "version 2"),
-        ("config.yaml", lambda text: b"\xff", None),
-        ("checkpoints/step_000003/state.json", lambda text: b"{", "state.json is damaged"),
-        ("checkpoints/step_000003/state.json", lambda text: b'{"version": 1, "update": 3}', "state.json is damaged"),
-        ("checkpoints/step_000003/state.json", lambda text: text.replace(b'"average",', b""), "damaged: it tells"),
-        ("checkpoints/step_000003/state.json", lambda text: text.replace(b'n": 1', b'n": 9'), "version 9"),
-        ("checkpoints/step_000003/fake.safetensors", lambda text: text[:1000], "truncated"),
-    ],
-)
-def test_damaged_files_of_a_run_are_named(half, capsys, name, change, words):
-    path = half / "out" / name
-    path.write_bytes(change(path.read_bytes()))
-    capsys.readouterr()
-    if words is None:
-        assert distill(half, flags=["--resume"]) == 0
-    else:
-        assert distill(half, flags=["--resume"]) == refused(capsys, 2, words)
-
-
-@pytest.mark.parametrize(
-    ("part", "name", "words"),
-    [
-        ("student_optimiser", "a.b", "optimiser state belongs"),
-        ("average", "a.b", "weight average belongs"),
-        ("student", "a.b", "its student does not fit"),
-    ],
-)
-def test_foreign_tensors_in_a_checkpoint_are_refused(half, capsys, part, name, words):
-    path = half / "out" / "checkpoints" / "step_000003" / f"{part}.safetensors"
-    save_safetensors(path, {**tensors(path), name: torch.zeros(3)})
-    capsys.readouterr()
-    assert distill(half, flags=["--resume"]) == refused(capsys, 2, words, "step_000003")
-
-
-def test_a_last_line_that_was_cut_off_is_dropped(half):
-    with open(half / "out" / "metrics.jsonl", "a") as file:
-        file.write('{"update": 4, "loss_fa')
-    assert distill(half, flags=["--resume"]) == 0
-    assert [entry["update"] for entry in metrics(half / "out")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_what_decides_no_weights_may_change_on_resume(half):
-    changes = (f"backbone.vae={half}/vae.safetensors", "backbone.gradient_checkpointing=true")
-    assert distill(half, *changes, flags=["--resume"]) == 0
-
-
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpoint(world, capsys):
     code = distill(world, "optimiser.student_lr=1e30", "output.checkpoint_every=1", "train.updates=9", "train.ema=null")
     assert code == refused(capsys, 1, "update 2:", "prompts '", "last good checkpoint", "step_000001")
@@ -365,19 +239,6 @@ def test_a_student_that_does_not_fit_its_dtype_is_finished_with_another_one(worl
     assert not (world / "out" / "student.safetensors").exists()
     assert distill(world, *half[:2], "train.ema=null", "output.dtype=bfloat16", flags=["--resume"]) == 0
     assert (world / "out" / "student.safetensors").exists()
-
-
-def test_retention_keeps_the_newest(tmp_path):
-    store = CheckpointStore(tmp_path / "c", keep=2)
-    for update in (5, 10, 15):
-        store.save(update, {"a": {"x": torch.full((2,), float(update))}})
-    assert store.updates() == [10, 15]
-    latest = store.load_latest(["a"])
-    assert latest.update == 15 and torch.equal(latest.parts["a"]["x"], torch.full((2,), 15.0))
-    shutil.copytree(tmp_path / "c" / "step_000015", tmp_path / "c" / ".part-000020")  # what a kill leaves behind
-    assert store.updates() == [10, 15]
-    store.save(20, {"a": {}})
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["step_000015", "step_000020"]
 
 
 def test_weight_average_is_the_recursion():

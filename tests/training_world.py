@@ -1,13 +1,19 @@
 """A tiny random world for the trainer's tests: a Wan transformer, its autoencoder and prompts, made in milliseconds."""
 
+import json
+import shutil
+
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
 from rmd_core.header import save_safetensors
 from training.config_files import load_config
+from training.distill import main
 from training.prompt_cache import write_prompt_cache
 from training.setup import prepare
+from training.tensor_files import read_tensors
 from training.wan_files import save_wan_transformer
 
 TEXT_DIM = 16
@@ -43,6 +49,47 @@ def make_setup(folder, *overrides):
     if not path.exists():
         write_world(folder)
     return prepare(load_config(path, overrides).resolved())
+
+
+def copy_world(source, target):
+    """Copy a world, its configurations told of the new folder."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for path in target.rglob("*.yaml"):
+        path.write_bytes(path.read_bytes().replace(str(source).encode(), str(target).encode()))
+    run = target / "out" / "run.json"
+    if run.exists():  # the digest covers the paths
+        digests = json.loads(run.read_bytes())
+        run.write_text(json.dumps(digests | {"digest": load_config(target / "config.yaml").resolved().digest()}))
+    return target
+
+
+def distill(world, *overrides, flags=()):
+    """The exit code of distill.py in a world."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process normally makes one run
+    sets = [part for override in overrides for part in ("--set", override)]
+    return main(["--config", str(world / "config.yaml"), *sets, *flags])
+
+
+def metrics(folder):
+    """The record of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def tensors(path):
+    """The tensors of a safetensors file."""
+    return read_tensors(path)[0]
+
+
+def equal(a, b):
+    """Whether two state dicts are the same, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def refused(capsys, code, *words):
+    """The error of the last command: one line, with these words."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and all(word in lines[0] for word in words), lines
+    return code
 
 
 def tiny_wan(seed=0, *, layers=1, dim=128, heads=1):

@@ -21,8 +21,11 @@ class UpdateCost:
         return self.trajectory + self.student + self.fake + self.judges
 
 
-def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, checkpointing=False):
-    """The mean cost of an update after the warm-up; ``relative_cost(height, width)`` is 1 at the final size."""
+def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, accumulation=1, checkpointing=False):
+    """The mean cost of an update after the warm-up; ``relative_cost(height, width)`` is 1 at the final size.
+
+    With ``accumulation`` above 1 the phases share trajectories, but not forwards (docs/training.md).
+    """
     per_stage = [[relative_cost(stage.height, stage.width)] * len(stage.sigmas) for stage in plan.stages]
     gradient = CHECKPOINTED if checkpointing else GRADIENT
     before, reached, forward = 0.0, [], []
@@ -31,10 +34,11 @@ def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, checkpoi
         forward.append(costs[0])
         before += sum(costs)
     to_step, at_step = sum(reached) / len(reached), sum(forward) / len(forward)
-    fake_phases = fake_steps - 1 if shared else fake_steps  # those with a student forward of their own
+    own_trajectory = fake_steps - 1 if shared else fake_steps  # fake phases that share none with the student's phase
+    own_forward = own_trajectory if accumulation == 1 else fake_steps
     return UpdateCost(
-        trajectory=to_step * (fake_phases + 1),
-        student=at_step * (fake_phases + gradient),
+        trajectory=to_step * (own_trajectory + 1),
+        student=at_step * (own_forward + gradient),
         fake=gradient * fake_steps,
         judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
     )
@@ -43,11 +47,10 @@ def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, checkpoi
 def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
     """The same for the plain loop: the whole cascade every time, and a student forward in each phase."""
     per_stage = [relative_cost(stage.height, stage.width) for stage in plan.stages]
-    whole = sum(cost * len(stage.sigmas) for cost, stage in zip(per_stage, plan.stages, strict=True))
     gradient = CHECKPOINTED if checkpointing else GRADIENT
     at_step = sum(per_stage) / len(per_stage)
     return UpdateCost(
-        trajectory=whole * fake_steps,
+        trajectory=plan.cost(relative_cost) * fake_steps,
         student=at_step * (fake_steps + gradient),
         fake=gradient * fake_steps,
         judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
@@ -67,14 +70,15 @@ def dry_run_report(setup):
     count = backbone.parameters(teacher)
     common = {"cfg": config.loss.cfg, "fake_steps": config.train.fake_steps}
     common["checkpointing"] = config.backbone.gradient_checkpointing
-    ours = update_cost(setup.plan, relative, shared=config.train.share_forward, **common)
+    sharing = {"shared": config.train.share_forward, "accumulation": config.train.accumulation}
+    ours = update_cost(setup.plan, relative, **sharing, **common)
     plain = plain_cost(setup.plan, relative, **common)
     batch = config.train.batch * config.train.accumulation
     flops = ours.total * final * batch
     return "\n".join(
         [
             setup.plan.table(),
-            *(f"note: {note}" for note in setup.plan.notes),
+            *(f"note: {note}" for note in (*setup.plan.notes, *setup.intervals.notes)),
             "",
             f"backbone    {backbone.name}, {config.backbone.base}",
             f"parameters  {count:,} each for the student, the fake score and the frozen teacher",
@@ -87,6 +91,6 @@ def dry_run_report(setup):
             f"teacher and fake score for the student {ours.judges:.2f}",
             f"            ({plain.total:.2f} with whole trajectories and separate student forwards)",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
-            f"sampling    {sum(relative(s.height, s.width) for s in setup.plan.steps):.2f} forwards a picture",
+            f"sampling    {setup.plan.cost(relative):.2f} forwards a picture",
         ]
     )

@@ -21,11 +21,12 @@ def prompt_key(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_prompt_cache(path, embeddings, *, encoder, dtype=torch.float16):
+def write_prompt_cache(path, embeddings, *, encoder, tokens=None, dtype=torch.float16):
     """Write ``{prompt: (tokens, dim) tensor}`` as one cache file; the null prompt is the empty text.
 
-    ``encoder``: a name for the text encoder that made the embeddings; a reader can insist on it.
-    Raises RMDError for an embedding of the wrong shape or a file that cannot be written.
+    ``encoder``: a name for the text encoder that made the embeddings; a reader can insist on it. ``tokens``: the length
+    to which a reader pads every prompt, None for the longest one now; give it to add longer prompts later, as a network
+    sees the padding. Raises RMDError for an embedding of the wrong shape or a file that cannot be written.
     """
     widths = {tuple(value.shape[1:]) for value in embeddings.values()}
     if len(widths) != 1 or len(next(iter(widths))) != 1:
@@ -34,7 +35,11 @@ def write_prompt_cache(path, embeddings, *, encoder, dtype=torch.float16):
         )
     if NULL_PROMPT not in embeddings:
         raise RMDError("a prompt cache needs the embedding of the empty text, the null prompt")
-    entry = {"version": VERSION, "encoder": encoder, "prompts": {prompt_key(text): text for text in embeddings}}
+    longest = max(len(value) for value in embeddings.values())
+    if tokens is not None and tokens < longest:
+        raise RMDError(f"a prompt has {longest} tokens, more than the {tokens} that every prompt is padded to")
+    prompts = {prompt_key(text): text for text in embeddings}
+    entry = {"version": VERSION, "encoder": encoder, "tokens": tokens or longest, "prompts": prompts}
     tensors = {prompt_key(text): value.to(dtype) for text, value in embeddings.items()}
     save_safetensors(path, tensors, {METADATA_KEY: json.dumps(entry, sort_keys=True)})
 
@@ -56,7 +61,12 @@ class PromptCache:
         self.encoder = entry["encoder"]
         self._keys = {text: key for key, text in entry["prompts"].items()}
         shapes = [self._shape(key) for key in entry["prompts"]]
-        self.tokens = max(shape[0] for shape in shapes)
+        longest = max(shape[0] for shape in shapes)
+        self.tokens = entry.get("tokens", longest)
+        if type(self.tokens) is not int or self.tokens < longest:
+            raise RMDError(
+                f"{path} pads its prompts to {self.tokens!r} tokens, but one has {longest}; make the cache again"
+            )
         self.dim = shapes[0][1]
         if any(shape[1] != self.dim for shape in shapes):
             raise RMDError(f"{path}: its embeddings have different widths; make the cache again")
@@ -75,7 +85,7 @@ class PromptCache:
             )
 
     def batch(self, texts):
-        """Embeddings (B, tokens, dim) in float32, zero-padded to the longest prompt of the whole cache."""
+        """Embeddings (B, tokens, dim) in float32, zero-padded to the cache's number of tokens."""
         self.require(texts)
         rows = [self._file.get_tensor(self._keys[text]).float() for text in texts]
         return torch.stack([pad(row, (0, 0, 0, self.tokens - len(row))) for row in rows])

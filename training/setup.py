@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import get_int_from_env
 
 from rmd_core.errors import RMDError
 from rmd_core.intervals import StageDraw, TimestepIntervals
@@ -16,6 +17,9 @@ from .draws import Draws
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import PromptOrder, read_prompts
+
+# Where accelerate looks for the number of processes; asked here, before they wait for each other.
+_PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Setup:
 
 def prepare(config):
     """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong."""
+    processes = get_int_from_env(_PROCESS_COUNTS, 1)
+    if processes > 1:
+        raise RMDError(f"training runs in one process, {processes} were started; start one")
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)

@@ -39,8 +39,6 @@ class Trainer:
             cpu=train.device == "cpu",
             mixed_precision="bf16" if train.precision == "bfloat16" else "no",
         )
-        if self.accelerator.num_processes > 1:
-            raise RMDError(f"training runs in one process, {self.accelerator.num_processes} were started; start one")
         self.device = self.accelerator.device
         self.draws = setup.draws()
         self.done = 0
