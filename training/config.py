@@ -143,7 +143,7 @@ class TrainSection(Section):
     seed: Natural = 0
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the network calls; what trains stays float32"
+        "float32", description="of the network calls; all weights stay float32"
     )
 
 

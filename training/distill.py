@@ -2,8 +2,8 @@
 
     python training/distill.py --config training/configs/demo.yaml [--set train.batch=8 ...] [--dry-run] [--resume]
 
-Exit codes: 0 done; 1 the run failed (non-finite loss, full disk); 2 bad input; 130 or 143 stopped by Ctrl-C or SIGTERM,
-with a checkpoint saved.
+Exit codes: 0 done; 1 the run failed (a value that is not finite, a full disk); 2 bad input, no training took place;
+130 or 143 stopped by Ctrl-C or SIGTERM, with a checkpoint saved (a second signal acts at once).
 """
 
 import argparse
