@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from .errors import RMDError
-from .mapping import NoMap, ResolutionMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +26,6 @@ class MethodPreset:
     offset_factor: float
     split: bool
     upsampler: str
-
-    def choose_map(self, native: ResolutionMap) -> ResolutionMap:
-        """The map to plan with: `native`, the backbone's own, where mapping is "on", else `NoMap`."""
-        return native if self.mapping == "on" else NoMap()
 
 
 PRESETS = MappingProxyType(

@@ -4,7 +4,6 @@ import pytest
 
 from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
-from rmd_core.mapping import AreaMap, NoMap
 from rmd_core.presets import PRESETS, preset
 
 TABLE = {
@@ -42,12 +41,6 @@ def test_the_boundary_accepts_them(name):
     one = PRESETS[name]
     Boundary(one.upsampler, one.switch_noise, one.eta)
     Boundary(one.upsampler, one.loss_noise, one.eta_train)
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_mapping_is_the_backbones_or_none(name):
-    wanted = AreaMap() if TABLE[name][0] == "on" else NoMap()
-    assert PRESETS[name].choose_map(AreaMap()) == wanted
 
 
 def test_presets_cannot_be_changed():
