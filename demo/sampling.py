@@ -9,8 +9,9 @@ from rmd_core.boundary import Boundary
 from rmd_core.mapping import NoMap
 from rmd_core.noise_sources import SeededNoise
 from rmd_core.plan import StagePlan, plan_from_split
+from training.estimate import Guidance
 from training.prompt_cache import NULL_PROMPT
-from training.sampling import Guidance, sample_latents
+from training.sampling import sample_latents
 
 
 @dataclass(frozen=True, kw_only=True)

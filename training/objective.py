@@ -11,10 +11,10 @@ import torch
 from rmd_core.cascade import DenoiserRunner, trajectory
 from rmd_core.losses import fake_score_loss, fake_score_loss_subinterval, generator_loss
 from rmd_core.noising import add_noise, noise_further
-from rmd_core.prediction import guide, to_x0_eps
 from rmd_core.renoise import step_noise
 
-from .backbones.base import join, take
+from .backbones.base import take
+from .estimate import Guidance, estimate_x0_eps
 
 
 @dataclass(frozen=True)
@@ -122,21 +122,17 @@ class Objective:
 
     def teacher_x0(self, teacher, state, conditioning, null_conditioning):
         """The teacher's clean estimate, guided in x0 space by one call on conditional and null rows together."""
-        if self.settings.cfg == 1.0:
-            return self._x0_eps(teacher, state.x, state.sigma, conditioning)[0]
-        both = torch.cat((state.x, state.x))
-        levels = torch.cat((state.sigma, state.sigma))
-        x0, _ = self._x0_eps(teacher, both, levels, join(conditioning, null_conditioning))
-        return guide(*x0.chunk(2), self.settings.cfg)
+        guidance = None if self.settings.cfg == 1.0 else Guidance(self.settings.cfg, null_conditioning)
+        return self._x0_eps(teacher, state.x, state.sigma, conditioning, guidance)[0]
 
     def _step(self, student, x, step, conditioning):
         """The student's (x0, eps) at one step of the plan, for a whole batch."""
         return self._x0_eps(student, x, torch.full((len(x),), step.sigma, dtype=torch.float64), conditioning)
 
-    def _x0_eps(self, network, x, sigma_B, conditioning):
-        output = self.backbone.predict(network, x, sigma_B, conditioning)
-        alpha = self.plan.curve.alpha(sigma_B)
-        return to_x0_eps(output, x, alpha=alpha, sigma=sigma_B, prediction=self.backbone.prediction)
+    def _x0_eps(self, network, x, sigma_B, conditioning, guidance=None):
+        return estimate_x0_eps(
+            self.backbone, network, x, sigma_B, conditioning, curve=self.plan.curve, guidance=guidance
+        )
 
 
 def _like(flags_B, x):

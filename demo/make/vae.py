@@ -1,7 +1,6 @@
 """Train the demo's tiny Wan2.1 autoencoder and write it in the key names that ComfyUI loads.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.vae --cpu-minutes 60 --out DIR
-    OMP_NUM_THREADS=1 python -m demo.make.vae --decoder-only --start DIR/vae.pt --cpu-minutes 15 --out DIR
 
 It trains single frames, so every causal 3-D convolution is a 2-D one on its last tap (the others
 see zero padding). The other taps stay zero: a clip is coded frame by frame.
@@ -136,7 +135,6 @@ def main():
     parser.add_argument("--batch", type=int, default=8, help="64-px crops a process")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="continue from this file")
-    parser.add_argument("--decoder-only", action="store_true", help="the encoder, and so the latent space, stays")
     args = parser.parse_args()
     ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if ranks > 1:
@@ -146,9 +144,6 @@ def main():
     vae = frame_vae(0)
     if args.start:
         vae.load_state_dict(torch.load(args.start, weights_only=True))
-    if args.decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
     parameters = [p for p in vae.parameters() if p.requires_grad]
     optimisers = [
         Muon([p for p in parameters if p.ndim == 2], args.lr),
@@ -173,10 +168,10 @@ def main():
         z = encode(vae, x)
         loss = LATENT_PENALTY * z.square().mean()
         z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
-        if step % 4 == 1 and not args.decoder_only:
+        if step % 4 == 1:
             # a latent survives resampling, which stages of two resolutions ask of it: down
             z, x = F.avg_pool2d(z, 2), F.avg_pool2d(x, 2)
-        elif step % 4 == 3 and not args.decoder_only:
+        elif step % 4 == 3:
             # and up
             z = F.interpolate(encode(vae, F.avg_pool2d(x, 2)), scale_factor=2, mode="bicubic")
         error = picture_loss(decode(vae, z), x)
