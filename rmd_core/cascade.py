@@ -11,7 +11,7 @@ the same functions as `run_cascade`; breaking off after the step you drew costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,22 +99,26 @@ def run_cascade(
     *,
     shape: tuple[int, ...],
     noise: NoiseSource,
-    boundary: Boundary,
+    boundary: Boundary | Sequence[Boundary],
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> CascadeResult:
     """Run every stage of a plan and return the clean estimate of the last step.
 
-    shape is `(B, C)` or `(B, C, T)`, without height and width. `on_step(stage, index, x0)` is called after each network
+    shape is `(B, C)` or `(B, C, T)`, without height and width. boundary is one rule for every change of size, or a
+    sequence with one for each. `on_step(stage, index, x0)` is called after each network
     call with the stage's index and the step's index in the whole plan; `stop()` is asked before each one.
 
-    Raises RMDError for a shape of another length or a runner whose result does not have the stage's size, and Stopped
-    when stop() is true. Source: docs/method.md, the sampler.
+    Raises RMDError for a shape or a sequence of another length or a runner whose result does not have the stage's size,
+    and Stopped when stop() is true. Source: docs/method.md, the sampler.
     """
     end = None
     stage_x0 = []
-    for stage in plan.stages:
-        job = _stage_job(plan, stage, end, shape, noise, boundary, on_step, stop)
+    rules = [boundary] * (len(plan.stages) - 1) if isinstance(boundary, Boundary) else list(boundary)
+    if len(rules) != len(plan.stages) - 1:
+        raise RMDError(f"{len(rules)} boundaries came for {len(plan.stages)} stages; give one fewer than stages")
+    for stage, rule in zip(plan.stages, [None, *rules]):
+        job = _stage_job(plan, stage, end, shape, noise, rule, on_step, stop)
         end = _checked(run_stage(job), job)
         stage_x0.append(end.x0)
     if end is None:
@@ -212,7 +216,7 @@ def _stage_job(
     end: StageEnd | None,
     shape: tuple[int, ...],
     noise: NoiseSource,
-    boundary: Boundary,
+    boundary: Boundary | None,
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> StageJob:

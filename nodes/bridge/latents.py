@@ -1,0 +1,54 @@
+"""LATENTs: the size and shape a model needs, and the same picture at a smaller size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import torch
+
+from ...rmd_core.errors import RMDError
+from ...rmd_core.upsample import box_average
+
+RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+
+
+def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a LATENT in the form that `model` takes, as core's sampler nodes make it.
+
+    An empty latent gets the model's channels and scale, a picture gets a time axis for a video model; the keys that
+    told the scale are gone. Raises RMDError for nested latents and a wrong number of channels.
+    """
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        raise RMDError(
+            "this latent holds several tensors (such as video and audio); RMD changes the size of one, "
+            "so separate them first and give the picture or the video alone"
+        )
+    samples = comfy.sample.fix_empty_latent_channels(model, samples, *(latent.get(key) for key in RATIO_KEYS))
+    wanted = model.get_model_object("latent_format")
+    if samples.ndim != wanted.latent_dimensions + 2 or samples.shape[1] != wanted.latent_channels:
+        axes = "(B, C, H, W)" if wanted.latent_dimensions == 2 else "(B, C, T, H, W)"
+        raise RMDError(
+            f"the latent has shape {tuple(samples.shape)}, this model takes {axes} with C = {wanted.latent_channels}; "
+            "use an empty latent or an encoded picture of the same model family"
+        )
+    return {**{key: value for key, value in latent.items() if key not in RATIO_KEYS}, "samples": samples}
+
+
+def shrink(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """The area average of a tensor `(..., H, W)` at a size of at most H x W, in its own dtype and on its device."""
+    height, width = size_hw
+    if tuple(x.shape[-2:]) == (height, width):
+        return x
+    working = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    rows = box_average(x.shape[-2], height).to(working)
+    columns = box_average(x.shape[-1], width).to(working)
+    return (rows @ working @ columns.T).to(x.dtype)
+
+
+def finished(samples: torch.Tensor) -> torch.Tensor:
+    """A result where and in the dtype that core's sampler nodes give theirs."""
+    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
+    return samples.to(device=comfy.model_management.intermediate_device(), dtype=dtype)
