@@ -1,17 +1,24 @@
 """What the tests share: a real ComfyUI where one is found, and a last line that counts the tests it was missing for."""
 
+import functools
 import sys
 
 import pytest
 
+import comfy_models
+import comfy_pack
 from comfyui_checkout import find_comfyui
 
 NO_COMFYUI = "no ComfyUI was found (COMFYUI_PATH, ~/comfy/ComfyUI)"
 
 
 @pytest.fixture(scope="session")
-def comfy():
-    """The `comfy` package of a real ComfyUI, on the CPU; a test that asks for it is skipped where there is none."""
+def comfy(tmp_path_factory):
+    """The `comfy` package of a real ComfyUI, on the CPU, with all its folders in a temporary one.
+
+    A test that asks for it is skipped where there is none. ComfyUI's other modules (`nodes`, `folder_paths`,
+    `comfy_extras`, ...) can be imported by their names once this ran.
+    """
     folder = find_comfyui()
     if folder is None:
         pytest.skip(NO_COMFYUI)
@@ -20,11 +27,30 @@ def comfy():
         import comfy.cli_args
 
         comfy.cli_args.args.cpu = True  # before anything reads it: a CUDA build without a GPU fails otherwise
+        comfy.cli_args.args.base_directory = str(tmp_path_factory.mktemp("comfyui"))
         import comfy.sd
         import comfy.utils
     except ImportError as error:
         pytest.fail(f"{folder} cannot be imported ({error}); install what it needs: python tests/comfyui_checkout.py")
     return comfy
+
+
+@pytest.fixture(scope="session")
+def pack(comfy):
+    """This repository imported as ComfyUI imports a pack; its submodules come when asked for: `pack.nodes.schedule`."""
+    return comfy_pack.import_pack()
+
+
+@pytest.fixture(scope="session")
+def node_classes(pack):
+    """Every node class of the pack by its id; the pack's demo files are then offered in ComfyUI's folders."""
+    return comfy_pack.node_classes(pack)
+
+
+@pytest.fixture(scope="session")
+def tiny(comfy):
+    """A function that gives a TinyModel by its name in comfy_models: `tiny("wan")`, always the same object."""
+    return functools.lru_cache(maxsize=None)(lambda name: getattr(comfy_models, f"tiny_{name}")())
 
 
 class MissingComfyui:
