@@ -53,6 +53,15 @@ def tiny(comfy):
     return functools.lru_cache(maxsize=None)(lambda name: getattr(comfy_models, f"tiny_{name}")())
 
 
+@pytest.fixture(scope="session")
+def server(comfy, tmp_path_factory):
+    """A running ComfyUI server with the pack in it; what it printed is shown with every test that fails."""
+    from comfy_server import ComfyServer  # aiohttp comes with what a ComfyUI needs
+
+    with ComfyServer(find_comfyui(), tmp_path_factory.mktemp("server") / "base") as running:
+        yield running
+
+
 class MissingComfyui:
     """Counts the tests skipped for want of a ComfyUI and says so in the very last line of the run."""
 
@@ -69,6 +78,18 @@ class MissingComfyui:
             config.get_terminal_writer().line(f"{self.skipped} {tests} skipped because {NO_COMFYUI}")
 
 
+class ServerLog:
+    """Adds the end of the server's log to the report of a failed test that used the server."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        server = getattr(item, "funcargs", {}).get("server")
+        if report.failed and server is not None:
+            report.sections.append(("ComfyUI server log", server.printed()[-6000:]))
+        return report
+
+
 class PackEntry:
     """Keeps pytest from importing the root's __init__.py: it is ComfyUI's entry point, not a package of tests."""
 
@@ -80,6 +101,7 @@ class PackEntry:
 def pytest_configure(config):
     config.pluginmanager.register(MissingComfyui())
     config.pluginmanager.register(PackEntry())
+    config.pluginmanager.register(ServerLog())
 
 
 def pytest_collection_modifyitems(items):
