@@ -25,7 +25,7 @@ _MAGICS = {
     b"<": "this is a web page, not a model; download the file itself",
 }
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -39,7 +39,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _entry(path: Path, name: str, value: object) -> TensorEntry:
     if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise damaged
     begin, end = offsets
-    if end < begin or (dtype in _DTYPES and end - begin != prod(shape) * _DTYPES[dtype].itemsize):
+    if end < begin or (dtype in DTYPES and end - begin != prod(shape) * DTYPES[dtype].itemsize):
         raise damaged
     return TensorEntry(dtype, tuple(shape), begin, end)
 
