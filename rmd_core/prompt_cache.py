@@ -77,7 +77,8 @@ class PromptCache:
         absent = [text for text in texts if text not in self._keys]
         if absent:
             raise RMDError(
-                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {shown(absent[0])}; add them to the cache"
+                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {shown(absent[0])}; "
+                "add them to the cache"
             )
 
     def closest(self, text: str, count: int = 3) -> tuple[str, ...]:
