@@ -1,0 +1,64 @@
+"""RMD Load Prompt Embeddings: a prompt's conditioning out of a cache file, without a text encoder."""
+
+from comfy_api.latest import io
+
+from ..rmd_core.errors import RMDError
+from ..rmd_core.prompt_cache import PromptCache, shown
+from .folders import PROMPTS, find_file, fingerprint, safetensors_files
+from .sockets import CATEGORY
+
+
+class LoadPromptEmbeddings(io.ComfyNode):
+    """One prompt of a trainer's prompt cache as CONDITIONING (1, tokens, dim) in float32, padded as in training.
+
+    Raises RMDError, naming the prompts that look alike, for one that is not in the file.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RMD_LoadPromptEmbeddings",
+            display_name="RMD Load Prompt Embeddings",
+            category=CATEGORY,
+            description="Reads the embedding of one prompt from a prompt cache made for training, so that no text "
+            "encoder has to be loaded.",
+            search_aliases=["prompt cache", "text embedding", "no text encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=safetensors_files(PROMPTS),
+                    tooltip="Prompt cache in models/rmd_prompts; the demo's is always there.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="A prompt of the cache, word for word; empty for the null prompt, the usual negative.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="The prompt's embedding, zero-padded to the cache's length.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file=None, **_) -> str:
+        return fingerprint(PROMPTS, file)
+
+    @classmethod
+    def execute(cls, file: str, prompt: str) -> io.NodeOutput:
+        cache = PromptCache(find_file(PROMPTS, file))
+        text = prompt if prompt in cache else prompt.strip()
+        if text not in cache:
+            raise RMDError(_not_there(cache, file, text))
+        # `pooled_output: None` is what ComfyUI's own encoders of sequences alone (T5, UMT5) give.
+        return io.NodeOutput([[cache.batch([text]), {"pooled_output": None}]])
+
+
+def _not_there(cache: PromptCache, file: str, text: str) -> str:
+    if not text:
+        return f"{file} has no null prompt; choose one of its {len(cache.texts)} prompts or another file"
+    alike = cache.closest(text)
+    advice = f"the closest are {', '.join(map(shown, alike))}" if alike else f"one is {shown(cache.texts[0])}"
+    return (
+        f"the prompt {shown(text)} is not among the {len(cache.texts)} of {file}; {advice}: "
+        "use one of them word for word, or add yours to the cache"
+    )
