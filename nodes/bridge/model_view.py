@@ -14,7 +14,7 @@ from ...rmd_core.logsnr import FlowCurve, NoiseCurve, VPCurve
 from .sampling_plan import ModelKind
 
 RMD_SHIFTS = {"Wan21": 3.0, "SD3": 3.0}
-"""Base flow shift RMD uses, by latent format; Wan's and SD3.5's in the paper's experiments (docs/method.md, presets)."""
+"""Base flow shift RMD uses, by latent format: Wan and SD3.5 (docs/method.md, noise levels)."""
 
 VP_TABLES = {
     "scaled-linear betas": VPCurve.scaled_linear(0.00085, 0.012),

@@ -7,6 +7,7 @@ from typing import Any
 import comfy.model_management
 import comfy.samplers
 import torch
+from tqdm.auto import trange
 
 from ...rmd_core.renoise import check_eta, step_noise
 from .noise_form import NoiseForm
@@ -35,14 +36,14 @@ def sample_rmd(
 
     A last sigma above 0 is reached with the predicted noise alone, whatever eta is: what follows is a change of size,
     which must find x0 and eps again. Fresh noise comes from the seed by step, item by item, so that no item of a batch
-    depends on another. `disable` is accepted for ComfyUI's sake; progress is the callback's.
+    depends on another.
     """
     extra_args = extra_args or {}
     form = NoiseForm.of(model.inner_model.model_patcher)
     seed = StageSeed.of(extra_args.get("seed") or 0)
     batch = x.new_ones([x.shape[0]])
     last = len(sigmas) - 2
-    for index in range(len(sigmas) - 1):
+    for index in trange(len(sigmas) - 1, disable=disable):
         comfy.model_management.throw_exception_if_processing_interrupted()
         sigma, following = sigmas[index], sigmas[index + 1]
         x0 = model(x, sigma * batch, **extra_args)

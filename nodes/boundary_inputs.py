@@ -1,0 +1,38 @@
+"""The inputs of a boundary rule, the same on every node that asks for one."""
+
+from comfy_api.latest import io
+
+from ..rmd_core.boundary import Boundary
+from ..rmd_core.renoise import SWITCH_NOISES
+from ..rmd_core.upsample import UPSAMPLERS
+
+USUAL = Boundary()
+
+
+def boundary_inputs():
+    """Widgets whose values are the arguments of `Boundary`, with its defaults."""
+    return [
+        io.Combo.Input(
+            "upsampler",
+            options=list(UPSAMPLERS),
+            default=USUAL.upsampler,
+            tooltip="How the clean estimate is enlarged. A student wants the one it was trained with.",
+        ),
+        io.Combo.Input(
+            "switch_noise",
+            options=list(SWITCH_NOISES),
+            default=USUAL.switch_noise,
+            tooltip=(
+                "Noise at the larger size. exact: predicted and fresh noise, white at any ratio. "
+                "mix: interpolated predicted noise and fresh noise. fresh: new noise alone."
+            ),
+        ),
+        io.Float.Input(
+            "eta_switch",
+            default=USUAL.eta_switch,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Share of predicted noise at the switch: 0 is all fresh, 1 all predicted.",
+        ),
+    ]

@@ -1,0 +1,85 @@
+"""A whole cascade with ComfyUI's objects: the one function behind every RMD sampler node."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ...rmd_core.cascade import run_cascade
+from ...rmd_core.errors import RMDError
+from .checks import check_cascade
+from .latents import final_latent
+from .overrides import StageOverride, stage_settings
+from .sampling_plan import SamplingPlan
+from .source_picture import SourcePicture
+from .stage_noise import StageSeed, batch_items
+from .stage_runner import Callback, ComfyStageRunner
+
+logger = logging.getLogger(__name__)
+
+
+class CascadeOutput(NamedTuple):
+    """`samples` as the last stage's guider gave them, and the clean estimate of every stage, all as LATENT samples."""
+
+    samples: torch.Tensor
+    stages: tuple[torch.Tensor, ...]
+
+
+def sample_cascade(
+    plan: SamplingPlan,
+    latent: dict[str, Any],
+    *,
+    guider: Any,
+    sampler: Any,
+    seed: int,
+    later_guider: Any | None = None,
+    overrides: Sequence[StageOverride] = (),
+    callback: Callback | None = None,
+) -> CascadeOutput:
+    """Sample a plan into a LATENT of the final size, with one `guider.sample` a stage.
+
+    Noise comes from the seed by stage, purpose and batch item (`batch_index`). Raises RMDError for whatever
+    `checks.check_cascade` refuses and for a latent of another size than the plan's, before anything runs.
+    """
+    settings = stage_settings(plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides)
+    check_cascade(plan, settings)
+    latent = final_latent(guider.model_patcher, latent)
+    samples = latent["samples"]
+    _check_size(plan, tuple(samples.shape[-2:]))
+    seed = StageSeed.of(seed)
+    if seed.items is None:
+        seed = StageSeed(seed.cascade, 0, batch_items(latent))
+    source = SourcePicture(latent, guider.model_patcher)
+    if not source.empty and source.mask is None and _starts_at_pure_noise(plan):
+        logger.warning(
+            "the latent holds a picture, but the plan starts from pure noise and will not show it; "
+            "lower denoise in RMD Schedule to start from the picture"
+        )
+    runner = ComfyStageRunner(plan, settings, source=source, seed=seed, callback=callback)
+    result = run_cascade(
+        plan.stages,
+        runner,
+        shape=tuple(samples.shape[:-2]),
+        noise=seed.source,
+        boundary=[setting.boundary for setting in settings[1:]],
+    )
+    to_latent = guider.model_patcher.model.process_latent_out
+    return CascadeOutput(runner.output, tuple(to_latent(x0) for x0 in result.stage_x0))
+
+
+def _check_size(plan: SamplingPlan, came: tuple[int, int]) -> None:
+    if came != plan.stages.final_hw:
+        height, width = plan.final_px
+        raise RMDError(
+            f"the latent is {came[1] * plan.cell_px}x{came[0] * plan.cell_px} px, "
+            f"but the plan ends at {width}x{height} px; connect the same latent to RMD Schedule, "
+            "or give both the same width and height"
+        )
+
+
+def _starts_at_pure_noise(plan: SamplingPlan) -> bool:
+    curve, first = plan.stages.curve, plan.stages.stages[0].sigmas[0]
+    return curve.logsnr(first) <= curve.logsnr(curve.sigma_max) + 1e-6

@@ -1,0 +1,61 @@
+"""The boundary of a hand-built graph: from what a core sampler node put out to what the next one needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...rmd_core.boundary import Boundary
+from ...rmd_core.errors import RMDError
+from .latents import final_latent, finished
+from .noise_form import NoiseForm
+from .stage_noise import StageSeed, SwitchNoise, batch_items
+
+
+def cross_to(
+    size_hw: tuple[int, int],
+    *,
+    output: dict[str, Any],
+    denoised_output: dict[str, Any],
+    sigmas: torch.Tensor,
+    model: Any,
+    noise: Any,
+    boundary: Boundary,
+) -> tuple[dict[str, Any], SwitchNoise]:
+    """The LATENT and NOISE of the next stage, of size_hw = (height, width) in cells.
+
+    output and denoised_output are those of the stage's sampler node, sigmas what it ran, noise what it started with.
+    The last step must have been Euler's (RMD Step Sampler makes it so), onto a sigma above 0: the predicted noise is
+    the difference of both pictures there. Raises RMDError otherwise, and for a size below the stage's.
+    """
+    if len(sigmas) < 2:
+        raise RMDError(f"the sigmas hold {len(sigmas)} level(s), which is no step; connect those the stage has run")
+    last = sigmas[-1].double().cpu()
+    if not 0.0 < last < 1.0 and NoiseForm.of(model).flow or last <= 0.0:
+        raise RMDError(
+            f"the stage ended at sigma {last:g}, where the predicted noise is lost; "
+            "end it at the next level with RMD Stage Sigmas"
+        )
+    output, denoised_output = final_latent(model, output), final_latent(model, denoised_output)
+    if output["samples"].shape != denoised_output["samples"].shape:
+        raise RMDError("output and denoised_output differ in shape; connect both outputs of one sampler node")
+    if "noise_mask" in output:
+        raise RMDError(
+            "a latent with a noise mask cannot cross by hand, as the full-size source is not here; "
+            "use RMD Sampler or RMD Guider for inpainting"
+        )
+    form, to_model = NoiseForm.of(model), model.model.process_latent_in
+    x0 = to_model(denoised_output["samples"].float())
+    state = form.unscaled(to_model(output["samples"].float()), last.float())
+    seed = StageSeed.of(noise.seed)
+    if seed.items is None:
+        seed = StageSeed(seed.cascade, seed.stage, batch_items(output))
+    seed = seed.next_stage()
+
+    def fresh(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return seed.source.draw(shape, seed.stage, purpose)
+
+    crossing = boundary.cross(x0, form.eps(state, x0, last.float()), size_hw, fresh)
+    samples = finished(model.model.process_latent_out(crossing.x0))
+    return {**output, "samples": samples}, SwitchNoise(crossing.noise.cpu(), seed)

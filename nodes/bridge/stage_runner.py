@@ -1,0 +1,104 @@
+"""The stage runner of ComfyUI: one `guider.sample` a stage, so that everything ComfyUI does happens in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.model_management
+import torch
+
+from ...rmd_core.cascade import StageEnd, StageJob
+from .noise_form import NoiseForm
+from .overrides import StageSettings
+from .sampling_plan import SamplingPlan
+from .source_picture import SourcePicture
+from .stage_conditioning import StageView
+from .stage_noise import StageSeed
+
+Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
+"""ComfyUI's sampler callback: (step, x0, x, total steps)."""
+
+
+class ComfyStageRunner:
+    """Samples one stage after the other with ComfyUI's guiders and samplers.
+
+    `callback` hears of every step once, numbered over all stages. After the last stage `output` is what its guider gave
+    out, in ComfyUI's latent space.
+    """
+
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        settings: tuple[StageSettings, ...],
+        *,
+        source: SourcePicture,
+        seed: StageSeed,
+        callback: Callback | None,
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._source = source
+        self._seed = seed
+        self._callback = callback
+        self.output: torch.Tensor | None = None
+
+    def __call__(self, job: StageJob) -> StageEnd:
+        """Run a stage: ComfyUI mixes the picture so far with the noise, its callback shows x0 and x of each step."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        stage, settings = job.stage, self._settings[job.stage.index]
+        size = (stage.height, stage.width)
+        sigmas = torch.tensor(self._plan.sigmas(stage), dtype=torch.float32)
+        picture = self._source.at(size) if job.x0 is None else self._source.under(job.x0)
+        last = _LastStep(NoiseForm.of(settings.guider.model_patcher), sigmas, self._offset(stage.index), self._total)
+        guider = self._view(size, job).guider(settings.guider)
+        self.output = guider.sample(
+            job.white,
+            picture,
+            settings.sampler,
+            sigmas,
+            denoise_mask=self._source.mask,
+            callback=last.hearing(self._callback),
+            disable_pbar=True,
+            seed=StageSeed(self._seed.cascade, stage.index, self._seed.items),
+        )
+        return last.end()
+
+    def _view(self, size: tuple[int, int], job: StageJob) -> StageView:
+        plan = self._plan
+        return StageView(size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=job.white.ndim == 5)
+
+    def _offset(self, stage: int) -> int:
+        return sum(self._plan.stages.calls_per_stage[:stage])
+
+    @property
+    def _total(self) -> int:
+        return sum(self._plan.stages.calls_per_stage)
+
+
+class _LastStep:
+    """Listens to a stage's steps and keeps the last one: its clean estimate, and the noise predicted beside it."""
+
+    def __init__(self, form: NoiseForm, sigmas: torch.Tensor, offset: int, total: int) -> None:
+        self._form = form
+        self._sigmas = sigmas
+        self._offset = offset
+        self._total = total
+        self._x0: torch.Tensor | None = None
+        self._eps: torch.Tensor | None = None
+
+    def hearing(self, callback: Callback | None) -> Callback:
+        """The callback of this stage, which tells `callback` about the whole cascade."""
+
+        def listen(step: int, x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
+            if step == len(self._sigmas) - 2:
+                self._x0 = x0
+                self._eps = self._form.eps(x, x0, self._sigmas[step].to(x))
+            if callback is not None:
+                callback(self._offset + step, x0, x, self._total)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        return listen
+
+    def end(self) -> StageEnd:
+        """What the stage hands on."""
+        return StageEnd(self._x0, self._eps)

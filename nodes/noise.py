@@ -1,0 +1,37 @@
+"""RMD Noise: the noise an RMD Sampler starts from, for hand-built graphs."""
+
+from comfy_api.latest import io
+
+from .bridge.stage_noise import StartNoise
+from .sockets import CATEGORY
+
+
+class RMDNoise(io.ComfyNode):
+    """A seed in, a NOISE out that later stages can follow."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_Noise",
+            display_name="RMD Noise",
+            category=CATEGORY,
+            description=(
+                "Noise for the first stage of a hand-built cascade: with the same seed, the numbers RMD Sampler uses. "
+                "An item of a batch gets the same noise whatever the size of the batch."
+            ),
+            inputs=[
+                io.Int.Input(
+                    "noise_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The seed of the whole cascade.",
+                ),
+            ],
+            outputs=[io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced and RMD Stage Upscale.")],
+        )
+
+    @classmethod
+    def execute(cls, noise_seed) -> io.NodeOutput:
+        return io.NodeOutput(StartNoise(noise_seed))

@@ -1,0 +1,78 @@
+"""RMD Sampler (Advanced): a cascade from a guider and a sampler of one's own."""
+
+import latent_preview
+from comfy_api.latest import io
+
+from .bridge.cascade_run import sample_cascade
+from .bridge.latents import final_latent, finished
+from .sockets import CATEGORY, Overrides, Plan
+
+LATER_GUIDER = (
+    "For every stage but the first, such as another model, LoRA or conditioning with full-size pictures. "
+    "Without it one guider does all stages."
+)
+OVERRIDES = "Settings of single stages, from RMD Stage Override."
+
+
+class RMDSamplerAdvanced(io.ComfyNode):
+    """Guider, sampler, plan and latent in; the result and the clean estimate of every stage out."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_SamplerAdvanced",
+            display_name="RMD Sampler (Advanced)",
+            category=CATEGORY,
+            description=(
+                "Samples a plan with a guider and a sampler of your own, and gives the picture of every stage. "
+                "The plan's eta acts only through RMD Step Sampler."
+            ),
+            search_aliases=["cascade sampler", "multi-resolution sampler", "SamplerCustomAdvanced"],
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
+                io.Sampler.Input("sampler", tooltip="RMD Step Sampler, or euler, lcm, heun, dpmpp_2m and others."),
+                Plan.Input("plan", tooltip="The plan of RMD Schedule."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="A latent of the final size: empty, or a picture to start from or to paint into.",
+                ),
+                io.Int.Input(
+                    "noise_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same picture. Every stage draws its own noise from it.",
+                ),
+                io.Guider.Input("later_guider", optional=True, tooltip=LATER_GUIDER),
+                Overrides.Input("overrides", optional=True, tooltip=OVERRIDES),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="output", tooltip="The result at the final size."),
+                io.Latent.Output(
+                    display_name="stages",
+                    is_output_list=True,
+                    tooltip="The clean estimate at the end of every stage, smallest first.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, guider, sampler, plan, latent_image, noise_seed, later_guider=None, overrides=()) -> io.NodeOutput:
+        callback = latent_preview.prepare_callback(guider.model_patcher, len(plan.stages.steps))
+        result = sample_cascade(
+            plan,
+            latent_image,
+            guider=guider,
+            sampler=sampler,
+            seed=noise_seed,
+            later_guider=later_guider,
+            overrides=overrides or (),
+            callback=callback,
+        )
+        latent = final_latent(guider.model_patcher, latent_image)
+        stages = []
+        for x0 in result.stages:
+            own = {key: value for key, value in latent.items() if key != "noise_mask"}
+            stages.append({**own, "samples": finished(x0)})
+        return io.NodeOutput({**latent, "samples": finished(result.samples)}, stages)
