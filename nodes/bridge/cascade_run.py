@@ -6,7 +6,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import comfy.utils
 import torch
+from tqdm.auto import tqdm
 
 from ...rmd_core.cascade import run_cascade
 from ...rmd_core.errors import RMDError
@@ -58,14 +60,21 @@ def sample_cascade(
             "the latent holds a picture, but the plan starts from pure noise and will not show it; "
             "lower denoise in RMD Schedule to start from the picture"
         )
-    runner = ComfyStageRunner(plan, settings, source=source, seed=seed, callback=callback)
-    result = run_cascade(
-        plan.stages,
-        runner,
-        shape=tuple(samples.shape[:-2]),
-        noise=seed.source,
-        boundary=[setting.boundary for setting in settings[1:]],
-    )
+    with tqdm(total=len(plan.stages.steps), disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
+
+        def on_step(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
+            bar.update()
+            if callback is not None:
+                callback(step, x0, x, total)
+
+        runner = ComfyStageRunner(plan, settings, source=source, seed=seed, callback=on_step)
+        result = run_cascade(
+            plan.stages,
+            runner,
+            shape=tuple(samples.shape[:-2]),
+            noise=seed.source,
+            boundary=[setting.boundary for setting in settings[1:]],
+        )
     to_latent = guider.model_patcher.model.process_latent_out
     return CascadeOutput(runner.output, tuple(to_latent(x0) for x0 in result.stage_x0))
 

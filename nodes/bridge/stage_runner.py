@@ -33,7 +33,7 @@ class ComfyStageRunner:
         *,
         source: SourcePicture,
         seed: StageSeed,
-        callback: Callback | None,
+        callback: Callback,
     ) -> None:
         self._plan = plan
         self._settings = settings
@@ -86,15 +86,14 @@ class _LastStep:
         self._x0: torch.Tensor | None = None
         self._eps: torch.Tensor | None = None
 
-    def hearing(self, callback: Callback | None) -> Callback:
+    def hearing(self, callback: Callback) -> Callback:
         """The callback of this stage, which tells `callback` about the whole cascade."""
 
         def listen(step: int, x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
             if step == len(self._sigmas) - 2:
                 self._x0 = x0
                 self._eps = self._form.eps(x, x0, self._sigmas[step].to(x))
-            if callback is not None:
-                callback(self._offset + step, x0, x, self._total)
+            callback(self._offset + step, x0, x, self._total)
             comfy.model_management.throw_exception_if_processing_interrupted()
 
         return listen
