@@ -55,6 +55,7 @@ def sample_cascade(
     if seed.items is None:
         seed = StageSeed(seed.cascade, 0, batch_items(latent))
     source = SourcePicture(latent, guider.model_patcher)
+    _warn_of_guidance(plan, guider)
     if not source.empty and source.mask is None and _starts_at_pure_noise(plan):
         logger.warning(
             "the latent holds a picture, but the plan starts from pure noise and will not show it; "
@@ -87,6 +88,12 @@ def _check_size(plan: SamplingPlan, came: tuple[int, int]) -> None:
             f"but the plan ends at {width}x{height} px; connect the same latent to RMD Schedule, "
             "or give both the same width and height"
         )
+
+
+def _warn_of_guidance(plan: SamplingPlan, guider: Any) -> None:
+    scale = getattr(guider, "cfg", plan.cfg)
+    if abs(scale - plan.cfg) > 1e-6:
+        logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
 
 
 def _starts_at_pure_noise(plan: SamplingPlan) -> bool:
