@@ -4,8 +4,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .folders import offer_folders
 from .load_prompts import LoadPromptEmbeddings
+from .load_student import LoadStudent
 
-NODES: list[type[io.ComfyNode]] = [LoadPromptEmbeddings]
+NODES: list[type[io.ComfyNode]] = [LoadStudent, LoadPromptEmbeddings]
 
 
 class RMDExtension(ComfyExtension):

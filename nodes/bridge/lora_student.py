@@ -1,0 +1,95 @@
+"""A LoRA student on a MODEL: applied whole, with the scale it was trained with, or refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.sd
+import comfy.utils
+import torch
+
+from ...rmd_core.errors import RMDError
+from ...rmd_core.recipe import Recipe
+from .student_checks import Findings
+
+DOWN = re.compile(
+    r"^(.+?)(\.lora_down\.weight|\.lora_A\.weight|\.lora_A\.default\.weight|\.lora_A|_lora\.down\.weight"
+    r"|\.lora\.down\.weight|\.lora_linear_layer\.down\.weight)$"
+)
+"""The names that the first matrix of a pair goes by, after the name of what it changes."""
+
+
+def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, student: str) -> tuple[Any, Findings]:
+    """A clone of a MODEL with a LoRA student on it; the MODEL itself stays as it is.
+
+    Raises RMDError when no tensor of the file has a place in the model, some have none, or a shape does not fit.
+    """
+    weights = comfy.utils.load_torch_file(path, safe_load=True)
+    weights = comfy.lora_convert.convert_lora(weights)
+    weights, scale = _with_alpha(weights, recipe, student)
+    patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
+    _check_places(weights, patches, recipe, student)
+    unseen = _check_shapes(model, patches, recipe, student)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
+    checked = f"all {len(weights)} tensors of the LoRA have a place in the model ({len(patches)} weights, {scale})"
+    return patched, Findings((checked,), unseen)
+
+
+def _with_alpha(
+    weights: Mapping[str, torch.Tensor], recipe: Recipe, student: str
+) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights, each pair with an alpha: the file's own, or the recipe's where the file has none at all."""
+    alpha = recipe.adapter_alpha
+    stored = {float(value) for name, value in weights.items() if name.endswith(".alpha")}
+    if stored - {alpha}:
+        raise RMDError(
+            f"{student} holds the alphas {', '.join(f'{value:g}' for value in sorted(stored))}, "
+            f"but its recipe says {alpha:g}; use the file as the training wrote it"
+        )
+    if stored:
+        return dict(weights), f"alpha {alpha:g}"
+    added = {f"{match[1]}.alpha": torch.tensor(alpha) for name in weights if (match := DOWN.match(name))}
+    return {**weights, **added}, f"alpha {alpha:g} from the recipe"
+
+
+def _check_places(weights: Mapping[str, torch.Tensor], patches: dict[Any, Any], recipe: Recipe, student: str) -> None:
+    used = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
+    homeless = sorted(name for name in weights if name not in used and not name.endswith(".alpha"))
+    if not patches or not used:
+        raise RMDError(
+            f"{student}: none of its {len(weights)} tensors has a place in this model, first {homeless[0]!r:.90}; "
+            f"it is for {recipe.base_model} ({recipe.architecture})"
+        )
+    if homeless:
+        raise RMDError(
+            f"{student}: {len(homeless)} of its {len(weights)} tensors have no place in this model, first "
+            f"{homeless[0]!r:.90}; it is for {recipe.base_model} ({recipe.architecture})"
+        )
+
+
+def _check_shapes(model: Any, patches: dict[Any, Any], recipe: Recipe, student: str) -> tuple[str, ...]:
+    """Raise for a pair that does not fit its weight; returns a sentence on patches of other kinds than pairs."""
+    state, other = model.model.state_dict(), set()
+    for target, patch in patches.items():
+        key = target if isinstance(target, str) else target[0]
+        if not isinstance(target, str) or getattr(patch, "name", None) != "lora" or patch.weights[3] is not None:
+            other.add(key)
+            continue
+        up, down = patch.weights[:2]
+        have = tuple(getattr(state[key], "tensor_shape", state[key].shape)) if key in state else ()
+        fits = have and up.shape[0] == have[0] and prod(down.shape[1:]) == prod(have[1:])
+        if not fits or prod(up.shape[1:]) != down.shape[0]:
+            raise RMDError(
+                f"{student}: {key} is {_sides(have)} in this model, but the LoRA changes one of "
+                f"{up.shape[0]}x{prod(down.shape[1:])}; it is for {recipe.base_model}"
+            )
+    return (f"the shapes of {len(other)} patches that are no plain LoRA pairs",) if other else ()
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{prod(shape[1:])}" if shape else "absent"
