@@ -1,0 +1,232 @@
+"""Where a plan comes from: a student's recipe, thresholds, an explicit split, or a profile of a few-step model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..rmd_core.boundary import Boundary
+from ..rmd_core.errors import RMDError
+from ..rmd_core.plan import StagePlan, plan_from_split, plan_from_thresholds
+from ..rmd_core.plan_tail import plan_tail
+from ..rmd_core.presets import MethodPreset, preset
+from ..rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
+from ..rmd_core.recipe import Recipe
+from .bridge.model_view import ModelView
+from .bridge.sampling_plan import SamplingPlan
+from .plan_widgets import base_curve, chosen_map, given_levels, numbers, same_noise, shift_notes, step_counts
+from .stage_pixels import Size, pixels, stage_cells
+
+RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
+
+ARCHITECTURE_LATENTS = {"wan2.1": "Wan21", "stable-diffusion-xl": "SDXL", "stable-diffusion-v3": "SD3"}
+"""ComfyUI's latent format by the beginning of a recipe's ModelSpec architecture."""
+
+PURE_NOISE = 1e-5
+"""A stage that starts within this share of sigma_max is scaled by ComfyUI as pure noise."""
+
+
+def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) -> SamplingPlan:
+    """The plan of one choice of the node: `source["source"]` names it, the other entries are its widgets.
+
+    final_hw is the latent size of the result. Raises RMDError for values that make no plan on this model.
+    """
+    values = dict(source)
+    build = {RECIPE: recipe_plan, THRESHOLDS: threshold_plan, SPLIT: split_plan, PROFILE: profile_plan}
+    return build[values.pop("source")](view, final_hw, **values)
+
+
+def asked_thresholds(source: Mapping[str, Any]) -> tuple[float, ...]:
+    """The logSNR thresholds of a choice, for showing; empty where a split was given outright."""
+    if source["source"] == RECIPE:
+        return source["recipe"].thresholds or ()
+    return numbers(source["thresholds"], "thresholds") if source["source"] == THRESHOLDS else ()
+
+
+def recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingPlan:
+    """The plan a student was trained on, at any final size; RMDError if it was trained on another model type."""
+    trained_for = next((name for key, name in ARCHITECTURE_LATENTS.items() if recipe.architecture.startswith(key)), "")
+    fits = same_noise(recipe.curve, view.curve) and trained_for in ("", view.kind.latents)
+    if not fits or recipe.pixels_per_cell != view.cell_px:
+        raise RMDError(
+            f"this recipe was made for another model type: {recipe.architecture} ({recipe.curve.describe()}, "
+            f"{recipe.pixels_per_cell} px a cell), the model is {view.kind} with {view.cell_px} px a cell; "
+            "connect the student's own model"
+        )
+    notes = shift_notes(view, recipe.curve, "the recipe's")
+    if final_hw != recipe.final_hw:
+        trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))
+        notes += (f"the student was trained for {trained} px; at {now} px its size ratios and levels are kept",)
+    return _sampling_plan(
+        view,
+        recipe.plan(final_hw),
+        boundary=recipe.boundary(),
+        eta=recipe.eta,
+        cfg=recipe.cfg,
+        size_conditioning=recipe.size_conditioning,
+        origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
+        notes=notes,
+    )
+
+
+def threshold_plan(
+    view: ModelView,
+    final_hw: Size,
+    *,
+    steps: int,
+    thresholds: str,
+    earlier_sizes: str,
+    mapping: str,
+    base_shift: float,
+    method: str,
+) -> SamplingPlan:
+    """A plan whose steps change size where the logSNR of the curve's own grid passes a threshold.
+
+    thresholds is a comma list, one entry for each size of `earlier_sizes` (see `stage_cells`); mapping is one of
+    `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the name of a preset. Raises RMDError.
+    """
+    levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
+    _check_count(len(levels), len(sizes) - 1, f"thresholds has {len(levels)}", "one threshold for each earlier size")
+    curve, notes = base_curve(view, base_shift)
+    rules = preset(method)
+    stages = plan_from_thresholds(
+        curve, steps, thresholds=levels, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes)
+    )
+    listed = ", ".join(f"{level:g}" for level in levels) or "none"
+    return _by_method(view, stages, rules, f"{steps} steps, thresholds {listed}, method {method}", notes)
+
+
+def split_plan(
+    view: ModelView,
+    final_hw: Size,
+    *,
+    split: str,
+    sigmas: str,
+    earlier_sizes: str,
+    mapping: str,
+    base_shift: float,
+    method: str,
+) -> SamplingPlan:
+    """A plan with a given number of steps for each size, such as "2+2".
+
+    sigmas is a comma list of ComfyUI's sigmas, one a step, as the first size names them; empty means the curve's own
+    grid, and a closing 0 is allowed. The rest as in `threshold_plan`. Raises RMDError.
+    """
+    counts, sizes = step_counts(split), stage_cells(view, final_hw, earlier_sizes)
+    _check_count(len(counts), len(sizes), f"the split {split} has {len(counts)}", "one number for each size")
+    curve, notes = base_curve(view, base_shift)
+    rules = preset(method)
+    levels = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
+    stages = plan_from_split(curve, counts, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes), steps=levels)
+    origin = f"split {stages.split}, {'own sigmas' if levels else 'the grid of the curve'}, method {method}"
+    return _by_method(view, stages, rules, origin, notes)
+
+
+def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
+    """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
+
+    profile is a title of `profile_titles`; split "auto" is the profile's own, or all steps at one size where
+    `earlier_sizes` is empty. Raises RMDError for a profile of another family.
+    """
+    chosen = _profile(view, profile)
+    sizes = stage_cells(view, final_hw, earlier_sizes)
+    if split.strip().lower() == "auto":
+        counts = chosen.split if len(sizes) > 1 else (len(chosen.sigmas),)
+    else:
+        counts = step_counts(split)
+    text = "+".join(map(str, counts))
+    _check_count(len(counts), len(sizes), f"the split {text} has {len(counts)}", "one number for each size")
+    if sum(counts) != len(chosen.sigmas):
+        raise RMDError(
+            f"the split {text} has {sum(counts)} steps but {chosen.title} was made for {len(chosen.sigmas)}; "
+            "give a split of that many"
+        )
+    strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
+    files = f"needs the {chosen.kind} {' or '.join(chosen.files)}{strength}"
+    return _sampling_plan(
+        view,
+        chosen.plan(sizes, counts),
+        boundary=chosen.boundary,
+        eta=chosen.eta,
+        cfg=chosen.cfg,
+        size_conditioning="none",
+        origin=f"profile {chosen.title}, {NOT_DISTILLED}",
+        notes=(*shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
+    )
+
+
+def profile_titles() -> list[str]:
+    """The titles of all profiles, as the drop-down lists them."""
+    return [profile.title for profile in PROFILES.values()]
+
+
+def kept_tail(plan: SamplingPlan, denoise: float) -> SamplingPlan:
+    """The last `round(denoise * steps)` steps of a plan, at least one; RMDError for a denoise outside 0..1."""
+    if not 0.0 <= denoise <= 1.0:
+        raise RMDError(f"denoise is {denoise!r}; use 0 to 1, where 1 runs the whole plan")
+    steps = plan.stages.steps
+    kept = max(1, math.floor(denoise * len(steps) + 0.5))
+    if kept == len(steps):
+        return plan
+    first = steps[-kept]
+    sigma = plan.stages.curve.comfy_sigma(first.sigma)
+    note = (
+        f"denoise {denoise:g}: the last {kept} of {len(steps)} steps run, from sigma {sigma:.4g} at "
+        f"{pixels(plan.cell_px, (first.height, first.width))} px; the latent is the picture they start from"
+    )
+    return replace(plan, stages=plan_tail(plan.stages, kept), notes=(*plan.notes, note))
+
+
+def _by_method(
+    view: ModelView, stages: StagePlan, rules: MethodPreset, origin: str, notes: tuple[str, ...]
+) -> SamplingPlan:
+    return _sampling_plan(
+        view,
+        stages,
+        boundary=Boundary(rules.upsampler, rules.switch_noise, rules.eta),
+        eta=rules.eta,
+        cfg=1.0,
+        size_conditioning="none",
+        origin=origin,
+        notes=notes,
+    )
+
+
+def _sampling_plan(view: ModelView, stages: StagePlan, **rules: Any) -> SamplingPlan:
+    view.check_sizes([(stage.height, stage.width) for stage in stages.stages])
+    result = pixels(view.cell_px, stages.sizes[-1])
+    if stages.steps_asked[-1] == 0 and stages.final_hw != stages.sizes[-1]:
+        raise RMDError(
+            f"no step runs at the final size {result} px (split {stages.split}); "
+            "lower the last threshold, use more steps, or give the last stage a step"
+        )
+    curve = stages.curve
+    most = curve.comfy_sigma(curve.sigma_max)
+    for stage in stages.stages[1:]:
+        start = curve.comfy_sigma(stage.sigmas[0])
+        if start >= most * (1.0 - PURE_NOISE):
+            raise RMDError(
+                f"stage {stage.index + 1} would start at sigma {start:.6g}, which ComfyUI takes for pure noise "
+                f"(sigma_max {most:.6g}); run one more step before the change of size, or use a smaller size ratio"
+            )
+    return SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
+
+
+def _profile(view: ModelView, title: str) -> FewStepProfile:
+    fitting = [profile for profile in PROFILES.values() if profile.family == view.kind.latents]
+    fitting = [profile for profile in fitting if same_noise(profile.curve, view.curve)]
+    for profile in fitting:
+        if profile.title == title:
+            return profile
+    listed = "; ".join(profile.title for profile in fitting) or "none so far, so choose thresholds or a split"
+    raise RMDError(f"the profile {title!r} is not for this model, {view.kind}; those that fit it: {listed}")
+
+
+def _check_count(came: int, wanted: int, what: str, rule: str) -> None:
+    if came != wanted:
+        raise RMDError(
+            f"{what} {'entry' if came == 1 else 'entries'} but {wanted} would fit earlier_sizes; give {rule}, "
+            "and in earlier_sizes one entry for each stage before the last"
+        )
