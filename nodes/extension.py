@@ -3,10 +3,29 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .folders import offer_folders
-from .load_prompts import LoadPromptEmbeddings
-from .load_student import LoadStudent
+from .guider import RMDGuider
+from .load_prompts import RMDLoadPromptEmbeddings
+from .load_student import RMDLoadStudent
+from .noise import RMDNoise
+from .sampler import RMDSampler
+from .sampler_advanced import RMDSamplerAdvanced
+from .stage_override import RMDStageOverride
+from .stage_sigmas import RMDStageSigmas
+from .stage_upscale import RMDStageUpscale
+from .step_sampler import RMDStepSampler
 
-NODES: list[type[io.ComfyNode]] = [LoadStudent, LoadPromptEmbeddings]
+NODES: tuple[type[io.ComfyNode], ...] = (
+    RMDLoadStudent,
+    RMDLoadPromptEmbeddings,
+    RMDSampler,
+    RMDSamplerAdvanced,
+    RMDGuider,
+    RMDStageOverride,
+    RMDStepSampler,
+    RMDStageSigmas,
+    RMDStageUpscale,
+    RMDNoise,
+)
 
 
 class RMDExtension(ComfyExtension):

@@ -8,7 +8,7 @@ from .folders import PROMPTS, find_file, fingerprint, safetensors_files
 from .sockets import CATEGORY
 
 
-class LoadPromptEmbeddings(io.ComfyNode):
+class RMDLoadPromptEmbeddings(io.ComfyNode):
     """One prompt of a trainer's prompt cache as CONDITIONING (1, tokens, dim) in float32, padded as in training.
 
     Raises RMDError, naming the prompts that look alike, for one that is not in the file.

@@ -17,7 +17,7 @@ FULL, LORA = "full model", "LoRA"
 FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
 
 
-class LoadStudent(io.ComfyNode):
+class RMDLoadStudent(io.ComfyNode):
     """A student file -> MODEL, the Recipe in its header, and a report.
 
     Raises RMDError for a file without a recipe, a student of the other kind, or one whose recipe names another base
