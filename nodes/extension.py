@@ -9,6 +9,7 @@ from .load_student import RMDLoadStudent
 from .noise import RMDNoise
 from .sampler import RMDSampler
 from .sampler_advanced import RMDSamplerAdvanced
+from .schedule import RMDSchedule
 from .stage_override import RMDStageOverride
 from .stage_sigmas import RMDStageSigmas
 from .stage_upscale import RMDStageUpscale
@@ -17,6 +18,7 @@ from .step_sampler import RMDStepSampler
 NODES: tuple[type[io.ComfyNode], ...] = (
     RMDLoadStudent,
     RMDLoadPromptEmbeddings,
+    RMDSchedule,
     RMDSampler,
     RMDSamplerAdvanced,
     RMDGuider,
