@@ -48,6 +48,14 @@ def node_classes(pack):
 
 
 @pytest.fixture(scope="session")
+def nodes(pack, node_classes):
+    """A function that calls a node of the pack by its id, with what makes plans for tiny models."""
+    from cascade_rig import Nodes
+
+    return Nodes(pack, node_classes)
+
+
+@pytest.fixture(scope="session")
 def tiny(comfy):
     """A function that gives a TinyModel by its name in comfy_models: `tiny("wan")`, always the same object."""
     return functools.lru_cache(maxsize=None)(lambda name: getattr(comfy_models, f"tiny_{name}")())

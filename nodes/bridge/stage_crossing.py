@@ -48,10 +48,8 @@ def cross_to(
     form, to_model = NoiseForm.of(model), model.model.process_latent_in
     x0 = to_model(denoised_output["samples"].float())
     state = form.unscaled(to_model(output["samples"].float()), last.float())
-    seed = StageSeed.of(noise.seed)
-    if seed.items is None:
-        seed = StageSeed(seed.cascade, seed.stage, batch_items(output))
-    seed = seed.next_stage()
+    started = StageSeed.of(noise.seed)  # a NOISE may serve several samplers, so the items are the LATENT's
+    seed = StageSeed(started.cascade, started.stage, batch_items(output)).next_stage()
 
     def fresh(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
         return seed.source.draw(shape, seed.stage, purpose)

@@ -1,0 +1,125 @@
+"""What the tests of the sampler nodes share: plans over tiny models, node calls, and a record of what a network got."""
+
+import inspect
+from dataclasses import dataclass, field
+
+import torch
+
+from rmd_core.noise_sources import SeededNoise
+
+SEED = 5
+TINY = {  # name in comfy_models -> the sizes in cells of two stages that it can take
+    "wan": ((6, 8), (12, 16)),
+    "sd3": ((8, 6), (16, 12)),
+    "sdxl": ((8, 8), (16, 16)),
+    "sdxl_v": ((8, 6), (16, 12)),
+    "pixart": ((34, 34), (46, 40)),
+}
+SHIFT = 3.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One network call: the state and sigma in ComfyUI's terms, and the clean estimate that came back."""
+
+    x: torch.Tensor
+    sigma: float
+    x0: torch.Tensor
+    conditioning: dict
+
+
+@dataclass
+class Recorder:
+    """`recorder.watch(patcher)` gives a copy of a MODEL whose calls are kept in `calls`."""
+
+    calls: list = field(default_factory=list)
+
+    def watch(self, patcher):
+        watched = patcher.clone()
+
+        def call(apply_model, arguments):
+            x, sigma = arguments["input"], arguments["timestep"]
+            x0 = apply_model(x, sigma, **arguments["c"])
+            self.calls.append(Call(x.clone(), float(sigma[0]), x0.clone(), dict(arguments["c"])))
+            return x0
+
+        watched.set_model_unet_function_wrapper(call)
+        return watched
+
+    @property
+    def sizes(self):
+        """Height and width of the state of every call."""
+        return [tuple(call.x.shape[-2:]) for call in self.calls]
+
+
+class Nodes:
+    """Calls nodes by id as ComfyUI would: `nodes("RMD_Sampler", model=..., ...)` gives the tuple of outputs."""
+
+    def __init__(self, pack, classes):
+        self.pack, self.classes = pack, classes
+
+    def __call__(self, node_id, /, **inputs):
+        node = self.classes[node_id]
+        for entry in node.GET_SCHEMA().inputs:  # ComfyUI fills in what a workflow leaves out
+            if not entry.optional and entry.id not in inputs and getattr(entry, "default", None) is not None:
+                inputs[entry.id] = entry.default
+        output = node.execute(**inputs)
+        assert not inspect.iscoroutine(output)
+        return output.args
+
+    def plan(self, model, *, sizes, split="2+2", eta=0.5, mapping=None, cfg=1.0, size_conditioning="none", **boundary):
+        """An RMD_PLAN for a TinyModel: sizes in cells, boundary fields by name."""
+        core, bridge = self.pack.rmd_core, self.pack.nodes.bridge
+        view = bridge.model_view.ModelView.of(model.patcher)
+        curve = core.logsnr.FlowCurve(SHIFT) if view.curve.kind == "flow" else view.curve
+        stages = core.plan.plan_from_split(curve, split, sizes=sizes, mapping=mapping or core.mapping.AreaMap())
+        return bridge.sampling_plan.SamplingPlan(
+            stages=stages,
+            kind=view.kind,
+            boundary=core.boundary.Boundary(**boundary),
+            eta=eta,
+            cfg=cfg,
+            size_conditioning=size_conditioning,
+            cell_px=8,
+            origin="test",
+        )
+
+    def sample(self, model, plan, *, seed=SEED, latent=None, patcher=None, positive=None, negative=None, cfg=1.0):
+        """RMD Sampler's latent for a TinyModel."""
+        empty = model.latent(*plan.stages.final_hw)
+        (out,) = self(
+            "RMD_Sampler",
+            model=patcher or model.patcher,
+            positive=positive or model.conditioning(1),
+            negative=negative,
+            latent_image=empty if latent is None else latent,
+            plan=plan,
+            seed=seed,
+            cfg=cfg,
+        )
+        return out
+
+
+def is_flow(plan):
+    return plan.stages.curve.kind == "flow"
+
+
+def alpha_sigma(plan, comfy_sigma):
+    """(alpha, sigma) of ComfyUI's form of a state at its sigma: VP models there have alpha 1."""
+    return (1.0 - comfy_sigma, comfy_sigma) if is_flow(plan) else (1.0, comfy_sigma)
+
+
+def predicted_noise(plan, call):
+    """The noise in a recorded call's state, float64."""
+    alpha, sigma = alpha_sigma(plan, call.sigma)
+    return (call.x.double() - alpha * call.x0.double()) / sigma
+
+
+def relative(got, expected):
+    """The largest difference over the largest magnitude of what is expected."""
+    return ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+def fresh_noise(shape, stage, purpose, seed=SEED, items=None):
+    """The noise of the method at one address, float64."""
+    return SeededNoise(seed, items).draw(tuple(shape), stage, purpose).double()
