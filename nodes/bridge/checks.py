@@ -9,19 +9,16 @@ from .model_view import ModelView
 from .overrides import StageSettings
 from .sampling_plan import SamplingPlan
 
-# Samplers whose callback shows the very state of its step, so that the predicted noise can be read off; measured
-# against the state that the network received. ddim is euler to ComfyUI.
-RECOVERABLE = (
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "er_sde",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lcm",
-    "res_multistep",
-    "rmd",
-    "sa_solver",
+# Samplers whose callback shows, at each step, the very state that the network received and what it made of it, so that
+# the predicted noise can be read off (tests/test_nodes_samplers.py measures each). To ComfyUI, ddim is euler.
+RECOVERABLE = frozenset(
+    """
+    rmd ddim ddpm dpm_2 dpm_2_ancestral dpmpp_2m dpmpp_2m_cfg_pp dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun
+    dpmpp_2m_sde_heun_gpu dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp dpmpp_3m_sde dpmpp_3m_sde_gpu dpmpp_sde
+    dpmpp_sde_gpu er_sde euler euler_ancestral euler_ancestral_cfg_pp euler_cfg_pp exp_heun_2_x0 exp_heun_2_x0_sde
+    gradient_estimation gradient_estimation_cfg_pp heun heunpp2 lcm lms res_multistep res_multistep_ancestral
+    res_multistep_ancestral_cfg_pp res_multistep_cfg_pp sa_solver seeds_2 seeds_3
+    """.split()
 )
 
 # Samplers that choose their own steps or run other ones than the plan's.
@@ -92,7 +89,7 @@ def check_sampler(sampler: Any, *, recover: bool) -> None:
     if name not in RECOVERABLE:
         raise RMDError(
             f"the noise predicted by the sampler {name} cannot be recovered at the switch; "
-            f"use one of {', '.join(RECOVERABLE)}, {advice}"
+            f"use rmd, euler, heun, lcm, dpmpp_2m or another of the list in docs/nodes.md, {advice}"
         )
     if getattr(sampler, "extra_options", {}).get("s_churn", 0.0) > 0.0:
         raise RMDError(f"the sampler {name} churns its noise, so it cannot be recovered; set s_churn to 0, {advice}")
