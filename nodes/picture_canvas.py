@@ -11,14 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 Point = tuple[float, float]
 
-SCALE = 4
+SCALE = 3
 
 
 class Canvas:
     """Draws in pixels of the result; colours are `#rrggbb`, text sizes pixels of height."""
 
     def __init__(self, width: int, height: int, background: str) -> None:
-        self._size = (width, height)
         self._image = Image.new("RGB", (width * SCALE, height * SCALE), background)
         self._draw = ImageDraw.Draw(self._image)
 
@@ -83,7 +82,7 @@ class Canvas:
 
     def tensor(self) -> torch.Tensor:
         """The picture as ComfyUI's IMAGE: (1, height, width, 3) float32 in 0..1."""
-        small = self._image.resize(self._size, Image.Resampling.LANCZOS)
+        small = self._image.reduce(SCALE)
         return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
 
 

@@ -59,8 +59,9 @@ def recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingP
     if final_hw != recipe.final_hw:
         trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))
         notes += (f"the student was trained for {trained} px; at {now} px its size ratios and levels are kept",)
-    return _sampling_plan(
+    return _checked(
         view,
+        final_hw,
         recipe.plan(final_hw),
         boundary=recipe.boundary(),
         eta=recipe.eta,
@@ -88,14 +89,18 @@ def threshold_plan(
     `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the name of a preset. Raises RMDError.
     """
     levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
-    _check_count(len(levels), len(sizes) - 1, f"thresholds has {len(levels)}", "one threshold for each earlier size")
+    if len(levels) != len(sizes) - 1:
+        raise RMDError(
+            f"thresholds has {len(levels)} entries, earlier_sizes {len(sizes) - 1}; give as many of each, "
+            "one less than there are stages"
+        )
     curve, notes = base_curve(view, base_shift)
     rules = preset(method)
     stages = plan_from_thresholds(
         curve, steps, thresholds=levels, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes)
     )
     listed = ", ".join(f"{level:g}" for level in levels) or "none"
-    return _by_method(view, stages, rules, f"{steps} steps, thresholds {listed}, method {method}", notes)
+    return _by_method(view, final_hw, stages, rules, f"{steps} steps, thresholds {listed}, method {method}", notes)
 
 
 def split_plan(
@@ -115,13 +120,13 @@ def split_plan(
     grid, and a closing 0 is allowed. The rest as in `threshold_plan`. Raises RMDError.
     """
     counts, sizes = step_counts(split), stage_cells(view, final_hw, earlier_sizes)
-    _check_count(len(counts), len(sizes), f"the split {split} has {len(counts)}", "one number for each size")
+    _check_split(counts, sizes)
     curve, notes = base_curve(view, base_shift)
     rules = preset(method)
     levels = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
     stages = plan_from_split(curve, counts, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes), steps=levels)
     origin = f"split {stages.split}, {'own sigmas' if levels else 'the grid of the curve'}, method {method}"
-    return _by_method(view, stages, rules, origin, notes)
+    return _by_method(view, final_hw, stages, rules, origin, notes)
 
 
 def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
@@ -132,21 +137,13 @@ def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, e
     """
     chosen = _profile(view, profile)
     sizes = stage_cells(view, final_hw, earlier_sizes)
-    if split.strip().lower() == "auto":
-        counts = chosen.split if len(sizes) > 1 else (len(chosen.sigmas),)
-    else:
-        counts = step_counts(split)
-    text = "+".join(map(str, counts))
-    _check_count(len(counts), len(sizes), f"the split {text} has {len(counts)}", "one number for each size")
-    if sum(counts) != len(chosen.sigmas):
-        raise RMDError(
-            f"the split {text} has {sum(counts)} steps but {chosen.title} was made for {len(chosen.sigmas)}; "
-            "give a split of that many"
-        )
+    counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else step_counts(split)
+    _check_split(counts, sizes)
     strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
-    files = f"needs the {chosen.kind} {' or '.join(chosen.files)}{strength}"
-    return _sampling_plan(
+    files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
+    return _checked(
         view,
+        final_hw,
         chosen.plan(sizes, counts),
         boundary=chosen.boundary,
         eta=chosen.eta,
@@ -180,10 +177,11 @@ def kept_tail(plan: SamplingPlan, denoise: float) -> SamplingPlan:
 
 
 def _by_method(
-    view: ModelView, stages: StagePlan, rules: MethodPreset, origin: str, notes: tuple[str, ...]
+    view: ModelView, final_hw: Size, stages: StagePlan, rules: MethodPreset, origin: str, notes: tuple[str, ...]
 ) -> SamplingPlan:
-    return _sampling_plan(
+    return _checked(
         view,
+        final_hw,
         stages,
         boundary=Boundary(rules.upsampler, rules.switch_noise, rules.eta),
         eta=rules.eta,
@@ -194,12 +192,11 @@ def _by_method(
     )
 
 
-def _sampling_plan(view: ModelView, stages: StagePlan, **rules: Any) -> SamplingPlan:
+def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -> SamplingPlan:
     view.check_sizes([(stage.height, stage.width) for stage in stages.stages])
-    result = pixels(view.cell_px, stages.sizes[-1])
-    if stages.steps_asked[-1] == 0 and stages.final_hw != stages.sizes[-1]:
+    if stages.final_hw != final_hw:
         raise RMDError(
-            f"no step runs at the final size {result} px (split {stages.split}); "
+            f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "
             "lower the last threshold, use more steps, or give the last stage a step"
         )
     curve = stages.curve
@@ -224,9 +221,9 @@ def _profile(view: ModelView, title: str) -> FewStepProfile:
     raise RMDError(f"the profile {title!r} is not for this model, {view.kind}; those that fit it: {listed}")
 
 
-def _check_count(came: int, wanted: int, what: str, rule: str) -> None:
-    if came != wanted:
+def _check_split(counts: tuple[int, ...], sizes: tuple[Size, ...]) -> None:
+    if len(counts) != len(sizes):
         raise RMDError(
-            f"{what} {'entry' if came == 1 else 'entries'} but {wanted} would fit earlier_sizes; give {rule}, "
-            "and in earlier_sizes one entry for each stage before the last"
+            f"the split {'+'.join(map(str, counts))} needs {len(counts) - 1} earlier_sizes, {len(sizes) - 1} came; "
+            "give every size but the last there, or change the split"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -14,6 +15,8 @@ from .plan_sources import asked_thresholds, kept_tail, sampling_plan
 from .plan_table import plan_table
 from .sockets import CATEGORY, Plan
 from .stage_pixels import final_cells
+
+ONE_FRAME = "the cost is that of one latent frame; connect the latent to count the frames of a video"
 
 
 class RMDSchedule(io.ComfyNode):
@@ -44,7 +47,7 @@ class RMDSchedule(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Below 1 only this share of the steps runs, the last ones, starting from the latent's picture.",
+                    tooltip="Below 1 only this share of the steps run, the last ones, starting from a picture.",
                 ),
                 io.Latent.Input(
                     "latent",
@@ -81,6 +84,8 @@ class RMDSchedule(io.ComfyNode):
             shape = final_latent(model, latent)["samples"].shape
             final_hw, frames = (shape[-2], shape[-1]), shape[2] if len(shape) == 5 else 1
         plan = kept_tail(sampling_plan(view, final_hw, source), denoise)
+        if latent is None and view.dimensions == 3:
+            plan = replace(plan, notes=(*plan.notes, ONE_FRAME))
 
         def call_cost(cells_high: int, cells_wide: int) -> float:
             return view.relative_cost(cells_high, cells_wide, frames)
