@@ -214,7 +214,7 @@ def test_a_lora_that_does_not_fit_is_refused(folder, refused, teacher):
         match="128x128 in this model, but the LoRA changes one of 128x256",
     )
     ranks = whole | {name: torch.zeros(RANK + 1, 128)}
-    refused(write_lora(loras / "d.safetensors", ranks), teacher, match="self_attn.q")
+    refused(write_lora(loras / "d.safetensors", ranks), teacher, match="by matrices of rank 3 and 4")
     save_safetensors(loras / "e.safetensors", whole, {})
     refused(loras / "e.safetensors", teacher, match="no RMD recipe in this file")
 
@@ -287,6 +287,40 @@ def test_noise_tables_and_predictions_are_held_against_each_other(comfy, pack, f
         check(comfy_models.tiny_pixart())
     found = check(comfy_models.tiny_sdxl(), architecture="my-architecture")
     assert "'my-architecture' is not in RMD's list" in found.unchecked[0]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "up", "down"),
+    [
+        ("lora_unet_", "lora_up.weight", "lora_down.weight"),
+        ("diffusion_model.", "lora_up.weight", "lora_down.weight"),
+        ("diffusion_model.", "lora_B.default.weight", "lora_A.default.weight"),
+        ("diffusion_model.", "lora.up.weight", "lora.down.weight"),
+        ("diffusion_model.", "lora_B", "lora_A"),
+        ("diffusion_model.", "lora_linear_layer.up.weight", "lora_linear_layer.down.weight"),
+    ],
+)
+def test_every_naming_gets_the_recipes_alpha(comfy, folder, load, teacher, prefix, up, down):
+    """Files that ComfyUI knows under other names, none of them with an alpha."""
+    expected = changed_weights(comfy, load(write_lora(folder / "loras" / "a.safetensors"), teacher)[0])
+    tensors = {}
+    for name, pair in lora_pairs().items():
+        place = prefix + (name.replace(".", "_") if prefix == "lora_unet_" else name)
+        tensors |= {f"{place}.{up}": pair[0], f"{place}.{down}": pair[1]}
+    found = changed_weights(comfy, load(write_lora(folder / "loras" / "b.safetensors", tensors), teacher)[0])
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_patches_that_are_no_pairs_are_reported(comfy, folder, load, teacher):
+    diff = {"diffusion_model.head.head.diff_b": torch.ones(64)}
+    report = load(write_lora(folder / "loras" / "l.safetensors", lora_tensors(lora_pairs()) | diff), teacher)[2]
+    assert "NOT checked: the shapes of 1 patches that are no plain LoRA pairs" in report
+
+
+def test_an_unknown_kind_is_refused(pack, node_classes):
+    """ComfyUI leaves out a dynamic choice that it does not know."""
+    with pytest.raises(pack.rmd_core.errors.RMDError, match="set it to 'full model' or 'LoRA'"):
+        node_classes["RMD_LoadStudent"].execute()
 
 
 def test_a_changed_file_is_read_again(node_classes, folder):

@@ -74,22 +74,24 @@ def _check_places(weights: Mapping[str, torch.Tensor], patches: dict[Any, Any], 
 
 def _check_shapes(model: Any, patches: dict[Any, Any], recipe: Recipe, student: str) -> tuple[str, ...]:
     """Raise for a pair that does not fit its weight; returns a sentence on patches of other kinds than pairs."""
-    state, other = model.model.state_dict(), set()
+    other = set()
     for target, patch in patches.items():
         key = target if isinstance(target, str) else target[0]
         if not isinstance(target, str) or getattr(patch, "name", None) != "lora" or patch.weights[3] is not None:
             other.add(key)
             continue
         up, down = patch.weights[:2]
-        have = tuple(getattr(state[key], "tensor_shape", state[key].shape)) if key in state else ()
-        fits = have and up.shape[0] == have[0] and prod(down.shape[1:]) == prod(have[1:])
-        if not fits or prod(up.shape[1:]) != down.shape[0]:
+        have = _shape(model, key)
+        if (up.shape[0], prod(down.shape[1:])) != (have[0], prod(have[1:])) or prod(up.shape[1:]) != down.shape[0]:
             raise RMDError(
-                f"{student}: {key} is {_sides(have)} in this model, but the LoRA changes one of "
-                f"{up.shape[0]}x{prod(down.shape[1:])}; it is for {recipe.base_model}"
+                f"{student}: {key} is {have[0]}x{prod(have[1:])} in this model, but the LoRA changes one of "
+                f"{up.shape[0]}x{prod(down.shape[1:])} by matrices of rank {prod(up.shape[1:])} and {down.shape[0]}; "
+                f"it is for {recipe.base_model}"
             )
     return (f"the shapes of {len(other)} patches that are no plain LoRA pairs",) if other else ()
 
 
-def _sides(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}x{prod(shape[1:])}" if shape else "absent"
+def _shape(model: Any, key: str) -> tuple[int, ...]:
+    """The shape of a weight as the network uses it: packed formats store another one."""
+    weight = comfy.utils.get_attr(model.model, key)
+    return tuple(getattr(weight, "tensor_shape", weight.shape))
