@@ -87,6 +87,21 @@ def tiny_pixart():
     return TinyModel(_patcher("PixArtSigma", config), channels=4, context=24)
 
 
+def tiny_controlnet():
+    """A ControlNet for `tiny_sdxl`, its own object on every call."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    left_out = ("out_channels", "transformer_depth_output", "use_temporal_attention")
+    config = {key: value for key, value in _sdxl_config().items() if key not in left_out}
+    network = comfy.cldm.cldm.ControlNet(
+        **config, hint_channels=3, num_head_channels=16, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+    _fill(network.requires_grad_(False).eval())
+    return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+
+
 def _wan_config(model_type="t2v", in_dim=16):
     return {
         "image_model": "wan2.1",

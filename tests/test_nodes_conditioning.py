@@ -1,0 +1,212 @@
+"""What is bound to a place or a size in the picture follows every stage: areas, masks, hints, sizes, image latents."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cascade_rig import TINY, Recorder, relative
+from comfy_models import tiny_controlnet
+
+SIZES = ((8, 8), (16, 16))
+PAINT, GROUND = 3.0, -1.0
+
+
+def painter(model):
+    """A copy of a MODEL whose every clean estimate is the first number of the prompt, everywhere."""
+    copy = model.patcher.clone()
+
+    def call(apply_model, arguments):
+        value = arguments["c"]["c_crossattn"][:, 0, 0]
+        return value.reshape(-1, *[1] * (arguments["input"].ndim - 1)).expand_as(arguments["input"]).clone()
+
+    copy.set_model_unet_function_wrapper(call)
+    return copy
+
+
+def prompt(model, value, **extra):
+    """A CONDITIONING for `painter` that paints a value."""
+    ((embedding, values),) = model.conditioning(0, **extra)
+    return [[torch.full_like(embedding, value), values]]
+
+
+def painted(nodes, model, conditioning, sizes=SIZES):
+    """The clean estimate (B, C, ..., H, W) of every stage, in the model's own space."""
+    import comfy.samplers
+
+    plan = nodes.plan(model, sizes=sizes)
+    guider = comfy.samplers.CFGGuider(painter(model))
+    guider.inner_set_conds({"positive": conditioning})
+    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
+    latent = model.latent(*plan.stages.final_hw)
+    _, stages = nodes(
+        "RMD_SamplerAdvanced", guider=guider, sampler=sampler, plan=plan, latent_image=latent, noise_seed=1
+    )
+    return [model.patcher.model.process_latent_in(stage["samples"]) for stage in stages]
+
+
+def box(size, top, left, height, width):
+    """A map (H, W) that is true inside a box."""
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[top : top + height, left : left + width] = True
+    return inside
+
+
+@pytest.mark.parametrize(
+    ("name", "area"),
+    [
+        ("sdxl", (8, 4, 4, 8)),  # height, width, top, left
+        ("wan", (8, 4, 4, 8)),
+        ("sdxl", ("percentage", 0.5, 0.25, 0.25, 0.5)),
+        ("wan", ("percentage", 1.0, 0.5, 0.25, 0.0, 0.25, 0.5)),  # with time
+    ],
+)
+def test_an_area_is_the_same_place_in_every_stage(nodes, tiny, name, area):
+    model = tiny(name)
+    small, large = painted(nodes, model, prompt(model, PAINT, area=area) + prompt(model, 0.0))
+    for x0, where in ((small, box((8, 8), 2, 4, 4, 2)), (large, box((16, 16), 4, 8, 8, 4))):
+        values = x0[0, 0, 0] if model.video else x0[0, 0]
+        assert torch.equal(values.abs() > 1e-4, where)
+
+
+def test_an_area_that_reaches_the_edge_still_does_when_sizes_do_not_divide(nodes, tiny):
+    model = tiny("sdxl")
+    small, large = painted(
+        nodes, model, prompt(model, PAINT, area=(6, 13, 9, 0)) + prompt(model, 0.0), sizes=((9, 8), (15, 13))
+    )
+    assert torch.equal(small[0, 0].abs() > 1e-4, box((9, 8), 5, 0, 4, 8))  # rows 9/15 and 15/15 of 9: 5.4 and 9
+    assert torch.equal(large[0, 0].abs() > 1e-4, box((15, 13), 9, 0, 6, 13))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "wan"])
+def test_a_mask_is_the_same_place_in_every_stage(nodes, tiny, name):
+    model = tiny(name)
+    left = torch.zeros(1, 64, 64)
+    left[..., :32] = 1.0
+    stages = painted(nodes, model, prompt(model, PAINT, mask=left) + prompt(model, GROUND, mask=1.0 - left))
+    for x0, side in zip(stages, (8, 16)):
+        values = x0[0, 0, 0] if model.video else x0[0, 0]
+        assert torch.allclose(values[:, : side // 2], torch.tensor(PAINT), atol=1e-4)
+        assert torch.allclose(values[:, side // 2 :], torch.tensor(GROUND), atol=1e-4)
+
+
+def test_a_controlnet_hint_has_the_size_of_each_stage(nodes, tiny, comfy):
+    import nodes as comfy_nodes
+
+    model, hints = tiny("sdxl"), []
+    control = tiny_controlnet()
+    control.control_model.register_forward_pre_hook(
+        lambda _, args, kwargs: hints.append(kwargs["hint"].clone()), with_kwargs=True
+    )
+    image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(4))
+    plan = nodes.plan(model, sizes=SIZES)
+    plain = nodes.sample(model, plan)["samples"]
+    positive, _ = comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(
+        model.conditioning(1), model.conditioning(2), control, image, 1.0, 0.0, 1.0
+    )
+    out = nodes.sample(model, plan, positive=positive)["samples"]
+    assert [tuple(hint.shape[-2:]) for hint in hints] == [(64, 64), (64, 64), (128, 128), (128, 128)]
+    for hint in hints:
+        expected = F.interpolate(image.movedim(-1, 1), size=tuple(hint.shape[-2:]), mode="nearest-exact")
+        assert torch.equal(hint[:1], expected)
+    assert relative(out, plain) > 1e-3
+    assert torch.equal(nodes.sample(model, plan, positive=positive)["samples"], out)
+    assert torch.equal(nodes.sample(model, plan)["samples"], plain)
+
+
+def told_sizes(nodes, model, size_conditioning, **values):
+    """What SDXL is told beside the pooled prompt in each of two stages."""
+    recorder = Recorder()
+    plan = nodes.plan(model, sizes=SIZES, size_conditioning=size_conditioning)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=model.conditioning(1, **values))
+    return recorder.calls[0].conditioning["y"], recorder.calls[-1].conditioning["y"]
+
+
+def size_vector(model, **values):
+    return model.patcher.model.encode_adm(pooled_output=model.conditioning(1)[0][1]["pooled_output"], **values)
+
+
+SQUARE = {side: {"width": side, "height": side, "target_width": side, "target_height": side} for side in (64, 128)}
+# SDXL prompt of CLIPTextEncodeSDXL for a final size of 128 px, with a crop
+EXPLICIT = {**SQUARE[128], "crop_w": 16, "crop_h": 8}
+HALF = {**SQUARE[64], "crop_w": 8, "crop_h": 4}
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "small", "large"),
+    [
+        ("none", {}, SQUARE[64], SQUARE[128]),
+        ("stage", {}, SQUARE[64], SQUARE[128]),
+        ("final", {}, SQUARE[128], SQUARE[128]),
+        ("none", EXPLICIT, EXPLICIT, EXPLICIT),
+        ("stage", EXPLICIT, HALF, EXPLICIT),
+        ("final", EXPLICIT, EXPLICIT, EXPLICIT),
+    ],
+)
+def test_sdxl_is_told_the_size_that_the_recipe_says(nodes, tiny, rule, values, small, large):
+    model = tiny("sdxl")
+    for told, wanted in zip(told_sizes(nodes, model, rule, **values), (small, large)):
+        assert torch.allclose(told, size_vector(model, **wanted), atol=1e-6)
+
+
+def test_an_image_to_video_latent_is_averaged_to_each_stage(nodes, tiny):
+    model, recorder = tiny("wan_image"), Recorder()
+    plan = nodes.plan(model, sizes=SIZES)
+    generator = torch.Generator().manual_seed(6)
+    image = torch.randn(1, 16, 3, 16, 16, generator=generator)
+    mask = torch.ones(1, 1, 3, 16, 16)
+    mask[:, :, 0] = 0.0  # the first frame is given
+    positive = model.conditioning(1, concat_latent_image=image, concat_mask=mask)
+    latent = model.latent(16, 16, frames=3)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive, latent=latent)
+    to_model = model.patcher.model.process_latent_in
+    for call, expected in ((recorder.calls[0], F.avg_pool3d(image, (1, 2, 2))), (recorder.calls[-1], image)):
+        concat = call.conditioning["c_concat"]
+        assert concat.shape == (1, 20, 3, *expected.shape[-2:])
+        assert torch.allclose(concat[:, 4:], to_model(expected), atol=1e-5)
+        assert torch.equal(concat[:, :4, 0], torch.ones_like(concat[:, :4, 0]))
+        assert torch.equal(concat[:, :4, 1:], torch.zeros_like(concat[:, :4, 1:]))
+
+
+def test_a_second_guider_takes_the_later_stages(nodes, tiny):
+    import comfy.samplers
+
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=SIZES)
+    guiders = []
+    for value in (PAINT, GROUND):
+        guiders.append(comfy.samplers.CFGGuider(painter(model)))
+        guiders[-1].inner_set_conds({"positive": prompt(model, value)})
+    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
+    _, (small, large) = nodes(
+        "RMD_SamplerAdvanced",
+        guider=guiders[0],
+        later_guider=guiders[1],
+        sampler=sampler,
+        plan=plan,
+        latent_image=model.latent(16, 16),
+        noise_seed=1,
+    )
+    scale = 1.0 / model.patcher.model.latent_format.scale_factor
+    assert torch.allclose(small["samples"], torch.tensor(PAINT * scale), rtol=1e-5)
+    assert torch.allclose(large["samples"], torch.tensor(GROUND * scale), rtol=1e-5)
+
+
+def test_a_hook_lora_acts_in_every_stage_and_leaves_the_weights(nodes, tiny):
+    import comfy.hooks
+    import comfy.lora
+
+    model = tiny("wan")
+    plan = nodes.plan(model, sizes=TINY["wan"])
+    plain = nodes.sample(model, plan)["samples"]
+    names = comfy.lora.model_lora_keys_unet(model.patcher.model, {})
+    generator = torch.Generator().manual_seed(8)
+    lora = {
+        "diffusion_model.head.head.lora_up.weight": torch.randn(64, 2, generator=generator),
+        "diffusion_model.head.head.lora_down.weight": torch.randn(2, 48, generator=generator) * 0.1,
+    }
+    assert "diffusion_model.head.head" in names
+    hooked = comfy.hooks.set_hooks_for_conditioning(model.conditioning(1), comfy.hooks.create_hook_lora(lora, 1.0, 0.0))
+    out = nodes.sample(model, plan, positive=hooked)["samples"]
+    assert relative(out, plain) > 1e-3
+    assert torch.equal(nodes.sample(model, plan, positive=hooked)["samples"], out)
+    assert torch.equal(nodes.sample(model, plan)["samples"], plain)
