@@ -14,15 +14,13 @@ from ..rmd_core.plan_tail import plan_tail
 from ..rmd_core.presets import MethodPreset, preset
 from ..rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
 from ..rmd_core.recipe import Recipe
+from .bridge.bases import family_of
 from .bridge.model_view import ModelView
 from .bridge.sampling_plan import SamplingPlan
 from .plan_widgets import base_curve, chosen_map, given_levels, numbers, same_noise, shift_notes, step_counts
 from .stage_pixels import Size, pixels, stage_cells
 
 RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
-
-ARCHITECTURE_LATENTS = {"wan2.1": "Wan21", "stable-diffusion-xl": "SDXL", "stable-diffusion-v3": "SD3"}
-"""ComfyUI's latent format by the beginning of a recipe's ModelSpec architecture."""
 
 PURE_NOISE = 1e-5
 """A stage that starts within this share of sigma_max is scaled by ComfyUI as pure noise."""
@@ -47,8 +45,8 @@ def asked_thresholds(source: Mapping[str, Any]) -> tuple[float, ...]:
 
 def recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingPlan:
     """The plan a student was trained on, at any final size; RMDError if it was trained on another model type."""
-    trained_for = next((name for key, name in ARCHITECTURE_LATENTS.items() if recipe.architecture.startswith(key)), "")
-    fits = same_noise(recipe.curve, view.curve) and trained_for in ("", view.kind.latents)
+    trained_for = family_of(recipe.architecture)
+    fits = same_noise(recipe.curve, view.curve) and (trained_for is None or trained_for.network == view.kind.family)
     if not fits or recipe.pixels_per_cell != view.cell_px:
         raise RMDError(
             f"this recipe was made for another model type: {recipe.architecture} ({recipe.curve.describe()}, "
@@ -148,7 +146,7 @@ def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, e
         boundary=chosen.boundary,
         eta=chosen.eta,
         cfg=chosen.cfg,
-        size_conditioning="none",
+        size_conditioning=told_size(view),
         origin=f"profile {chosen.title}, {NOT_DISTILLED}",
         notes=(*shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
     )
@@ -157,6 +155,11 @@ def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, e
 def profile_titles() -> list[str]:
     """The titles of all profiles, as the drop-down lists them."""
     return [profile.title for profile in PROFILES.values()]
+
+
+def told_size(view: ModelView) -> str:
+    """What SDXL is told without a recipe: each stage's own size, as CLIPTextEncode does; others are told nothing."""
+    return "stage" if view.kind.family == "SDXL" else "none"
 
 
 def kept_tail(plan: SamplingPlan, denoise: float) -> SamplingPlan:
@@ -186,7 +189,7 @@ def _by_method(
         boundary=Boundary(rules.upsampler, rules.switch_noise, rules.eta),
         eta=rules.eta,
         cfg=1.0,
-        size_conditioning="none",
+        size_conditioning=told_size(view),
         origin=origin,
         notes=notes,
     )
@@ -212,7 +215,7 @@ def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -
 
 
 def _profile(view: ModelView, title: str) -> FewStepProfile:
-    fitting = [profile for profile in PROFILES.values() if profile.family == view.kind.latents]
+    fitting = [profile for profile in PROFILES.values() if profile.family == view.kind.family]
     fitting = [profile for profile in fitting if same_noise(profile.curve, view.curve)]
     for profile in fitting:
         if profile.title == title:

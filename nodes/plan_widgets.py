@@ -78,7 +78,7 @@ def base_curve(view: ModelView, base_shift: float) -> tuple[NoiseCurve, tuple[st
     elif view.rmd_shift is not None:
         curve, whose = FlowCurve(view.rmd_shift), "RMD"
     else:
-        note = f"base shift {view.curve.shift:.4g} is the model's own: RMD knows none for {view.kind.latents} latents"
+        note = f"base shift {view.curve.shift:.4g} is the model's own: RMD knows none for {view.kind.family}"
         return view.curve, (note,)
     return curve, shift_notes(view, curve, whose)
 
@@ -119,4 +119,4 @@ def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
 def _is_wan_480p_to_720p(view: ModelView, sizes: Sequence[Size]) -> bool:
     first, last = (height * width * view.cell_px**2 for height, width in (sizes[0], sizes[-1]))
     near = abs(first / WAN_480P - 1.0) <= 0.1 and abs(last / WAN_720P - 1.0) <= 0.1
-    return view.kind.latents == "Wan21" and near
+    return view.kind.family == "WAN21" and near

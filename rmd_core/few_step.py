@@ -19,7 +19,7 @@ NOT_DISTILLED = "not distilled for the cascade"
 class FewStepProfile:
     """The levels, guidance and noise rules of a published few-step model, with where they were found.
 
-    family is the class name of ComfyUI's latent format; folder the one under `models` where `files` go, each file a
+    family is ComfyUI's class name of the model; folder the one under `models` where `files` go, each file a
     choice that samples alike. lora_strength is None for a whole model. sigmas are levels in (0, 1] as this package
     names them, noisiest first; split is their division over two sizes. eta is the share of predicted noise inside a
     stage, boundary the rule at a change of size, cfg the guidance (1 is without). sources are "URL - what it says".

@@ -99,7 +99,7 @@ FLOW_PROFILES = (
     FewStepProfile(
         key="wan21-lightx2v-lora",
         title="Wan2.1 T2V 14B lightx2v StepDistill CfgDistill, 4 steps (LoRA)",
-        family="Wan21",
+        family="WAN21",
         folder="loras",
         files=(
             "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank64.safetensors",
@@ -128,7 +128,7 @@ FLOW_PROFILES = (
     FewStepProfile(
         key="wan21-causvid-lora",
         title="Wan2.1 T2V 14B CausVid, 9 steps (LoRA)",
-        family="Wan21",
+        family="WAN21",
         folder="loras",
         files=("Wan21_CausVid_14B_T2V_lora_rank32_v1_5_no_first_block.safetensors",),
         lora_strength=1.0,
@@ -179,7 +179,7 @@ FLOW_PROFILES = (
     FewStepProfile(
         key="z-image-turbo",
         title="Z-Image-Turbo, 8 steps (diffusion model)",
-        family="Flux",
+        family="Lumina2",
         folder="diffusion_models",
         files=("z_image_turbo_bf16.safetensors",),
         curve=_FLOW3,
@@ -200,7 +200,7 @@ FLOW_PROFILES = (
     FewStepProfile(
         key="qwen-image-lightning-4-lora",
         title="Qwen-Image-Lightning, 4 steps (LoRA)",
-        family="Wan21",
+        family="QwenImage",
         folder="loras",
         files=("Qwen-Image-Lightning-4steps-V1.0.safetensors", "Qwen-Image-Lightning-4steps-V2.0.safetensors"),
         lora_strength=1.0,
@@ -215,7 +215,7 @@ FLOW_PROFILES = (
     FewStepProfile(
         key="qwen-image-lightning-8-lora",
         title="Qwen-Image-Lightning, 8 steps (LoRA)",
-        family="Wan21",
+        family="QwenImage",
         folder="loras",
         files=("Qwen-Image-Lightning-8steps-V1.1.safetensors", "Qwen-Image-Lightning-8steps-V2.0.safetensors"),
         lora_strength=1.0,

@@ -168,7 +168,7 @@ VP_PROFILES = (
     FewStepProfile(
         key="pixart-lcm",
         title="PixArt-alpha LCM, 4 steps (diffusion model)",
-        family="SD15",
+        family="PixArt",
         folder="diffusion_models",
         files=("PixArt-LCM-XL-2-1024-MS.safetensors",),
         curve=_PIXART,

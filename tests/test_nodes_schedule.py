@@ -136,7 +136,7 @@ def test_base_shift_given_or_the_models_own(pack, plan, tiny):
     view = pack.nodes.bridge.model_view.ModelView.of(tiny("wan").patcher)
     unknown = replace(view, kind=replace(view.kind, name="Other", latents="Other"))
     curve, notes = pack.nodes.plan_widgets.base_curve(unknown, 0.0)
-    assert curve.shift == 8 and notes == ("base shift 8 is the model's own: RMD knows none for Other latents",)
+    assert curve.shift == 8 and notes == ("base shift 8 is the model's own: RMD knows none for Other",)
 
 
 def test_a_shift_on_a_model_without_one_is_refused(refused):
@@ -377,7 +377,7 @@ def by_profile(profile, split="auto", earlier_sizes="0.5"):
 
 
 def test_every_profile_makes_its_plan_on_its_family(pack, plan):
-    sizes = {"SDXL": "sdxl", "SD3": "sd3", "Wan21": "wan"}
+    sizes = {"SDXL": "sdxl", "SD3": "sd3", "WAN21": "wan"}
     profiles = [one for one in pack.rmd_core.profiles.PROFILES.values() if one.family in sizes]
     assert {one.family for one in profiles} == set(sizes)
     for profile in profiles:
@@ -402,7 +402,7 @@ def test_profile_splits(pack, plan, refused):
 
 def test_a_profile_of_another_family_lists_those_that_fit(pack, refused):
     profiles = pack.rmd_core.profiles.PROFILES.values()
-    wan = next(one for one in profiles if one.family == "Wan21")
+    wan = next(one for one in profiles if one.family == "WAN21")
     text = refused("sdxl", (512, 512), by_profile(wan))
     assert text.startswith(f"the profile {wan.title!r} is not for this model, SDXL (SDXL latents, scaled-linear betas)")
     assert all(one.title in text for one in profiles if one.family == "SDXL")

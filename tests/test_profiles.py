@@ -11,7 +11,7 @@ from rmd_core.mapping import NoMap
 from rmd_core.profiles import NOT_DISTILLED, PROFILES, profile
 
 PAGE = Path(__file__).parents[1] / "docs" / "profiles.md"
-FAMILIES = {"SDXL", "SD15", "SD3", "Wan21", "Flux"}  # class names in ComfyUI's comfy/latent_formats.py
+FAMILIES = {"SDXL", "PixArt", "SD3", "WAN21", "Flux", "Lumina2", "QwenImage"}  # in ComfyUI's comfy/model_base.py
 FOLDERS = {"checkpoints", "diffusion_models", "loras"}
 TWO = ((64, 64), (128, 128))
 THREE = ((32, 32), (64, 64), (128, 128))
@@ -62,7 +62,7 @@ def test_table_models_have_the_published_timesteps(key):
     one, (timesteps, cfg, strength, eta) = PROFILES[key], TIMESTEPS[key]
     assert one.timesteps == timesteps and (one.cfg, one.lora_strength, one.eta) == (cfg, strength, eta)
     betas = (
-        dict(start=1e-4, end=0.02, root=False) if one.family == "SD15" else dict(start=0.00085, end=0.012, root=True)
+        dict(start=1e-4, end=0.02, root=False) if one.family == "PixArt" else dict(start=0.00085, end=0.012, root=True)
     )
     for sigma, timestep in zip(one.sigmas, timesteps, strict=True):
         assert sigma == pytest.approx(math.sqrt(1.0 - alpha_bar(timestep=timestep, **betas)), rel=1e-9)

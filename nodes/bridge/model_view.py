@@ -13,8 +13,8 @@ from ...rmd_core.errors import RMDError
 from ...rmd_core.logsnr import FlowCurve, NoiseCurve, VPCurve
 from .sampling_plan import ModelKind
 
-RMD_SHIFTS = {"Wan21": 3.0, "SD3": 3.0}
-"""Base flow shift RMD uses, by latent format: Wan and SD3.5 (docs/method.md, noise levels)."""
+RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
+"""Base flow shift RMD uses, by family: Wan and SD3.5 (docs/method.md, noise levels)."""
 
 VP_TABLES = {
     "scaled-linear betas": VPCurve.scaled_linear(0.00085, 0.012),
@@ -59,7 +59,7 @@ class ModelView:
     @property
     def rmd_shift(self) -> float | None:
         """The flow shift RMD uses for this family; None where none is known, and for VP models."""
-        return RMD_SHIFTS.get(self.kind.latents) if self.curve.kind == "flow" else None
+        return RMD_SHIFTS.get(self.kind.family) if self.curve.kind == "flow" else None
 
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Raise RMDError for a stage size (height, width in cells) at which ComfyUI's network would fail."""

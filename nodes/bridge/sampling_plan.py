@@ -11,14 +11,19 @@ from ...rmd_core.plan import Stage, StagePlan
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What a plan must fit: the noise table (`flow`, or the name of a VP table) and the latents of a model.
+    """What a plan must fit: a model's family, its noise table (`flow`, or the name of a VP table) and its latents.
 
-    `name` is ComfyUI's class of the model, for messages only: a plan for WAN21 also runs WAN21_Vace.
+    `name` is ComfyUI's class of the model; the family is what it says before an underscore, so that a plan for WAN21
+    also runs WAN21_Vace, and one for Wan does not run Qwen-Image, which shares its latents.
     """
 
     name: str = field(compare=False)
     table: str
     latents: str
+    family: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", self.name.partition("_")[0])
 
     def __str__(self) -> str:
         return f"{self.name} ({self.latents} latents, {self.table})"
