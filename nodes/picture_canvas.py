@@ -28,8 +28,9 @@ class Canvas:
             self._draw.rounded_rectangle(corners, radius=radius * SCALE, fill=fill)
 
     def line(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
-        """A line through points."""
-        scaled = [(x * SCALE, y * SCALE) for x, y in points]
+        """A line through points; one that is level or upright lies on whole pixels, so that it is sharp."""
+        level, upright = (len({point[axis] for point in points}) == 1 for axis in (1, 0))
+        scaled = [(_middle(x) if upright else x * SCALE, _middle(y) if level else y * SCALE) for x, y in points]
         if len(scaled) > 1:
             self._draw.line(scaled, fill=colour, width=round(width * SCALE), joint="curve")
 
@@ -84,6 +85,11 @@ class Canvas:
         """The picture as ComfyUI's IMAGE: (1, height, width, 3) float32 in 0..1."""
         small = self._image.reduce(SCALE)
         return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
+
+
+def _middle(place: float) -> int:
+    """The middle of the pixel of the result in which a place is."""
+    return round(place) * SCALE + SCALE // 2
 
 
 @lru_cache(maxsize=32)

@@ -29,6 +29,9 @@ MARGIN = 16.0
 
 BARS_LEFT, BARS_RIGHT = 672, 972
 
+NEAR_NOISE = -6.0
+"""A logSNR that the axes hold when a plan starts from a flow's pure noise, whose own is -inf."""
+
 
 def plan_picture(plan: SamplingPlan, call_cost: CallCost, thresholds: Sequence[float] = ()) -> torch.Tensor:
     """The picture as an IMAGE, (1, 560, 1000, 3) float32 in 0..1; the same plan gives the same values.
@@ -74,8 +77,8 @@ class Axes:
     @classmethod
     def of(cls, plan: SamplingPlan, thresholds: Sequence[float]) -> Axes:
         """Axes that hold every finite level of a plan, every threshold, and some of the curves beyond them."""
-        levels = [step.logsnr for step in plan.stages.steps if math.isfinite(step.logsnr)]
-        shown = [*levels, *thresholds] or [0.0]
+        levels = [step.logsnr if math.isfinite(step.logsnr) else NEAR_NOISE for step in plan.stages.steps]
+        shown = [*levels, *thresholds]
         lowest = 2.0 * math.floor((min(shown) - 1.2) / 2.0)
         return cls(plan.stages.curve, lowest, max(2.0 * math.ceil((max(shown) + 1.5) / 2.0), lowest + 8.0))
 
@@ -97,8 +100,9 @@ class Axes:
 
 def _title(canvas: Canvas, plan: SamplingPlan) -> None:
     canvas.text((28, 18), canvas.fitted(f"{plan.kind.name}: {sizes_line(plan)}", 21, WIDTH - 56), 21, TEXT)
-    first = f"{plan.origin}; mapping {mapping_line(plan)}"
-    second = f"{boundary_line(plan)}; eta {plan.eta:g}, cfg {plan.cfg:g}"
+    several = len(plan.stages.stages) > 1
+    first = f"{plan.origin}; mapping {mapping_line(plan)}" if several else plan.origin
+    second = f"{f'{boundary_line(plan)}; ' if several else ''}eta {plan.eta:g}, cfg {plan.cfg:g}"
     canvas.text((28, 46), canvas.fitted(first, 13, WIDTH - 56), 13, MUTED)
     canvas.text((28, 64), canvas.fitted(second, 13, WIDTH - 56), 13, MUTED)
 
@@ -130,7 +134,7 @@ def _stage_name(canvas: Canvas, axes: Axes, plan: SamplingPlan, stage: Stage) ->
 
 def _threshold(canvas: Canvas, axes: Axes, threshold: float) -> None:
     y = axes.y(threshold)
-    canvas.dashes((LEFT, y), (RIGHT, y), THRESHOLD, 1.2)
+    canvas.dashes((LEFT, y), (RIGHT, y), THRESHOLD, 1.6)
     canvas.text((RIGHT - 6, y + 3), f"threshold {threshold:g}", 12, THRESHOLD, anchor="ra", halo=PANEL)
 
 
@@ -182,7 +186,7 @@ def _legend(canvas: Canvas, plan: SamplingPlan, thresholds: bool) -> None:
         canvas.text((x + 18, y), "hand-over", 13, TEXT, anchor="lm")
         x += 18 + canvas.text_width("hand-over", 13) + 20
     if thresholds:
-        canvas.dashes((x, y), (x + 20, y), THRESHOLD, 1.2)
+        canvas.dashes((x, y), (x + 20, y), THRESHOLD, 1.6)
         canvas.text((x + 26, y), "threshold", 13, TEXT, anchor="lm")
 
 

@@ -134,7 +134,7 @@ def test_base_shift_given_or_the_models_own(pack, plan, tiny):
     assert given.stages.curve.shift == 8 and not any("loader" in note for note in given.notes)
     assert not any("base shift" in note for note in plan("sd3", (128, 128), by_split()).notes)
     view = pack.nodes.bridge.model_view.ModelView.of(tiny("wan").patcher)
-    unknown = replace(view, kind=replace(view.kind, name="Other", latents="Other"))
+    unknown = replace(view, kind=replace(view.kind, name="Other"))
     curve, notes = pack.nodes.plan_widgets.base_curve(unknown, 0.0)
     assert curve.shift == 8 and notes == ("base shift 8 is the model's own: RMD knows none for Other",)
 
