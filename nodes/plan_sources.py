@@ -20,7 +20,7 @@ from .bridge.sampling_plan import SamplingPlan
 from .plan_widgets import base_curve, chosen_map, given_levels, numbers, same_noise, shift_notes, step_counts
 from .stage_pixels import Size, pixels, stage_cells
 
-RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
+SOURCES = RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
 
 PURE_NOISE = 1e-5
 """A stage that starts within this share of sigma_max is scaled by ComfyUI as pure noise."""

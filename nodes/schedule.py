@@ -7,11 +7,12 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..rmd_core.errors import RMDError
 from .bridge.latents import final_latent
 from .bridge.model_view import ModelView
 from .plan_picture import plan_picture
 from .plan_source_inputs import source_input
-from .plan_sources import asked_thresholds, kept_tail, sampling_plan
+from .plan_sources import SOURCES, asked_thresholds, kept_tail, sampling_plan
 from .plan_table import plan_table
 from .sockets import CATEGORY, Plan
 from .stage_pixels import final_cells
@@ -72,10 +73,12 @@ class RMDSchedule(io.ComfyNode):
         model: Any,
         width: int,
         height: int,
-        source: dict[str, Any],
+        source: dict[str, Any] | None = None,
         denoise: float = 1.0,
         latent: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        if source is None:  # ComfyUI leaves out a dynamic choice that it does not know
+            raise RMDError(f"source is none of the choices of RMD Schedule; use {', '.join(SOURCES)}")
         view = ModelView.of(model)
         frames = 1
         if latent is None:

@@ -7,63 +7,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from cascade_rig import Recorder
+from schedule_rig import Schedules, by_split, by_thresholds, pixel_sizes
+
 STUDENT = Path(__file__).parents[1] / "demo" / "models" / "diffusion_models" / "rmd_tiny_wan_student.safetensors"
-METHOD = {"earlier_sizes": "0.5", "mapping": "auto", "base_shift": 0.0, "method": "default"}
-
-
-def by_thresholds(steps=4, thresholds="-2.5", **others):
-    return {"source": "thresholds", "steps": steps, "thresholds": thresholds, **METHOD, **others}
-
-
-def by_split(split="2+2", sigmas="", **others):
-    return {"source": "split", "split": split, "sigmas": sigmas, **METHOD, **others}
 
 
 @pytest.fixture
 def run(pack, tiny):
-    """A function that runs the node on a tiny model and gives its NodeOutput."""
-
-    def execute(name, size, source, **others):
-        width, height = size
-        node = pack.nodes.schedule.RMDSchedule
-        return node.execute(model=tiny(name).patcher, width=width, height=height, source=source, **others)
-
-    return execute
+    return Schedules(pack, tiny).run
 
 
 @pytest.fixture
 def plan(pack, tiny):
-    """A function that gives the node's plan without its picture."""
-
-    def make(name, size, source, *, denoise=1.0):
-        nodes, view = pack.nodes, pack.nodes.bridge.model_view.ModelView.of(tiny(name).patcher)
-        final_hw = nodes.stage_pixels.final_cells(view, width=size[0], height=size[1])
-        return nodes.plan_sources.kept_tail(nodes.plan_sources.sampling_plan(view, final_hw, source), denoise)
-
-    return make
+    return Schedules(pack, tiny).plan
 
 
 @pytest.fixture
-def refused(pack, run):
-    """A function that gives the one line with which the node refuses."""
-
-    def line(*arguments, **others):
-        with pytest.raises(pack.rmd_core.errors.RMDError) as caught:
-            run(*arguments, **others)
-        text = str(caught.value)
-        assert "\n" not in text and text
-        return text
-
-    return line
+def refused(pack, tiny):
+    return Schedules(pack, tiny).refused
 
 
 @pytest.fixture
 def recipe(pack):
     return pack.rmd_core.recipe.read_recipe(STUDENT)
-
-
-def pixel_sizes(plan):
-    return [(stage.width * plan.cell_px, stage.height * plan.cell_px) for stage in plan.stages.stages]
 
 
 # The published plans, levels from docs/method.md, the resolution mapping.
@@ -323,6 +290,19 @@ def test_denoise_keeps_the_last_steps(plan, denoise, split):
     assert any(f"the last {kept} of 4 steps run" in note for note in made.notes) == (kept < 4)
 
 
+def test_a_plan_is_what_the_sampler_runs(nodes, tiny, plan):
+    """The calls that RMD Sampler makes for a part of a plan: at its sizes and sigmas, from a picture."""
+    for name, source in (("wan", by_split("1+1+2", earlier_sizes="0.25,0.5")), ("sdxl", by_thresholds())):
+        recorder, model = Recorder(), tiny(name)
+        made = plan(name, (256, 192), source, denoise=0.75)
+        latent = model.latent(24, 32)
+        latent["samples"] += 0.5
+        nodes.sample(model, made, latent=latent, patcher=recorder.watch(model.patcher))
+        assert recorder.sizes == [(step.height, step.width) for step in made.stages.steps] and len(recorder.sizes) == 3
+        sigmas = [made.stages.curve.comfy_sigma(step.sigma) for step in made.stages.steps]
+        assert [call.sigma for call in recorder.calls] == pytest.approx(sigmas, rel=1e-6)
+
+
 def test_denoise_outside_its_range_is_refused(refused):
     for denoise in (-0.1, 1.5, math.nan):
         assert "use 0 to 1" in refused("sdxl", (512, 512), by_split(), denoise=denoise)
@@ -349,6 +329,13 @@ def test_schema(pack):
     assert all(one.tooltip for one in (*schema.inputs, *schema.outputs, *nested))
 
 
+def test_a_choice_that_does_not_exist_is_refused(pack, tiny):
+    """ComfyUI leaves the whole choice out then."""
+    node = pack.nodes.schedule.RMDSchedule
+    with pytest.raises(pack.rmd_core.errors.RMDError, match="use student recipe, thresholds, split, few-step profile"):
+        node.execute(model=tiny("wan").patcher, width=128, height=128)
+
+
 def test_nothing_else_changes(run, tiny):
     """The global generator is left alone, and so is the model; the same inputs give the same outputs."""
     state, sigmas = torch.get_rng_state(), tiny("wan").patcher.get_model_object("model_sampling").sigmas.clone()
@@ -367,45 +354,3 @@ def test_the_preview_is_the_picture(run, comfy):
     (saved,) = output.ui.as_dict()["images"]
     shown = Image.open(Path(folder_paths.get_temp_directory(), saved["subfolder"], saved["filename"]))
     assert np.abs(np.asarray(shown) / 255.0 - output[2][0].numpy()).max() <= 1 / 255
-
-
-# few-step profiles
-
-
-def by_profile(profile, split="auto", earlier_sizes="0.5"):
-    return {"source": "few-step profile", "profile": profile.title, "split": split, "earlier_sizes": earlier_sizes}
-
-
-def test_every_profile_makes_its_plan_on_its_family(pack, plan):
-    sizes = {"SDXL": "sdxl", "SD3": "sd3", "WAN21": "wan"}
-    profiles = [one for one in pack.rmd_core.profiles.PROFILES.values() if one.family in sizes]
-    assert {one.family for one in profiles} == set(sizes)
-    for profile in profiles:
-        made = plan(sizes[profile.family], (256, 256), by_profile(profile))
-        assert pixel_sizes(made) == [(128, 128), (256, 256)]
-        assert made.stages == profile.plan([(16, 16), (32, 32)])
-        assert made.stages.base_sigmas == pytest.approx(profile.sigmas, rel=1e-12)
-        assert (made.eta, made.cfg, made.boundary) == (profile.eta, profile.cfg, profile.boundary)
-        assert made.origin == f"profile {profile.title}, not distilled for the cascade"
-        assert set(profile.notes) < set(made.notes) and any(profile.files[0] in note for note in made.notes)
-
-
-def test_profile_splits(pack, plan, refused):
-    profiles = pack.rmd_core.profiles.PROFILES.values()
-    profile = next(one for one in profiles if one.family == "SDXL" and one.split == (2, 2))
-    assert plan("sdxl", (512, 512), by_profile(profile, earlier_sizes="")).stages.split == "4"
-    assert plan("sdxl", (512, 512), by_profile(profile, "1+3")).stages.split == "1+3"
-    assert plan("sdxl", (512, 512), by_profile(profile, "1+1+2", "0.25,0.5")).stages.split == "1+1+2"
-    assert "give parts that sum to 4" in refused("sdxl", (512, 512), by_profile(profile, "2+3"))
-    assert "the split 4 needs 0 earlier_sizes, 1 came" in refused("sdxl", (512, 512), by_profile(profile, "4"))
-
-
-def test_a_profile_of_another_family_lists_those_that_fit(pack, refused):
-    profiles = pack.rmd_core.profiles.PROFILES.values()
-    wan = next(one for one in profiles if one.family == "WAN21")
-    text = refused("sdxl", (512, 512), by_profile(wan))
-    assert text.startswith(f"the profile {wan.title!r} is not for this model, SDXL (SDXL latents, scaled-linear betas)")
-    assert all(one.title in text for one in profiles if one.family == "SDXL")
-    # PixArt Sigma has SDXL's latents and another table of noise: none of SDXL's profiles is for it
-    sdxl = next(one for one in profiles if one.family == "SDXL")
-    assert sdxl.title not in refused("pixart", (1024, 1024), by_profile(sdxl)).split("those that fit it")[1]

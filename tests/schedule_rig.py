@@ -1,0 +1,52 @@
+"""RMD Schedule on tiny models: the choices of its plan sources, its outputs, its plan alone, and its refusals."""
+
+from dataclasses import dataclass
+
+import pytest
+
+METHOD = {"earlier_sizes": "0.5", "mapping": "auto", "base_shift": 0.0, "method": "default"}
+
+
+def by_thresholds(steps=4, thresholds="-2.5", **others):
+    return {"source": "thresholds", "steps": steps, "thresholds": thresholds, **METHOD, **others}
+
+
+def by_split(split="2+2", sigmas="", **others):
+    return {"source": "split", "split": split, "sigmas": sigmas, **METHOD, **others}
+
+
+def by_profile(profile, split="auto", earlier_sizes="0.5"):
+    return {"source": "few-step profile", "profile": profile.title, "split": split, "earlier_sizes": earlier_sizes}
+
+
+def pixel_sizes(plan):
+    """(width, height) of every stage that runs, in pixels."""
+    return [(stage.width * plan.cell_px, stage.height * plan.cell_px) for stage in plan.stages.stages]
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """The fixtures `pack` and `tiny`; models are named as in comfy_models, sizes are (width, height) in pixels."""
+
+    pack: object
+    tiny: object
+
+    def run(self, name, size, source, **others):
+        """The node's NodeOutput."""
+        node = self.pack.nodes.schedule.RMDSchedule
+        return node.execute(model=self.tiny(name).patcher, width=size[0], height=size[1], source=source, **others)
+
+    def plan(self, name, size, source, *, denoise=1.0):
+        """The node's plan without its picture."""
+        nodes = self.pack.nodes
+        view = nodes.bridge.model_view.ModelView.of(self.tiny(name).patcher)
+        final_hw = nodes.stage_pixels.final_cells(view, width=size[0], height=size[1])
+        return nodes.plan_sources.kept_tail(nodes.plan_sources.sampling_plan(view, final_hw, source), denoise)
+
+    def refused(self, *arguments, **others):
+        """The one line with which the node refuses."""
+        with pytest.raises(self.pack.rmd_core.errors.RMDError) as caught:
+            self.run(*arguments, **others)
+        text = str(caught.value)
+        assert "\n" not in text and text
+        return text
