@@ -16,7 +16,6 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +146,8 @@ class ComfyServer:
         return asyncio.run(asyncio.wait_for(self._run(prompt), RUN_SECONDS))
 
     async def _run(self, prompt):
+        import aiohttp  # ComfyUI needs it, so it is here where a server can run
+
         client = uuid.uuid4().hex
         async with aiohttp.ClientSession() as session:
             address = f"{self.url}/ws?clientId={client}"

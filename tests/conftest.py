@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+import cascade_rig
 import comfy_models
 import comfy_pack
+import comfy_server
 from comfyui_checkout import find_comfyui
 
 NO_COMFYUI = "no ComfyUI was found (COMFYUI_PATH, ~/comfy/ComfyUI)"
@@ -50,9 +52,7 @@ def node_classes(pack):
 @pytest.fixture(scope="session")
 def nodes(pack, node_classes):
     """A function that calls a node of the pack by its id, with what makes plans for tiny models."""
-    from cascade_rig import Nodes
-
-    return Nodes(pack, node_classes)
+    return cascade_rig.Nodes(pack, node_classes)
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +64,7 @@ def tiny(comfy):
 @pytest.fixture(scope="session")
 def server(comfy, tmp_path_factory):
     """A running ComfyUI server with the pack in it; what it printed is shown with every test that fails."""
-    from comfy_server import ComfyServer  # aiohttp comes with what a ComfyUI needs
-
-    with ComfyServer(find_comfyui(), tmp_path_factory.mktemp("server") / "base") as running:
+    with comfy_server.ComfyServer(find_comfyui(), tmp_path_factory.mktemp("server") / "base") as running:
         yield running
 
 
