@@ -29,6 +29,9 @@ MARGIN = 16.0
 
 BARS_LEFT, BARS_RIGHT = 672, 972
 
+FAR = 20.0
+"""Thresholds beyond this logSNR are not shown: they decide nothing on any model's table."""
+
 NEAR_NOISE = -6.0
 """A logSNR that the axes hold when a plan starts from a flow's pure noise, whose own is -inf."""
 
@@ -43,7 +46,8 @@ def plan_picture(plan: SamplingPlan, call_cost: CallCost, thresholds: Sequence[f
     _title(canvas, plan)
     _panel(canvas, axes, plan)
     for threshold in thresholds:
-        _threshold(canvas, axes, threshold)
+        if abs(threshold) < FAR:
+            _threshold(canvas, axes, threshold)
     for stage in plan.stages.stages:
         pale = _mixed(stage_colour(stage.index), PANEL, 0.4)
         canvas.line(_curve_points(axes, plan.stages.curve, stage.ratio, 1.0, 0.0), pale, 1.5)
@@ -78,7 +82,7 @@ class Axes:
     def of(cls, plan: SamplingPlan, thresholds: Sequence[float]) -> Axes:
         """Axes that hold every finite level of a plan, every threshold, and some of the curves beyond them."""
         levels = [step.logsnr if math.isfinite(step.logsnr) else NEAR_NOISE for step in plan.stages.steps]
-        shown = [*levels, *thresholds]
+        shown = [*levels, *(threshold for threshold in thresholds if abs(threshold) < FAR)]
         lowest = 2.0 * math.floor((min(shown) - 1.2) / 2.0)
         return cls(plan.stages.curve, lowest, max(2.0 * math.ceil((max(shown) + 1.5) / 2.0), lowest + 8.0))
 
@@ -112,7 +116,7 @@ def _panel(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
     for stage in plan.stages.stages:
         left, right = _span(axes, stage)
         canvas.box(left, TOP, right, BOTTOM, _mixed(stage_colour(stage.index), PANEL, 0.09))
-    spacing = 2 if axes.highest - axes.lowest <= 16 else 4
+    spacing = 2 ** max(1, math.ceil(math.log2((axes.highest - axes.lowest) / 8.0)))
     for level in range(int(axes.lowest), int(axes.highest) + 1, spacing):
         canvas.line([(LEFT, axes.y(level)), (RIGHT, axes.y(level))], GRID)
         canvas.text((LEFT - 8, axes.y(level)), f"{level:d}", 13, MUTED, anchor="rm")
@@ -158,7 +162,9 @@ def _hand_over(canvas: Canvas, axes: Axes, curve: NoiseCurve, stage: Stage, foll
     if abs(after[1] - before[1]) > 24.0:
         canvas.arrow(before, (after[0], after[1] - math.copysign(11.0, after[1] - before[1])), TEXT)
     label = f"r = {following.ratio / stage.ratio:.3g}"
-    canvas.text((before[0] + 6, BOTTOM - 6), label, 12, MUTED, anchor="lb", halo=PANEL)
+    left, right = _span(axes, following)
+    if canvas.text_width(label, 12) + 10 <= right - left:
+        canvas.text((before[0] + 6, BOTTOM - 6), label, 12, MUTED, anchor="lb", halo=PANEL)
     canvas.dot(before, 5.0, PANEL, outline=stage_colour(stage.index), width=2.0)
 
 
@@ -178,6 +184,8 @@ def _legend(canvas: Canvas, plan: SamplingPlan, thresholds: bool) -> None:
     x, y = float(LEFT), 538.0
     for stage in plan.stages.stages:
         size = f"{pixels(plan.cell_px, (stage.height, stage.width))} px"
+        if x > 700.0:  # room for the rest of the legend
+            continue
         canvas.line([(x, y), (x + 18, y)], stage_colour(stage.index), 3.5)
         canvas.text((x + 24, y), size, 13, TEXT, anchor="lm")
         x += 24 + canvas.text_width(size, 13) + 20

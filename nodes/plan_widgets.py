@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -24,9 +25,12 @@ WAN_480P, WAN_720P = 832 * 480, 1280 * 720
 def numbers(text: str, name: str) -> tuple[float, ...]:
     """The numbers of a list with commas or blanks between them; RMDError, naming the widget, for anything else."""
     try:
-        return tuple(float(part) for part in re.split(r"[\s,;]+", text.strip()) if part)
+        values = tuple(float(part) for part in re.split(r"[\s,;]+", text.strip()) if part)
     except ValueError:
-        raise RMDError(f"{name} is {text!r}; use numbers with commas between them, such as -5, -2.5") from None
+        values = (math.nan,)
+    if not all(math.isfinite(value) for value in values):
+        raise RMDError(f"{name} is {text!r}; use numbers with commas between them, such as -5, -2.5")
+    return values
 
 
 def step_counts(split: str) -> tuple[int, ...]:
