@@ -64,6 +64,11 @@ def test_names_of_known_bases(bases, name, title):
     assert bases.known_base(name).title == title
 
 
+@pytest.mark.parametrize("name", ["me/My-Model-Diffusers", "my_model.safetensors", "a\\b\\My.Model.gguf", " mymodel "])
+def test_ways_to_write_one_name(bases, name):
+    assert bases.plain_name(name) == "mymodel"
+
+
 @pytest.mark.parametrize("name", ["", "rmd_tiny_wan_student", "my_wan_1.3B", "juggernautXL_v9", "flux1-dev", "wan2.1"])
 def test_names_of_no_known_base(bases, name):
     assert bases.known_base(name) is None

@@ -104,6 +104,7 @@ def test_the_network_gets_what_the_trainers_sampler_gives_it(comfy, folder, load
     path = folder / "rmd_prompts" / "own.safetensors"
     write_prompt_cache(path, made, encoder="toy", tokens=7)
     expected = make_backbone("wan").conditioning(PromptCache(path), ["blue", ""])["text"]
+    assert torch.equal(expected[0], torch.cat((made["blue"].half().float(), torch.zeros(5, 64))))
 
     seen = []
 

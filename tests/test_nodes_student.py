@@ -203,7 +203,7 @@ def test_a_lora_of_another_base_is_refused(folder, refused, teacher, changes, wo
 def test_a_lora_that_does_not_fit_is_refused(folder, refused, teacher):
     loras, whole = folder / "loras", lora_tensors(lora_pairs())
     unet = lora_tensors(lora_pairs(), prefix="unet.")
-    refused(write_lora(loras / "a.safetensors", unet), teacher, match="none of its 9 tensors has a place in this model")
+    refused(write_lora(loras / "a.safetensors", unet), teacher, match="none of its 9 tensors belongs to a LoRA pair")
     extra = whole | {"diffusion_model.blocks.9.self_attn.q.lora_A.weight": torch.zeros(3, 128)}
     refused(write_lora(loras / "b.safetensors", extra), teacher, match="1 of its 10 tensors have no place in this")
     name = "diffusion_model.blocks.0.self_attn.q.lora_A.weight"
@@ -215,6 +215,9 @@ def test_a_lora_that_does_not_fit_is_refused(folder, refused, teacher):
     )
     ranks = whole | {name: torch.zeros(RANK + 1, 128)}
     refused(write_lora(loras / "d.safetensors", ranks), teacher, match="by matrices of rank 3 and 4")
+    diffs = {"diffusion_model.head.head.diff": torch.zeros(64, 128)}
+    refused(write_lora(loras / "f.safetensors", diffs), teacher, match="none of its 1 tensors belongs to a LoRA pair")
+    refused(write_lora(loras / "g.safetensors", {}), teacher, match="none of its 0 tensors")
     save_safetensors(loras / "e.safetensors", whole, {})
     refused(loras / "e.safetensors", teacher, match="no RMD recipe in this file")
 
@@ -309,6 +312,17 @@ def test_every_naming_gets_the_recipes_alpha(comfy, folder, load, teacher, prefi
         tensors |= {f"{place}.{up}": pair[0], f"{place}.{down}": pair[1]}
     found = changed_weights(comfy, load(write_lora(folder / "loras" / "b.safetensors", tensors), teacher)[0])
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_pairs_without_an_alpha_among_others_and_alphas_in_half_precision(comfy, folder, load, teacher):
+    whole = lora_tensors(lora_pairs(), alpha=None)
+    whole["diffusion_model.head.head.alpha"] = torch.tensor(0.3).bfloat16()
+    path = write_lora(folder / "loras" / "a.safetensors", whole, adapter_alpha=0.3)
+    found = changed_weights(comfy, load(path, teacher)[0])
+    full = write_lora(folder / "loras" / "b.safetensors", lora_tensors(lora_pairs(), alpha=0.3), adapter_alpha=0.3)
+    expected = changed_weights(comfy, load(full, teacher)[0])
+    assert all(torch.allclose(found[key], expected[key], rtol=2e-2, atol=2e-3) for key in expected)
+    assert sum(torch.equal(found[key], expected[key]) for key in expected) == len(TARGETS) - 1
 
 
 def test_patches_that_are_no_pairs_are_reported(comfy, folder, load, teacher):

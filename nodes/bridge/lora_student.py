@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from math import prod
@@ -23,52 +24,51 @@ DOWN = re.compile(
 )
 """The names that the first matrix of a pair goes by, after the name of what it changes."""
 
+HALF_PRECISION = 1e-2
+"""Relative difference that storing an alpha in half precision can make, and more."""
+
 
 def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, student: str) -> tuple[Any, Findings]:
     """A clone of a MODEL with a LoRA student on it; the MODEL itself stays as it is.
 
     Raises RMDError when no tensor of the file has a place in the model, some have none, or a shape does not fit.
     """
-    weights = comfy.utils.load_torch_file(path, safe_load=True)
-    weights = comfy.lora_convert.convert_lora(weights)
-    weights, scale = _with_alpha(weights, recipe, student)
+    held = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+    weights = _with_alpha(held, recipe, student)
     patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
-    _check_places(weights, patches, recipe, student)
+    _check_places(held, patches, recipe, student)
     unseen = _check_shapes(model, patches, recipe, student)
     patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
-    checked = f"all {len(weights)} tensors of the LoRA have a place in the model ({len(patches)} weights, {scale})"
+    checked = f"all {len(held)} tensors of the LoRA have a place in the model and change {len(patches)} weights"
     return patched, Findings((checked,), unseen)
 
 
-def _with_alpha(
-    weights: Mapping[str, torch.Tensor], recipe: Recipe, student: str
-) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights, each pair with an alpha: the file's own, or the recipe's where the file has none at all."""
+def _with_alpha(held: Mapping[str, torch.Tensor], recipe: Recipe, student: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file, and the recipe's alpha for every pair that has none: ComfyUI would take the rank."""
     alpha = recipe.adapter_alpha
-    stored = {float(value) for name, value in weights.items() if name.endswith(".alpha")}
-    if stored - {alpha}:
+    other = {float(value) for name, value in held.items() if name.endswith(".alpha")}
+    other = sorted(value for value in other if not math.isclose(value, alpha, rel_tol=HALF_PRECISION))
+    if other:
         raise RMDError(
-            f"{student} holds the alphas {', '.join(f'{value:g}' for value in sorted(stored))}, "
+            f"{student} holds the alphas {', '.join(f'{value:g}' for value in other)}, "
             f"but its recipe says {alpha:g}; use the file as the training wrote it"
         )
-    if stored:
-        return dict(weights), f"alpha {alpha:g}"
-    added = {f"{match[1]}.alpha": torch.tensor(alpha) for name in weights if (match := DOWN.match(name))}
-    return {**weights, **added}, f"alpha {alpha:g} from the recipe"
+    return {f"{match[1]}.alpha": torch.tensor(alpha) for name in held if (match := DOWN.match(name))} | dict(held)
 
 
-def _check_places(weights: Mapping[str, torch.Tensor], patches: dict[Any, Any], recipe: Recipe, student: str) -> None:
+def _check_places(held: Mapping[str, torch.Tensor], patches: dict[Any, Any], recipe: Recipe, student: str) -> None:
     used = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
-    homeless = sorted(name for name in weights if name not in used and not name.endswith(".alpha"))
-    if not patches or not used:
+    homeless = sorted(name for name in held if name not in used)
+    base = f"it is for {recipe.base_model} ({recipe.architecture})"
+    if not used:
         raise RMDError(
-            f"{student}: none of its {len(weights)} tensors has a place in this model, first {homeless[0]!r:.90}; "
-            f"it is for {recipe.base_model} ({recipe.architecture})"
+            f"{student}: none of its {len(held)} tensors belongs to a LoRA pair with a place in this model, "
+            f"first {min(held, default='')!r:.90}; {base}"
         )
     if homeless:
         raise RMDError(
-            f"{student}: {len(homeless)} of its {len(weights)} tensors have no place in this model, first "
-            f"{homeless[0]!r:.90}; it is for {recipe.base_model} ({recipe.architecture})"
+            f"{student}: {len(homeless)} of its {len(held)} tensors have no place in this model, "
+            f"first {homeless[0]!r:.90}; {base}"
         )
 
 
