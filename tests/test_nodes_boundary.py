@@ -16,7 +16,7 @@ RULES = {
 
 
 def expected_states(plan, calls):
-    """(picture, noise) parts of every call's state by docs/method.md, from the recorded call before it."""
+    """(picture, noise) parts of the state of every call, by the formula, from the recorded call before it."""
     rule = Boundary(plan.boundary.upsampler, plan.boundary.switch_noise, plan.boundary.eta_switch)
     before = None
     for step, call in zip(plan.stages.steps, calls, strict=True):

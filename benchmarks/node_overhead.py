@@ -1,0 +1,157 @@
+"""Wall time of RMD Sampler against core nodes that make the same network calls, on tiny models of ComfyUI's classes.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.node_overhead [--pairs 20]
+
+Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and a
+bicubic LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked. Both sides
+run in one process, one after the other, and each pair gives one ratio; the figures are the median and the quartiles of
+these. CPU time says the same with less of what else the machine does. Results: benchmarks/results/node_overhead.json.
+"""
+
+import argparse
+import datetime
+import importlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from demo.comparison import table
+from training.files import write_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "node_overhead.json"
+SEED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A tiny model by its name in tests/comfy_models.py, and two latent sizes with the steps at each."""
+
+    model: str
+    sizes: tuple
+    split: str = "2+2"
+
+    @property
+    def title(self):
+        small, large = ("x".join(map(str, size)) for size in self.sizes)
+        return f"{self.model}, {small} to {large} cells, {self.split}"
+
+
+CASES = (
+    Case(model="wan", sizes=((8, 8), (16, 16))),
+    Case(model="wan", sizes=((60, 104), (90, 160)), split="3+3"),
+    Case(model="sd3", sizes=((16, 16), (32, 32))),
+    Case(model="sdxl", sizes=((8, 8), (16, 16))),
+    Case(model="sdxl", sizes=((32, 32), (64, 64))),
+)
+
+
+def load_comfyui():
+    """ComfyUI's modules in this process, on the CPU and away from the user's folders; gives what the cases need."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    comfyui = importlib.import_module("comfyui_checkout").find_comfyui()
+    if comfyui is None:
+        sys.exit("error: no ComfyUI was found; set COMFYUI_PATH to one")
+    sys.path.insert(0, str(comfyui))
+    options = importlib.import_module("comfy.cli_args").args
+    options.cpu, options.base_directory = True, tempfile.mkdtemp()
+    importlib.import_module("comfy.utils").set_progress_bar_enabled(False)
+    pack = importlib.import_module("comfy_pack")
+    imported = pack.import_pack()
+    nodes = importlib.import_module("cascade_rig").Nodes(imported, pack.node_classes(imported))
+    return nodes, importlib.import_module("comfyui_version").__version__
+
+
+class Pair:
+    """One case both ways: `rmd(model)` and `core(model)` sample it with a MODEL and give the samples."""
+
+    def __init__(self, nodes, case):
+        self.nodes = nodes
+        self.tiny = getattr(importlib.import_module("comfy_models"), f"tiny_{case.model}")()
+        self.plan = nodes.plan(self.tiny, sizes=case.sizes, split=case.split)
+        self.positive = self.tiny.conditioning(1)
+        self.sampling = importlib.import_module("comfy_extras.nodes_custom_sampler")
+        self.upscale = importlib.import_module("nodes").LatentUpscale().upscale
+
+    def rmd(self, model):
+        return self.nodes.sample(self.tiny, self.plan, patcher=model, positive=self.positive, seed=SEED)["samples"]
+
+    def core(self, model):
+        (guider,) = self.sampling.BasicGuider.execute(model, self.positive).args
+        (sampler,) = self.sampling.KSamplerSelect.execute("euler").args
+        latent = None
+        for stage in self.plan.stages.stages:
+            if latent is None:
+                latent = self.tiny.latent(stage.height, stage.width)
+            else:
+                (latent,) = self.upscale(latent, "bicubic", 8 * stage.width, 8 * stage.height, "disabled")
+            (noise,) = self.sampling.RandomNoise.execute(SEED + stage.index).args
+            sigmas = torch.tensor(self.plan.sigmas(stage), dtype=torch.float32)
+            latent, _ = self.sampling.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
+        return latent["samples"]
+
+    def check(self):
+        """Both sides make the same calls: sizes and sigmas."""
+        made = []
+        for run in (self.rmd, self.core):
+            recorder = importlib.import_module("cascade_rig").Recorder()
+            run(recorder.watch(self.tiny.patcher))
+            made.append([(tuple(call.x.shape), call.sigma) for call in recorder.calls])
+        if made[0] != made[1]:
+            raise AssertionError(f"the two sides make other calls: {made}")
+
+    def time(self, pairs):
+        """{"wall" and "cpu": {"ratio", "low", "high", "rmd_ms", "core_ms"}} over a number of pairs."""
+        spent = {"rmd": [], "core": []}
+        for number in range(pairs + 2):
+            for name in ("rmd", "core") if number % 2 else ("core", "rmd"):
+                began = time.perf_counter(), time.process_time()
+                getattr(self, name)(self.tiny.patcher)
+                spent[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+        after_warmup = list(zip(spent["rmd"], spent["core"]))[2:]
+        clocks = enumerate(("wall", "cpu"))
+        return {clock: _figures([(rmd[i], core[i]) for rmd, core in after_warmup]) for i, clock in clocks}
+
+
+def _figures(pairs):
+    ratios = [rmd / core for rmd, core in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    rmd_ms, core_ms = (1000 * statistics.median(side) for side in zip(*pairs))
+    return {"ratio": middle, "low": low, "high": high, "rmd_ms": rmd_ms, "core_ms": core_ms}
+
+
+def cpu_name():
+    """The processor as Linux names it, else its architecture."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=20, help="timed pairs of each case (default 20)")
+    pairs = parser.parse_args().pairs
+    nodes, version = load_comfyui()
+    rows, shown = {}, []
+    for case in CASES:
+        pair = Pair(nodes, case)
+        pair.check()
+        rows[case.title] = figures = pair.time(pairs)
+        wall, cpu = figures["wall"], figures["cpu"]
+        shown.append([case.title, f"{wall['rmd_ms']:.1f}", f"{wall['core_ms']:.1f}", f"{wall['ratio']:.3f}",
+                      f"{wall['low']:.3f} to {wall['high']:.3f}", f"{cpu['ratio']:.3f}"])
+    made = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "comfyui": version, "pairs": pairs,
+            "cpu": cpu_name(), "threads": torch.get_num_threads()}
+    write_json(RESULTS, {"made": made, "rows": rows})
+    print(table(["", "RMD ms", "core ms", "ratio", "quartiles", "CPU ratio"], shown))
+
+
+if __name__ == "__main__":
+    main()
