@@ -89,7 +89,7 @@ def check_sampler(sampler: Any, *, recover: bool) -> None:
     if name not in RECOVERABLE:
         raise RMDError(
             f"the noise predicted by the sampler {name} cannot be recovered at the switch; "
-            f"use rmd, euler, heun, lcm, dpmpp_2m or another of the list in docs/nodes.md, {advice}"
+            f"use rmd, euler, heun, lcm, dpmpp_2m or another that docs/nodes.md lists, {advice}"
         )
     if getattr(sampler, "extra_options", {}).get("s_churn", 0.0) > 0.0:
         raise RMDError(f"the sampler {name} churns its noise, so it cannot be recovered; set s_churn to 0, {advice}")

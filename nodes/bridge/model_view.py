@@ -44,6 +44,8 @@ class ModelView:
         sampling = model.get_model_object("model_sampling")
         latents = model.get_model_object("latent_format")
         name = type(model.model).__name__
+        if latents.latent_dimensions not in (2, 3):
+            raise RMDError(f"{name} has latents without height and width; use a model for pictures or videos")
         curve, table = _curve(sampling, name)
         network = model.get_model_object("diffusion_model")
         return cls(
