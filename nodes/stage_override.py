@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
+from ..rmd_core.errors import RMDError
 from .boundary_inputs import boundary_inputs
 from .bridge.overrides import StageOverride
 from .sockets import CATEGORY, Overrides
@@ -40,7 +41,9 @@ class RMDStageOverride(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, stage, boundary, guider=None, sampler=None, overrides=()) -> io.NodeOutput:
+    def execute(cls, stage, boundary=None, guider=None, sampler=None, overrides=()) -> io.NodeOutput:
+        if boundary is None:  # ComfyUI leaves out a dynamic choice that it does not know
+            raise RMDError(f"boundary is none of the choices of RMD Stage Override; use {AS_PLANNED!r} or {OWN!r}")
         rule = None
         if boundary["boundary"] == OWN:
             rule = Boundary(boundary["upsampler"], boundary["switch_noise"], boundary["eta_switch"])
