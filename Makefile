@@ -4,15 +4,19 @@
 #   TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 #                                         which PyTorch pip installs first; on Linux a plain `torch` is a CUDA build
 #   COMFYUI_PATH=/path/to/ComfyUI         the ComfyUI that `make test` tests against (else ~/comfy/ComfyUI, else none)
+#   CHROMIUM=/path/to/chromium            the browser of `make browser` (else a Chromium or Chrome on the path)
+#   SCREENSHOTS=docs/images               where `make browser` keeps its screenshots (else nowhere)
 
 PYTHON ?= python3
 TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BROWSER_SETUP = $(BIN)/python tests/comfyui_checkout.py && $(BIN)/python -m pip install --quiet --editable ".[browser]" \
+  && PYTHONPATH=tests $(BIN)/python -m browser.frontend_package
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test browser workflows lint clean
 
 help: ## show this list
 	@echo "usage: make <target>"
@@ -25,6 +29,14 @@ test: $(INSTALLED) ## lint, then run every test (those that need a ComfyUI only 
 	$(BIN)/python tests/comfyui_checkout.py
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+browser: $(INSTALLED) ## open and run the example workflows in a real ComfyUI page (needs a ComfyUI and a Chromium)
+	$(BROWSER_SETUP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+
+workflows: $(INSTALLED) ## make workflows/ again from tests/workflows/ with the real frontend
+	$(BROWSER_SETUP)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_workflows
 
 lint: $(INSTALLED) ## run ruff alone
 	$(BIN)/ruff check .

@@ -1,0 +1,30 @@
+"""One server and one page for all browser tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from browser.model_files import FILES
+from browser.session import open_frontend
+
+
+@pytest.fixture(scope="session")
+def frontend(tmp_path_factory):
+    """The frontend of a user with live previews on, and files (empty here) by the names that the workflows ask for."""
+    folder = tmp_path_factory.mktemp("browser") / "comfyui"
+    models = [(kind, name) for name, (kind, _) in FILES.items()]
+    with open_frontend(folder, models=models, Comfy_Execution_PreviewMethod="latent2rgb") as opened:
+        yield opened
+
+
+@pytest.fixture
+def keep_picture(tmp_path):
+    """A function (name, PNG) that keeps a screenshot in the folder of the variable SCREENSHOTS, where it is set."""
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+
+    def keep(name, png):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(png)
+
+    return keep

@@ -1,0 +1,85 @@
+"""How each example workflow lies on the canvas: rows of groups, groups of columns, columns of nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BLUE, GREEN, ORANGE, GREY, PURPLE = "#3f789e", "#5a8a5a", "#b58b2a", "#6a6a6a", "#7a5a9a"
+NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Column:
+    """Nodes on top of each other: ids of the API format, `note`, or (id, least height)."""
+
+    width: int
+    nodes: tuple[str | tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns side by side in a titled frame."""
+
+    title: str
+    colour: str
+    columns: tuple[Column, ...]
+
+
+Rows = tuple[tuple[Group, ...], ...]
+
+
+def _group(title: str, colour: str, *columns: tuple) -> Group:
+    return Group(title, colour, tuple(Column(width, tuple(nodes)) for width, *nodes in columns))
+
+
+def _one_row(loaders: tuple, latent: str, result: tuple, *, note: int) -> Rows:
+    """The form of a workflow with one RMD Sampler: read me, models and prompt, plan, sampling, result."""
+    return (
+        (
+            _group("Read me", GREY, (380, (NOTE, note))),
+            _group("1 Models and prompt", BLUE, (360, *loaders)),
+            _group("2 Plan: what runs at which size", GREEN, (480, ("4", 480), ("9", 320))),
+            _group("3 Sample", ORANGE, (290, latent, ("6", 500))),
+            _group("4 Result", PURPLE, (340, *result)),
+        ),
+    )
+
+
+_PICTURE = ("7", ("8", 420))
+_DEMO = ("1", "3", ("2", 130))
+_TEXT = ("2", 220)
+
+LAYOUTS: dict[str, Rows] = {
+    "rmd_demo": _one_row(_DEMO, "5", _PICTURE, note=430),
+    "rmd_three_sizes": _one_row(_DEMO, "5", _PICTURE, note=430),
+    "rmd_hand_built": (
+        (
+            _group("Read me", GREY, (420, (NOTE, 360))),
+            _group("1 Model and prompt", BLUE, (400, "1", ("2", 130))),
+            _group("2 Plan", GREEN, (560, ("4", 460))),
+        ),
+        (
+            _group("3 For both stages", BLUE, (320, "7", "6", "5", "3")),
+            _group("4 Stage 1: the small size", ORANGE, (260, "10", "11"), (270, ("12", 330), "30", ("31", 270))),
+            _group("5 Stage 2: the final size", ORANGE, (280, "20", "21"), (270, ("22", 330), "32", ("33", 270))),
+        ),
+    ),
+    "rmd_student_against_teacher": (
+        (
+            _group("Read me", GREY, (360, (NOTE, 300))),
+            _group(
+                "Student: 4 calls", GREEN, (460, "1", ("4", 420)), (290, "5", ("6", 460)), (300, "3", "7", ("8", 340))
+            ),
+        ),
+        (
+            _group("For both", BLUE, (360, ("2", 130), ("12", 130))),
+            _group("Teacher: 100 calls", ORANGE, (460, "11", "13"), (290, ("14", 440)), (300, "17", "15", ("16", 340))),
+        ),
+    ),
+    "sdxl_lightning": _one_row(("1", _TEXT), "5", _PICTURE, note=460),
+    "sdxl_dmd2_lora": _one_row(("1", "11", _TEXT), "5", _PICTURE, note=520),
+    "sd35_large_turbo": _one_row(("1", "3", _TEXT), "5", _PICTURE, note=600),
+    "pixart_lcm": _one_row(("1", "3", "13", _TEXT), "5", _PICTURE, note=600),
+    "wan21_480p_to_720p": _one_row(("1", "11", "3", "13", _TEXT), "5", ("7", "10", ("8", 400)), note=640),
+}
+"""The layout of each workflow, by the name of its file."""

@@ -1,0 +1,84 @@
+"""Every example workflow in the real frontend: opened, compared, run by the Run button, found as a template."""
+
+import base64
+import io
+import json
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+
+from browser.layouts import LAYOUTS
+from browser.make_workflows import WORKFLOWS, read_prompt
+from browser.model_files import SHIPPED, files_named
+
+NAMES = sorted(LAYOUTS)
+RUNNABLE = [name for name in NAMES if set(files_named(read_prompt(name))) <= SHIPPED]
+PICTURES = {
+    "rmd_demo": ["8"],
+    "rmd_hand_built": ["31", "33"],
+    "rmd_student_against_teacher": ["8", "16"],
+    "rmd_three_sizes": ["8"],
+}
+"""The nodes that show a 128 px picture (64 px after the first stage) when a run is done."""
+WATCH = """() => {
+  window.seen = {previews: [], errors: [], done: false};
+  const base64 = async blob => btoa(String.fromCharCode(...new Uint8Array(await blob.arrayBuffer())));
+  const on = (name, call) => app.api.addEventListener(name, call);
+  on("b_preview_with_metadata", async ({detail}) => seen.previews.push([detail.nodeId, await base64(detail.blob)]));
+  on("execution_error", event => seen.errors.push(event.detail.exception_message));
+  on("execution_success", () => { seen.done = true; });
+}"""
+
+
+def workflow(name):
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def open_workflow(frontend, name):
+    frontend.errors.clear()
+    frontend.load(name, workflow(name))
+
+
+def press_run(frontend):
+    """Press Run and wait for the end of the run; returns (node id, preview picture) of every preview."""
+    page = frontend.page
+    page.evaluate(WATCH)
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("seen.done || seen.errors.length", timeout=120_000)
+    assert page.evaluate("seen.errors") == []
+    page.wait_for_timeout(1500)  # the pictures of the output nodes are fetched after the last event
+    return [(node, Image.open(io.BytesIO(base64.b64decode(data)))) for node, data in page.evaluate("seen.previews")]
+
+
+def detail(picture, cells):
+    """How far a preview is from a picture of cells x cells points: near 0 where it has no more than those."""
+    picture = picture.convert("L")
+    coarse = picture.resize((cells, cells), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BICUBIC)
+    return ImageStat.Stat(ImageChops.difference(picture, coarse)).rms[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_as_it_was_meant(frontend, keep_picture, name):
+    open_workflow(frontend, name)
+    assert frontend.unknown_types() == []
+    sent, meant = frontend.api_format(), read_prompt(name)
+    assert {id: node["class_type"] for id, node in sent.items()} == {id: n["class_type"] for id, n in meant.items()}
+    for id, node in meant.items():
+        values = sent[id]["inputs"]
+        assert {key: values.get(key) for key in node["inputs"]} == node["inputs"], f"{id} {node['class_type']}"
+    assert frontend.errors == []
+    keep_picture(name, frontend.graph_picture())
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_picture, name):
+    open_workflow(frontend, name)
+    frontend.show_all()
+    previews = press_run(frontend)
+    for node in PICTURES[name]:
+        size = frontend.page.evaluate("id => app.graph.getNodeById(id).imgs.map(i => i.naturalWidth)", node)
+        assert size == ([64] if node == "31" else [128])
+    assert frontend.errors == []
+    assert len(previews) >= 4
+    frontend.page.mouse.move(5, 500)
+    keep_picture(f"{name}_done", frontend.graph_picture())
