@@ -5,10 +5,6 @@ import sys
 
 import pytest
 
-import cascade_rig
-import comfy_models
-import comfy_pack
-import comfy_server
 from comfyui_checkout import find_comfyui
 
 NO_COMFYUI = "no ComfyUI was found (COMFYUI_PATH, ~/comfy/ComfyUI)"
@@ -40,30 +36,40 @@ def comfy(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pack(comfy):
     """This repository imported as ComfyUI imports a pack; its submodules come when asked for: `pack.nodes.schedule`."""
+    import comfy_pack
+
     return comfy_pack.import_pack()
 
 
 @pytest.fixture(scope="session")
 def node_classes(pack):
     """Every node class of the pack by its id; the pack's demo files are then offered in ComfyUI's folders."""
+    import comfy_pack
+
     return comfy_pack.node_classes(pack)
 
 
 @pytest.fixture(scope="session")
 def nodes(pack, node_classes):
     """A function that calls a node of the pack by its id, with what makes plans for tiny models."""
+    import cascade_rig
+
     return cascade_rig.Nodes(pack, node_classes)
 
 
 @pytest.fixture(scope="session")
 def tiny(comfy):
     """A function that gives a TinyModel by its name in comfy_models: `tiny("wan")`, always the same object."""
+    import comfy_models
+
     return functools.lru_cache(maxsize=None)(lambda name: getattr(comfy_models, f"tiny_{name}")())
 
 
 @pytest.fixture(scope="session")
 def server(comfy, tmp_path_factory):
     """A running ComfyUI server with the pack in it; what it printed is shown with every test that fails."""
+    import comfy_server
+
     with comfy_server.ComfyServer(find_comfyui(), tmp_path_factory.mktemp("server") / "base") as running:
         yield running
 
