@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import asdict
 
-from browser.layouts import Rows
+from browser.layouts import SHOWN, Rows
 from browser.model_files import FILES, files_named, files_note
 from browser.session import Frontend
 
@@ -23,6 +23,7 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
         "rows": [[asdict(group) for group in row] for row in rows],
         "note": note + files_note(prompt),
         "models": models,
+        "shown": SHOWN.get(name, {}),
     }
     left_out = page.evaluate(ARRANGE, table)
     if left_out:
@@ -31,7 +32,7 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
 
 
 ARRANGE = """table => {
-  const gap = 40, pad = 20, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
+  const gap = 56, pad = 20, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
   graph.id = table.id;
   const note = LiteGraph.createNode("MarkdownNote");
   note.title = "Read me";
@@ -76,6 +77,8 @@ ARRANGE = """table => {
   }
   for (const node of graph._nodes) {
     for (const widget of node.widgets ?? []) {
+      const shown = table.shown[node.id]?.[widget.name];
+      if (shown) widget.value = shown;
       if (widget.name === "control_after_generate") widget.value = "fixed";
       const file = table.models[widget.value];
       if (file) node.properties.models = [...(node.properties.models ?? []), file];

@@ -1,9 +1,11 @@
 """One server and one page for all browser tests."""
 
+import io
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from browser.model_files import FILES
 from browser.session import open_frontend
@@ -20,11 +22,11 @@ def frontend(tmp_path_factory):
 
 @pytest.fixture
 def keep_picture(tmp_path):
-    """A function (name, PNG) that keeps a screenshot in the folder of the variable SCREENSHOTS, where it is set."""
+    """A function (name, PNG) that keeps a screenshot in the folder of the variable SCREENSHOTS."""
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
 
     def keep(name, png):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.png").write_bytes(png)
+        Image.open(io.BytesIO(png)).convert("RGB").save(folder / f"{name}.png", optimize=True)
 
     return keep

@@ -38,15 +38,16 @@ def _one_row(loaders: tuple, latent: str, result: tuple, *, note: int) -> Rows:
         (
             _group("Read me", GREY, (380, (NOTE, note))),
             _group("1 Models and prompt", BLUE, (360, *loaders)),
-            _group("2 Plan: what runs at which size", GREEN, (480, ("4", 480), ("9", 320))),
+            _group("2 Plan: what runs at which size", GREEN, (480, ("4", 490), ("9", 410))),
             _group("3 Sample", ORANGE, (290, latent, ("6", 500))),
             _group("4 Result", PURPLE, (340, *result)),
         ),
     )
 
 
-_PICTURE = ("7", ("8", 420))
-_DEMO = ("1", "3", ("2", 130))
+_STUDENT = ("1", 130)
+_PICTURE = ("7", ("8", 360))
+_DEMO = (_STUDENT, "3", ("2", 130))
 _TEXT = ("2", 220)
 
 LAYOUTS: dict[str, Rows] = {
@@ -55,7 +56,7 @@ LAYOUTS: dict[str, Rows] = {
     "rmd_hand_built": (
         (
             _group("Read me", GREY, (420, (NOTE, 360))),
-            _group("1 Model and prompt", BLUE, (400, "1", ("2", 130))),
+            _group("1 Model and prompt", BLUE, (400, _STUDENT, ("2", 130))),
             _group("2 Plan", GREEN, (560, ("4", 460))),
         ),
         (
@@ -68,7 +69,11 @@ LAYOUTS: dict[str, Rows] = {
         (
             _group("Read me", GREY, (360, (NOTE, 300))),
             _group(
-                "Student: 4 calls", GREEN, (460, "1", ("4", 420)), (290, "5", ("6", 460)), (300, "3", "7", ("8", 340))
+                "Student: 4 calls",
+                GREEN,
+                (460, _STUDENT, ("4", 430)),
+                (290, "5", ("6", 460)),
+                (300, "3", "7", ("8", 340)),
             ),
         ),
         (
@@ -83,3 +88,17 @@ LAYOUTS: dict[str, Rows] = {
     "wan21_480p_to_720p": _one_row(("1", "11", "3", "13", _TEXT), "5", ("7", "10", ("8", 400)), note=640),
 }
 """The layout of each workflow, by the name of its file."""
+
+_DEMO_SIZE = {"5": {"width": 128, "height": 128}}
+_FULL_SIZE = {"5": {"width": 1024, "height": 1024}}
+SHOWN: dict[str, dict[str, dict[str, int]]] = {
+    "rmd_demo": _DEMO_SIZE,
+    "rmd_three_sizes": _DEMO_SIZE,
+    "rmd_hand_built": {"11": {"width": 64, "height": 64}, "21": {"width": 128, "height": 128}},
+    "rmd_student_against_teacher": _DEMO_SIZE,
+    "sdxl_lightning": _FULL_SIZE,
+    "sdxl_dmd2_lora": _FULL_SIZE,
+    "sd35_large_turbo": _FULL_SIZE,
+    "pixart_lcm": _FULL_SIZE,
+}
+"""Values of widgets that a wire overrules, by workflow, node and name: what the frontend shows greyed out."""

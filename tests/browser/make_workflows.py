@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import tempfile
@@ -45,7 +44,7 @@ def make(frontend: Frontend, name: str) -> None:
         shown = {node: frontend.server.view(out["images"][0]) for node, out in run.outputs.items() if "images" in out}
         picture_thumbnail(name, shown).save(WORKFLOWS / f"{name}.jpg", quality=85)
     else:
-        graph_thumbnail(io.BytesIO(graph)).save(WORKFLOWS / f"{name}.jpg", quality=80)
+        graph_thumbnail(name, graph).save(WORKFLOWS / f"{name}.jpg", quality=80)
 
 
 def main() -> None:

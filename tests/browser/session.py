@@ -114,6 +114,10 @@ class Frontend:
         self.page.evaluate(SHOW_ALL)
         self.page.wait_for_timeout(800)
 
+    def place_of(self, kind: str) -> tuple[float, float]:
+        """A point of the page on the title of the first node of a type."""
+        return tuple(self.page.evaluate(TITLE_ON_PAGE, kind))
+
     def graph_picture(self) -> bytes:
         """A PNG of the whole graph without the bars around it."""
         self.show_all()
@@ -146,3 +150,7 @@ BOX_ON_PAGE = f"""() => {{
   const x = (x0 + offset[0]) * scale, y = (y0 + offset[1]) * scale;
   return {{x: x - 6, y: y - 6, width: (x1 - x0) * scale + 12, height: (y1 - y0) * scale + 12}};
 }}"""
+TITLE_ON_PAGE = """kind => {
+  const node = app.graph._nodes.find(node => node.type === kind), {scale, offset} = app.canvas.ds;
+  return [(node.pos[0] + 60 + offset[0]) * scale, (node.pos[1] - 15 + offset[1]) * scale];
+}"""

@@ -21,7 +21,9 @@ PICTURES = {
 }
 """The nodes that show a 128 px picture (64 px after the first stage) when a run is done."""
 WATCH = """() => {
+  const listening = Boolean(window.seen);
   window.seen = {previews: [], errors: [], done: false};
+  if (listening) return;
   const base64 = async blob => btoa(String.fromCharCode(...new Uint8Array(await blob.arrayBuffer())));
   const on = (name, call) => app.api.addEventListener(name, call);
   on("b_preview_with_metadata", async ({detail}) => seen.previews.push([detail.nodeId, await base64(detail.blob)]));
@@ -82,3 +84,65 @@ def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_picture
     assert len(previews) >= 4
     frontend.page.mouse.move(5, 500)
     keep_picture(f"{name}_done", frontend.graph_picture())
+
+
+def test_previews_come_at_both_sizes(frontend):
+    open_workflow(frontend, "rmd_demo")
+    frontend.page.evaluate("app.graph.getNodeById(6).widgets.find(w => w.name === 'seed').value = 8")
+    nodes, pictures = zip(*press_run(frontend))
+    assert nodes == ("6",) * 4
+    points = [detail(picture, 8) for picture in pictures]
+    assert min(points[2:]) > 1.5 * max(points[:2])  # 8x8 cells at 64 px, 16x16 at 128 px
+
+
+def test_the_template_browser_offers_them_and_opens_one(frontend, keep_picture):
+    page = frontend.page
+    frontend.errors.clear()
+    page.get_by_role("button", name="Templates").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("ComfyUI-RMD").click()
+    for name in NAMES:
+        dialog.get_by_text(name, exact=True).scroll_into_view_if_needed()
+    dialog.get_by_text(NAMES[0], exact=True).scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    widths = dialog.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert widths.count(480) == len(NAMES), widths
+    keep_picture("templates", page.screenshot())
+    dialog.get_by_text("rmd_demo", exact=True).click()
+    page.wait_for_function("app.graph._nodes.some(n => n.type === 'RMD_LoadStudent')", timeout=20_000)
+    dialog.wait_for(state="hidden")
+    assert page.evaluate("app.graph._nodes.length") == len(workflow("rmd_demo")["nodes"])
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize("kind", ["RMD_Schedule", "RMD_Sampler"])
+def test_the_help_of_a_node_opens(frontend, keep_picture, kind):
+    page = frontend.page
+    open_workflow(frontend, "rmd_demo")
+    frontend.show_all()
+    page.mouse.click(*frontend.place_of(kind))
+    page.get_by_test_id("info-button").click()
+    inputs = frontend.server.object_info()[kind]["input_order"]["required"]
+    panel = page.locator(".node-help-content")
+    panel.get_by_text(inputs[0]).first.wait_for()
+    assert all(name in panel.inner_text() for name in inputs)
+    page.mouse.move(5, 500)
+    page.wait_for_timeout(1500)
+    keep_picture(f"help_{kind}", page.screenshot())
+    page.get_by_role("button", name="Toggle properties panel").first.click()
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_in_nodes_2(frontend, keep_picture, name):
+    """The frontend's newer drawing of nodes, which measures them otherwise."""
+    setting = "value => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', value)"
+    frontend.page.evaluate(setting, True)
+    try:
+        open_workflow(frontend, name)
+        frontend.page.wait_for_timeout(1000)
+        assert frontend.api_format().keys() == read_prompt(name).keys()
+        assert frontend.errors == []
+        keep_picture(f"{name}_nodes_2", frontend.graph_picture())
+    finally:
+        frontend.page.evaluate(setting, False)

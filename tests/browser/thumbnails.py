@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (480, 360)
-DARK, LIGHT = (30, 32, 38), (225, 225, 225)
+DARK, LIGHT, ACCENT = (30, 32, 38), (225, 225, 225), (120, 180, 230)
 CAPTIONED = {
     "rmd_demo": (("8", "128 px"),),
     "rmd_three_sizes": (("8", "64, 96 and 128 px"),),
@@ -13,6 +15,14 @@ CAPTIONED = {
     "rmd_student_against_teacher": (("8", "student, 4 calls"), ("16", "teacher, 100 calls")),
 }
 """Which output nodes a thumbnail shows, and what is written under each."""
+TITLES = {
+    "sdxl_lightning": ("SDXL-Lightning", "2 steps at 512, 2 at 1024 px"),
+    "sdxl_dmd2_lora": ("SDXL + DMD2 LoRA", "2 steps at 512, 2 at 1024 px"),
+    "sd35_large_turbo": ("SD3.5 Large Turbo", "2 steps at 512, 2 at 1024 px"),
+    "pixart_lcm": ("PixArt-alpha LCM", "2 steps at 512, 2 at 1024 px"),
+    "wan21_480p_to_720p": ("Wan2.1 + lightx2v LoRA", "2 steps at 480p, 2 at 720p"),
+}
+"""What is written above the picture of a graph that needs files of the user's."""
 
 
 def picture_thumbnail(name: str, shown: dict[str, Image.Image]) -> Image.Image:
@@ -33,10 +43,14 @@ def picture_thumbnail(name: str, shown: dict[str, Image.Image]) -> Image.Image:
     return canvas
 
 
-def graph_thumbnail(png) -> Image.Image:
-    """A rendering of a graph, reduced to fit SIZE."""
-    picture = Image.open(png).convert("RGB")
-    picture.thumbnail((SIZE[0] - 8, SIZE[1] - 8), Image.Resampling.LANCZOS)
+def graph_thumbnail(name: str, png: bytes) -> Image.Image:
+    """A rendering of a graph under the name of its model and the sizes that it runs at."""
+    title, sizes = TITLES[name]
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture = picture.resize((SIZE[0] - 16, picture.height * (SIZE[0] - 16) // picture.width), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", SIZE, DARK)
-    canvas.paste(picture, ((SIZE[0] - picture.width) // 2, (SIZE[1] - picture.height) // 2))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((SIZE[0] // 2, 42), title, fill=LIGHT, font=ImageFont.load_default(34), anchor="mm")
+    draw.text((SIZE[0] // 2, 86), sizes, fill=ACCENT, font=ImageFont.load_default(22), anchor="mm")
+    canvas.paste(picture, (8, 124))
     return canvas
