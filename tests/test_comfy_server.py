@@ -23,6 +23,8 @@ from training.prompt_cache import PromptCache
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = sorted((ROOT / "tests" / "workflows").glob("*.json"))
+TEMPLATES = ROOT / "workflows"
+NOTES = {"MarkdownNote", "Note"}
 NODE_IDS = {
     "RMD_Guider",
     "RMD_LoadPromptEmbeddings",
@@ -100,11 +102,19 @@ def test_the_demos_files_are_offered(server, info):
 
 
 def test_the_templates_are_listed_and_served(server, info):
-    shipped = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    shipped = {path.stem for path in TEMPLATES.glob("*.json")}
     assert set(server.json("/workflow_templates").get("ComfyUI-RMD", [])) == shipped
     for name in shipped:
         workflow = server.json(f"/api/workflow_templates/ComfyUI-RMD/{name}.json")
-        assert {node["type"] for node in workflow["nodes"]} <= {*info, "MarkdownNote", "Note"}
+        assert {node["type"] for node in workflow["nodes"]} <= info.keys() | NOTES
+
+
+def test_every_template_is_tested_as_a_prompt_of_the_same_nodes():
+    assert {path.name for path in PROMPTS} == {path.name for path in TEMPLATES.glob("*.json")}
+    for path in PROMPTS:
+        prompt, template = (json.loads((folder / path.name).read_text("utf-8")) for folder in (path.parent, TEMPLATES))
+        drawn = [node["type"] for node in template["nodes"] if node["type"] not in NOTES]
+        assert sorted(drawn) == sorted(entry["class_type"] for entry in prompt.values())
 
 
 @pytest.mark.parametrize("path", PROMPTS, ids=lambda path: path.stem)
