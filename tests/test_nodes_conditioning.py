@@ -167,6 +167,17 @@ def test_an_image_to_video_latent_is_averaged_to_each_stage(nodes, tiny):
         assert torch.equal(concat[:, :4, 1:], torch.zeros_like(concat[:, :4, 1:]))
 
 
+def test_a_latent_on_the_grid_of_a_video_is_averaged_to_each_stage(nodes, tiny):
+    model, recorder = tiny("wan"), Recorder()
+    plan = nodes.plan(model, sizes=SIZES)
+    extra = torch.randn(1, 16, 1, 16, 16, generator=torch.Generator().manual_seed(7))
+    positive = model.conditioning(1, time_dim_concat=extra)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive)
+    to_model = model.patcher.model.process_latent_in
+    for call, expected in ((recorder.calls[0], F.avg_pool3d(extra, (1, 2, 2))), (recorder.calls[-1], extra)):
+        assert torch.allclose(call.conditioning["time_dim_concat"], to_model(expected), atol=1e-5)
+
+
 def test_a_second_guider_takes_the_later_stages(nodes, tiny):
     import comfy.samplers
 
