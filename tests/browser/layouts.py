@@ -32,13 +32,16 @@ def _group(title: str, colour: str, *columns: tuple) -> Group:
     return Group(title, colour, tuple(Column(width, tuple(nodes)) for width, *nodes in columns))
 
 
-def _one_row(loaders: tuple, latent: str, result: tuple, *, note: int) -> Rows:
-    """The form of a workflow with one RMD Sampler: read me, models and prompt, plan, sampling, result."""
+def _one_row(loaders: tuple, latent: str, result: tuple, *, note: int, plan: int = 570) -> Rows:
+    """The form of a workflow with one RMD Sampler: read me, models and prompt, plan, sampling, result.
+
+    note and plan are the least heights of the note and of RMD Schedule with its picture.
+    """
     return (
         (
             _group("Read me", GREY, (380, (NOTE, note))),
             _group("1 Models and prompt", BLUE, (360, *loaders)),
-            _group("2 Plan: what runs at which size", GREEN, (480, ("4", 490), ("9", 410))),
+            _group("2 Plan: what runs at which size", GREEN, (480, ("4", plan), ("9", 410))),
             _group("3 Sample", ORANGE, (290, latent, ("6", 500))),
             _group("4 Result", PURPLE, (340, *result)),
         ),
@@ -51,8 +54,8 @@ _DEMO = (_STUDENT, "3", ("2", 130))
 _TEXT = ("2", 220)
 
 LAYOUTS: dict[str, Rows] = {
-    "rmd_demo": _one_row(_DEMO, "5", _PICTURE, note=430),
-    "rmd_three_sizes": _one_row(_DEMO, "5", _PICTURE, note=430),
+    "rmd_demo": _one_row(_DEMO, "5", _PICTURE, note=430, plan=490),
+    "rmd_three_sizes": _one_row(_DEMO, "5", _PICTURE, note=430, plan=640),
     "rmd_hand_built": (
         (
             _group("Read me", GREY, (420, (NOTE, 360))),

@@ -10,6 +10,7 @@ from PIL import Image, ImageChops, ImageStat
 from browser.layouts import LAYOUTS
 from browser.make_workflows import WORKFLOWS, read_prompt
 from browser.model_files import SHIPPED, files_named
+from browser.session import WINDOW
 
 NAMES = sorted(LAYOUTS)
 RUNNABLE = [name for name in NAMES if set(files_named(read_prompt(name))) <= SHIPPED]
@@ -82,8 +83,20 @@ def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_picture
         assert size == ([64] if node == "31" else [128])
     assert frontend.errors == []
     assert len(previews) >= 4
+    assert overlapping(frontend) == []
     frontend.page.mouse.move(5, 500)
     keep_picture(f"{name}_done", frontend.graph_picture())
+
+
+def overlapping(frontend):
+    """The titles of nodes of the open graph that cover each other, as large as they are now."""
+    boxes = frontend.page.evaluate("app.graph._nodes.map(node => [node.title, ...node.boundingRect])")
+    found = []
+    for number, (one, x, y, width, height) in enumerate(boxes):
+        for other, left, top, wide, high in boxes[:number]:
+            if x < left + wide and left < x + width and y < top + high and top < y + height:
+                found.append((one, other))
+    return found
 
 
 def test_previews_come_at_both_sizes(frontend):
@@ -128,7 +141,8 @@ def test_the_help_of_a_node_opens(frontend, keep_picture, kind):
     assert all(name in panel.inner_text() for name in inputs)
     page.mouse.move(5, 500)
     page.wait_for_timeout(1500)
-    keep_picture(f"help_{kind}", page.screenshot())
+    below_tabs = {"x": 0, "y": 40, "width": WINDOW["width"], "height": WINDOW["height"] - 100}
+    keep_picture(f"help_{kind}", page.screenshot(clip=below_tabs))
     page.get_by_role("button", name="Toggle properties panel").first.click()
     assert frontend.errors == []
 
@@ -142,6 +156,7 @@ def test_a_workflow_opens_in_nodes_2(frontend, keep_picture, name):
         open_workflow(frontend, name)
         frontend.page.wait_for_timeout(1000)
         assert frontend.api_format().keys() == read_prompt(name).keys()
+        assert overlapping(frontend) == []
         assert frontend.errors == []
         keep_picture(f"{name}_nodes_2", frontend.graph_picture())
     finally:
