@@ -19,7 +19,7 @@ class RMDGuider(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Makes core's SamplerCustomAdvanced run a whole plan. Its noise socket then only gives the seed "
-                "(RMD Noise also keeps batch_index), and its sigmas socket only the length of the progress bar."
+                "(RMD Noise also keeps batch_index), and its sigmas socket nothing: the levels are the plan's."
             ),
             search_aliases=["cascade guider"],
             inputs=[

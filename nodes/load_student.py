@@ -56,7 +56,7 @@ class RMDLoadStudent(io.ComfyNode):
         return fingerprint(FOLDERS.get(chosen.get("kind"), ""), chosen.get("student"))
 
     @classmethod
-    def execute(cls, kind: dict[str, Any] | None = None) -> io.NodeOutput:
+    def execute(cls, kind: dict[str, Any] | None = None, **_left_over: Any) -> io.NodeOutput:
         if kind is None:  # ComfyUI leaves out a dynamic choice that it does not know
             raise RMDError(f"kind is none of the choices of RMD Load Student; set it to {FULL!r} or {LORA!r}")
         chosen, student = kind["kind"], kind["student"]

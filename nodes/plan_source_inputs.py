@@ -11,10 +11,11 @@ from .sockets import Recipe
 def source_input() -> io.DynamicCombo.Input:
     """The input `source`; the values of an option are the keyword arguments of its function in `plan_sources`."""
     split = io.String.Input("split", default="2+2", tooltip="Steps at each size, smallest first, such as 2+2 or 1+1+2.")
+    # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget.
     options = [
-        io.DynamicCombo.Option(RECIPE, [Recipe.Input("recipe", tooltip="The recipe of RMD Load Student.")]),
         io.DynamicCombo.Option(THRESHOLDS, [*_thresholds(), _earlier_sizes(), *_method()]),
         io.DynamicCombo.Option(SPLIT, [split, _sigmas(), _earlier_sizes(), *_method()]),
+        io.DynamicCombo.Option(RECIPE, [Recipe.Input("recipe", tooltip="The recipe of RMD Load Student.")]),
         io.DynamicCombo.Option(PROFILE, [*_profile(), _earlier_sizes()]),
     ]
     return io.DynamicCombo.Input(
@@ -89,8 +90,8 @@ def _method() -> list[io.Input]:
             max=100.0,
             step=0.1,
             tooltip=(
-                "Flow shift of the first size. 0 is auto: RMD's for the model type (3 for Wan and SD3.5), never the "
-                "loader's. Must be 0 for models without a shift (SDXL, PixArt)."
+                "Flow shift of the first size. 0 is auto: RMD's 3 for Wan and SD3.5, whatever the loader says; the "
+                "model's own for other families. Must be 0 for models without a shift (SDXL, PixArt)."
             ),
         ),
         io.Combo.Input(

@@ -15,15 +15,13 @@ from ..rmd_core.presets import MethodPreset, preset
 from ..rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
 from ..rmd_core.recipe import Recipe
 from .bridge.bases import family_of
+from .bridge.checks import check_levels
 from .bridge.model_view import ModelView
 from .bridge.sampling_plan import SamplingPlan
 from .plan_widgets import base_curve, chosen_map, given_levels, numbers, same_noise, shift_notes, step_counts
 from .stage_pixels import Size, pixels, stage_cells
 
 SOURCES = RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
-
-PURE_NOISE = 1e-5
-"""A stage that starts within this share of sigma_max is scaled by ComfyUI as pure noise."""
 
 
 def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) -> SamplingPlan:
@@ -33,7 +31,10 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
     """
     values = dict(source)
     build = {RECIPE: recipe_plan, THRESHOLDS: threshold_plan, SPLIT: split_plan, PROFILE: profile_plan}
-    return build[values.pop("source")](view, final_hw, **values)
+    name = values.pop("source")
+    if name not in build:
+        raise RMDError(f"the plan source {name!r} is unknown; use {', '.join(build)}")
+    return build[name](view, final_hw, **values)
 
 
 def asked_thresholds(source: Mapping[str, Any]) -> tuple[float, ...]:
@@ -163,13 +164,17 @@ def told_size(view: ModelView) -> str:
 
 
 def kept_tail(plan: SamplingPlan, denoise: float) -> SamplingPlan:
-    """The last `round(denoise * steps)` steps of a plan, at least one; RMDError for a denoise outside 0..1."""
-    if not 0.0 <= denoise <= 1.0:
-        raise RMDError(f"denoise is {denoise!r}; use 0 to 1, where 1 runs the whole plan")
+    """The last `round(denoise * steps)` steps of a plan, at least one; RMDError for a denoise outside (0, 1]."""
+    if not 0.0 < denoise <= 1.0:
+        raise RMDError(f"denoise is {denoise!r}; use a number above 0, up to 1, which runs the whole plan")
     steps = plan.stages.steps
     kept = max(1, math.floor(denoise * len(steps) + 0.5))
-    if kept == len(steps):
+    if kept == len(steps) and denoise == 1.0:
         return plan
+    if kept == len(steps):
+        most = (len(steps) - 0.5) / len(steps)
+        note = f"denoise {denoise:g} keeps all {kept} steps; only below {most:.3g} does a step fall away"
+        return replace(plan, notes=(*plan.notes, note))
     first = steps[-kept]
     sigma = plan.stages.curve.comfy_sigma(first.sigma)
     note = (
@@ -202,16 +207,9 @@ def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -
             f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "
             "lower the last threshold, use more steps, or give the last stage a step"
         )
-    curve = stages.curve
-    most = curve.comfy_sigma(curve.sigma_max)
-    for stage in stages.stages[1:]:
-        start = curve.comfy_sigma(stage.sigmas[0])
-        if start >= most * (1.0 - PURE_NOISE):
-            raise RMDError(
-                f"stage {stage.index + 1} would start at sigma {start:.6g}, which ComfyUI takes for pure noise "
-                f"(sigma_max {most:.6g}); run one more step before the change of size, or use a smaller size ratio"
-            )
-    return SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
+    plan = SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
+    check_levels(plan, view.curve.comfy_sigma(view.curve.sigma_max))
+    return plan
 
 
 def _profile(view: ModelView, title: str) -> FewStepProfile:

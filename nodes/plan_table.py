@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..rmd_core.logsnr import FlowCurve
-from ..rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ResolutionMap, ShiftPairMap, map_level
+from ..rmd_core.mapping import NoMap, map_level
 from .bridge.sampling_plan import SamplingPlan
 from .stage_pixels import pixels
 
@@ -62,7 +62,7 @@ def cost_line(plan: SamplingPlan, call_cost: CallCost) -> str:
 def mapping_line(plan: SamplingPlan) -> str:
     """The mapping and the ratio r, for a flow also the shift, at each larger size."""
     mapping, curve = plan.stages.mapping, plan.stages.curve
-    name = _map_name(mapping)
+    name = mapping.describe()
     if isinstance(mapping, NoMap):
         return name
     parts = []
@@ -78,14 +78,6 @@ def boundary_line(plan: SamplingPlan) -> str:
     rule = plan.boundary
     share = f", eta {rule.eta_switch:g}" if rule.switch_noise != "fresh" else ""
     return f"x0 upsampled {rule.upsampler}, {rule.switch_noise} noise{share}"
-
-
-def _map_name(mapping: ResolutionMap) -> str:
-    if isinstance(mapping, ShiftPairMap):
-        return f"native shifts {mapping.low:g} to {mapping.high:g}"
-    if isinstance(mapping, FixedRatioMap):
-        return f"fixed ratio {mapping.total:g}"
-    return "area" if isinstance(mapping, AreaMap) else "none, every size keeps the levels of the first"
 
 
 def _step_lines(plan: SamplingPlan, call_cost: CallCost) -> list[str]:

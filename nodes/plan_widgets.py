@@ -22,14 +22,14 @@ WAN_480P, WAN_720P = 832 * 480, 1280 * 720
 """Areas in pixels at which Wan's own shifts are 3 and 5; a size counts as one of them within a tenth."""
 
 
-def numbers(text: str, name: str) -> tuple[float, ...]:
+def numbers(text: str, name: str, *, example: str = "-5, -2.5") -> tuple[float, ...]:
     """The numbers of a list with commas or blanks between them; RMDError, naming the widget, for anything else."""
     try:
         values = tuple(float(part) for part in re.split(r"[\s,;]+", text.strip()) if part)
     except ValueError:
         values = (math.nan,)
     if not all(math.isfinite(value) for value in values):
-        raise RMDError(f"{name} is {text!r}; use numbers with commas between them, such as -5, -2.5")
+        raise RMDError(f"{name} is {text!r}; use numbers with commas between them, such as {example}")
     return values
 
 
@@ -46,7 +46,7 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
 
     Raises RMDError unless they fall strictly from at most the model's largest sigma and are as many as the steps.
     """
-    values = numbers(sigmas, "sigmas")
+    values = numbers(sigmas, "sigmas", example="1.0, 0.75")
     if len(values) == steps + 1 and values[-1] == 0.0:
         values = values[:-1]
     most = curve.comfy_sigma(curve.sigma_max)

@@ -4,9 +4,8 @@ import comfy.samplers
 import latent_preview
 from comfy_api.latest import io
 
-from ..rmd_core.errors import RMDError
 from .bridge.cascade_run import sample_cascade
-from .bridge.checks import no_negative
+from .bridge.checks import check_no_negative
 from .bridge.latents import final_latent, finished
 from .bridge.step_function import rmd_step_sampler
 from .sockets import CATEGORY, Plan
@@ -62,8 +61,8 @@ class RMDSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent_image, plan, seed, cfg, negative=None) -> io.NodeOutput:
-        if negative is None and cfg != 1.0:
-            raise RMDError(no_negative(cfg))
+        if negative is None:
+            check_no_negative(cfg)
         guider = comfy.samplers.CFGGuider(model)
         prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         guider.inner_set_conds(prompts)

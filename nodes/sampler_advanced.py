@@ -25,7 +25,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Samples a plan with a guider and a sampler of your own, and gives the picture of every stage. "
-                "The plan's eta acts only through RMD Step Sampler."
+                "Noise between steps is the sampler's: connect the plan to RMD Step Sampler for the plan's eta."
             ),
             search_aliases=["cascade sampler", "multi-resolution sampler", "SamplerCustomAdvanced"],
             inputs=[

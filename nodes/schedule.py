@@ -17,7 +17,7 @@ from .plan_table import plan_table
 from .sockets import CATEGORY, Plan
 from .stage_pixels import final_cells
 
-ONE_FRAME = "the cost is that of one latent frame; connect the latent to count the frames of a video"
+ONE_FRAME = "the cost is that of a picture (one latent frame); for a video connect the latent"
 
 
 class RMDSchedule(io.ComfyNode):
@@ -36,15 +36,13 @@ class RMDSchedule(io.ComfyNode):
             search_aliases=["multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will run the plan; it is not changed."),
-                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Width of the result, pixels."),
-                io.Int.Input(
-                    "height", default=1024, min=16, max=16384, step=8, tooltip="Height of the result, pixels."
-                ),
+                _side("width"),
+                _side("height"),
                 source_input(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
-                    min=0.0,
+                    min=0.01,
                     max=1.0,
                     step=0.01,
                     advanced=True,
@@ -76,6 +74,7 @@ class RMDSchedule(io.ComfyNode):
         source: dict[str, Any] | None = None,
         denoise: float = 1.0,
         latent: dict[str, Any] | None = None,
+        **_left_over: Any,  # links of a choice that is no longer taken
     ) -> io.NodeOutput:
         if source is None:  # ComfyUI leaves out a dynamic choice that it does not know
             raise RMDError(f"source is none of the choices of RMD Schedule; use {', '.join(SOURCES)}")
@@ -104,3 +103,8 @@ class RMDSchedule(io.ComfyNode):
             result_height,
             ui=ui.PreviewImage(picture, cls=cls),
         )
+
+
+def _side(name: str) -> io.Int.Input:
+    tooltip = f"{name.capitalize()} of the result in pixels. Not used when a latent is connected."
+    return io.Int.Input(name, default=1024, min=16, max=16384, step=8, tooltip=tooltip)

@@ -41,7 +41,7 @@ class RMDStageOverride(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, stage, boundary=None, guider=None, sampler=None, overrides=()) -> io.NodeOutput:
+    def execute(cls, stage, boundary=None, guider=None, sampler=None, overrides=(), **_left_over) -> io.NodeOutput:
         if boundary is None:  # ComfyUI leaves out a dynamic choice that it does not know
             raise RMDError(f"boundary is none of the choices of RMD Stage Override; use {AS_PLANNED!r} or {OWN!r}")
         rule = None

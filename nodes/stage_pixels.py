@@ -26,7 +26,7 @@ def stage_cells(view: ModelView, final_hw: Size, earlier: str) -> tuple[Size, ..
     the model's patches, or width x height in pixels, such as "0.5" or "832x480". Raises RMDError for anything else, for
     pixels that are not whole cells, and for sizes that shrink.
     """
-    entries = [entry.strip() for entry in earlier.split(",") if entry.strip()]
+    entries = [entry.strip() for entry in re.split("[,;]", earlier) if entry.strip()]
     sizes = (*(_stage_size(view, final_hw, entry) for entry in entries), final_hw)
     for before, after in zip(sizes, sizes[1:]):
         if after[0] < before[0] or after[1] < before[1]:

@@ -6,7 +6,7 @@ from ..rmd_core.boundary import Boundary
 from .boundary_inputs import boundary_inputs
 from .bridge.model_view import ModelView
 from .bridge.stage_crossing import cross_to
-from .sockets import CATEGORY
+from .sockets import CATEGORY, Plan
 from .stage_pixels import final_cells
 
 
@@ -35,6 +35,9 @@ class RMDStageUpscale(io.ComfyNode):
                 io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Width of the next stage, px."),
                 io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Its height, px."),
                 *boundary_inputs(),
+                Plan.Input(
+                    "plan", optional=True, tooltip="If connected, its rule is used in place of the three above."
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The enlarged clean estimate."),
@@ -55,14 +58,18 @@ class RMDStageUpscale(io.ComfyNode):
         upsampler,
         switch_noise,
         eta_switch,
+        plan=None,
     ) -> io.NodeOutput:
+        view = ModelView.of(model)
+        size = final_cells(view, width=width, height=height)
+        view.check_sizes([size])
         latent, following = cross_to(
-            final_cells(ModelView.of(model), width=width, height=height),
+            size,
             output=output,
             denoised_output=denoised_output,
             sigmas=sigmas,
             model=model,
             noise=noise,
-            boundary=Boundary(upsampler, switch_noise, eta_switch),
+            boundary=Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary,
         )
         return io.NodeOutput(latent, following)

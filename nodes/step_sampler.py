@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .bridge.step_function import rmd_step_sampler
-from .sockets import CATEGORY
+from .sockets import CATEGORY, Plan
 
 
 class RMDStepSampler(io.ComfyNode):
@@ -29,10 +29,11 @@ class RMDStepSampler(io.ComfyNode):
                     step=0.05,
                     tooltip="Share of predicted noise between steps: 0 is all fresh (LCM), 1 all predicted (Euler).",
                 ),
+                Plan.Input("plan", optional=True, tooltip="If connected, its eta is used in place of the number."),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For RMD Sampler (Advanced) or core nodes.")],
         )
 
     @classmethod
-    def execute(cls, eta) -> io.NodeOutput:
-        return io.NodeOutput(rmd_step_sampler(eta))
+    def execute(cls, eta, plan=None) -> io.NodeOutput:
+        return io.NodeOutput(rmd_step_sampler(eta if plan is None else plan.eta))

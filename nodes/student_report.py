@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ResolutionMap, ShiftPairMap
 from ..rmd_core.recipe import Recipe
 from .bridge.student_checks import Findings
 
@@ -23,7 +22,7 @@ def student_report(recipe: Recipe, findings: Findings, *, file: str, applied: st
         f"steps: {_stages(recipe)}",
         f"sigmas: {', '.join(f'{sigma:.6g}' for sigma in recipe.sigmas)} (as the first size names them)",
         f"noise: {recipe.curve.describe()}",
-        f"mapping: {mapping_words(recipe.mapping)}",
+        f"mapping: {recipe.mapping.describe()}",
         f"inside a stage: eta {recipe.eta:g}",
         f"at a change of size: {recipe.upsampler}, {recipe.switch_noise} noise, eta {recipe.eta_switch:g}",
         f"CFG: {recipe.cfg:g}",
@@ -35,17 +34,6 @@ def student_report(recipe: Recipe, findings: Findings, *, file: str, applied: st
         levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
         lines.insert(4, f"thresholds: {levels} (logSNR)")
     return "\n".join([*lines, *_listed("checked", findings.checked), *_listed("NOT checked", findings.unchecked)])
-
-
-def mapping_words(mapping: ResolutionMap) -> str:
-    """A resolution mapping in a few words."""
-    if isinstance(mapping, AreaMap):
-        return "area (root of the area ratio)"
-    if isinstance(mapping, ShiftPairMap):
-        return f"native shifts {mapping.low:g} to {mapping.high:g}"
-    if isinstance(mapping, FixedRatioMap):
-        return f"ratio {mapping.total:g}"
-    return "none" if isinstance(mapping, NoMap) else mapping.kind
 
 
 def _stages(recipe: Recipe) -> str:

@@ -77,10 +77,6 @@ class StageJob:
         """White noise of this stage for a purpose, float32 on the CPU."""
         return self.noise.draw(shape, self.stage.index, purpose)
 
-    def sampler_seed(self) -> int:
-        """A seed of this stage for a sampler that draws its own noise."""
-        return self.noise.seed(self.stage.index, "sampler")
-
 
 StageRunner = Callable[[StageJob], StageEnd]
 

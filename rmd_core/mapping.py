@@ -31,6 +31,10 @@ class ResolutionMap(ABC):
     def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
         """r >= 1 between the plan's first size `low_hw` and a stage's `high_hw`, in a plan that ends at `final_hw`."""
 
+    @abstractmethod
+    def describe(self) -> str:
+        """The map in a few words."""
+
     def as_dict(self) -> dict[str, Any]:
         """The map as JSON values, read back by `map_from_dict`."""
         return {"kind": self.kind, **asdict(self)}
@@ -44,6 +48,9 @@ class AreaMap(ResolutionMap):
 
     def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
         return math.sqrt((high_hw[0] * high_hw[1]) / (low_hw[0] * low_hw[1]))
+
+    def describe(self) -> str:
+        return "area"
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class FixedRatioMap(ResolutionMap):
 
     def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
         return self.total ** _log_area_share(low_hw, high_hw, final_hw)
+
+    def describe(self) -> str:
+        return f"fixed ratio {self.total:g}"
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,9 @@ class ShiftPairMap(ResolutionMap):
     def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
         return (self.high / self.low) ** _log_area_share(low_hw, high_hw, final_hw)
 
+    def describe(self) -> str:
+        return f"native shifts {self.low:g} to {self.high:g}"
+
 
 @dataclass(frozen=True)
 class NoMap(ResolutionMap):
@@ -96,6 +109,9 @@ class NoMap(ResolutionMap):
 
     def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
         return 1.0
+
+    def describe(self) -> str:
+        return "none, every size keeps the levels of the first"
 
 
 _MAPS = {kind.kind: kind for kind in (AreaMap, FixedRatioMap, ShiftPairMap, NoMap)}

@@ -74,6 +74,21 @@ def server(comfy, tmp_path_factory):
         yield running
 
 
+@pytest.fixture
+def refused(pack):
+    """A function that runs something, and gives its error: an RMDError of one line with all of the words in it."""
+
+    def check(action, *words):
+        with pytest.raises(pack.rmd_core.errors.RMDError) as caught:
+            action()
+        text = str(caught.value)
+        assert "\n" not in text and len(text) > 30
+        for word in words:
+            assert word in text, text
+
+    return check
+
+
 class MissingComfyui:
     """Counts the tests skipped for want of a ComfyUI and says so in the very last line of the run."""
 

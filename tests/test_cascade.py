@@ -306,7 +306,7 @@ def test_a_foreign_stage_runner_gets_all_it_needs():
     assert torch.equal(jobs[1].x0, torch.ones(2, 3, *HIGH))
     assert torch.equal(jobs[1].white, SeededNoise(7).draw((2, 3, *HIGH), 1, "switch"))
     assert [step.index for step in jobs[1].steps] == [2, 3]
-    assert len({jobs[0].sampler_seed(), jobs[1].sampler_seed(), 7}) == 3
+    assert len({jobs[0].noise.seed(0, "sampler"), jobs[1].noise.seed(1, "sampler"), 7}) == 3
     assert seen == [(0, 0), (1, 2)]
     assert torch.equal(result.x0, torch.ones(2, 3, *HIGH))
 

@@ -173,3 +173,8 @@ def test_map_from_dict_refuses_what_it_does_not_know(values):
 def test_shift_pair_refuses_other_shifts(low, high):
     with pytest.raises(RMDError, match="0 < low <= high"):
         ShiftPairMap(low, high)
+
+
+def test_maps_describe_themselves():
+    maps = (AreaMap(), FixedRatioMap(1.5), ShiftPairMap(3, 5), NoMap())
+    assert [one.describe().split(",")[0] for one in maps] == ["area", "fixed ratio 1.5", "native shifts 3 to 5", "none"]

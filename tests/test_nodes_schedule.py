@@ -101,9 +101,17 @@ def test_base_shift_given_or_the_models_own(pack, plan, tiny):
     assert given.stages.curve.shift == 8 and not any("loader" in note for note in given.notes)
     assert not any("base shift" in note for note in plan("sd3", (128, 128), by_split()).notes)
     view = pack.nodes.bridge.model_view.ModelView.of(tiny("wan").patcher)
-    unknown = replace(view, kind=replace(view.kind, name="Other"))
+    unknown = replace(view, kind=replace(view.kind, name="Other"), rmd_shift=None)
     curve, notes = pack.nodes.plan_widgets.base_curve(unknown, 0.0)
     assert curve.shift == 8 and notes == ("base shift 8 is the model's own: RMD knows none for Other",)
+
+
+def test_models_that_derive_from_wan_have_its_shift(pack, tiny):
+    """WAN22 and its kin come with shift 8 from the loader, too."""
+    view_of = pack.nodes.bridge.model_view._rmd_shift
+    base = type(tiny("wan").patcher.model)
+    assert view_of(type("WAN22", (base,), {}).__new__(type("WAN22", (base,), {}))) == 3.0
+    assert pack.nodes.bridge.model_view.ModelView.of(tiny("sdxl").patcher).rmd_shift is None
 
 
 def test_a_shift_on_a_model_without_one_is_refused(refused):
@@ -283,7 +291,7 @@ def test_recipe_of_another_model_type_is_refused(refused, recipe):
 # denoise
 
 
-@pytest.mark.parametrize(("denoise", "split"), [(1.0, "2+2"), (0.9, "2+2"), (0.75, "1+2"), (0.5, "0+2"), (0.0, "0+1")])
+@pytest.mark.parametrize(("denoise", "split"), [(1.0, "2+2"), (0.9, "2+2"), (0.75, "1+2"), (0.5, "0+2"), (0.01, "0+1")])
 def test_denoise_keeps_the_last_steps(plan, denoise, split):
     whole, made = (plan("sdxl", (512, 512), by_split(), denoise=share) for share in (1.0, denoise))
     assert made.stages.split == split
@@ -306,8 +314,8 @@ def test_a_plan_is_what_the_sampler_runs(nodes, tiny, plan):
 
 
 def test_denoise_outside_its_range_is_refused(refused):
-    for denoise in (-0.1, 1.5, math.nan):
-        assert "use 0 to 1" in refused("sdxl", (512, 512), by_split(), denoise=denoise)
+    for denoise in (-0.1, 0.0, 1.5, math.nan):
+        assert "use a number above 0, up to 1" in refused("sdxl", (512, 512), by_split(), denoise=denoise)
 
 
 # the node

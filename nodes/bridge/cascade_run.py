@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from ...rmd_core.cascade import run_cascade
 from ...rmd_core.errors import RMDError
-from .checks import check_cascade
+from .checks import check_cascade, sampler_name
 from .latents import final_latent
-from .overrides import StageOverride, stage_settings
+from .overrides import StageOverride, StageSettings, stage_settings
 from .sampling_plan import SamplingPlan
 from .source_picture import SourcePicture
 from .stage_noise import StageSeed, batch_items
@@ -55,12 +55,9 @@ def sample_cascade(
     if seed.items is None:
         seed = StageSeed(seed.cascade, 0, batch_items(latent))
     source = SourcePicture(latent, guider.model_patcher)
-    _warn_of_guidance(plan, guider)
-    if not source.empty and source.mask is None and _starts_at_pure_noise(plan):
-        logger.warning(
-            "the latent holds a picture, but the plan starts from pure noise and will not show it; "
-            "lower denoise in RMD Schedule to start from the picture"
-        )
+    _warn(plan, settings, source)
+    if later_guider is not None and len(settings) == 1:
+        logger.warning("the plan runs one stage, so later_guider is not used")
     with tqdm(total=len(plan.stages.steps), disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
 
         def on_step(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
@@ -90,10 +87,22 @@ def _check_size(plan: SamplingPlan, came: tuple[int, int]) -> None:
         )
 
 
-def _warn_of_guidance(plan: SamplingPlan, guider: Any) -> None:
-    scale = getattr(guider, "cfg", plan.cfg)
-    if abs(scale - plan.cfg) > 1e-6:
-        logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
+def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourcePicture) -> None:
+    """Say what is allowed and seldom meant."""
+    for setting in settings:
+        scale = getattr(setting.guider, "cfg", plan.cfg)
+        if abs(scale - plan.cfg) > 1e-6:
+            logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
+        eta = getattr(setting.sampler, "extra_options", {}).get("eta", plan.eta)
+        if sampler_name(setting.sampler) == "rmd" and abs(eta - plan.eta) > 1e-6:
+            logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
+    if not source.empty and source.mask is None and _starts_at_pure_noise(plan):
+        logger.warning(
+            "the latent holds a picture, but the plan starts from pure noise and will not show it; "
+            "lower denoise in RMD Schedule to start from the picture"
+        )
+    if source.empty and not _starts_at_pure_noise(plan):
+        logger.warning("the plan starts from a picture, but the latent is empty; encode one, or set denoise to 1")
 
 
 def _starts_at_pure_noise(plan: SamplingPlan) -> bool:

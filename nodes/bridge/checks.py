@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ...rmd_core.errors import RMDError
+from ...rmd_core.plan import Stage
 from .model_view import ModelView
 from .overrides import StageSettings
 from .sampling_plan import SamplingPlan
@@ -25,56 +27,76 @@ RECOVERABLE = frozenset(
 OWN_STEPS = ("dpm_adaptive", "dpm_fast")
 
 
+# Models whose network takes a pooled prompt; core fails inside it when there is none.
+POOLED = ("SDXL", "SD3")
+
+PURE_NOISE = 1e-5
+"""A stage that starts within this share of sigma_max is scaled by ComfyUI as pure noise."""
+
+
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
     """Raise RMDError for a cascade that would fail or go wrong without saying so."""
     for stage, setting in zip(plan.stages.stages, settings):
-        check_model(plan, setting.guider.model_patcher)
-        check_guidance(setting.guider)
-        check_levels(plan, setting.guider.model_patcher)
+        model = setting.guider.model_patcher
+        check_model(plan, model, stage)
+        check_levels(plan, float(model.get_model_object("model_sampling").sigma_max))
+        check_guidance(setting.guider, setting.sampler)
         following = settings[stage.index + 1] if stage.index + 1 < len(settings) else None
         check_sampler(setting.sampler, recover=following is not None and following.boundary.uses_prediction)
 
 
-def check_model(plan: SamplingPlan, model: Any) -> None:
-    """Raise RMDError for a model that the plan was not made for, or a size that it cannot take."""
+def check_model(plan: SamplingPlan, model: Any, stage: Stage) -> None:
+    """Raise RMDError for a model that the plan was not made for, or a stage of a size that it cannot take."""
     view = ModelView.of(model)
     if view.kind != plan.kind:
         raise RMDError(f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model")
-    view.check_sizes([(stage.height, stage.width) for stage in plan.stages.stages])
+    view.check_sizes([(stage.height, stage.width)])
 
 
-def check_guidance(guider: Any) -> None:
-    """Raise RMDError for a guider that is a cascade itself, or guides away from nothing."""
+def check_guidance(guider: Any, sampler: Any) -> None:
+    """Raise RMDError for a guider that is a cascade itself, guides away from nothing, or lacks a pooled prompt."""
     if getattr(guider, "is_rmd_cascade", False):
         raise RMDError("this guider is an RMD Guider and runs a cascade already; connect the guider inside it")
-    conds = getattr(guider, "original_conds", {})
-    scale = getattr(guider, "cfg", 1.0)
-    if "positive" in conds and "negative" not in conds and scale != 1.0:
-        raise RMDError(no_negative(scale))
+    conds, scale = getattr(guider, "original_conds", {}), getattr(guider, "cfg", 1.0)
+    if not math.isfinite(scale):
+        raise RMDError(f"cfg is {scale}; use a number, 1.0 for students")
+    if "positive" in conds and "negative" not in conds:
+        check_no_negative(scale)
+        name = sampler_name(sampler)
+        if name.endswith("_cfg_pp"):
+            raise RMDError(f"the sampler {name} steps along the negative, which is missing; connect one or use euler")
+    network = guider.model_patcher.model
+    if type(network).__name__.startswith(POOLED):
+        for entry in (entry for entries in conds.values() for entry in entries):
+            if entry.get("pooled_output") is None and "unclip_conditioning" not in entry:
+                raise RMDError(
+                    f"{type(network).__name__} needs prompts with a pooled output, and one came without; "
+                    "encode them with the model's own text encoders"
+                )
 
 
-def no_negative(cfg: float) -> str:
-    """The message for guidance without anything to guide away from."""
-    return f"cfg is {cfg:g} but there is no negative conditioning; set cfg to 1.0 or connect a negative"
+def check_no_negative(cfg: float) -> None:
+    """Raise RMDError for guidance without anything to guide away from."""
+    if not math.isclose(cfg, 1.0):
+        raise RMDError(f"cfg is {cfg!r} but there is no negative conditioning; set cfg to 1.0 or connect a negative")
 
 
-def check_levels(plan: SamplingPlan, model: Any) -> None:
+def check_levels(plan: SamplingPlan, sigma_max: float) -> None:
     """Raise RMDError for a first level beyond the model's noise, or a later stage that starts at pure noise.
 
     ComfyUI scales a start at its sigma_max as pure noise, so a stage with a picture must start below it.
     """
-    most = float(model.get_model_object("model_sampling").sigma_max)
     for stage in plan.stages.stages:
         first = plan.sigmas(stage)[0]
-        if first > most * (1.0 + 1e-5):
+        if first > sigma_max * (1.0 + PURE_NOISE):
             raise RMDError(
-                f"stage {stage.index + 1} starts at sigma {first:.6g}, above this model's sigma_max {most:.6g}; "
+                f"stage {stage.index + 1} starts at sigma {first:.6g}, above this model's sigma_max {sigma_max:.6g}; "
                 "use levels of this model"
             )
-        if stage.index and first >= most * (1.0 - 1e-5):
+        if stage.index and first >= sigma_max * (1.0 - PURE_NOISE):
             raise RMDError(
-                f"stage {stage.index + 1} starts at sigma {first:.6g}, this model's pure noise, where nothing is left "
-                "of the stage before; switch at a later step, or use sizes that are closer together"
+                f"stage {stage.index + 1} would start at sigma {first:.6g}, which ComfyUI takes for pure noise "
+                f"(sigma_max {sigma_max:.6g}); run one more step before the change of size, or use a smaller size ratio"
             )
 
 

@@ -26,6 +26,8 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
             "this latent holds several tensors (such as video and audio); RMD changes the size of one, "
             "so separate them first and give the picture or the video alone"
         )
+    if samples.numel() == 0:
+        raise RMDError(f"the latent of shape {tuple(samples.shape)} is empty of items; give it a batch of at least 1")
     samples = comfy.sample.fix_empty_latent_channels(model, samples, *(latent.get(key) for key in RATIO_KEYS))
     wanted = model.get_model_object("latent_format")
     if samples.ndim != wanted.latent_dimensions + 2 or samples.shape[1] != wanted.latent_channels:

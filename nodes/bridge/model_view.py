@@ -14,7 +14,7 @@ from ...rmd_core.logsnr import FlowCurve, NoiseCurve, VPCurve
 from .sampling_plan import ModelKind
 
 RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
-"""Base flow shift RMD uses, by family: Wan and SD3.5 (docs/method.md, noise levels)."""
+"""Base flow shift RMD uses, by ComfyUI's class and what derives from it (docs/method.md, noise levels)."""
 
 VP_TABLES = {
     "scaled-linear betas": VPCurve.scaled_linear(0.00085, 0.012),
@@ -27,7 +27,8 @@ class ModelView:
     """Facts about one loaded model, read from it and never written to it.
 
     curve is the model's own, with the shift that its loader gave it. channels, dimensions (2 for pictures, 3 with time)
-    and cell_px describe its latents; multiple is the patch size in cells to which stages are rounded.
+    and cell_px describe its latents; multiple is the patch size in cells to which stages are rounded. rmd_shift is the
+    flow shift RMD uses for the family, None where it knows none and for VP models.
     """
 
     kind: ModelKind
@@ -36,6 +37,7 @@ class ModelView:
     dimensions: int
     cell_px: int
     multiple: int
+    rmd_shift: float | None
     network: Any
 
     @classmethod
@@ -55,13 +57,9 @@ class ModelView:
             dimensions=latents.latent_dimensions,
             cell_px=int(getattr(latents, "spacial_downscale_ratio", 8)),
             multiple=_multiple(model.model.model_config.unet_config, network),
+            rmd_shift=_rmd_shift(model.model) if curve.kind == "flow" else None,
             network=network,
         )
-
-    @property
-    def rmd_shift(self) -> float | None:
-        """The flow shift RMD uses for this family; None where none is known, and for VP models."""
-        return RMD_SHIFTS.get(self.kind.family) if self.curve.kind == "flow" else None
 
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Raise RMDError for a stage size (height, width in cells) at which ComfyUI's network would fail."""
@@ -101,6 +99,11 @@ class ModelView:
                 f"a stage of {width * self.cell_px}x{height * self.cell_px} px is beyond this model's position table; "
                 f"use at most {most} px a side"
             )
+
+
+def _rmd_shift(network_class: Any) -> float | None:
+    names = [base.__name__ for base in type(network_class).__mro__]
+    return next((RMD_SHIFTS[name] for name in names if name in RMD_SHIFTS), None)
 
 
 def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:

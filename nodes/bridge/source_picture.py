@@ -8,6 +8,7 @@ import comfy.sampler_helpers
 import torch
 
 from .latents import shrink
+from .noise_form import NoiseForm
 
 
 class SourcePicture:
@@ -26,12 +27,21 @@ class SourcePicture:
         """The samples at a stage's size, as they came otherwise."""
         return shrink(self._samples, size_hw)
 
-    def under(self, x0: torch.Tensor) -> torch.Tensor:
-        """A stage's LATENT samples: the estimate `x0` (model space) where the mask is 1, the source where it is 0."""
+    def start(
+        self, x0: torch.Tensor, white: torch.Tensor, *, form: NoiseForm, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A later stage's LATENT samples and noise, from its estimate `x0` (model space) and `white` noise.
+
+        ComfyUI takes from the samples both the state a stage starts in and what it keeps under the mask. Where the mask
+        is below 1 they are the source, so that it is kept as core keeps it. Where the mask is between 0 and 1 the noise
+        makes up the difference: the state at the stage's first sigma is still that of x0.
+        """
         if self.mask is not None:
             mask = comfy.sampler_helpers.prepare_mask(self.mask, x0.shape, x0.device).to(x0)
             source = self.at(tuple(x0.shape[-2:])).to(x0)
             if not self.empty:  # core does not shift an empty latent either
                 source = self._format.process_latent_in(source)
-            x0 = mask * x0 + (1.0 - mask) * source
-        return self._format.process_latent_out(x0)
+            wanted = form.eps(form.state(x0, white.to(x0), sigma), source, sigma)
+            white = torch.where((mask > 0.0) & (mask < 1.0), wanted, white.to(x0))
+            x0 = torch.where(mask < 1.0, source, x0)
+        return self._format.process_latent_out(x0), white

@@ -30,7 +30,10 @@ LEFT_ALONE = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model
 REFERENCES = {"reference_latents", "context_latents"}
 
 # Laid cell by cell on the latent: another size than its own would fail inside the network.
-ON_THE_GRID = {"time_dim_concat", "vace_frames", "vace_mask", "control_video"}
+ON_THE_GRID = {"time_dim_concat", "vace_frames", "vace_mask", "control_video", "pose_video_latent"}
+
+# In pixels, and right at any size: masks that ComfyUI resizes, and faces of a size of their own.
+FREE_PIXELS = {"concat_mask", "face_video_pixels"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class StageView:
         if size == self.final_hw:
             return shrink(value, self.stage_hw)
         in_pixels = size == tuple(side * self.cell_px for side in self.final_hw)
-        if name in ON_THE_GRID or (in_pixels and name != "concat_mask"):
+        if name in ON_THE_GRID or (in_pixels and name not in FREE_PIXELS):
             wanted = " x ".join(str(side) for side in self.final_hw)
             raise RMDError(
                 f"the conditioning {name!r} is {size[0]} x {size[1]} and cannot follow to a smaller stage, only "

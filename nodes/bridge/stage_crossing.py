@@ -12,6 +12,12 @@ from .latents import final_latent, finished
 from .noise_form import NoiseForm
 from .stage_noise import StageSeed, SwitchNoise, batch_items
 
+STAGE = "rmd_stage"
+"""Key of a LATENT that came out of RMD Stage Upscale: the number of its stage, 0 being the first."""
+
+LEAST, MOST = 1 / 3, 3.0
+"""Deviation of noise that a network may plausibly have predicted."""
+
 
 def cross_to(
     size_hw: tuple[int, int],
@@ -31,7 +37,7 @@ def cross_to(
     """
     if len(sigmas) < 2:
         raise RMDError(f"the sigmas hold {len(sigmas)} level(s), which is no step; connect those the stage has run")
-    last = sigmas[-1].double().cpu()
+    last = sigmas[-1].cpu().double()
     if not 0.0 < last < 1.0 and NoiseForm.of(model).flow or last <= 0.0:
         raise RMDError(
             f"the stage ended at sigma {last:g}, where the predicted noise is lost; "
@@ -48,12 +54,34 @@ def cross_to(
     form, to_model = NoiseForm.of(model), model.model.process_latent_in
     x0 = to_model(denoised_output["samples"].float())
     state = form.unscaled(to_model(output["samples"].float()), last.float())
+    check_stage(output, noise)
     started = StageSeed.of(noise.seed)  # a NOISE may serve several samplers, so the items are the LATENT's
     seed = StageSeed(started.cascade, started.stage, batch_items(output)).next_stage()
 
     def fresh(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
         return seed.source.draw(shape, seed.stage, purpose)
 
-    crossing = boundary.cross(x0, form.eps(state, x0, last.float()), size_hw, fresh)
+    eps = form.eps(state, x0, last.float())
+    _check_deviation(eps)
+    crossing = boundary.cross(x0, eps, size_hw, fresh)
     samples = finished(model.model.process_latent_out(crossing.x0))
-    return {**output, "samples": samples}, SwitchNoise(crossing.noise.cpu(), seed)
+    return {**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(crossing.noise.cpu(), seed)
+
+
+def check_stage(output: dict[str, Any], noise: Any) -> None:
+    """Raise RMDError for a NOISE of another stage than the LATENT's: two stages would draw the same numbers."""
+    came, wanted = StageSeed.of(noise.seed).stage, output.get(STAGE, 0)
+    if came != wanted:
+        raise RMDError(
+            f"the noise is that of stage {came + 1}, the output that of stage {wanted + 1}; "
+            "connect the noise which the sampler node of this output was given"
+        )
+
+
+def _check_deviation(eps: torch.Tensor) -> None:
+    deviation = eps.std().item() if eps.numel() > 1 else 1.0
+    if not LEAST < deviation < MOST:
+        raise RMDError(
+            f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the sigmas "
+            "that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler or euler"
+        )

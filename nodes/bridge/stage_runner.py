@@ -48,11 +48,15 @@ class ComfyStageRunner:
         stage, settings = job.stage, self._settings[job.stage.index]
         size = (stage.height, stage.width)
         sigmas = torch.tensor(self._plan.sigmas(stage), dtype=torch.float32)
-        picture = self._source.at(size) if job.x0 is None else self._source.under(job.x0)
-        last = _LastStep(NoiseForm.of(settings.guider.model_patcher), sigmas, self._offset(stage.index), self._total)
+        form = NoiseForm.of(settings.guider.model_patcher)
+        if job.x0 is None:
+            picture, white = self._source.at(size), job.white
+        else:
+            picture, white = self._source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
+        last = _LastStep(form, sigmas, self._offset(stage.index), self._total)
         guider = self._view(size, job).guider(settings.guider)
         self.output = guider.sample(
-            job.white,
+            white,
             picture,
             settings.sampler,
             sigmas,
