@@ -4,10 +4,11 @@ import torch
 
 from rmd_core.recipe import Recipe, write_metadata
 
+from .lora_file import save_lora
 from .plans import sampling_boundary
 
 
-def student_recipe(setup, *, update):
+def student_recipe(setup, *, update, adapter_alpha=None):
     """The Recipe of a student after ``update`` updates: everything the sampler needs."""
     config, backbone = setup.config, setup.backbone
     return Recipe.from_plan(
@@ -22,6 +23,7 @@ def student_recipe(setup, *, update):
         pixels_per_cell=backbone.pixels_per_cell,
         size_conditioning=backbone.size_conditioning,
         prompt_encoder=setup.cache.encoder,
+        adapter_alpha=adapter_alpha,
         training_step=update,
         config_digest=config.digest(),
     )
@@ -29,6 +31,17 @@ def student_recipe(setup, *, update):
 
 def export_student(setup, network, path, *, update):
     """Write the student as one file that ComfyUI loads, recipe and ModelSpec fields in its header. Raises RMDError."""
-    config = setup.config
-    metadata = write_metadata(student_recipe(setup, update=update), title=config.output.name)
-    setup.backbone.export(network, path, dtype=getattr(torch, config.output.dtype), metadata=metadata)
+    metadata = write_metadata(student_recipe(setup, update=update), title=setup.config.output.name)
+    setup.backbone.export(network, path, dtype=_dtype(setup), metadata=metadata)
+
+
+def export_lora(setup, factors, path, *, update):
+    """Write the student as a LoRA for its base, ``{layer name: Factors}``, as ``export_student`` does."""
+    recipe = student_recipe(setup, update=update, adapter_alpha=setup.config.model.alpha)
+    metadata = write_metadata(recipe, title=setup.config.output.name)
+    named = {setup.backbone.lora_key(layer): value for layer, value in factors.items()}
+    save_lora(path, named, dtype=_dtype(setup), metadata=metadata)
+
+
+def _dtype(setup):
+    return getattr(torch, setup.config.output.dtype)

@@ -1,6 +1,5 @@
 """Everything a run needs before its first update, loaded and checked; all bad input is found here."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +39,6 @@ class Setup:
         """The conditioning of prompts, on the CPU."""
         return self.backbone.conditioning(self.cache, prompts)
 
-    def copies(self):
-        """Student and fake score, both starting from the teacher's weights, trainable."""
-        return tuple(copy.deepcopy(self.teacher).requires_grad_(True) for _ in range(2))
-
     def draws(self):
         """All draws of the run."""
         train = self.config.train
@@ -70,7 +65,9 @@ def prepare(config):
         raise RMDError(f"{config.prompts.cache} holds no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
     cache.require((*prompts, *validation, NULL_PROMPT))
-    teacher = backbone.load(Path(config.backbone.base), dtype=torch.float32).requires_grad_(False)
+    # Full copies are trained in float32, which the teacher they are held against then shares.
+    dtype = torch.float32 if config.model.mode == "three networks" else getattr(torch, config.model.base_dtype)
+    teacher = backbone.load(Path(config.backbone.base), dtype=dtype).requires_grad_(False)
     backbone.check_cache(teacher, cache)
     vae = backbone.load_vae(config.backbone.vae) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))

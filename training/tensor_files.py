@@ -41,3 +41,16 @@ def finite_weights(tensors, path, *, dtype):
         if not torch.isfinite(weights[name]).all():
             raise RMDError(f"{path}: '{name}' holds values that are not finite; the file is damaged, use another one")
     return weights
+
+
+def finite_cast(name, tensor, dtype, path):
+    """A weight in ``dtype``, for the file ``path``. Raises RMDError if it is not finite, here or in ``dtype``."""
+    cast = tensor.to(dtype)
+    if torch.isfinite(cast).all():
+        return cast
+    if torch.isfinite(tensor).all():
+        kind = str(dtype).removeprefix("torch.")
+        advice = f"'{name}' does not fit into {kind}; set output.dtype to bfloat16 or float32"
+    else:
+        advice = f"'{name}' holds values that are not finite; lower the learning rates (optimiser.*)"
+    raise RMDError(f"{path} was not written: {advice}")

@@ -20,6 +20,7 @@ class Backbone(ABC):
     size_conditioning: str  # "none", "stage" or "final": which size the network is told
     temporal: bool  # latents are (B, C, T, H, W), not (B, C, H, W)
     curve: object  # the NoiseCurve the teacher was trained on
+    adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on
 
     @abstractmethod
     def load(self, path, *, dtype):
@@ -52,6 +53,10 @@ class Backbone(ABC):
     @abstractmethod
     def export(self, network, path, *, dtype, metadata):
         """Write the network as one file that ComfyUI loads, with further metadata."""
+
+    def lora_key(self, layer):
+        """The name by which ComfyUI's LoRA loader knows a layer of the network, without ``.weight``."""
+        return f"transformer.{layer}"
 
     def latent_shape(self, batch, frames):
         """The shape of a batch of latents without height and width."""

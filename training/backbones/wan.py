@@ -6,6 +6,7 @@ from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve
 
 from ..wan_files import load_wan_transformer, save_wan_transformer
+from ..wan_keys import native_name
 from ..wan_vae import decode_latents, load_wan_vae
 from .base import Backbone
 
@@ -23,6 +24,7 @@ class WanBackbone(Backbone):
     pixels_per_cell = 8
     size_conditioning = "none"
     temporal = True
+    adapter_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, *, shift=None):
         self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
@@ -69,3 +71,6 @@ class WanBackbone(Backbone):
 
     def export(self, network, path, *, dtype, metadata):
         save_wan_transformer(network, path, dtype=dtype, metadata=metadata)
+
+    def lora_key(self, layer):
+        return f"diffusion_model.{native_name(layer)}"
