@@ -8,6 +8,7 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.recipe import read_recipe
 from test_training_objective import make_phases
+from training.lora_file import native_factors
 from training.networks.adapted import AdaptedNetwork
 from training.wan_files import load_wan_transformer
 from training_world import copy_world, distill, equal, make_setup, metrics, refused, tensors, tiny_wan, write_world
@@ -238,3 +239,15 @@ def test_the_lora_file_has_its_recipe(world):
     assert recipe.plan().steps == make_setup(world, *ADAPTERS).plan.steps
     assert len(file) == 3 * 10 and all(name.startswith("diffusion_model.blocks.0.") for name in file)
     assert file["diffusion_model.blocks.0.ffn.2.alpha"] == 1.5
+
+
+def test_layers_that_are_one_natively_get_one_lora():
+    base = adapted(names=("student",))
+    layers = tuple(f"blocks.0.attn1.to_{part}" for part in "qkv")
+    factors = base.factors("student")
+    for left_out in (None, layers[1]):
+        ours = {name: value for name, value in factors.items() if name != left_out}
+        stacked = native_factors(ours, {"qkv": layers}, base.network)["qkv"]
+        got = stacked.alpha / len(stacked.down) * stacked.up @ stacked.down
+        deltas = [base.layers[name].get_delta_weight("student") * (name != left_out) for name in layers]
+        assert torch.allclose(got, torch.cat(deltas), atol=1e-6) and got.abs().max() > 1e-2

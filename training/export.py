@@ -4,7 +4,7 @@ import torch
 
 from rmd_core.recipe import Recipe, write_metadata
 
-from .lora_file import save_lora
+from .lora_file import native_factors, save_lora
 from .plans import sampling_boundary
 
 
@@ -35,12 +35,12 @@ def export_student(setup, network, path, *, update):
     setup.backbone.export(network, path, dtype=_dtype(setup), metadata=metadata)
 
 
-def export_lora(setup, factors, path, *, update):
-    """Write the student as a LoRA for its base, ``{layer name: Factors}``, as ``export_student`` does."""
+def export_lora(setup, network, factors, path, *, update):
+    """Write the student as a LoRA ``{layer name: Factors}`` for the base ``network``, as ``export_student`` does."""
     recipe = student_recipe(setup, update=update, adapter_alpha=setup.config.model.alpha)
     metadata = write_metadata(recipe, title=setup.config.output.name)
-    named = {setup.backbone.lora_key(layer): value for layer, value in factors.items()}
-    save_lora(path, named, dtype=_dtype(setup), metadata=metadata)
+    stacks = dict(setup.backbone.native_layer(network, layer) for layer in factors)
+    save_lora(path, native_factors(factors, stacks, network), dtype=_dtype(setup), metadata=metadata)
 
 
 def _dtype(setup):

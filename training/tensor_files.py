@@ -43,8 +43,8 @@ def finite_weights(tensors, path, *, dtype):
     return weights
 
 
-def finite_cast(name, tensor, dtype, path):
-    """A weight in ``dtype``, for the file ``path``. Raises RMDError if it is not finite, here or in ``dtype``."""
+def cast_weight(name, tensor, dtype, path):
+    """A network's weight in the ``dtype`` of a file. Raises RMDError, naming the file, if it is then not finite."""
     cast = tensor.to(dtype)
     if torch.isfinite(cast).all():
         return cast

@@ -54,9 +54,9 @@ class Backbone(ABC):
     def export(self, network, path, *, dtype, metadata):
         """Write the network as one file that ComfyUI loads, with further metadata."""
 
-    def lora_key(self, layer):
-        """The name by which ComfyUI's LoRA loader knows a layer of the network, without ``.weight``."""
-        return f"transformer.{layer}"
+    @abstractmethod
+    def native_layer(self, network, layer):
+        """(native layer, layers of the network that are stacked in it, from its first row) of a layer, by name."""
 
     def latent_shape(self, batch, frames):
         """The shape of a batch of latents without height and width."""

@@ -72,5 +72,5 @@ class WanBackbone(Backbone):
     def export(self, network, path, *, dtype, metadata):
         save_wan_transformer(network, path, dtype=dtype, metadata=metadata)
 
-    def lora_key(self, layer):
-        return f"diffusion_model.{native_name(layer)}"
+    def native_layer(self, network, layer):
+        return native_name(layer), (layer,)

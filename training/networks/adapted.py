@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from dataclasses import dataclass
 
 import torch
 from accelerate import init_empty_weights
@@ -13,14 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from rmd_core.errors import RMDError
 from rmd_core.seeds import derive_seed
 
-
-@dataclass(frozen=True)
-class Factors:
-    """A LoRA of one layer: its weight moves by ``alpha / rank * up @ down``; ``down`` is (rank, ...)."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float
+from ..lora_file import Factors
 
 
 class AdaptedNetwork:

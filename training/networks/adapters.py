@@ -32,4 +32,4 @@ class AdapterNetworks(Networks):
             dtype = getattr(torch, self.config.output.dtype)
             export_student(self.setup, self.base.merged("student", dtype=dtype), path, update=update)
         else:
-            export_lora(self.setup, self.base.factors("student"), path, update=update)
+            export_lora(self.setup, self.base.network, self.base.factors("student"), path, update=update)
