@@ -22,7 +22,7 @@ def run(request, tmp_path_factory):
     write_world(folder)
     assert distill(folder, *RUN, alpha, "output.name=lora") == 0
     assert distill(folder, *RUN, alpha, "output.name=whole", "output.merge=true", flags=["--resume"]) == 0
-    base = AdaptedNetwork(tiny_wan(), ("student",), rank=3, alpha=request.param, targets=TARGETS, seed=0)
+    base = AdaptedNetwork(tiny_wan(), ("student",), rank=3, alpha=request.param, targets=TARGETS)
     state, _ = read_tensors(folder / "out" / "checkpoints" / "step_000003" / "student.safetensors")
     base.adapters["student"].load_state_dict(state)
     return folder, base

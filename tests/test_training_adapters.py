@@ -31,7 +31,7 @@ def world(pristine, tmp_path):
 
 def adapted(names=("student", "fake"), *, network=None, seed=0, moved=True):
     """A tiny transformer with adapters, away from their start where ``moved``: each has an effect of its own."""
-    base = AdaptedNetwork(network or tiny_wan(layers=2), names, rank=3, alpha=1.5, targets=TARGETS, seed=seed)
+    base = AdaptedNetwork(network or tiny_wan(layers=2), names, rank=3, alpha=1.5, targets=TARGETS).start(seed)
     if moved:
         for number, name in enumerate(names):
             generator = torch.Generator().manual_seed(len(name) + number)
@@ -87,7 +87,7 @@ def test_each_role_sees_its_own_adapter_and_the_teacher_none():
 @pytest.mark.parametrize("targets", [("to_q", "to_nowhere"), ("norm2",)])
 def test_wrong_targets_are_named(targets):
     with pytest.raises(RMDError, match="model.targets") as caught:
-        AdaptedNetwork(tiny_wan(), ("student",), rank=2, alpha=2.0, targets=targets, seed=0)
+        AdaptedNetwork(tiny_wan(), ("student",), rank=2, alpha=2.0, targets=targets)
     assert "\n" not in str(caught.value)
 
 

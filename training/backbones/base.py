@@ -26,6 +26,10 @@ class Backbone(ABC):
     def load(self, path, *, dtype):
         """The network of a checkpoint file, on the CPU in ``dtype``. Raises RMDError for a wrong file."""
 
+    def outline(self, path):
+        """The network of a checkpoint on the meta device. Families that can do so read nothing but headers."""
+        return self.load(path, dtype=torch.bfloat16).to("meta")
+
     @abstractmethod
     def predict(self, network, x, sigma_B, conditioning):
         """The network's output in float32 for states ``x`` at the noise levels ``sigma_B``, shape (B,), float64."""
@@ -53,6 +57,10 @@ class Backbone(ABC):
     @abstractmethod
     def export(self, network, path, *, dtype, metadata):
         """Write the network as one file that ComfyUI loads, with further metadata."""
+
+    @abstractmethod
+    def blank_conditioning(self, network, tokens, device):
+        """Conditioning of one sample with nothing in it, of the shapes the network takes."""
 
     @abstractmethod
     def native_layer(self, network, layer):

@@ -5,7 +5,7 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve
 
-from ..wan_files import load_wan_transformer, save_wan_transformer
+from ..wan_files import load_wan_transformer, outline_wan_transformer, save_wan_transformer
 from ..wan_keys import native_name
 from ..wan_vae import decode_latents, load_wan_vae
 from .base import Backbone
@@ -38,6 +38,9 @@ class WanBackbone(Backbone):
             )
         return network
 
+    def outline(self, path):
+        return outline_wan_transformer(path)
+
     def predict(self, network, x, sigma_B, conditioning):
         dtype = next(network.parameters()).dtype
         timestep = self.curve.timestep(sigma_B).to(x.device, torch.float32)
@@ -53,6 +56,9 @@ class WanBackbone(Backbone):
                 f"but the transformer takes {network.config.text_dim}; "
                 "use the cache of its own text encoder"
             )
+
+    def blank_conditioning(self, network, tokens, device):
+        return {"text": torch.zeros(1, tokens, network.config.text_dim, device=device)}
 
     def flops(self, network, height, width, frames, tokens):
         config = network.config

@@ -18,12 +18,12 @@ from ..lora_file import Factors
 class AdaptedNetwork:
     """A network with one LoRA for each of ``names``, in float32; the network itself is frozen and stays as it is.
 
-    An adapter starts as a function of ``seed`` and the names of adapter and layer, and without effect. ``targets``:
-    endings of the names of the layers that get one. The network is changed in place: its layers are wrapped by peft's.
-    Raises RMDError where no layer ends like that, or where one is of a kind that takes no LoRA.
+    ``targets``: endings of the names of the layers that get one. The adapters' values are open until ``start``. The
+    network is changed in place: its layers are wrapped by peft's. Raises RMDError where no layer ends like that, or
+    where one is of a kind that takes no LoRA.
     """
 
-    def __init__(self, network, names, *, rank, alpha, targets, seed):
+    def __init__(self, network, names, *, rank, alpha, targets):
         self.network = network.requires_grad_(False)
         self.alpha = alpha
         self._active = ""  # no adapter's name
@@ -35,9 +35,13 @@ class AdaptedNetwork:
             _inject(network, settings, name)
         self.layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
         self.adapters = {name: Adapter(self.layers, name) for name in names}
+        self.use(None)
+
+    def start(self, seed):
+        """Give every adapter its first values, a function of ``seed`` and its name; they are without effect."""
         for name, adapter in self.adapters.items():
             adapter.start(derive_seed(seed, "adapter", name))
-        self.use(None)
+        return self
 
     def seen_with(self, name, call=None):
         """The network as a role sees it: every call has the adapter ``name``, or none for None.

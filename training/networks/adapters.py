@@ -11,15 +11,8 @@ class AdapterNetworks(Networks):
     """The memory of one model and two adapters; only the adapters are trained."""
 
     def _place(self, teacher):
-        settings = self.config.model
-        self.base = AdaptedNetwork(
-            teacher.to(self.accelerator.device),
-            TRAINED,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets or self.setup.backbone.adapter_targets,
-            seed=self.config.train.seed,
-        )
+        base = adapt(teacher.to(self.accelerator.device), self.setup.backbone, self.config.model)
+        self.base = base.start(self.config.train.seed)
         if self.config.backbone.gradient_checkpointing:
             self.base.enable_gradient_checkpointing()
         self.trained = self.base.adapters
@@ -33,3 +26,9 @@ class AdapterNetworks(Networks):
             export_student(self.setup, self.base.merged("student", dtype=dtype), path, update=update)
         else:
             export_lora(self.setup, self.base.network, self.base.factors("student"), path, update=update)
+
+
+def adapt(network, backbone, settings):
+    """An AdaptedNetwork with the adapters of student and fake score, by the configuration's model section."""
+    targets = settings.targets or backbone.adapter_targets
+    return AdaptedNetwork(network, TRAINED, rank=settings.rank, alpha=settings.alpha, targets=targets)
