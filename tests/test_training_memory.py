@@ -149,6 +149,7 @@ def test_advice_is_taken_until_it_fits(pristine, caplog):
     assert estimate == estimated(load_config(pristine / "config.yaml", [*PLAN, *overrides]).resolved())
 
     caplog.set_level(logging.INFO)
+    caplog.clear()
     assert tell_memory(config, estimated, whole, "a device") == estimated(config)
     assert [record.levelname for record in caplog.records] == ["INFO"] and "of" in caplog.text
     tell_memory(config, estimated, wanted.total, "a device")
