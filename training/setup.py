@@ -72,6 +72,7 @@ def prepare(config):
     cache.require((*prompts, *validation, NULL_PROMPT))
     teacher = backbone.load(Path(config.backbone.base), dtype=torch.float32).requires_grad_(False)
     backbone.check_cache(teacher, cache)
+    backbone.check_sizes(teacher, config.plan.sizes)
     vae = backbone.load_vae(config.backbone.vae) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
     return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, teacher, vae)

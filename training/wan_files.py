@@ -11,7 +11,7 @@ from diffusers import WanTransformer3DModel
 from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
 
-from .tensor_files import finite_weights, read_tensors
+from .tensor_files import cast_weight, finite_weights, read_tensors
 from .wan_keys import WRAPPER_PREFIX, native_name, to_diffusers, to_native
 
 _NEEDED = {  # and the number of their axes
@@ -66,7 +66,7 @@ def save_wan_transformer(model, path, *, dtype=torch.float16, metadata=None):
     ``metadata``: further string entries, such as the recipe. Raises RMDError when the file cannot be written, or when a
     weight is not finite, in the network or in ``dtype``.
     """
-    tensors = {name: _finite(name, tensor, dtype, path) for name, tensor in native_wan_state_dict(model).items()}
+    tensors = {name: cast_weight(name, tensor, dtype, path) for name, tensor in native_wan_state_dict(model).items()}
     save_safetensors(path, tensors, {**native_wan_metadata(model), **(metadata or {})})
 
 
@@ -114,18 +114,6 @@ def _layers(tensors, path):
     if absent:
         raise RMDError(f"{path} has {len(numbers)} blocks, but no block {absent[0]}; it is damaged, use another one")
     return len(numbers)
-
-
-def _finite(name, tensor, dtype, path):
-    cast = tensor.to(dtype)
-    if torch.isfinite(cast).all():
-        return cast
-    if torch.isfinite(tensor).all():
-        kind = str(dtype).removeprefix("torch.")
-        advice = f"'{name}' does not fit into {kind}; set output.dtype to bfloat16 or float32"
-    else:
-        advice = f"'{name}' holds values that are not finite; lower the learning rates (optimiser.*)"
-    raise RMDError(f"{path} was not written: {advice}")
 
 
 def _told(metadata, path):
