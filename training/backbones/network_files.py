@@ -1,10 +1,12 @@
 """Networks and autoencoders out of Diffusers folders and native-key files, and networks into the latter."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from diffusers.utils import logging as diffusers_logging
 
 from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
@@ -49,15 +51,17 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
         raise RMDError(f"{folder / 'config.json'} cannot be read as a JSON object; download it again") from None
     if name not in (kind.__name__, *aliases):
         raise RMDError(f"{folder} holds a {name}, not a {kind.__name__}; choose another backbone.name or folder")
+    variant = _variant(folder)
     try:
-        model, told = kind.from_pretrained(
-            str(folder),
-            torch_dtype=dtype,
-            use_safetensors=True,
-            variant=_variant(folder),
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _quiet():  # what is wrong is told below, in one line
+            model, told = kind.from_pretrained(
+                str(folder),
+                torch_dtype=dtype,
+                use_safetensors=True,
+                variant=variant,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, ArithmeticError, AssertionError) as error:
         raise RMDError(f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())[:300]})") from None
     left_over = [key for key in told["unexpected_keys"] if key not in ignored]
@@ -119,6 +123,16 @@ def scheduler_config(path):
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+@contextlib.contextmanager
+def _quiet():
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)
 
 
 def _variant(folder):

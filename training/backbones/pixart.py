@@ -15,6 +15,7 @@ from .network_files import is_folder, load_component, load_native, save_native
 from .pixart_keys import UNUSED, pixart_keys
 
 HEAD = 72
+GRID = 32  # positions run from 0 to 32 at every size: 64 patches over interpolation 2 at 1024 px
 ALIASES = ("Transformer2DModel",)  # the class PixArt alpha's folders name
 LEFT_OVER = ("caption_projection.y_embedding",)  # a caption for dropout in training, which early folders hold
 SMALLEST_MEAN = 32  # ComfyUI rounds the mean side over 64 to the scale of its positions, and 0 ends in an error
@@ -60,6 +61,12 @@ class PixArtBackbone(Backbone):
             raise RMDError(
                 f"{path}: its transformer {told} told resolution and aspect ratio; "
                 "backbone.name is pixart_alpha for those that are, else pixart_sigma"
+            )
+        grid = network.pos_embed.base_size / network.pos_embed.interpolation_scale
+        if grid != GRID:
+            raise RMDError(
+                f"{path}: its positions span {grid:g}, those that ComfyUI computes {GRID}; "
+                "a student of it would not run alike, correct interpolation_scale"
             )
         return network
 
