@@ -7,11 +7,13 @@ import logging
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 
 from backbone_world import random_network
+from rmd_core.header import save_safetensors
 from test_comfy_files import KEY_COMPLAINTS, load_in_comfy, relative_error
 from training.backbones import make_backbone
+from training.backbones.kl_vae import load_kl_vae
 
 SDXL = {  # the depths of KOALA 700M, which ComfyUI loads as SDXL
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -114,3 +116,29 @@ def test_a_student_is_detected_and_runs_alike(comfy, caplog, tmp_path, name):
                 worst = max(worst, relative_error(got, expected[i : i + 1]))
     print(f"{name}: ComfyUI's forward differs from diffusers' by {worst:.1e} of its norm")
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize(("channels", "shift", "quantised"), [(4, 0.0, True), (16, 0.0609, False)])
+def test_a_native_autoencoder_is_read_as_comfyui_names_it(comfy, tmp_path, channels, shift, quantised):
+    from comfy.diffusers_convert import convert_vae_state_dict
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 32, 64, 64),
+            layers_per_block=2,
+            latent_channels=channels,
+            use_quant_conv=quantised,
+            use_post_quant_conv=quantised,
+        )
+    native = {name: tensor.contiguous() for name, tensor in convert_vae_state_dict(vae.state_dict()).items()}
+    for prefix in ("", "first_stage_model."):
+        path = tmp_path / "vae.safetensors"
+        save_safetensors(path, {prefix + name: tensor for name, tensor in native.items()})
+        again = load_kl_vae(path, channels=channels, scaling=1.5, shift=shift)
+        assert again.config.block_out_channels == [32, 32, 64, 64] and again.config.shift_factor == (shift or None)
+        state = again.state_dict()
+        assert state.keys() == vae.state_dict().keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in vae.state_dict().items())

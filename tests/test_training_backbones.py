@@ -19,6 +19,7 @@ from backbone_world import (
     write_prompts,
 )
 from rmd_core.errors import RMDError
+from rmd_core.header import save_safetensors
 from rmd_core.recipe import read_recipe
 from training.backbones import BACKBONES, make_backbone
 from training.backbones.base import Backbone
@@ -117,6 +118,48 @@ def test_a_native_file_gives_the_same_network_as_the_folder(tmp_path, name):
     assert equal(network.state_dict(), again.state_dict())
     if name == "sd3":
         assert again.config.dual_attention_layers == (0,) and again.config.qk_norm == "rms_norm"
+    whole = {f"model.diffusion_model.{key}": tensor for key, tensor in tensors(tmp_path / "m.safetensors").items()}
+    save_safetensors(tmp_path / "whole.safetensors", whole | {"first_stage_model.post_quant_conv.bias": torch.zeros(4)})
+    assert equal(network.state_dict(), backbone.load(tmp_path / "whole.safetensors", dtype=torch.float32).state_dict())
+    save_safetensors(tmp_path / "part.safetensors", dict(list(whole.items())[1:]))
+    save_safetensors(tmp_path / "more.safetensors", whole | {"model.diffusion_model.extra": torch.zeros(4)})
+    save_safetensors(tmp_path / "other.safetensors", {"weight": torch.zeros(4)})
+    for file, words in (("part", "tensors"), ("more", "'extra'"), ("other", "native key names")):
+        with pytest.raises(RMDError, match=words):
+            backbone.load(tmp_path / f"{file}.safetensors", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train.precision=bfloat16", "backbone.gradient_checkpointing=true"),
+        ("train.accumulation=2", "train.share_forward=false", "train.fake_steps=2"),
+    ],
+)
+def test_options_train_and_stay_finite(world, tmp_path, changes):
+    _, folder = world
+    assert distill(folder, f"output.folder={tmp_path}/out", "train.updates=2", *changes) == 0
+    assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in metrics(tmp_path / "out"))
+
+
+def test_a_dry_run_counts_parameters_and_operations(world, capsys):
+    name, folder = world
+    assert distill(folder, flags=["--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"backbone    {name}," in told and "GFLOP a forward" in told
+    assert f"{Backbone.parameters(tiny_network(name)):,} each" in told
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_weights_predict_nearly_the_same(tmp_path, name):
+    backbone, network = make_backbone(name), tiny_network(name)
+    conditioning = backbone.conditioning(write_prompts(name, tmp_path / "c.safetensors"), ["a red apple", ""])
+    x = torch.randn(2, *backbone.latent_shape(2, 1)[1:], 34, 36, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.9, 0.4], dtype=torch.float64)
+    with torch.no_grad():
+        expected = backbone.predict(network, x, sigma, conditioning)
+        got = backbone.predict(network.to(torch.bfloat16), x, sigma, conditioning)
+    assert got.dtype == torch.float32 and ((got - expected).norm() / expected.norm()) < 0.05
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -208,7 +251,7 @@ BAD = {
     "sizes too small": ("pixart_sigma", ["plan.sizes=[[32, 32], [40, 40]]"], "must be above 32 cells"),
     "sizes too large": ("sd3", ["plan.sizes=[[4, 4], [66, 66]]"], "at most 64 a side"),
     "frames": ("sdxl", ["plan.frames=2"], "single pictures"),
-    "a file as autoencoder": ("sdxl", ["backbone.vae={w}/prompts.safetensors"], "is a file"),
+    "a file as autoencoder": ("sdxl", ["backbone.vae={w}/prompts.safetensors"], "no AutoencoderKL in native key names"),
 }
 
 
