@@ -69,6 +69,20 @@ def test_the_page_tells_keys_and_parameters(name):
 
 
 @pytest.mark.parametrize("name", STUDENTS)
+def test_every_layer_that_a_lora_is_put_on_has_a_native_layer_of_its_shape(name):
+    backbone, network, _ = meta_student(name)
+    state = backbone.native_state(network)
+    layers = [n for n, _ in network.named_modules() if n.endswith(tuple(f".{t}" for t in backbone.adapter_targets))]
+    assert {target for target in backbone.adapter_targets if any(n.endswith(f".{target}") for n in layers)} == set(
+        backbone.adapter_targets
+    )
+    for layer in layers:
+        native, stacked = backbone.native_layer(network, layer)
+        rows = sum(network.get_submodule(part).weight.shape[0] for part in stacked)
+        assert layer in stacked and state[f"{native}.weight"].shape[0] == rows
+
+
+@pytest.mark.parametrize("name", STUDENTS)
 def test_native_names_go_back_to_diffusers_names(name):
     """A native file read back has the keys and shapes of the network it was written from."""
     from training.backbones import pixart, sd3, sdxl

@@ -142,6 +142,23 @@ def test_options_train_and_stay_finite(world, tmp_path, changes):
     assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in metrics(tmp_path / "out"))
 
 
+def test_an_outline_is_the_network_without_data(world, tmp_path):
+    name, folder = world
+    backbone, network = make_backbone(name), tiny_network(name)
+    checkpoints = [folder / "model"]
+    if name in ("wan", "sd3"):
+        checkpoints.append(tmp_path / "m.safetensors")
+        backbone.export(network, checkpoints[1], dtype=torch.float32, metadata={})
+    for checkpoint in checkpoints:
+        outline = backbone.outline(checkpoint)
+        assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+        shapes = {key: tensor.shape for key, tensor in outline.state_dict().items()}
+        assert shapes == {key: tensor.shape for key, tensor in network.state_dict().items()}
+        assert not outline.training
+    with pytest.raises(RMDError, match="does not exist"):
+        backbone.outline(folder / "nothing")
+
+
 def test_a_dry_run_counts_parameters_and_operations(world, capsys):
     name, folder = world
     assert distill(folder, flags=["--dry-run"]) == 0
@@ -297,6 +314,16 @@ def test_damaged_folders_are_refused(tmp_path):
     refuses("cannot be loaded")
     (model / "unet" / "config.json").write_text("[")
     refuses("JSON")
+
+
+def test_a_folder_may_go_by_the_older_name_of_its_class(tmp_path):
+    write_backbone_world("pixart_alpha", tmp_path)
+    backbone, network = make_backbone("pixart_alpha"), tiny_network("pixart_alpha")
+    change(tmp_path / "model" / "transformer" / "config.json", _class_name="Transformer2DModel")
+    for dtype in (torch.float32, torch.bfloat16):
+        state = {key: tensor.to(dtype) for key, tensor in network.state_dict().items()}
+        assert equal(backbone.load(tmp_path / "model", dtype=dtype).state_dict(), state)
+    assert type(backbone.outline(tmp_path / "model")) is type(network)
 
 
 def test_weights_that_are_not_finite_and_another_autoencoder_are_refused(tmp_path):

@@ -9,7 +9,7 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
 from rmd_core.errors import RMDError
-from rmd_core.header import save_safetensors
+from rmd_core.header import read_header, save_safetensors
 
 from .tensor_files import cast_weight, finite_weights, read_tensors
 from .wan_keys import WRAPPER_PREFIX, native_name, to_diffusers, to_native
@@ -33,16 +33,20 @@ def load_wan_transformer(path, *, dtype=torch.float32):
     """
     tensors, metadata = read_tensors(path)
     tensors = {name.removeprefix(WRAPPER_PREFIX): tensor for name, tensor in tensors.items()}
-    config = wan_config(tensors, metadata, path=path)
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = WanTransformer3DModel(**config)
-    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RMDError(f"{path}: no Wan2.1 transformer has the sizes of its tensors ({reason})") from None
+    with init_empty_weights(include_buffers=False):
+        model = _made(tensors, metadata, path)
     _check(model, tensors, path)
     model.load_state_dict(to_diffusers(finite_weights(tensors, path, dtype=dtype)), strict=True, assign=True)
     return model.eval().requires_grad_(True)
+
+
+def outline_wan_transformer(path):
+    """The transformer of a native-key file on the meta device, from the file's header. Raises RMDError as above."""
+    header = read_header(path)
+    with torch.device("meta"):
+        tensors = {n.removeprefix(WRAPPER_PREFIX): torch.empty(entry.shape) for n, entry in header.tensors.items()}
+        model = _made(tensors, dict(header.metadata), path)
+    return model.eval()
 
 
 def native_wan_state_dict(model):
@@ -106,6 +110,15 @@ def wan_config(tensors, metadata, *, path):
         "qk_norm": "rms_norm_across_heads",
         "eps": float(eps),
     }
+
+
+def _made(tensors, metadata, path):
+    config = wan_config(tensors, metadata, path=path)
+    try:
+        return WanTransformer3DModel(**config)
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RMDError(f"{path}: no Wan2.1 transformer has the sizes of its tensors ({reason})") from None
 
 
 def _layers(tensors, path):

@@ -22,10 +22,15 @@ class Backbone(ABC):
     size_conditioning: str  # "none", "stage" or "final": which size the network is told
     temporal: bool  # latents are (B, C, T, H, W), not (B, C, H, W)
     curve: object  # the NoiseCurve the teacher was trained on
+    adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on
 
     @abstractmethod
     def load(self, path, *, dtype):
         """The network of a checkpoint, on the CPU in ``dtype``. Raises RMDError for a wrong one."""
+
+    @abstractmethod
+    def outline(self, path):
+        """The network of a checkpoint on the meta device, read from configuration or header. Raises RMDError as ``load``."""
 
     @abstractmethod
     def predict(self, network, x, sigma_B, conditioning):
@@ -42,6 +47,10 @@ class Backbone(ABC):
     @abstractmethod
     def native_state(self, network):
         """The network's tensors under the names that ComfyUI's loader detects."""
+
+    @abstractmethod
+    def native_layer(self, network, layer):
+        """(native layer, layers of the network that are stacked in it, from its first row) of a layer, by name."""
 
     @abstractmethod
     def load_vae(self, path):

@@ -37,6 +37,18 @@ class KeyMap:
         """Every diffusers name that the map knows."""
         return {name for source in self.entries.values() for name in source.names}
 
+    def native_layer(self, layer):
+        """(native layer, layers that are stacked in it, from its first row) of a diffusers layer, by name.
+
+        Raises RMDError for a layer outside the map, or one whose halves change places.
+        """
+        for native, source in self.entries.items():
+            if f"{layer}.weight" in source.names:
+                if source.swapped:
+                    raise RMDError(f"'{layer}' has its halves the other way round in native files; leave it out")
+                return native.removesuffix(".weight"), tuple(name.removesuffix(".weight") for name in source.names)
+        raise RMDError(f"'{layer}' has no native name; name other layers")
+
     def to_native(self, state):
         """A diffusers state dict under native names; tensors that are only renamed are shared, not copied.
 

@@ -9,7 +9,7 @@ from accelerate import init_empty_weights
 from diffusers.utils import logging as diffusers_logging
 
 from rmd_core.errors import RMDError
-from rmd_core.header import save_safetensors
+from rmd_core.header import read_header, save_safetensors
 
 from ..tensor_files import cast_weight, finite_weights, read_tensors
 from ..wan_keys import WRAPPER_PREFIX
@@ -45,12 +45,7 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     class, and for weights missing, left over, of other shapes or not finite.
     """
     folder = component_folder(path, component)
-    try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise RMDError(f"{folder / 'config.json'} cannot be read as a JSON object; download it again") from None
-    if name not in (kind.__name__, *aliases):
-        raise RMDError(f"{folder} holds a {name}, not a {kind.__name__}; choose another backbone.name or folder")
+    _config(kind, folder, aliases)
     variant = _variant(folder)
     try:
         with _quiet():  # what is wrong is told below, in one line
@@ -74,6 +69,26 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     return model.eval()
 
 
+def outline_component(kind, path, *, component, aliases=()):
+    """The model that ``load_component`` would load, on the meta device, from its configuration alone."""
+    folder = component_folder(path, component)
+    config = _config(kind, folder, aliases)
+    _variant(folder)
+    try:
+        with torch.device("meta"), _quiet():
+            return kind.from_config(config).eval()
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        ArithmeticError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:
+        raise RMDError(f"{folder}: its configuration makes no model ({' '.join(str(error).split())[:300]})") from None
+
+
 def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):
     """A diffusers model of class ``kind`` from one file in native key names, as ``load_component`` gives it.
 
@@ -81,18 +96,8 @@ def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):
     KeyMap. A prefix ``model.diffusion_model.`` is taken off, and what else such a whole checkpoint holds is left out.
     Raises RMDError for a file that is not this network's.
     """
-    tensors, _ = read_tensors(path)
-    wrapped = {n.removeprefix(WRAPPER_PREFIX): t for n, t in tensors.items() if n.startswith(WRAPPER_PREFIX)}
-    tensors = {name: tensor for name, tensor in (wrapped or tensors).items() if name not in ignored}
-    try:
-        arguments = config_of(tensors)
-    except (KeyError, IndexError, ValueError, ArithmeticError):
-        arguments = None
-    if arguments is None:
-        raise RMDError(
-            f"{path} is no {kind.__name__} of this backbone in native key names; give a Diffusers-format folder, "
-            "or a file as it lies in ComfyUI's models/diffusion_models"
-        )
+    tensors = _own(read_tensors(path)[0], ignored)
+    arguments = _arguments(kind, config_of, tensors, path)
     with init_empty_weights(include_buffers=False):
         model = kind(**arguments)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -110,6 +115,13 @@ def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):
     return model.eval().requires_grad_(True)
 
 
+def outline_native(kind, path, *, config_of, ignored=()):
+    """The model that ``load_native`` would load, on the meta device, from the file's header."""
+    with torch.device("meta"):
+        tensors = {name: torch.empty(entry.shape) for name, entry in read_header(path).tensors.items()}
+        return kind(**_arguments(kind, config_of, _own(tensors, ignored), path)).eval()
+
+
 def save_native(native, path, *, dtype, metadata):
     """Write native tensors as one file in ``dtype``. Raises RMDError for values not finite in it, or a full disk."""
     tensors = {name: cast_weight(name, tensor, dtype, path) for name, tensor in native.items()}
@@ -123,6 +135,36 @@ def scheduler_config(path):
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _config(kind, folder, aliases):
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = config.get("_class_name")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise RMDError(f"{folder / 'config.json'} cannot be read as a JSON object; download it again") from None
+    if name not in (kind.__name__, *aliases):
+        raise RMDError(f"{folder} holds a {name}, not a {kind.__name__}; choose another backbone.name or folder")
+    return config
+
+
+def _own(tensors, ignored):
+    """The network's tensors of a file, without prefix."""
+    wrapped = {n.removeprefix(WRAPPER_PREFIX): t for n, t in tensors.items() if n.startswith(WRAPPER_PREFIX)}
+    return {name: tensor for name, tensor in (wrapped or tensors).items() if name not in ignored}
+
+
+def _arguments(kind, config_of, tensors, path):
+    try:
+        arguments = config_of(tensors)
+    except (KeyError, IndexError, ValueError, ArithmeticError):
+        arguments = None
+    if arguments is None:
+        raise RMDError(
+            f"{path} is no {kind.__name__} of this backbone in native key names; give a Diffusers-format folder, "
+            "or a file as it lies in ComfyUI's models/diffusion_models"
+        )
+    return arguments
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from rmd_core.logsnr import VPCurve
 from .base import Backbone, network_dtype
 from .checks import check_width, refuse_shift
 from .kl_vae import decode_kl, load_kl_vae
-from .network_files import is_folder, load_component, load_native, save_native
+from .network_files import is_folder, load_component, load_native, outline_component, outline_native, save_native
 from .pixart_keys import UNUSED, pixart_keys
 
 HEAD = 72
@@ -29,6 +29,7 @@ class PixArtBackbone(Backbone):
     multiple = 2
     pixels_per_cell = 8
     temporal = False
+    adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2")
     scaling: float  # of the autoencoder's latents
     captions: int  # length of the original release's captions
     told_sizes: bool  # whether the network is told resolution and aspect ratio
@@ -56,6 +57,16 @@ class PixArtBackbone(Backbone):
                 dtype=dtype,
                 ignored=UNUSED,
             )
+        return self._checked(network, path)
+
+    def outline(self, path):
+        if is_folder(path):
+            network = outline_component(PixArtTransformer2DModel, path, component="transformer", aliases=ALIASES)
+        else:
+            network = outline_native(PixArtTransformer2DModel, path, config_of=native_config, ignored=UNUSED)
+        return self._checked(network, path)
+
+    def _checked(self, network, path):
         if bool(network.config.use_additional_conditions) != self.told_sizes:
             told = "is" if network.config.use_additional_conditions else "is not"
             raise RMDError(
@@ -122,6 +133,9 @@ class PixArtBackbone(Backbone):
         native = pixart_keys(config.num_layers).to_native(network.state_dict())
         like = native["y_embedder.y_proj.fc1.weight"]
         return native | {"y_embedder.y_embedding": like.new_zeros(self.captions, config.caption_channels)}
+
+    def native_layer(self, network, layer):
+        return pixart_keys(network.config.num_layers).native_layer(layer)
 
     def export(self, network, path, *, dtype, metadata):
         save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)

@@ -11,7 +11,7 @@ from rmd_core.logsnr import FlowCurve
 from .base import Backbone, network_dtype
 from .checks import check_width, refuse_masked
 from .kl_vae import decode_kl, load_kl_vae
-from .network_files import is_folder, load_component, load_native, save_native
+from .network_files import is_folder, load_component, load_native, outline_component, outline_native, save_native
 from .sd3_keys import sd3_keys
 
 NATIVE_SHIFT = 3.0
@@ -30,6 +30,11 @@ class SD3Backbone(Backbone):
     pixels_per_cell = 8
     size_conditioning = "none"
     temporal = False
+    adapter_targets = (
+        *Backbone.adapter_targets,
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+    )
 
     def __init__(self, *, shift=None):
         self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
@@ -45,6 +50,16 @@ class SD3Backbone(Backbone):
                 keys_of=lambda config: sd3_keys(config.num_layers),
                 dtype=dtype,
             )
+        return self._checked(network, path)
+
+    def outline(self, path):
+        if is_folder(path):
+            network = outline_component(SD3Transformer2DModel, path, component="transformer")
+        else:
+            network = outline_native(SD3Transformer2DModel, path, config_of=native_config)
+        return self._checked(network, path)
+
+    def _checked(self, network, path):
         channels = (network.config.in_channels, network.config.out_channels)
         if channels != (self.channels, self.channels):
             raise RMDError(f"{path}: its transformer takes and gives {channels} channels; SD3.5 has 16 and 16")
@@ -95,6 +110,9 @@ class SD3Backbone(Backbone):
 
     def native_state(self, network):
         return sd3_keys(network.config.num_layers).to_native(network.state_dict())
+
+    def native_layer(self, network, layer):
+        return sd3_keys(network.config.num_layers).native_layer(layer)
 
     def export(self, network, path, *, dtype, metadata):
         save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)

@@ -9,7 +9,15 @@ from rmd_core.logsnr import VPCurve
 from .base import Backbone, network_dtype
 from .checks import check_width, refuse_masked, refuse_shift
 from .kl_vae import decode_kl, load_kl_vae
-from .network_files import is_folder, load_component, load_native, save_native, scheduler_config
+from .network_files import (
+    is_folder,
+    load_component,
+    load_native,
+    outline_component,
+    outline_native,
+    save_native,
+    scheduler_config,
+)
 from .sdxl_keys import sdxl_keys
 
 SCALING = 0.13025
@@ -41,6 +49,7 @@ class SDXLBackbone(Backbone):
     pixels_per_cell = 8
     size_conditioning = "stage"
     temporal = False
+    adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 
     def __init__(self, *, shift=None):
         refuse_shift(self, shift)
@@ -49,10 +58,17 @@ class SDXLBackbone(Backbone):
     def load(self, path, *, dtype):
         if not is_folder(path):
             return load_native(UNet2DConditionModel, path, config_of=native_config, keys_of=sdxl_keys, dtype=dtype)
+        return self._checked(load_component(UNet2DConditionModel, path, component="unet", dtype=dtype), path)
+
+    def outline(self, path):
+        if not is_folder(path):
+            return outline_native(UNet2DConditionModel, path, config_of=native_config)
+        return self._checked(outline_component(UNet2DConditionModel, path, component="unet"), path)
+
+    def _checked(self, network, path):
         told = scheduler_config(path).get("prediction_type", "epsilon")
         if told != "epsilon":
             raise RMDError(f"{path}: its scheduler says prediction_type {told}; only epsilon models can be distilled")
-        network = load_component(UNet2DConditionModel, path, component="unet", dtype=dtype)
         config = network.config
         if (config.addition_embed_type, config.in_channels, config.out_channels) != ("text_time", 4, 4):
             raise RMDError(
@@ -86,6 +102,9 @@ class SDXLBackbone(Backbone):
 
     def native_state(self, network):
         return sdxl_keys(network.config).to_native(network.state_dict())
+
+    def native_layer(self, network, layer):
+        return sdxl_keys(network.config).native_layer(layer)
 
     def export(self, network, path, *, dtype, metadata):
         save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)

@@ -6,11 +6,17 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve
 
-from ..wan_files import load_wan_transformer, native_wan_state_dict, save_wan_transformer
+from ..wan_files import (
+    load_wan_transformer,
+    native_wan_state_dict,
+    outline_wan_transformer,
+    save_wan_transformer,
+)
+from ..wan_keys import native_name
 from ..wan_vae import decode_latents, load_wan_vae
 from .base import Backbone, network_dtype
 from .checks import check_width, refuse_masked
-from .network_files import is_folder, load_component
+from .network_files import is_folder, load_component, outline_component
 
 NATIVE_SHIFT = 3.0
 
@@ -26,6 +32,7 @@ class WanBackbone(Backbone):
     pixels_per_cell = 8
     size_conditioning = "none"
     temporal = True
+    adapter_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, *, shift=None):
         self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
@@ -35,6 +42,16 @@ class WanBackbone(Backbone):
             network = load_component(WanTransformer3DModel, path, component="transformer", dtype=dtype)
         else:
             network = load_wan_transformer(path, dtype=dtype)
+        return self._checked(network, path)
+
+    def outline(self, path):
+        if is_folder(path):
+            network = outline_component(WanTransformer3DModel, path, component="transformer")
+        else:
+            network = outline_wan_transformer(path)
+        return self._checked(network, path)
+
+    def _checked(self, network, path):
         channels = (network.config.in_channels, network.config.out_channels)
         if channels != (self.channels, self.channels):
             raise RMDError(
@@ -77,6 +94,9 @@ class WanBackbone(Backbone):
 
     def native_state(self, network):
         return native_wan_state_dict(network)
+
+    def native_layer(self, network, layer):
+        return native_name(layer), (layer,)
 
     def export(self, network, path, *, dtype, metadata):
         save_wan_transformer(network, path, dtype=dtype, metadata=metadata)
