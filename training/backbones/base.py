@@ -30,7 +30,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def outline(self, path):
-        """The network of a checkpoint on the meta device, read from configuration or header. Raises RMDError as ``load``."""
+        """The network of a checkpoint on the meta device, from configuration or header. Raises RMDError as ``load``."""
 
     @abstractmethod
     def predict(self, network, x, sigma_B, conditioning):
