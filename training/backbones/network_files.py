@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from rmd_core.header import read_header, save_safetensors
 from ..tensor_files import cast_weight, finite_weights, read_tensors
 from ..wan_keys import WRAPPER_PREFIX
 
+_HUB = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")  # owner/name
 _STEM = "diffusion_pytorch_model"
 _FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
@@ -33,7 +35,8 @@ def component_folder(path, component):
         if (folder / "config.json").is_file():
             return folder
     if not path.exists():
-        raise RMDError(f"{path} does not exist; give a Diffusers-format folder or a safetensors file")
+        hub = f", or download it: hf download {path} --local-dir models/{path.name}" if _HUB.match(str(path)) else ""
+        raise RMDError(f"{path} does not exist; give a Diffusers-format folder or a safetensors file{hub}")
     raise RMDError(f"{path} is no Diffusers-format folder: it has no {component}/config.json; download all of it")
 
 
