@@ -22,7 +22,8 @@ from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
 from rmd_core.recipe import read_recipe
 from training.backbones import BACKBONES, make_backbone
-from training.backbones.base import Backbone
+from training.backbones.base import Backbone, network_dtype
+from training.prompt_cache import PromptCache, write_prompt_cache
 from training.trainer import Trainer
 from training_world import distill, equal, metrics, refused, tensors, tiny_wan
 
@@ -167,16 +168,18 @@ def test_a_dry_run_counts_parameters_and_operations(world, capsys):
     assert f"{Backbone.parameters(tiny_network(name)):,} each" in told
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_half_precision_weights_predict_nearly_the_same(tmp_path, name):
+def test_half_precision_weights_predict_nearly_the_same(world):
+    name, folder = world
     backbone, network = make_backbone(name), tiny_network(name)
-    conditioning = backbone.conditioning(write_prompts(name, tmp_path / "c.safetensors"), ["a red apple", ""])
+    conditioning = backbone.conditioning(PromptCache(folder / "prompts.safetensors"), ["a red apple", ""])
     x = torch.randn(2, *backbone.latent_shape(2, 1)[1:], 34, 36, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.9, 0.4], dtype=torch.float64)
     with torch.no_grad():
         expected = backbone.predict(network, x, sigma, conditioning)
-        got = backbone.predict(network.to(torch.bfloat16), x, sigma, conditioning)
-    assert got.dtype == torch.float32 and ((got - expected).norm() / expected.norm()) < 0.05
+        for half in (backbone.load(folder / "model", dtype=torch.bfloat16), network.to(torch.bfloat16)):
+            assert network_dtype(half) == torch.bfloat16
+            got = backbone.predict(half, x, sigma, conditioning)
+            assert got.dtype == torch.float32 and ((got - expected).norm() / expected.norm()) < 0.05
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -351,8 +354,6 @@ def test_weights_that_are_not_finite_and_another_autoencoder_are_refused(tmp_pat
 )
 def test_caches_of_other_encoders_are_refused(tmp_path, name, of, words):
     if of == "plain":
-        from training.prompt_cache import PromptCache, write_prompt_cache
-
         write_prompt_cache(tmp_path / "c.safetensors", {"": torch.zeros(2, 24), "a": torch.zeros(2, 24)}, encoder="toy")
         cache = PromptCache(tmp_path / "c.safetensors")
     else:

@@ -96,8 +96,8 @@ class Backbone(ABC):
 
 
 def network_dtype(network):
-    """The floating-point type of a network's weights."""
-    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+    """The floating-point type of a network's weights, apart from the few that diffusers keeps in float32."""
+    return max((p for p in network.parameters() if p.is_floating_point()), key=torch.Tensor.numel).dtype
 
 
 def take(conditioning, rows):
