@@ -43,8 +43,8 @@ class Section(BaseModel):
 class BackboneSection(Section):
     """Which model is distilled."""
 
-    name: str = Field(description="backbone, such as wan")
-    base: File = Field(description="the teacher: one native-key safetensors file")
+    name: str = Field(description="backbone, such as wan or sdxl")
+    base: File = Field(description="the teacher: a Diffusers-format folder or one native-key safetensors file")
     vae: File | None = Field(None, description="autoencoder for validation pictures; none are made without it")
     shift: Positive | None = Field(
         None, description="flow shift the teacher was trained with; null: the backbone's own"

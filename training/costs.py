@@ -1,6 +1,7 @@
 """What one update costs, in forwards of the network at the final size, and the report of ``--dry-run``."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from .memory import device_memory, gib
 
@@ -66,6 +67,7 @@ def dry_run_report(setup):
     frames, tokens = config.plan.frames, setup.cache.tokens
     final = backbone.flops(teacher, height, width, frames, tokens)
 
+    @cache
     def relative(h, w):
         return backbone.flops(teacher, h, w, frames, tokens) / final
 

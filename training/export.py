@@ -4,19 +4,20 @@ import torch
 
 from rmd_core.recipe import Recipe, write_metadata
 
+from .backbones.network_files import is_folder
 from .lora_file import native_factors, save_lora
 from .plans import sampling_boundary
 
 
 def student_recipe(setup, *, update, adapter_alpha=None):
     """The Recipe of a student after ``update`` updates: everything the sampler needs."""
-    config, backbone = setup.config, setup.backbone
+    config, backbone, base = setup.config, setup.backbone, setup.config.backbone.base
     return Recipe.from_plan(
         setup.plan,
         boundary=sampling_boundary(config.method),
         eta=config.method.eta,
-        base_model=config.backbone.base.stem,
-        architecture=backbone.architecture,
+        base_model=base.name if is_folder(base) else base.stem,
+        architecture=backbone.architecture_of(setup.teacher),
         prediction=backbone.prediction,
         thresholds=config.plan.thresholds,
         multiple=backbone.multiple,

@@ -69,6 +69,7 @@ def prepare(config):
     cache.require((*prompts, *validation, NULL_PROMPT))
     outline = backbone.outline(Path(config.backbone.base))
     backbone.check_cache(outline, cache)
+    backbone.check_sizes(outline, config.plan.sizes)
 
     def estimated(config):
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens)
