@@ -1,4 +1,8 @@
-"""Prompt embeddings read from one safetensors file, keyed by the SHA-256 of each prompt, bound to a text encoder."""
+"""Prompt embeddings read from one safetensors file, keyed by the SHA-256 of each prompt, bound to a text encoder.
+
+Optional metadata: `pooled`, the width of a pooled embedding that every prompt has under its key and `.pooled`, and
+`masked`, true where the network masks the padding, so that a prompt alone is to be given without any.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,10 @@ MOST_COMPARED = 20_000
 """How many prompts are compared with one that is missing; more would take seconds."""
 
 
+POOLED = ".pooled"
+"""What follows a prompt's key in the name of its pooled embedding."""
+
+
 def prompt_key(text: str) -> str:
     """The tensor name of a prompt: the SHA-256 of its UTF-8 text, as 64 hex digits."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -38,7 +46,8 @@ def shown(text: object) -> str:
 class PromptCache:
     """Prompt embeddings read from a cache file as they are asked for.
 
-    `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `encoder` the name of the
+    `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `pooled_dim` that of a
+    pooled one (None where there are none), `masked` whether the network masks the padding, `encoder` the name of the
     text encoder that made them; give `encoder` to refuse a file made by another. Raises RMDError for a file that is no
     prompt cache.
     """
@@ -63,6 +72,15 @@ class PromptCache:
         self.dim: int = shapes[0][1]
         if any(shape[1] != self.dim for shape in shapes):
             raise RMDError(f"{path}: its embeddings have different widths; make the cache again")
+        self.masked: bool = entry.get("masked", False)
+        self.pooled_dim: int | None = entry.get("pooled")
+        if type(self.masked) is not bool or not (self.pooled_dim is None or type(self.pooled_dim) is int):
+            raise RMDError(f"{path}: its '{METADATA_KEY}' metadata is damaged; make the cache again")
+        if self.pooled_dim is not None:
+            for key in entry["prompts"]:
+                shape = self._file.entry(key + POOLED).shape
+                if shape != (self.pooled_dim,):
+                    raise RMDError(f"{path}: a pooled embedding has shape {shape}; ({self.pooled_dim},) is expected")
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -88,8 +106,31 @@ class PromptCache:
     def batch(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings (B, tokens, dim) in float32, zero-padded to the cache's number of tokens."""
         self.require(texts)
-        rows = [self._file.read(self._keys[text]).float() for text in texts]
+        rows = [self._row(text) for text in texts]
         return torch.stack([pad(row, (0, 0, 0, self.tokens - len(row))) for row in rows])
+
+    def mask(self, texts: Sequence[str]) -> torch.Tensor:
+        """Which tokens of `batch` are the prompt's own (B, tokens): 1.0 for those, 0.0 for padding."""
+        self.require(texts)
+        lengths = torch.tensor([self._file.entry(self._keys[text]).shape[0] for text in texts])
+        return (torch.arange(self.tokens) < lengths[:, None]).float()
+
+    def pooled(self, texts: Sequence[str]) -> torch.Tensor | None:
+        """Pooled embeddings (B, pooled_dim) in float32, or None where the cache has none."""
+        self.require(texts)
+        if self.pooled_dim is None:
+            return None
+        return torch.stack([self._file.read(self._keys[text] + POOLED).float() for text in texts])
+
+    def embedding(self, text: str) -> torch.Tensor:
+        """One prompt's embedding (1, tokens, dim) in float32, padded unless `masked`: what a network is to be given."""
+        if not self.masked:
+            return self.batch([text])
+        self.require([text])
+        return self._row(text)[None]
+
+    def _row(self, text: str) -> torch.Tensor:
+        return self._file.read(self._keys[text]).float()
 
     def _entry(self) -> dict:
         text = self._file.header.metadata.get(METADATA_KEY)

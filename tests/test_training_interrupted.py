@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.board import Board
@@ -64,9 +65,12 @@ def one_error_line(output):
     return lines[0]
 
 
-def test_kill_9_and_resume_give_the_run_that_was_never_killed(tmp_path):
+@pytest.mark.parametrize("mode", ["three networks", "adapters"])
+def test_kill_9_and_resume_give_the_run_that_was_never_killed(tmp_path, mode):
     config = write_world(tmp_path)
+    config.write_text(config.read_text(encoding="utf-8").replace("three networks", mode), encoding="utf-8")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert main(["--config", str(config), "--set", f"output.folder={straight}"]) == 0
     # The killed run is asked for many more updates, so that it is surely still running at its fourth.
     process = start(config, f"output.folder={killed}", "train.updates=100000", "output.keep=100000")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rmd_core.errors import RMDError
-from rmd_core.header import save_safetensors
+from rmd_core.header import read_metadata, save_safetensors
 from training.prompt_cache import METADATA_KEY, PromptCache, prompt_key, write_prompt_cache
 from training.prompts import PromptOrder, read_prompts
 from training_world import make_setup, write_world
@@ -89,6 +89,45 @@ def test_damaged_caches_are_refused(tmp_path, text, words):
     with pytest.raises(RMDError, match=words) as caught:
         PromptCache(tmp_path / "c.safetensors")
     assert "\n" not in str(caught.value)
+
+
+def test_pooled_embeddings_and_the_mask_of_the_padding(tmp_path):
+    made = embeddings()
+    pooled = {text: torch.full((5,), float(len(text))) for text in made}
+    write_prompt_cache(tmp_path / "p.safetensors", made, encoder="toy", pooled=pooled, masked=True)
+    cache = PromptCache(tmp_path / "p.safetensors")
+    assert (cache.pooled_dim, cache.masked, cache.tokens, cache.texts) == (5, True, 4, ("blue", "red"))
+    assert cache.pooled(["blue", ""]).tolist() == [[4.0] * 5, [0.0] * 5]
+    assert cache.mask(["blue", "red"]).tolist() == [[1.0, 1.0, 0.0, 0.0], [1.0] * 4]
+    assert cache.embedding("blue").shape == (1, 2, 3) and cache.batch(["blue"]).shape == (1, 4, 3)
+    write_prompt_cache(tmp_path / "c.safetensors", made, encoder="toy")
+    plain = PromptCache(tmp_path / "c.safetensors")
+    assert plain.pooled(["blue"]) is plain.pooled_dim is None and not plain.masked
+    assert torch.equal(plain.embedding("blue"), plain.batch(["blue"]))
+    metadata = json.loads(read_metadata(tmp_path / "c.safetensors")[METADATA_KEY])
+    assert metadata.keys() == {"version", "encoder", "tokens", "prompts"}  # as caches were before there were fields
+    with pytest.raises(RMDError, match="needs a pooled embedding"):
+        write_prompt_cache(tmp_path / "x.safetensors", made, encoder="toy", pooled={"": torch.zeros(5)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"masked": 1}, "damaged"),
+        ({"pooled": "x"}, "damaged"),
+        ({"pooled": 4}, r"shape \(5,\); \(4,\) is expected"),
+    ],
+)
+def test_damaged_fields_are_refused(tmp_path, fields, words):
+    tensors = {prompt_key("red"): torch.zeros(2, 3), prompt_key("red") + ".pooled": torch.zeros(5)}
+    save_safetensors(tmp_path / "c.safetensors", tensors, {METADATA_KEY: json.dumps(entry(**fields))})
+    with pytest.raises(RMDError, match=words):
+        PromptCache(tmp_path / "c.safetensors")
+    save_safetensors(
+        tmp_path / "c.safetensors", {prompt_key("red"): torch.zeros(2, 3)}, {METADATA_KEY: json.dumps(entry(pooled=5))}
+    )
+    with pytest.raises(RMDError, match="holds no tensor"):
+        PromptCache(tmp_path / "c.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ PROMPTS = ("a red apple", "a blue cup", "a green leaf", "a yellow sun", "a white
 
 CONFIG = """
 backbone: {{name: wan, base: "{folder}/teacher.safetensors", shift: 1.5}}
+model: {{mode: three networks}}
 plan: {{steps: 4, split: 2+2, sizes: [[4, 4], [8, 8]]}}
 method: {{preset: default, upsampler: nearest}}
 loss: {{cfg: 2.0}}

@@ -43,13 +43,27 @@ class Section(BaseModel):
 class BackboneSection(Section):
     """Which model is distilled."""
 
-    name: str = Field(description="backbone, such as wan")
-    base: File = Field(description="the teacher: one native-key safetensors file")
+    name: str = Field(description="backbone, such as wan or sdxl")
+    base: File = Field(description="the teacher: a Diffusers-format folder or one native-key safetensors file")
     vae: File | None = Field(None, description="autoencoder for validation pictures; none are made without it")
     shift: Positive | None = Field(
         None, description="flow shift the teacher was trained with; null: the backbone's own"
     )
     gradient_checkpointing: bool = False
+
+
+class ModelSection(Section):
+    """What student, fake score and teacher are made of; all keys but ``mode`` are for adapters."""
+
+    mode: Literal["adapters", "three networks"] = "adapters"
+    rank: Count = 64
+    alpha: Positive | None = Field(None, description="scale of an adapter times its rank; null: the rank")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="endings of the names of the layers that get an adapter; null: the backbone's own"
+    )
+    base_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of the frozen base; null: train.precision"
+    )
 
 
 class PlanSection(Section):
@@ -143,7 +157,7 @@ class TrainSection(Section):
     seed: Natural = 0
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the network calls; all weights stay float32"
+        "float32", description="of the network calls; all trained weights stay float32"
     )
 
 
@@ -153,6 +167,7 @@ class OutputSection(Section):
     folder: File
     name: str = Field("student", pattern=r"^[A-Za-z0-9._-]+$", description="file name of the student")
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    merge: bool = Field(False, description="adapters: write a whole student in place of a LoRA")
     checkpoint_every: Count = 100
     keep: Count = Field(2, description="checkpoints kept")
     validate_every: Count = 50
@@ -165,6 +180,7 @@ class Config(Section):
     """Everything a run depends on."""
 
     backbone: BackboneSection
+    model: ModelSection = ModelSection()
     plan: PlanSection
     method: MethodSection = MethodSection()
     loss: LossSection = LossSection()
@@ -174,7 +190,7 @@ class Config(Section):
     output: OutputSection
 
     def resolved(self):
-        """The same configuration with every method choice filled in from the preset."""
+        """The same configuration with every method choice filled in from the preset, and the adapters' own."""
         method, preset = self.method, PRESETS[self.method.preset]
         eta_train = _chosen(method.eta_train, preset.eta_train)
         filled = {
@@ -187,7 +203,14 @@ class Config(Section):
             "offset_factor": _chosen(method.offset_factor, preset.offset_factor),
             "split_timestep": _chosen(method.split_timestep, preset.split),
         }
-        return self.model_copy(update={"method": method.model_copy(update=filled)})
+        return self.model_copy(update={"method": method.model_copy(update=filled), "model": self._model()})
+
+    def _model(self):
+        if self.model.mode == "three networks":
+            return self.model
+        alpha = _chosen(self.model.alpha, float(self.model.rank))
+        base_dtype = _chosen(self.model.base_dtype, self.train.precision)
+        return self.model.model_copy(update={"alpha": alpha, "base_dtype": base_dtype})
 
     def to_yaml(self):
         """The configuration as YAML text that reads back as the same configuration."""

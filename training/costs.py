@@ -1,6 +1,9 @@
 """What one update costs, in forwards of the network at the final size, and the report of ``--dry-run``."""
 
 from dataclasses import dataclass
+from functools import cache
+
+from .memory import device_memory, gib
 
 GRADIENT = 3.0  # forward and backward, in forwards
 CHECKPOINTED = 4.0  # the same with activations computed twice
@@ -64,6 +67,7 @@ def dry_run_report(setup):
     frames, tokens = config.plan.frames, setup.cache.tokens
     final = backbone.flops(teacher, height, width, frames, tokens)
 
+    @cache
     def relative(h, w):
         return backbone.flops(teacher, h, w, frames, tokens) / final
 
@@ -81,7 +85,7 @@ def dry_run_report(setup):
             *(f"note: {note}" for note in (*setup.plan.notes, *setup.intervals.notes)),
             "",
             f"backbone    {backbone.name}, {config.backbone.base}",
-            f"parameters  {count:,} each for the student, the fake score and the frozen teacher",
+            f"parameters  {_parameters(setup, count)}",
             f"prompts     {len(setup.prompts):,}, encoder {setup.cache.encoder}",
             f"batch       {config.train.batch} x {config.train.accumulation} = {batch} samples an update",
             f"updates     {config.train.updates}, of which {config.train.fake_only_updates} train the fake score alone "
@@ -92,5 +96,20 @@ def dry_run_report(setup):
             f"            ({plain.total:.2f} with whole trajectories and separate student forwards)",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
             f"sampling    {setup.plan.cost(relative):.2f} forwards a picture",
+            *_memory(setup),
         ]
     )
+
+
+def _parameters(setup, count):
+    if setup.config.model.mode == "three networks":
+        return f"{count:,} each for the student, the fake score and the frozen teacher"
+    return f"{count:,} in the frozen base, {setup.memory.trained:,} in each of the two adapters"
+
+
+def _memory(setup):
+    available, device = device_memory(setup.config.train.device)
+    rows = [*setup.memory.rows(), ("together", setup.memory.total)]
+    titles = ["memory", *[""] * (len(rows) - 1)]
+    lines = [f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)]
+    return [*lines, f"            {gib(available):>10}  there is on {device}"]

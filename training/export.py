@@ -4,24 +4,27 @@ import torch
 
 from rmd_core.recipe import Recipe, write_metadata
 
+from .backbones.network_files import is_folder
+from .lora_file import native_factors, save_lora
 from .plans import sampling_boundary
 
 
-def student_recipe(setup, *, update):
+def student_recipe(setup, *, update, adapter_alpha=None):
     """The Recipe of a student after ``update`` updates: everything the sampler needs."""
-    config, backbone = setup.config, setup.backbone
+    config, backbone, base = setup.config, setup.backbone, setup.config.backbone.base
     return Recipe.from_plan(
         setup.plan,
         boundary=sampling_boundary(config.method),
         eta=config.method.eta,
-        base_model=config.backbone.base.stem,
-        architecture=backbone.architecture,
+        base_model=base.name if is_folder(base) else base.stem,
+        architecture=backbone.architecture_of(setup.teacher),
         prediction=backbone.prediction,
         thresholds=config.plan.thresholds,
         multiple=backbone.multiple,
         pixels_per_cell=backbone.pixels_per_cell,
         size_conditioning=backbone.size_conditioning,
         prompt_encoder=setup.cache.encoder,
+        adapter_alpha=adapter_alpha,
         training_step=update,
         config_digest=config.digest(),
     )
@@ -29,6 +32,17 @@ def student_recipe(setup, *, update):
 
 def export_student(setup, network, path, *, update):
     """Write the student as one file that ComfyUI loads, recipe and ModelSpec fields in its header. Raises RMDError."""
-    config = setup.config
-    metadata = write_metadata(student_recipe(setup, update=update), title=config.output.name)
-    setup.backbone.export(network, path, dtype=getattr(torch, config.output.dtype), metadata=metadata)
+    metadata = write_metadata(student_recipe(setup, update=update), title=setup.config.output.name)
+    setup.backbone.export(network, path, dtype=_dtype(setup), metadata=metadata)
+
+
+def export_lora(setup, network, factors, path, *, update):
+    """Write the student as a LoRA ``{layer name: Factors}`` for the base ``network``, as ``export_student`` does."""
+    recipe = student_recipe(setup, update=update, adapter_alpha=setup.config.model.alpha)
+    metadata = write_metadata(recipe, title=setup.config.output.name)
+    stacks = dict(setup.backbone.native_layer(network, layer) for layer in factors)
+    save_lora(path, native_factors(factors, stacks, network), dtype=_dtype(setup), metadata=metadata)
+
+
+def _dtype(setup):
+    return getattr(torch, setup.config.output.dtype)

@@ -14,6 +14,7 @@ import yaml
 
 from rmd_core.errors import RMDError
 
+from .backbones.network_files import is_folder
 from .config import decisive
 from .files import make_folder, write_json, write_text
 
@@ -24,7 +25,7 @@ def data_digests(config, prompts):
     return {
         "prompts": listed,
         "prompts.cache": _file_digest(config.prompts.cache),
-        "backbone.base": _file_digest(config.backbone.base),
+        "backbone.base": _checkpoint_digest(config.backbone.base),
     }
 
 
@@ -92,6 +93,15 @@ _NAMES = {
     "prompts.cache": lambda config: f"the prompt cache {config.prompts.cache}",
     "backbone.base": lambda config: f"the teacher {config.backbone.base}",
 }
+
+
+def _checkpoint_digest(path):
+    """The digest of a teacher's file, or over the network's files in a Diffusers-format folder."""
+    if not is_folder(path):
+        return _file_digest(path)
+    folder = next((path / name for name in ("transformer", "unet") if (path / name).is_dir()), path)
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {_file_digest(file)}\n" for file in files).encode()).hexdigest()
 
 
 def _file_digest(path):

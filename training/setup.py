@@ -1,6 +1,5 @@
 """Everything a run needs before its first update, loaded and checked; all bad input is found here."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rmd_core.plan import StagePlan
 from .backbones import Backbone, make_backbone
 from .config import Config
 from .draws import Draws
+from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import PromptOrder, read_prompts
@@ -33,16 +33,13 @@ class Setup:
     cache: PromptCache
     prompts: tuple
     validation_prompts: tuple
+    memory: MemoryEstimate
     teacher: torch.nn.Module
     vae: torch.nn.Module | None
 
     def embed(self, prompts):
         """The conditioning of prompts, on the CPU."""
         return self.backbone.conditioning(self.cache, prompts)
-
-    def copies(self):
-        """Student and fake score, both starting from the teacher's weights, trainable."""
-        return tuple(copy.deepcopy(self.teacher).requires_grad_(True) for _ in range(2))
 
     def draws(self):
         """All draws of the run."""
@@ -70,8 +67,17 @@ def prepare(config):
         raise RMDError(f"{config.prompts.cache} holds no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
     cache.require((*prompts, *validation, NULL_PROMPT))
-    teacher = backbone.load(Path(config.backbone.base), dtype=torch.float32).requires_grad_(False)
-    backbone.check_cache(teacher, cache)
+    outline = backbone.outline(Path(config.backbone.base))
+    backbone.check_cache(outline, cache)
+    backbone.check_sizes(outline, config.plan.sizes)
+
+    def estimated(config):
+        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens)
+
+    memory = tell_memory(config, estimated, *device_memory(config.train.device))
+    # Full copies are trained in float32, which the teacher they are held against then shares.
+    dtype = torch.float32 if config.model.mode == "three networks" else getattr(torch, config.model.base_dtype)
+    teacher = backbone.load(Path(config.backbone.base), dtype=dtype).requires_grad_(False)
     vae = backbone.load_vae(config.backbone.vae) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
-    return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, teacher, vae)
+    return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, memory, teacher, vae)

@@ -41,3 +41,16 @@ def finite_weights(tensors, path, *, dtype):
         if not torch.isfinite(weights[name]).all():
             raise RMDError(f"{path}: '{name}' holds values that are not finite; the file is damaged, use another one")
     return weights
+
+
+def cast_weight(name, tensor, dtype, path):
+    """A network's weight in the ``dtype`` of a file. Raises RMDError, naming the file, if it is then not finite."""
+    cast = tensor.to(dtype)
+    if torch.isfinite(cast).all():
+        return cast
+    if torch.isfinite(tensor).all():
+        kind = str(dtype).removeprefix("torch.")
+        advice = f"'{name}' does not fit into {kind}; set output.dtype to bfloat16 or float32"
+    else:
+        advice = f"'{name}' holds values that are not finite; lower the learning rates (optimiser.*)"
+    raise RMDError(f"{path} was not written: {advice}")

@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from contextlib import nullcontext
 
 from accelerate import Accelerator
 from tqdm import tqdm
@@ -13,12 +12,10 @@ from rmd_core.errors import RMDError
 from .backbones.base import move
 from .board import Board
 from .checkpoints import CheckpointStore
-from .ema import WeightAverage
-from .export import export_student
 from .files import write_failure
 from .metrics import MetricsFile, latent_figures
+from .networks import make_networks
 from .objective import Objective
-from .optim import load_optimiser_tensors, make_adamw, optimiser_tensors
 from .plans import loss_boundary, sampling_boundary, training_boundary
 from .prompt_cache import NULL_PROMPT
 from .two_phase import NotFinite, TwoPhases, describe
@@ -45,26 +42,9 @@ class Trainer:
         self.board = None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.store = CheckpointStore(folder / "checkpoints", keep=output.keep)
-        self._make_networks()
+        self.networks = make_networks(setup, self.accelerator)
         self.phases = self._make_phases()
         self.validation = self._make_validation() if setup.vae is not None else None
-
-    def _make_networks(self):
-        student, fake = self.setup.copies()
-        if self.config.backbone.gradient_checkpointing:
-            student.enable_gradient_checkpointing()
-            fake.enable_gradient_checkpointing()
-        settings = self.config.optimiser
-        student, fake = student.to(self.device), fake.to(self.device)
-        self.average = WeightAverage(student, self.config.train.ema) if self.config.train.ema is not None else None
-        self.student, self.student_optimiser, self.fake, self.fake_optimiser = self.accelerator.prepare(
-            student,
-            make_adamw(student, lr=settings.student_lr, settings=settings),
-            fake,
-            make_adamw(fake, lr=settings.fake_lr, settings=settings),
-        )
-        # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
-        self.teacher = self.accelerator.prepare_model(self.setup.teacher.to(self.device), evaluation_mode=True)
 
     def _make_phases(self):
         setup, method = self.setup, self.config.method
@@ -80,9 +60,9 @@ class Trainer:
         )
         return TwoPhases(
             objective,
-            student=self.student,
-            fake=self.fake,
-            teacher=self.teacher,
+            student=self.networks.student,
+            fake=self.networks.fake,
+            teacher=self.networks.teacher,
             embed=setup.embed,
             null=setup.embed([NULL_PROMPT]),
             micro_batch=self.config.train.batch,
@@ -106,28 +86,12 @@ class Trainer:
 
     def restore(self):
         """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one."""
-        checkpoint = self.store.load_latest(self._parts())
+        checkpoint = self.store.load_latest(self.networks.parts())
         if checkpoint is not None:
-            self._load(self.student, checkpoint, "student")
-            self._load(self.fake, checkpoint, "fake")
-            load_optimiser_tensors(
-                self.student_optimiser.optimizer, checkpoint.parts["student_optimiser"], checkpoint.path
-            )
-            load_optimiser_tensors(self.fake_optimiser.optimizer, checkpoint.parts["fake_optimiser"], checkpoint.path)
-            if self.average is not None:
-                self.average.load(checkpoint.parts["average"], checkpoint.path)
+            self.networks.load(checkpoint)
             self.done = checkpoint.update
             log.info("resuming after update %d from %s", self.done, checkpoint.path)
         self.metrics.keep_until(self.done if checkpoint else -1)
-
-    def _load(self, network, checkpoint, part):
-        try:
-            self._bare(network).load_state_dict(checkpoint.parts[part])
-        except (KeyError, RuntimeError):
-            raise RMDError(
-                f"{checkpoint.path}: its {part} does not fit the teacher {self.config.backbone.base}; "
-                "delete that folder to resume from the checkpoint before"
-            ) from None
 
     def run(self, signals):
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""
@@ -158,13 +122,13 @@ class Trainer:
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
                 bar.update()
                 if last or signals.received or self.done % output.checkpoint_every == 0:
-                    self.store.save(self.done, self._parts())
+                    self.store.save(self.done, self.networks.parts())
                 if signals.received and not last:
                     log.info("stopped by a signal after update %d; continue with --resume", self.done)
                     return signals.exit_code
         path = self.folder / f"{output.name}.safetensors"
-        with self._averaged() as student:
-            export_student(self.setup, student, path, update=self.done)
+        with self.networks.averaged():
+            self.networks.export(path, update=self.done)
         log.info("the student is %s", path)
         return 0
 
@@ -186,24 +150,22 @@ class Trainer:
             draw = self.draws.phase(number, f"fake-{turn}", round_number=round_number)
             share = with_student and train.share_forward and turn == train.fake_steps - 1
             figures["loss_fake"], samples = self.phases.fake_phase(draw, share=share)
-            figures["norm_fake"] = self._step(self.fake, self.fake_optimiser, settings.clip_fake, "fake score", draw)
+            figures["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", draw)
         if with_student:
             if share:
                 draw = self.draws.other_levels(draw, number, "student")
             else:
                 draw = self.draws.phase(number, "student", round_number=round_number)
             figures["loss_student"], x0 = self.phases.student_phase(draw, samples)
-            figures["norm_student"] = self._step(
-                self.student, self.student_optimiser, settings.clip_student, "student", draw
-            )
+            figures["norm_student"] = self._step("student", settings.clip_student, "student", draw)
             figures |= latent_figures(x0)
-            if self.average is not None:
-                self.average.update(self._bare(self.student))
+            self.networks.student_moved()
         return figures | {"stage": draw.stage + 1}
 
-    def _step(self, network, optimiser, limit, name, draw):
+    def _step(self, role, limit, name, draw):
         """Clip, step and clear; returns the gradient's norm before clipping."""
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), math.inf if limit is None else limit).item()
+        parameters, optimiser = list(self.networks.trained[role].parameters()), self.networks.optimisers[role]
+        norm = self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit).item()
         if not math.isfinite(norm):
             raise NotFinite(f"the {name}'s gradient norm is {norm} {describe(draw)}")
         optimiser.step()
@@ -211,27 +173,10 @@ class Trainer:
         return norm
 
     def _validate(self, update):
-        with self._averaged() as student:
+        with self.networks.averaged() as student:
             return self.validation.run(student, update)
-
-    def _averaged(self):
-        bare = self._bare(self.student)
-        return self.average.applied_to(bare) if self.average is not None else nullcontext(bare)
 
     def _record(self, entry):
         self.metrics.append(entry)
         if self.board is not None:
             self.board.add({name: value for name, value in entry.items() if name != "update"}, entry["update"])
-
-    def _parts(self):
-        """What a checkpoint is made of, as it is now."""
-        parts = {
-            "student": self._bare(self.student).state_dict(),
-            "fake": self._bare(self.fake).state_dict(),
-            "student_optimiser": optimiser_tensors(self.student_optimiser.optimizer),
-            "fake_optimiser": optimiser_tensors(self.fake_optimiser.optimizer),
-        }
-        return parts if self.average is None else parts | {"average": self.average.tensors}
-
-    def _bare(self, network):
-        return self.accelerator.unwrap_model(network)

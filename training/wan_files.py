@@ -9,9 +9,9 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
 from rmd_core.errors import RMDError
-from rmd_core.header import save_safetensors
+from rmd_core.header import read_header, save_safetensors
 
-from .tensor_files import finite_weights, read_tensors
+from .tensor_files import cast_weight, finite_weights, read_tensors
 from .wan_keys import WRAPPER_PREFIX, native_name, to_diffusers, to_native
 
 _NEEDED = {  # and the number of their axes
@@ -33,16 +33,20 @@ def load_wan_transformer(path, *, dtype=torch.float32):
     """
     tensors, metadata = read_tensors(path)
     tensors = {name.removeprefix(WRAPPER_PREFIX): tensor for name, tensor in tensors.items()}
-    config = wan_config(tensors, metadata, path=path)
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = WanTransformer3DModel(**config)
-    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RMDError(f"{path}: no Wan2.1 transformer has the sizes of its tensors ({reason})") from None
+    with init_empty_weights(include_buffers=False):
+        model = _made(tensors, metadata, path)
     _check(model, tensors, path)
     model.load_state_dict(to_diffusers(finite_weights(tensors, path, dtype=dtype)), strict=True, assign=True)
     return model.eval().requires_grad_(True)
+
+
+def outline_wan_transformer(path):
+    """The transformer of a native-key file on the meta device, from the file's header. Raises RMDError as above."""
+    header = read_header(path)
+    with torch.device("meta"):
+        tensors = {n.removeprefix(WRAPPER_PREFIX): torch.empty(entry.shape) for n, entry in header.tensors.items()}
+        model = _made(tensors, dict(header.metadata), path)
+    return model.eval()
 
 
 def native_wan_state_dict(model):
@@ -66,7 +70,7 @@ def save_wan_transformer(model, path, *, dtype=torch.float16, metadata=None):
     ``metadata``: further string entries, such as the recipe. Raises RMDError when the file cannot be written, or when a
     weight is not finite, in the network or in ``dtype``.
     """
-    tensors = {name: _finite(name, tensor, dtype, path) for name, tensor in native_wan_state_dict(model).items()}
+    tensors = {name: cast_weight(name, tensor, dtype, path) for name, tensor in native_wan_state_dict(model).items()}
     save_safetensors(path, tensors, {**native_wan_metadata(model), **(metadata or {})})
 
 
@@ -108,24 +112,21 @@ def wan_config(tensors, metadata, *, path):
     }
 
 
+def _made(tensors, metadata, path):
+    config = wan_config(tensors, metadata, path=path)
+    try:
+        return WanTransformer3DModel(**config)
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RMDError(f"{path}: no Wan2.1 transformer has the sizes of its tensors ({reason})") from None
+
+
 def _layers(tensors, path):
     numbers = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
     absent = [i for i in range(len(numbers)) if str(i) not in numbers]
     if absent:
         raise RMDError(f"{path} has {len(numbers)} blocks, but no block {absent[0]}; it is damaged, use another one")
     return len(numbers)
-
-
-def _finite(name, tensor, dtype, path):
-    cast = tensor.to(dtype)
-    if torch.isfinite(cast).all():
-        return cast
-    if torch.isfinite(tensor).all():
-        kind = str(dtype).removeprefix("torch.")
-        advice = f"'{name}' does not fit into {kind}; set output.dtype to bfloat16 or float32"
-    else:
-        advice = f"'{name}' holds values that are not finite; lower the learning rates (optimiser.*)"
-    raise RMDError(f"{path} was not written: {advice}")
 
 
 def _told(metadata, path):

@@ -1,0 +1,147 @@
+"""Tiny random networks of every backbone, and a world to train each in: a Diffusers folder and a prompt cache."""
+
+import torch
+from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+
+from training.backbones import make_backbone
+from training.config_files import load_config
+from training.prompt_cache import PromptCache, write_prompt_cache
+from training.setup import prepare
+from training_world import PROMPTS, tiny_wan
+
+TINY = {  # name: (diffusers class, configuration, text width, pooled width)
+    "sdxl": (
+        UNet2DConditionModel,
+        {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "transformer_layers_per_block": (1, 2),
+            "attention_head_dim": (2, 4),
+            "cross_attention_dim": 24,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 20 + 6 * 8,
+            "use_linear_projection": True,
+            "norm_num_groups": 8,
+        },
+        24,
+        20,
+    ),
+    "pixart_alpha": (
+        PixArtTransformer2DModel,
+        {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 24,
+            "cross_attention_dim": 48,
+            "caption_channels": 24,
+            "sample_size": 64,
+            "use_additional_conditions": True,
+        },
+        24,
+        None,
+    ),
+    "sd3": (
+        SD3Transformer2DModel,
+        {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "caption_projection_dim": 128,
+            "joint_attention_dim": 24,
+            "pooled_projection_dim": 20,
+            "pos_embed_max_size": 32,
+            "dual_attention_layers": (0,),
+            "qk_norm": "rms_norm",
+        },
+        24,
+        20,
+    ),
+}
+_ALPHA = TINY["pixart_alpha"]
+TINY["pixart_sigma"] = (_ALPHA[0], _ALPHA[1] | {"use_additional_conditions": False}, *_ALPHA[2:])
+NAMES = ("wan", *TINY)
+
+CONFIG = """
+backbone: {{name: {name}, base: "{folder}/model"}}
+model: {{mode: three networks}}
+plan: {{steps: 2, split: 1+1, sizes: [[{low}, {low}], [{high}, {high}]]}}
+loss: {{cfg: 2.0}}
+prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
+optimiser: {{student_lr: 1e-3, fake_lr: 1e-3, weight_decay: 0.0}}
+train: {{updates: 1, batch: 2, warmup_updates: 0, device: cpu}}
+output: {{folder: "{folder}/out", pictures: 2, validate_every: 1, tensorboard: false, dtype: float32}}
+"""
+
+
+def random_network(kind, config, *, seed=0):
+    """A diffusers network with random weights of order one, none of them zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = kind(**config)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, parameter[0].numel() ** -0.5)
+                elif name.endswith("weight"):
+                    parameter.normal_(1, 0.1)
+                else:
+                    parameter.normal_(0, 0.1)
+    return network.eval()
+
+
+def tiny_network(name):
+    """A tiny network of a backbone."""
+    return tiny_wan() if name == "wan" else random_network(*TINY[name][:2])
+
+
+def tiny_kl_vae(backbone):
+    """An AutoencoderKL of a few channels with a backbone's latents."""
+    latents = {"sd3": (1.5305, 0.0609), "sdxl": (0.13025, None)}
+    scaling, shift = latents[backbone.name] if backbone.name in latents else (backbone.scaling, None)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4,) * 4,
+            norm_num_groups=2,
+            latent_channels=backbone.channels,
+            scaling_factor=scaling,
+            shift_factor=shift,
+        )
+
+
+def write_prompts(name, path):
+    """A prompt cache of random embeddings of several lengths, as a backbone needs it."""
+    _, _, width, pooled = TINY.get(name, (None, None, 16, None))
+    generator = torch.Generator().manual_seed(1)
+    texts = ("", *PROMPTS)
+    masked = name.startswith("pixart")
+    lengths = {text: 1 + i if masked else 6 for i, text in enumerate(texts)}
+    embeddings = {text: torch.randn(lengths[text], width, generator=generator) for text in texts}
+    extra = {} if pooled is None else {"pooled": {text: torch.randn(pooled, generator=generator) for text in texts}}
+    write_prompt_cache(path, embeddings, encoder="toy", masked=masked, dtype=torch.float32, **extra)
+    return PromptCache(path)
+
+
+def write_backbone_world(name, folder):
+    """Write a Diffusers-format folder, a prompt cache and a configuration; returns the configuration's path."""
+    backbone = make_backbone(name)
+    tiny_network(name).save_pretrained(folder / "model" / ("unet" if name == "sdxl" else "transformer"))
+    if name != "wan":
+        tiny_kl_vae(backbone).save_pretrained(folder / "model" / "vae")
+    write_prompts(name, folder / "prompts.safetensors")
+    low, high = (34, 40) if name.startswith("pixart") else (4, 8)
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(name=name, folder=folder, low=low, high=high), encoding="utf-8")
+    return path
+
+
+def backbone_setup(name, folder, *overrides):
+    """The Setup of a backbone's world in ``folder``, written there if need be."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        write_backbone_world(name, folder)
+    return prepare(load_config(path, overrides).resolved())

@@ -1,0 +1,104 @@
+"""Tiny random text encoders and tokenizers in Diffusers-format folders, beside the tiny networks of backbone_world."""
+
+import torch
+from diffusers import (
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    WanPipeline,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from backbone_world import tiny_kl_vae, tiny_network
+from training.backbones import make_backbone
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def clip_tokenizer():
+    """A CLIP tokenizer that knows single letters."""
+    pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77)
+
+
+def t5_tokenizer():
+    """A T5 tokenizer that knows single letters."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
+    return T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+
+
+def clip(width, projection=None):
+    """A CLIP text model, with a projection where one is named."""
+    config = CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=projection or 8,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+    return CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
+
+
+def t5(width, kind=(T5Config, T5EncoderModel)):
+    """A T5 (or UMT5) encoder."""
+    config, model = kind
+    return model(config(vocab_size=30, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
+
+
+def write_model(name, folder, *, seed=0):
+    """Write a whole Diffusers-format folder of a backbone: text encoders, tokenizers, network, autoencoder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline = _pipeline(name)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _pipeline(name):
+    network = tiny_network(name)
+    if name == "wan":
+        encoder = t5(16, (UMT5Config, UMT5EncoderModel))
+        return WanPipeline(
+            tokenizer=t5_tokenizer(), text_encoder=encoder, transformer=network, vae=None, scheduler=None
+        )
+    vae = tiny_kl_vae(make_backbone(name))
+    if name == "sdxl":
+        return StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=clip(10),
+            text_encoder_2=clip(14, 20),
+            tokenizer=clip_tokenizer(),
+            tokenizer_2=clip_tokenizer(),
+            unet=network,
+            scheduler=None,
+            add_watermarker=False,
+        )
+    if name == "sd3":
+        return StableDiffusion3Pipeline(
+            transformer=network,
+            scheduler=None,
+            vae=vae,
+            text_encoder=clip(8, 8),
+            tokenizer=clip_tokenizer(),
+            text_encoder_2=clip(12, 12),
+            tokenizer_2=clip_tokenizer(),
+            text_encoder_3=t5(24),
+            tokenizer_3=t5_tokenizer(),
+        )
+    kind = PixArtAlphaPipeline if name == "pixart_alpha" else PixArtSigmaPipeline
+    return kind(tokenizer=t5_tokenizer(), text_encoder=t5(24), vae=vae, transformer=network, scheduler=None)

@@ -1,0 +1,167 @@
+"""Encoding prompts with tiny random text encoders: against the encoders asked by hand, and all the ways it can end."""
+
+import html
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from backbone_world import CONFIG, NAMES
+from encoder_world import write_model
+from rmd_core.prompt_cache import PromptCache
+from training.encode_prompts import encode_prompts, main
+from training.text_encoders import TextEncoders
+from training_world import distill, metrics, refused
+
+TEXTS = ("a red apple", "blue", "the quick brown fox &amp; more", "zebra")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    made = {}
+
+    def model(name, seed=0):
+        if (name, seed) not in made:
+            made[name, seed] = write_model(name, folder / f"{name}-{seed}", seed=seed)
+        return made[name, seed]
+
+    return model
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join([*TEXTS, TEXTS[0]]), encoding="utf-8")
+    return path
+
+
+def run(model, prompts, out, *flags):
+    return main(["--model", str(model), "--prompts", str(prompts), "--out", str(out), "--device", "cpu", *flags])
+
+
+def by_hand(name, pipeline, text):
+    """(embedding, pooled) of a prompt, straight from tokenizers and encoders, without padding that is masked."""
+
+    def ids(tokenizer, value, length=None):
+        padding = {} if length is None else {"padding": "max_length", "max_length": length, "truncation": True}
+        return tokenizer([value], return_tensors="pt", **padding).input_ids
+
+    if name == "wan":
+        value = html.unescape(text)
+        return pipeline.text_encoder(ids(pipeline.tokenizer, value))[0][0], None
+    if name.startswith("pixart"):
+        return pipeline.text_encoder(ids(pipeline.tokenizer, text.lower()))[0][0], None
+    clips = [
+        encoder(ids(tokenizer, text, 77), output_hidden_states=True)
+        for encoder, tokenizer in (
+            (pipeline.text_encoder, pipeline.tokenizer),
+            (pipeline.text_encoder_2, pipeline.tokenizer_2),
+        )
+    ]
+    row = torch.cat([clip.hidden_states[-2] for clip in clips], -1)[0]
+    if name == "sdxl":
+        return row, clips[1].text_embeds[0]
+    long = pipeline.text_encoder_3(ids(pipeline.tokenizer_3, text, 77))[0][0]
+    row = torch.nn.functional.pad(row, (0, long.shape[1] - row.shape[1]))
+    return torch.cat((row, long)), torch.cat([clip.text_embeds[0] for clip in clips])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cache_holds_what_the_encoders_say(models, prompts, tmp_path, name):
+    out = tmp_path / "new" / "cache.safetensors"
+    assert run(models(name), prompts, out) == 0
+    cache = PromptCache(out)
+    assert cache.texts == tuple(sorted(TEXTS)) and not out.with_name(out.name + ".parts").exists()
+    others = {"scheduler": None} | ({"vae": None} if name == "wan" else {})
+    pipeline = DiffusionPipeline.from_pretrained(models(name), **others)
+    for text in TEXTS:
+        with torch.no_grad():
+            embedding, pooled = by_hand(name, pipeline, text)
+        own = cache.embedding(text)[0]
+        assert torch.allclose(own[: len(embedding)], embedding, atol=2e-3) and not own[len(embedding) :].any()
+        assert len(own) == {"wan": 512, "sdxl": 77, "sd3": 154}.get(name, len(embedding))
+        if pooled is not None:
+            assert torch.allclose(cache.pooled([text])[0], pooled, atol=2e-3)
+    assert cache.masked == name.startswith("pixart") and (cache.pooled_dim is None) == (name not in ("sdxl", "sd3"))
+    assert cache.embedding("").any() != (name == "sdxl")  # SDXL is guided away from zeros
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_folder_and_a_list_of_prompts_are_enough_to_train(models, prompts, tmp_path, name):
+    assert run(models(name), prompts, tmp_path / "prompts.safetensors") == 0
+    low, high = (34, 40) if name.startswith("pixart") else (4, 8)
+    (tmp_path / "config.yaml").write_text(CONFIG.format(name=name, folder=tmp_path, low=low, high=high))
+    encoder = PromptCache(tmp_path / "prompts.safetensors").encoder
+    sets = [f"backbone.base={models(name)}", f"prompts.encoder={encoder}", f"prompts.file={prompts}"]
+    assert distill(tmp_path, *sets) == 0
+    assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in metrics(tmp_path / "out"))
+
+
+class Interrupted(TextEncoders):
+    """Text encoders that are interrupted at the third batch."""
+
+    calls = 0
+
+    def encode(self, texts):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super().encode(texts)
+
+
+def test_an_interrupted_command_goes_on_and_ends_in_the_same_file(models, tmp_path):
+    model = models("sdxl")
+    whole, parted = tmp_path / "whole.safetensors", tmp_path / "parted.safetensors"
+    assert encode_prompts(TextEncoders(model), TEXTS, whole, batch=1, shard=1) == 4
+    with pytest.raises(KeyboardInterrupt):
+        encode_prompts(Interrupted(model), TEXTS, parted, batch=1, shard=1)
+    assert not parted.exists()
+    assert encode_prompts(TextEncoders(model), TEXTS, parted, batch=1, shard=1) == 3  # the null prompt and one are done
+    assert whole.read_bytes() == parted.read_bytes()
+
+
+def test_more_prompts_leave_the_old_ones_as_they_were(models, tmp_path):
+    model, out = models("pixart_sigma"), tmp_path / "cache.safetensors"
+    assert encode_prompts(TextEncoders(model), TEXTS[:2], out) == 2
+    old = PromptCache(out).embedding("blue")
+    assert encode_prompts(TextEncoders(model), TEXTS, out) == 2
+    cache = PromptCache(out)
+    assert set(cache.texts) == set(TEXTS) and torch.equal(cache.embedding("blue"), old)
+    again = Interrupted(model)
+    assert encode_prompts(again, TEXTS, out) == again.calls == 0
+    null = PromptCache(out).embedding("")
+    assert encode_prompts(TextEncoders(model), TEXTS, out, negative="blurry") == 0
+    assert PromptCache(out).embedding("").shape[1] > null.shape[1]
+
+
+def test_a_cache_of_other_encoders_or_settings_is_refused(models, prompts, tmp_path, capsys):
+    out = tmp_path / "cache.safetensors"
+    assert run(models("pixart_sigma"), prompts, out) == 0
+    for flags, model in (([], models("pixart_sigma", 1)), (["--tokens", "20"], models("pixart_sigma"))):
+        assert run(model, prompts, out, *flags) == refused(capsys, 2, "was made by the text encoder 'pixart-sigma-300-")
+    out.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        encode_prompts(Interrupted(models("pixart_sigma")), TEXTS, out, batch=1, shard=1)
+    assert run(models("pixart_sigma"), prompts, out) == refused(capsys, 2, "begun with other settings")
+
+
+def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
+    out = tmp_path / "cache.safetensors"
+    assert run(tmp_path / "nothing", prompts, out) == refused(capsys, 2, "has no model_index.json")
+    assert run(models("sdxl"), prompts, out, "--tokens", "20") == refused(capsys, 2, "leave --tokens out")
+    assert run(models("sdxl"), tmp_path / "no.txt", out) == refused(capsys, 2, "does not exist")
+    assert run(models("sdxl"), prompts, out, "--batch", "0") == refused(capsys, 2, "1 or more")
+    model = tmp_path / "model"
+    shutil.copytree(models("sdxl"), model)
+    shutil.rmtree(model / "text_encoder_2")
+    assert run(model, prompts, out) == refused(capsys, 2, "lacks text_encoder_2")
+    shutil.copytree(models("sdxl") / "text_encoder", model / "text_encoder_2")
+    (model / "text_encoder_2" / "model.safetensors").unlink()
+    assert run(model, prompts, out) == refused(capsys, 2, "cannot be loaded")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    assert run(model, prompts, out) == refused(capsys, 2, "FluxPipeline; known are")
+    assert not out.exists()

@@ -1,0 +1,179 @@
+"""The memory estimate against what tiny runs really hold."""
+
+import logging
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from training.config_files import load_config
+from training.live_memory import LiveMemory
+from training.memory import advice, estimate_memory, tell_memory
+from training.trainer import Trainer
+from training.wan_files import save_wan_transformer
+from training_world import copy_world, distill, make_setup, tiny_wan, write_world
+
+PLAN = ("plan.sizes=[[16, 16], [32, 32]]", "train.warmup_updates=0")
+ADAPTERS = ("model.mode=adapters", "model.rank=4")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    save_wan_transformer(tiny_wan(layers=2), folder / "teacher.safetensors", dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture
+def trainer(pristine, tmp_path):
+    """A function that makes the trainer of a run."""
+
+    def make(*overrides):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return Trainer(make_setup(copy_world(pristine, folder), *PLAN, *overrides), folder / "out")
+
+    return make
+
+
+def size_of(tensors):
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def gradients_of(parameters):
+    return size_of(parameter.grad for parameter in parameters if parameter.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("train.ema=null", "train.precision=bfloat16"),
+        ADAPTERS,
+        (*ADAPTERS, "train.precision=bfloat16"),
+        ("model.mode=adapters", "model.targets=[to_v]", "train.ema=null", "model.base_dtype=bfloat16"),
+    ],
+)
+def test_weights_gradients_and_optimiser_are_counted_to_the_byte(trainer, overrides):
+    run = trainer(*overrides)
+    estimate, networks = run.setup.memory, run.networks
+    parameters = [*networks.student.parameters(), *networks.fake.parameters(), *networks.teacher.parameters()]
+    for dtype in (torch.float32, torch.bfloat16):
+        measured = size_of(p for p in parameters if p.dtype == dtype)
+        assert estimate.weights.get(str(dtype).removeprefix("torch."), 0) == measured
+    draw = run.draws.phase(1, "fake-0", round_number=0)
+    for role, phase in (("fake", lambda: run.phases.fake_phase(draw, share=False)), ("student", None)):
+        (phase or (lambda: run.phases.student_phase(draw)))()
+        assert gradients_of(parameters) == estimate.gradients
+        networks.optimisers[role].step()
+        networks.optimisers[role].zero_grad()
+        assert gradients_of(parameters) == 0
+    states = [o.optimizer.state_dict()["state"].values() for o in networks.optimisers.values()]
+    assert estimate.optimiser == size_of(t for state in states for entries in state for t in entries.values())
+    assert estimate.average == (size_of(networks.average.tensors.values()) if networks.average else 0)
+    assert estimate.trained == sum(p.numel() for p in networks.trained["student"].parameters())
+    assert estimate.total == sum(count for _, count in estimate.rows())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "low", "high"),
+    [
+        ((), 0.95, 1.15),
+        (("backbone.gradient_checkpointing=true",), 0.95, 1.15),
+        (("train.share_forward=false",), 0.95, 1.15),
+        (("train.accumulation=2",), 0.9, 1.15),
+        (("train.precision=bfloat16",), 0.95, 1.15),
+        (("train.precision=bfloat16", "backbone.gradient_checkpointing=true"), 0.95, 1.25),
+        (ADAPTERS, 0.95, 1.15),
+        ((*ADAPTERS, "backbone.gradient_checkpointing=true"), 0.9, 1.15),
+        ((*ADAPTERS, "model.base_dtype=bfloat16"), 0.95, 1.15),
+        ((*ADAPTERS, "train.precision=bfloat16"), 0.95, 1.35),
+        ((*ADAPTERS, "train.precision=bfloat16", "backbone.gradient_checkpointing=true"), 0.95, 1.35),
+    ],
+)
+def test_activations_are_near_what_an_update_holds(trainer, overrides, low, high):
+    """What an update of the last stage holds beyond what it began with, in real tensors on the CPU."""
+    run = trainer(*overrides)
+    run.update(1)  # makes the optimisers' state
+    number, stage, last = 2, 1, len(run.setup.plan.stages)
+    while stage != last:
+        with LiveMemory() as memory:
+            stage = run.update(number)["stage"]
+        number += 1
+    estimate = run.setup.memory
+    ratio = (estimate.activations + estimate.casts + estimate.gradients) / memory.peak
+    print(f"estimated {ratio:.3f} of the measured peak {memory.peak}: {' '.join(overrides)}")
+    assert low < ratio < high
+
+
+def test_live_memory_counts_what_is_held_and_forgets_what_is_gone():
+    before = torch.zeros(1000)
+    with LiveMemory() as memory:
+        a = torch.zeros(1000)
+        view = a.view(10, 100)[2:]
+        assert memory.live == 4000
+        total = view.sum() + before.sum()
+        assert memory.live == 4004
+        b = torch.ones(500, dtype=torch.float64) * 2
+        assert memory.live == 8004 and memory.peak == 12004
+        del a, b
+        assert memory.live == 4004
+        del view
+        assert memory.live == 4 == total.nbytes
+
+
+def test_the_outline_has_the_shapes_of_the_network(pristine):
+    setup = make_setup(pristine)
+    outline = setup.backbone.outline(pristine / "teacher.safetensors")
+    ours, theirs = outline.state_dict(), setup.teacher.state_dict()
+    assert all(p.is_meta for p in outline.parameters()) and outline.config == setup.teacher.config
+    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
+
+
+def test_advice_is_taken_until_it_fits(pristine, caplog):
+    config = load_config(pristine / "config.yaml", PLAN).resolved()
+    setup = make_setup(pristine, *PLAN)
+    outline = setup.backbone.outline(pristine / "teacher.safetensors")
+
+    def estimated(config):
+        return estimate_memory(config, setup.backbone, outline, size=(32, 32), tokens=4)
+
+    whole = estimated(config).total
+    assert advice(config, whole, estimated) == ([], estimated(config))
+    first = ["train.precision=bfloat16", "backbone.gradient_checkpointing=true"]
+    wanted = estimated(load_config(pristine / "config.yaml", [*PLAN, *first]).resolved())
+    assert advice(config, wanted.total, estimated) == (first, wanted)
+    overrides, estimate = advice(config, 1000, estimated)
+    assert overrides[-2:] == ["model.mode=adapters", "model.base_dtype=bfloat16"] and 1000 < estimate.total < whole / 3
+    assert estimate == estimated(load_config(pristine / "config.yaml", [*PLAN, *overrides]).resolved())
+
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    assert tell_memory(config, estimated, whole, "a device") == estimated(config)
+    assert [record.levelname for record in caplog.records] == ["INFO"] and "of" in caplog.text
+    tell_memory(config, estimated, wanted.total, "a device")
+    tell_memory(config, estimated, 1000, "a device")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "--set train.precision=bfloat16 --set backbone.gradient_checkpointing=true needs" in warnings[0]
+    assert "still too much" in warnings[1] and all("\n" not in line for line in warnings)
+
+
+def test_dry_run_shows_the_estimate_and_a_run_says_it_first(pristine, tmp_path, capsys, caplog):
+    world = copy_world(pristine, tmp_path)
+    caplog.set_level(logging.INFO)
+    assert distill(world, *ADAPTERS, flags=["--dry-run"]) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "weights in float32",
+        "gradients",
+        "optimiser",
+        "activations at 8x8, estimated",
+        "together",
+        "there is",
+    ):
+        assert words in told
+    assert "in the frozen base" in told and "in each of the two adapters" in told
+    caplog.clear()
+    assert distill(world, *ADAPTERS, "train.updates=1") == 0
+    assert caplog.records[0].getMessage().startswith("memory: weights in float32")

@@ -1,0 +1,187 @@
+"""PixArt alpha and PixArt Sigma."""
+
+import math
+
+import torch
+from diffusers import PixArtTransformer2DModel
+
+from rmd_core.errors import RMDError
+from rmd_core.logsnr import VPCurve
+
+from .base import Backbone, network_dtype
+from .checks import check_width, refuse_shift
+from .kl_vae import decode_kl, load_kl_vae
+from .network_files import is_folder, load_component, load_native, outline_component, outline_native, save_native
+from .pixart_keys import UNUSED, pixart_keys
+
+HEAD = 72
+GRID = 32  # positions run from 0 to 32 at every size: 64 patches over interpolation 2 at 1024 px
+ALIASES = ("Transformer2DModel",)  # the class PixArt alpha's folders name
+LEFT_OVER = ("caption_projection.y_embedding",)  # a caption for dropout in training, which early folders hold
+SMALLEST_MEAN = 32  # ComfyUI rounds the mean side over 64 to the scale of its positions, and 0 ends in an error
+
+
+class PixArtBackbone(Backbone):
+    """PixArt: eps prediction on linear betas; eps are the first 4 of 8 output channels, padding is masked."""
+
+    prediction = "eps"
+    channels = 4
+    multiple = 2
+    pixels_per_cell = 8
+    temporal = False
+    adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2")
+    scaling: float  # of the autoencoder's latents
+    captions: int  # length of the original release's captions
+    told_sizes: bool  # whether the network is told resolution and aspect ratio
+
+    def __init__(self, *, shift=None):
+        refuse_shift(self, shift)
+        self.curve = VPCurve.linear(1e-4, 0.02)
+
+    def load(self, path, *, dtype):
+        if is_folder(path):
+            network = load_component(
+                PixArtTransformer2DModel,
+                path,
+                component="transformer",
+                dtype=dtype,
+                aliases=ALIASES,
+                ignored=LEFT_OVER,
+            )
+        else:
+            network = load_native(
+                PixArtTransformer2DModel,
+                path,
+                config_of=native_config,
+                keys_of=lambda config: pixart_keys(config.num_layers),
+                dtype=dtype,
+                ignored=UNUSED,
+            )
+        return self._checked(network, path)
+
+    def outline(self, path):
+        if is_folder(path):
+            network = outline_component(PixArtTransformer2DModel, path, component="transformer", aliases=ALIASES)
+        else:
+            network = outline_native(PixArtTransformer2DModel, path, config_of=native_config, ignored=UNUSED)
+        return self._checked(network, path)
+
+    def _checked(self, network, path):
+        if bool(network.config.use_additional_conditions) != self.told_sizes:
+            told = "is" if network.config.use_additional_conditions else "is not"
+            raise RMDError(
+                f"{path}: its transformer {told} told resolution and aspect ratio; "
+                "backbone.name is pixart_alpha for those that are, else pixart_sigma"
+            )
+        grid = network.pos_embed.base_size / network.pos_embed.interpolation_scale
+        if grid != GRID:
+            raise RMDError(
+                f"{path}: its positions span {grid:g}, those that ComfyUI computes {GRID}; "
+                "a student of it would not run alike, correct interpolation_scale"
+            )
+        return network
+
+    def predict(self, network, x, sigma_B, conditioning):
+        dtype = network_dtype(network)
+        height, width = x.shape[-2:]
+        sizes = {"resolution": None, "aspect_ratio": None}
+        if self.told_sizes:
+            pixels = [float(side * self.pixels_per_cell) for side in (height, width)]
+            sizes["resolution"] = torch.tensor(pixels, device=x.device).expand(len(x), 2)
+            sizes["aspect_ratio"] = torch.full((len(x), 1), height / width, device=x.device)
+        output = network(
+            x.to(dtype),
+            encoder_hidden_states=conditioning["text"].to(dtype),
+            timestep=self.curve.timestep(sigma_B).to(x.device, torch.float32),
+            added_cond_kwargs=sizes,
+            encoder_attention_mask=conditioning["mask"],
+            return_dict=False,
+        )[0]
+        return output[:, : self.channels].float()
+
+    def conditioning(self, cache, texts):
+        return {"text": cache.batch(texts), "mask": cache.mask(texts)}
+
+    def check_cache(self, network, cache):
+        check_width(cache, cache.dim, network.config.caption_channels)
+        if not cache.masked:
+            raise RMDError(
+                f"{cache.path} does not say that padding is masked, as PixArt does; "
+                "make it with python -m training.encode_prompts"
+            )
+
+    def check_sizes(self, network, sizes):
+        for height, width in sizes:
+            if height + width <= 2 * SMALLEST_MEAN:
+                px = self.pixels_per_cell
+                raise RMDError(
+                    f"plan.sizes: ComfyUI's PixArt cannot run {height}x{width} latent cells; the mean of the sides "
+                    f"must be above {SMALLEST_MEAN} cells, {SMALLEST_MEAN * px} pixels"
+                )
+
+    def blank_conditioning(self, network, tokens, device):
+        text = torch.zeros(1, tokens, network.config.caption_channels, device=device)
+        return {"text": text, "mask": torch.ones(1, tokens, device=device)}
+
+    def native_state(self, network):
+        """The network's tensors under native names, and the one buffer more that ComfyUI's class has and never reads.
+
+        The position table of the original files is left out: with it ComfyUI holds to the scale of one size, without it
+        computes positions as diffusers and the original code do at any size.
+        """
+        config = network.config
+        native = pixart_keys(config.num_layers).to_native(network.state_dict())
+        like = native["y_embedder.y_proj.fc1.weight"]
+        return native | {"y_embedder.y_embedding": like.new_zeros(self.captions, config.caption_channels)}
+
+    def native_layer(self, network, layer):
+        return pixart_keys(network.config.num_layers).native_layer(layer)
+
+    def export(self, network, path, *, dtype, metadata):
+        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
+
+    def load_vae(self, path):
+        return load_kl_vae(path, channels=self.channels, scaling=self.scaling)
+
+    def decode(self, vae, latents):
+        return decode_kl(vae, latents, scaling=self.scaling)
+
+
+class PixArtAlphaBackbone(PixArtBackbone):
+    """PixArt alpha at 1024 px, which is told resolution and aspect ratio, on Stable Diffusion 1.5's latents."""
+
+    name = "pixart_alpha"
+    architecture = "pixart-alpha-xl-2"
+    size_conditioning = "stage"
+    scaling = 0.18215
+    captions = 120
+    told_sizes = True
+
+
+class PixArtSigmaBackbone(PixArtBackbone):
+    """PixArt Sigma on SDXL's latents."""
+
+    name = "pixart_sigma"
+    architecture = "pixart-ms-sigma-xl-2"
+    size_conditioning = "none"
+    scaling = 0.13025
+    captions = 300
+    told_sizes = False
+
+
+def native_config(tensors):
+    """Constructor arguments for a native file, from its shapes; heads are 72 wide, as in every release."""
+    width, channels = tensors["x_embedder.proj.weight"].shape[:2]
+    table = tensors.get("pos_embed")
+    side = 2 * math.isqrt(table.shape[1]) if table is not None else 128
+    return {
+        "sample_size": side,
+        "num_layers": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+        "num_attention_heads": width // HEAD,
+        "attention_head_dim": HEAD,
+        "cross_attention_dim": width,
+        "in_channels": channels,
+        "out_channels": tensors["final_layer.linear.weight"].shape[0] // 4,
+        "caption_channels": tensors["y_embedder.y_proj.fc1.weight"].shape[1],
+        "use_additional_conditions": "csize_embedder.mlp.0.weight" in tensors,
+    }

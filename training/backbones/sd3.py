@@ -1,0 +1,145 @@
+"""Stable Diffusion 3.5 Medium and Large (and 3 Medium, the same without normalised queries)."""
+
+import math
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from rmd_core.errors import RMDError
+from rmd_core.logsnr import FlowCurve
+
+from .base import Backbone, network_dtype
+from .checks import check_width, refuse_masked
+from .kl_vae import decode_kl, load_kl_vae
+from .network_files import is_folder, load_component, load_native, outline_component, outline_native, save_native
+from .sd3_keys import sd3_keys
+
+NATIVE_SHIFT = 3.0
+SCALING, SHIFT = 1.5305, 0.0609
+HEAD = 64
+
+
+class SD3Backbone(Backbone):
+    """SD3: rectified flow, 16 latent channels, timestep = 1000 sigma, sequence and pooled text."""
+
+    name = "sd3"
+    architecture = "stable-diffusion-v3.5-medium"
+    prediction = "flow"
+    channels = 16
+    multiple = 2
+    pixels_per_cell = 8
+    size_conditioning = "none"
+    temporal = False
+    adapter_targets = (
+        *Backbone.adapter_targets,
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+    )
+
+    def __init__(self, *, shift=None):
+        self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
+
+    def load(self, path, *, dtype):
+        if is_folder(path):
+            network = load_component(SD3Transformer2DModel, path, component="transformer", dtype=dtype)
+        else:
+            network = load_native(
+                SD3Transformer2DModel,
+                path,
+                config_of=native_config,
+                keys_of=lambda config: sd3_keys(config.num_layers),
+                dtype=dtype,
+            )
+        return self._checked(network, path)
+
+    def outline(self, path):
+        if is_folder(path):
+            network = outline_component(SD3Transformer2DModel, path, component="transformer")
+        else:
+            network = outline_native(SD3Transformer2DModel, path, config_of=native_config)
+        return self._checked(network, path)
+
+    def _checked(self, network, path):
+        channels = (network.config.in_channels, network.config.out_channels)
+        if channels != (self.channels, self.channels):
+            raise RMDError(f"{path}: its transformer takes and gives {channels} channels; SD3.5 has 16 and 16")
+        if network.config.num_layers * HEAD != network.inner_dim:
+            raise RMDError(
+                f"{path}: {network.config.num_layers} blocks of width {network.inner_dim}; ComfyUI reads the number of "
+                "blocks of SD3 from the width, 64 for each, and would not load a student of this one"
+            )
+        return network
+
+    def architecture_of(self, network):
+        if network.config.qk_norm is None:
+            return "stable-diffusion-v3-medium"
+        return "stable-diffusion-v3.5-" + ("medium" if network.config.dual_attention_layers else "large")
+
+    def predict(self, network, x, sigma_B, conditioning):
+        dtype = network_dtype(network)
+        return network(
+            x.to(dtype),
+            encoder_hidden_states=conditioning["text"].to(dtype),
+            pooled_projections=conditioning["pooled"].to(dtype),
+            timestep=self.curve.timestep(sigma_B).to(x.device, torch.float32),
+            return_dict=False,
+        )[0].float()
+
+    def conditioning(self, cache, texts):
+        return {"text": cache.batch(texts), "pooled": cache.pooled(texts)}
+
+    def check_cache(self, network, cache):
+        refuse_masked(cache)
+        check_width(cache, cache.dim, network.config.joint_attention_dim)
+        check_width(cache, cache.pooled_dim, network.config.pooled_projection_dim, "pooled embeddings")
+
+    def check_sizes(self, network, sizes):
+        most = network.config.pos_embed_max_size * network.config.patch_size
+        for height, width in sizes:
+            if max(height, width) > most:
+                raise RMDError(
+                    f"plan.sizes: {height}x{width} latent cells are beyond the network's positions; "
+                    f"use at most {most} a side"
+                )
+
+    def blank_conditioning(self, network, tokens, device):
+        return {
+            "text": torch.zeros(1, tokens, network.config.joint_attention_dim, device=device),
+            "pooled": torch.zeros(1, network.config.pooled_projection_dim, device=device),
+        }
+
+    def native_state(self, network):
+        return sd3_keys(network.config.num_layers).to_native(network.state_dict())
+
+    def native_layer(self, network, layer):
+        return sd3_keys(network.config.num_layers).native_layer(layer)
+
+    def export(self, network, path, *, dtype, metadata):
+        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
+
+    def load_vae(self, path):
+        return load_kl_vae(path, channels=self.channels, scaling=SCALING, shift=SHIFT)
+
+    def decode(self, vae, latents):
+        return decode_kl(vae, latents, scaling=SCALING, shift=SHIFT)
+
+
+def native_config(tensors):
+    """Constructor arguments for a native file, from its shapes, as ComfyUI reads them."""
+    width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
+    layers = {int(name.split(".")[1]) for name in tensors if name.startswith("joint_blocks.")}
+    dual = [i for i in sorted(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors]
+    return {
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": tensors["final_layer.linear.weight"].shape[0] // patch**2,
+        "num_layers": len(layers),
+        "attention_head_dim": HEAD,
+        "num_attention_heads": width // HEAD,
+        "joint_attention_dim": tensors["context_embedder.weight"].shape[1],
+        "caption_projection_dim": width,
+        "pooled_projection_dim": tensors["y_embedder.mlp.0.weight"].shape[1],
+        "pos_embed_max_size": math.isqrt(tensors["pos_embed"].shape[1]),
+        "dual_attention_layers": tuple(dual),
+        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in tensors else None,
+    }

@@ -1,0 +1,14 @@
+"""Student, fake score and teacher of a run, as full networks or as adapters on one frozen base."""
+
+from .adapters import AdapterNetworks, adapt
+from .base import Networks
+from .three_networks import ThreeNetworks
+
+MODES = {"adapters": AdapterNetworks, "three networks": ThreeNetworks}
+
+__all__ = ["Networks", "adapt", "make_networks"]
+
+
+def make_networks(setup, accelerator):
+    """The Networks of the configured mode, on the accelerator's device. They take over ``setup.teacher``."""
+    return MODES[setup.config.model.mode](setup, accelerator)

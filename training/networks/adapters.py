@@ -1,0 +1,34 @@
+"""One frozen base: it is the teacher, and with either of two LoRA adapters on it the student or the fake score."""
+
+import torch
+
+from ..export import export_lora, export_student
+from .adapted import AdaptedNetwork
+from .base import TRAINED, Networks
+
+
+class AdapterNetworks(Networks):
+    """The memory of one model and two adapters; only the adapters are trained."""
+
+    def _place(self, teacher):
+        base = adapt(teacher.to(self.accelerator.device), self.setup.backbone, self.config.model)
+        self.base = base.start(self.config.train.seed)
+        if self.config.backbone.gradient_checkpointing:
+            self.base.enable_gradient_checkpointing()
+        self.trained = self.base.adapters
+        call = self.accelerator.prepare_model(self.base.network, evaluation_mode=True)  # autocast; nothing is wrapped
+        self.student, self.fake = (self.base.seen_with(role, call) for role in TRAINED)
+        self.teacher = self.base.seen_with(None, call)
+
+    def export(self, path, *, update):
+        if self.config.output.merge:
+            dtype = getattr(torch, self.config.output.dtype)
+            export_student(self.setup, self.base.merged("student", dtype=dtype), path, update=update)
+        else:
+            export_lora(self.setup, self.base.network, self.base.factors("student"), path, update=update)
+
+
+def adapt(network, backbone, settings):
+    """An AdaptedNetwork with the adapters of student and fake score, by the configuration's model section."""
+    targets = settings.targets or backbone.adapter_targets
+    return AdaptedNetwork(network, TRAINED, rank=settings.rank, alpha=settings.alpha, targets=targets)
