@@ -5,7 +5,7 @@ import torch
 
 from process_world import distill_on
 from training.wan_files import load_wan_transformer
-from training_world import copy_world, metrics, tensors, tiny_vae, tiny_wan, write_native_vae, write_world
+from training_world import copy_world, make_setup, metrics, tensors, tiny_vae, tiny_wan, write_native_vae, write_world
 
 EPS = "optimiser.eps=1e-5"
 ADAPTERS = ("model.mode=adapters", "model.rank=3")
@@ -65,3 +65,14 @@ def test_spread_networks_train_at_half_precision(world, mode):
     record = metrics(world / "out")
     assert all(torch.isfinite(torch.tensor(value)) for entry in record for value in entry.values())
     assert all(entry["norm_student"] > 0 and entry["norm_fake"] > 0 for entry in record)
+
+
+def test_the_memory_estimate_tells_of_one_share(world):
+    for options in ((), ADAPTERS):
+        whole, halves = (make_setup(world, *options, spread=number).memory for number in (1, 2))
+        own = 0 if not options else 2 * 4 * whole.trained  # the adapters, whole in each process
+        assert halves.weights["float32"] - own == (whole.weights["float32"] - own) // 2
+        if options:
+            assert (halves.gradients, halves.optimiser) == (whole.gradients, whole.optimiser)
+        else:
+            assert 2 * halves.gradients == whole.gradients and halves.optimiser < 0.51 * whole.optimiser

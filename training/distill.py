@@ -57,7 +57,7 @@ def _run(arguments, config, processes):
 
     try:
         with processes.together():
-            setup = prepare(config)
+            setup = prepare(config, spread=processes.count if processes.sharded else 1)
         if arguments.dry_run:
             if processes.main:
                 print(dry_run_report(setup))

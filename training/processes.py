@@ -129,7 +129,7 @@ class Processes:
             return None
         return ProcessLost(
             f"process {self.rank + 1} of {self.count}: another process of this run is gone or does not answer "
-            f"({_one_line(error)[:200]}); see what it printed, then continue from the last checkpoint with --resume"
+            f"({_one_line(error)[:120]}); see what it printed, then continue from the last checkpoint with --resume"
         )
 
     @staticmethod

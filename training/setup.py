@@ -49,8 +49,11 @@ class Setup:
         )
 
 
-def prepare(config):
-    """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong."""
+def prepare(config, *, spread=1):
+    """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
+
+    ``spread``: the number of processes that networks will be spread over, for the memory estimate.
+    """
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
@@ -64,7 +67,7 @@ def prepare(config):
     backbone.check_cache(outline, cache)
 
     def estimated(config):
-        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens)
+        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
 
     memory = tell_memory(config, estimated, *device_memory(config.train.device))
     # Full copies are trained in float32, which the teacher they are held against then shares.

@@ -97,8 +97,8 @@ class Trainer:
                 log.info("resuming after update %d from %s", self.done, checkpoint.path)
                 if checkpoint.processes != self.processes.count:
                     log.warning(
-                        "this run had %d processes until update %d and has %d from here on; with them the samples of "
-                        "an update change",
+                        "warning: this run had %d processes until update %d and has %d from here on, and with them "
+                        "the samples of an update change",
                         *(checkpoint.processes, self.done, self.processes.count),
                     )
             if self.processes.main:
@@ -158,7 +158,7 @@ class Trainer:
         )
         if known is not None and samples < known and self.processes.main:
             log.warning(
-                "an update of %d samples is known to be too few: the authors train %s with %d; raise "
+                "warning: an update of %d samples is known to be too few: the authors train %s with %d; raise "
                 "train.accumulation or the number of processes",
                 *(samples, self.setup.backbone.name, known),
             )
