@@ -1,12 +1,17 @@
 """Networks spread over two processes (FSDP2) train like whole ones under every option that changes their calls."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 
-from process_world import distill_on
+from process_world import Run, distill_on
 from training.wan_files import load_wan_transformer
 from training_world import copy_world, make_setup, metrics, tensors, tiny_vae, tiny_wan, write_native_vae, write_world
 
+CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
 EPS = "optimiser.eps=1e-5"
 ADAPTERS = ("model.mode=adapters", "model.rank=3")
 
@@ -76,3 +81,17 @@ def test_the_memory_estimate_tells_of_one_share(world):
             assert (halves.gradients, halves.optimiser) == (whole.gradients, whole.optimiser)
         else:
             assert 2 * halves.gradients == whole.gradients and halves.optimiser < 0.51 * whole.optimiser
+
+
+def test_the_shipped_launch_configurations_are_what_accelerate_reads():
+    ddp, fsdp2 = (load_config_from_file(str(CONFIGS / f"{name}.yaml")) for name in ("ddp", "fsdp2"))
+    assert (ddp.distributed_type, fsdp2.distributed_type) == (DistributedType.MULTI_GPU, DistributedType.FSDP)
+    assert fsdp2.fsdp_config["fsdp_version"] == 2 and not ddp.fsdp_config
+    assert not ddp.use_cpu and not fsdp2.use_cpu
+
+
+def test_a_dry_run_of_several_processes_tells_their_batch_once(world):
+    run = Run(2, world, "train.accumulation=4", flags=["--dry-run"])
+    assert run.codes() == [0, 0]
+    first, second = run.printed()
+    assert "batch       3 x 4 x 2 = 24 samples an update" in first and not second and not (world / "out").exists()

@@ -60,7 +60,7 @@ def _run(arguments, config, processes):
             setup = prepare(config, spread=processes.count if processes.sharded else 1)
         if arguments.dry_run:
             if processes.main:
-                print(dry_run_report(setup))
+                print(dry_run_report(setup, processes=processes.count))
             return 0
         with processes.together():
             if processes.main:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, get_int_from_env, parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, get_int_from_env, is_torch_version, parse_flag_from_env
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
@@ -48,6 +48,8 @@ class Processes:
         self.device = self.accelerator.device
         self.main = self.rank == 0
         self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if self.sharded and not is_torch_version(">=", "2.7"):
+            raise RMDError(f"spread networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
         if self.count != announced():
             raise RMDError(
                 f"{announced()} processes were started, but there is no GPU for each that PyTorch can use here; "

@@ -4,7 +4,6 @@ import warnings
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 
@@ -14,6 +13,8 @@ def shard(network, processes, *, whole=()):
     A block (one of ``_no_split_modules``) is brought together for its own call and let go after it, always, so that no
     call sees weights from before a step. Parameters in ``whole`` are left as they are.
     """
+    from torch.distributed.fsdp import fully_shard  # not there in older PyTorch, see Processes
+
     # Ours are never changed in place, which is what fully_shard warns of at each output that is a view.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(processes.device.type, (processes.count,))
