@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from training.config_files import load_config
 from training.live_memory import LiveMemory
 from training.memory import advice, estimate_memory, tell_memory
+from training.processes import Processes
 from training.trainer import Trainer
 from training.wan_files import save_wan_transformer
 from training_world import copy_world, distill, make_setup, tiny_wan, write_world
@@ -32,7 +33,8 @@ def trainer(pristine, tmp_path):
     def make(*overrides):
         AcceleratorState._reset_state(reset_partial_state=True)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        return Trainer(make_setup(copy_world(pristine, folder), *PLAN, *overrides), folder / "out")
+        setup = make_setup(copy_world(pristine, folder), *PLAN, *overrides)
+        return Trainer(setup, Processes(setup.config))
 
     return make
 

@@ -151,7 +151,7 @@ def test_retention_keeps_the_newest(tmp_path):
     for update in (5, 10, 15):
         store.save(update, {"a": {"x": torch.full((2,), float(update))}})
     assert store.updates() == [10, 15]
-    latest = store.load_latest(["a"])
+    latest = store.load(15, ["a"])
     assert latest.update == 15 and torch.equal(latest.parts["a"]["x"], torch.full((2,), 15.0))
     shutil.copytree(tmp_path / "c" / "step_000015", tmp_path / "c" / ".part-000020")  # what a kill leaves behind
     assert store.updates() == [10, 15]

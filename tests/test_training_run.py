@@ -162,9 +162,9 @@ def test_dry_run_tells_the_notes_of_plan_and_intervals(world, capsys):
     assert notes and all(f"note: {note}" in text for note in notes)
 
 
-def test_more_than_one_process_is_refused(world, capsys, monkeypatch):
+def test_processes_that_cannot_find_each_other_are_refused(world, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert distill(world) == refused(capsys, 2, "one process, 2 were started")
+    assert distill(world) == refused(capsys, 2, "2 processes are announced", "torchrun")
     assert not (world / "out").exists()
 
 

@@ -44,12 +44,12 @@ def write_world(folder):
     return path
 
 
-def make_setup(folder, *overrides):
+def make_setup(folder, *overrides, spread=1):
     """The Setup of the tiny world in ``folder``, written there if need be."""
     path = folder / "config.yaml"
     if not path.exists():
         write_world(folder)
-    return prepare(load_config(path, overrides).resolved())
+    return prepare(load_config(path, overrides).resolved(), spread=spread)
 
 
 def copy_world(source, target):

@@ -60,7 +60,7 @@ def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
     )
 
 
-def dry_run_report(setup):
+def dry_run_report(setup, *, processes=1):
     """The plan, the parameter counts and the expected cost of an update, as text."""
     config, backbone, teacher = setup.config, setup.backbone, setup.teacher
     height, width = setup.plan.final_hw
@@ -77,7 +77,8 @@ def dry_run_report(setup):
     sharing = {"shared": config.train.share_forward, "accumulation": config.train.accumulation}
     ours = update_cost(setup.plan, relative, **sharing, **common)
     plain = plain_cost(setup.plan, relative, **common)
-    batch = config.train.batch * config.train.accumulation
+    batch = config.train.batch * config.train.accumulation * processes
+    factors = [config.train.batch, config.train.accumulation, *([processes] if processes > 1 else [])]
     flops = ours.total * final * batch
     return "\n".join(
         [
@@ -87,7 +88,7 @@ def dry_run_report(setup):
             f"backbone    {backbone.name}, {config.backbone.base}",
             f"parameters  {_parameters(setup, count)}",
             f"prompts     {len(setup.prompts):,}, encoder {setup.cache.encoder}",
-            f"batch       {config.train.batch} x {config.train.accumulation} = {batch} samples an update",
+            f"batch       {' x '.join(map(str, factors))} = {batch} samples an update",
             f"updates     {config.train.updates}, of which {config.train.fake_only_updates} train the fake score alone "
             f"and {config.train.warmup_updates} draw every stage but the last",
             f"cost        {ours.total:.2f} forwards at {height}x{width} a sample and update: trajectory "

@@ -8,6 +8,7 @@ Exit codes: 0 done; 1 the run failed (a value that is not finite, a full disk); 
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -34,28 +35,50 @@ def _distill(arguments):
     try:
         config = load_config(arguments.config, arguments.set).resolved()
         # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
-        from training.costs import dry_run_report
-        from training.run_folder import check_folder, claim_folder, data_digests
-        from training.setup import prepare
-        from training.stopping import StopSignals
-        from training.trainer import Trainer
+        from training.processes import Processes
 
-        setup = prepare(config)
-        if arguments.dry_run:
-            print(dry_run_report(setup))
-            return 0
-        data = data_digests(config, setup.prompts)
-        folder = check_folder(config, data, resume=arguments.resume)
-        trainer = Trainer(setup, folder)
-        trainer.restore()
-        claim_folder(config, data, folder)
+        processes = Processes(config)
     except RMDError as error:
         return _say(error, 2)
-    with StopSignals() as signals:
+    if not processes.main:
+        logging.getLogger("training").setLevel(logging.ERROR)
+    try:
+        return _run(arguments, config, processes)
+    finally:
+        processes.close()
+
+
+def _run(arguments, config, processes):
+    from training.costs import dry_run_report
+    from training.run_folder import check_folder, claim_folder, data_digests
+    from training.setup import prepare
+    from training.stopping import StopSignals
+    from training.trainer import Trainer
+
+    try:
+        with processes.together():
+            setup = prepare(config, spread=processes.count if processes.sharded else 1)
+        if arguments.dry_run:
+            if processes.main:
+                print(dry_run_report(setup, processes=processes.count))
+            return 0
+        with processes.together():
+            if processes.main:
+                data = data_digests(config, setup.prompts)
+                folder = check_folder(config, data, resume=arguments.resume)
+        with processes.together():
+            trainer = Trainer(setup, processes)
+        trainer.restore()
+        with processes.together():
+            if processes.main:
+                claim_folder(config, data, folder)
+    except RMDError as error:
+        return _say(error, 2, everywhere=processes.is_lost(error))
+    with StopSignals(launcher=processes.count > 1) as signals:
         try:
             return trainer.run(signals)
         except RMDError as error:
-            return _say(error, 1)
+            return _say(error, 1, everywhere=processes.is_lost(error))
 
 
 def _parser():
@@ -67,8 +90,10 @@ def _parser():
     return parser
 
 
-def _say(error, code):
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def _say(error, code, *, everywhere=False):
+    """Print an error once, in the first process of each machine; or in every process that is left."""
+    if everywhere or int(os.environ.get("LOCAL_RANK", "0")) <= 0:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 

@@ -1,7 +1,7 @@
 """What is drawn for one phase of one update: stage, steps, noise levels, prompts and noise.
 
 Every draw is a function of the run's seed, the update, the phase and the number of the sample in the whole batch. So a
-resumed run needs no generator state, and dividing a batch into micro-batches changes nothing.
+resumed run needs no generator state, and dividing a batch among processes or into micro-batches changes nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ class PhaseDraw:
     prompts: tuple
     seed: int
     items: tuple
+    reach: int | None = None  # the step that trajectories are made up to; None: the last one of ``steps``
 
     def rows(self, start, stop):
         """The draw for a part of the samples."""
@@ -39,6 +40,10 @@ class PhaseDraw:
             prompts=self.prompts[part],
             items=self.items[part],
         )
+
+    def reaching(self, step):
+        """The draw with trajectories made up to a step (or further)."""
+        return replace(self, reach=step)
 
     def noise(self, purpose):
         """White noise for ``purpose`` as a source the cascade can draw from."""
@@ -53,7 +58,7 @@ class Draws:
         self._intervals = intervals
         self._order = order
         self._seed = seed
-        self._batch = batch  # of a whole update: micro-batch times accumulation
+        self._batch = batch  # of a whole update: micro-batch times accumulation times processes
 
     def phase(self, update, name, *, round_number):
         """The draw for a phase ``name`` of ``update`` (counted from 1); rounds with one number share their prompts."""

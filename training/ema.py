@@ -6,6 +6,8 @@ import torch
 
 from rmd_core.errors import RMDError
 
+from .sharding import fits, local, put
+
 
 class WeightAverage:
     """The average ``decay * average + (1 - decay) * weights`` in float32, starting from the weights at hand."""
@@ -17,15 +19,15 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, network):
         """Take in the network's present weights."""
-        weights = [p.detach().float() for p in network.parameters()]
-        torch._foreach_lerp_(list(self.tensors.values()), weights, 1 - self.decay)
+        weights = [local(p.detach()).float() for p in network.parameters()]
+        torch._foreach_lerp_([local(tensor) for tensor in self.tensors.values()], weights, 1 - self.decay)
 
     def load(self, tensors, source):
         """Continue from a saved average. Raises RMDError, naming ``source``, if it is that of another network."""
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in self.tensors.items()}:
+        if not fits(tensors, self.tensors):
             raise RMDError(f"{source}: its weight average belongs to another network; start in a new output folder")
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+            put(tensor, tensors[name])
 
     @contextlib.contextmanager
     def applied_to(self, network):
@@ -42,4 +44,4 @@ class WeightAverage:
     @torch.no_grad()
     def _copy(source, parameters):
         for name, parameter in parameters.items():
-            parameter.copy_(source[name])
+            local(parameter).copy_(local(source[name]))

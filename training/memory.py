@@ -65,18 +65,20 @@ def gib(count):
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
-def estimate_memory(config, backbone, outline, *, size, tokens):
-    """The MemoryEstimate of a resolved configuration.
+def estimate_memory(config, backbone, outline, *, size, tokens, spread=1):
+    """The MemoryEstimate of a resolved configuration, for each process.
 
     ``outline``: the network on the meta device. ``size``: the final latent height and width. ``tokens``: the length of
-    a prompt. Not in it: the autoencoder of validation, the device's own library, fragmentation.
+    a prompt. ``spread``: the number of processes that networks are spread over. Not in it: the autoencoder of
+    validation, the device's own library, fragmentation, and the block of a spread network that is brought together.
     """
     whole = config.model.mode == "three networks"
     views, trained = _networks(config, backbone, outline)
     numel = sum(p.numel() for p in trained)
     base = sum(p.numel() for p in outline.parameters())
     base_dtype = "float32" if whole else config.model.base_dtype
-    weights = {base_dtype: base * _BYTES[base_dtype] * (3 if whole else 1)}
+    weights = {base_dtype: base * _BYTES[base_dtype] * (3 if whole else 1) // spread}
+    held = numel // spread if whole else numel  # adapters are not spread
     if not whole:
         weights["float32"] = weights.get("float32", 0) + 2 * 4 * numel
     casts = 0
@@ -86,9 +88,9 @@ def estimate_memory(config, backbone, outline, *, size, tokens):
     return MemoryEstimate(
         trained=numel,
         weights=weights,
-        gradients=4 * numel,
-        optimiser=2 * (2 * 4 * numel + 4 * len(trained)),  # two moments, and a step count for each tensor
-        average=0 if config.train.ema is None else 4 * numel,
+        gradients=4 * held,
+        optimiser=2 * (2 * 4 * held + 4 * len(trained)),  # two moments, and a step count for each tensor
+        average=0 if config.train.ema is None else 4 * held,
         casts=casts,
         activations=_activations(config, backbone, views, trained, size, tokens),
         size=size,

@@ -1,6 +1,7 @@
 """The record of a run: ``metrics.jsonl``, one JSON object per update."""
 
 import json
+import math
 from pathlib import Path
 
 from rmd_core.atomic_files import write_atomically
@@ -19,6 +20,15 @@ def latent_figures(x0):
         "x0_std": values.std().item(),
         "x0_saturation": (values.abs() > SATURATED).float().mean().item(),
     }
+
+
+def combine(figures):
+    """Figures of equally large shares of a batch, one dictionary each, as those of the whole batch."""
+    mean = {name: sum(part[name] for part in figures) / len(figures) for name in figures[0]}
+    if "x0_std" not in mean or len(figures) == 1:
+        return mean
+    square = sum(part["x0_std"] ** 2 + part["x0_mean"] ** 2 for part in figures) / len(figures)
+    return mean | {"x0_std": math.sqrt(max(square - mean["x0_mean"] ** 2, 0.0))}
 
 
 class MetricsFile:

@@ -62,6 +62,8 @@ class Objective:
 
         def denoise(x, step):
             rows = (draw.steps > step.index).nonzero().flatten().to(x.device)
+            if not len(rows):  # only because other processes go on: one call without use
+                rows = torch.zeros(1, dtype=torch.long, device=x.device)
             x0, eps = torch.zeros_like(x), torch.zeros_like(x)
             x0[rows], eps[rows] = self._step(student, x[rows], step, take(conditioning, rows))
             return x0, eps
@@ -69,12 +71,12 @@ class Objective:
         runner = DenoiserRunner(denoise, eta=self.eta, device=self.device)
         shape = self.backbone.latent_shape(len(draw.steps), self.frames)
         visits = trajectory(self.plan, runner, shape=shape, noise=draw.noise("trajectory"), boundary=self.boundary)
-        inputs = None
+        inputs, last = None, int(draw.steps.max()) if draw.reach is None else draw.reach
         for step, x in visits:
             if step.stage == draw.stage:
                 mine = (draw.steps == step.index).to(x.device)
                 inputs = x.clone() if inputs is None else torch.where(_like(mine, x), x, inputs)
-            if step.index == int(draw.steps.max()):
+            if step.index == last:
                 return inputs
         raise AssertionError("a drawn step lies in the plan")
 

@@ -4,6 +4,8 @@ import torch
 
 from rmd_core.errors import RMDError
 
+from .sharding import like
+
 
 def make_adamw(network, *, lr, settings):
     """AdamW over a network's trainable parameters, with the configuration's optimiser section."""
@@ -26,10 +28,10 @@ def load_optimiser_tensors(optimiser, tensors, source):
     wanted = {}
     for number, parameter in enumerate(parameters):
         wanted |= {f"{number}.exp_avg": parameter.shape, f"{number}.exp_avg_sq": parameter.shape, f"{number}.step": ()}
-    if tensors and {name: tensor.shape for name, tensor in tensors.items()} != wanted:
+    if tensors and (tensors.keys() != wanted.keys() or any(tensors[n].shape != s for n, s in wanted.items())):
         raise RMDError(f"{source}: its optimiser state belongs to another network; start in a new output folder")
     state = {}
     for name, value in tensors.items():
         number, _, entry = name.partition(".")
-        state.setdefault(int(number), {})[entry] = value
+        state.setdefault(int(number), {})[entry] = like(parameters[int(number)], value)
     optimiser.load_state_dict({"state": state, "param_groups": current["param_groups"]})

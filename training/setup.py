@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import get_int_from_env
 
 from rmd_core.errors import RMDError
 from rmd_core.intervals import StageDraw, TimestepIntervals
@@ -17,9 +16,6 @@ from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import PromptOrder, read_prompts
-
-# Where accelerate looks for the number of processes; asked here, before they wait for each other.
-_PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -41,23 +37,23 @@ class Setup:
         """The conditioning of prompts, on the CPU."""
         return self.backbone.conditioning(self.cache, prompts)
 
-    def draws(self):
-        """All draws of the run."""
+    def draws(self, processes=1):
+        """All draws of the run, each for the samples of all processes together."""
         train = self.config.train
         return Draws(
             stage_draw=StageDraw(self.plan, train.warmup_updates),
             intervals=self.intervals,
             order=PromptOrder(self.prompts, train.seed),
             seed=train.seed,
-            batch=train.batch * train.accumulation,
+            batch=train.batch * train.accumulation * processes,
         )
 
 
-def prepare(config):
-    """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong."""
-    processes = get_int_from_env(_PROCESS_COUNTS, 1)
-    if processes > 1:
-        raise RMDError(f"training runs in one process, {processes} were started; start one")
+def prepare(config, *, spread=1):
+    """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
+
+    ``spread``: the number of processes that networks will be spread over, for the memory estimate.
+    """
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
@@ -72,7 +68,7 @@ def prepare(config):
     backbone.check_sizes(outline, config.plan.sizes)
 
     def estimated(config):
-        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens)
+        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
 
     memory = tell_memory(config, estimated, *device_memory(config.train.device))
     # Full copies are trained in float32, which the teacher they are held against then shares.

@@ -4,10 +4,15 @@ import signal
 
 
 class StopSignals:
-    """Within the block the first SIGINT or SIGTERM is noted in ``received``; a second one acts at once."""
+    """Within the block the first SIGINT or SIGTERM is noted in ``received``; a second one acts at once.
 
-    def __init__(self):
+    With ``launcher`` a second one does nothing: a launcher passes on what its processes may have got already, and ends
+    them itself when they take too long.
+    """
+
+    def __init__(self, *, launcher=False):
         self.received = None
+        self._launcher = launcher
         self._before = {}
 
     def __enter__(self):
@@ -24,8 +29,9 @@ class StopSignals:
         return 128 + self.received
 
     def _note(self, number, _frame):
-        self.received = number
-        self._restore()
+        self.received = self.received or number
+        if not self._launcher:
+            self._restore()
 
     def _restore(self):
         for number, handler in self._before.items():

@@ -1,10 +1,12 @@
 """The training loop: fake-score steps, a student step, the record, validation, checkpoints."""
 
+import contextlib
 import logging
 import math
 import time
+from pathlib import Path
 
-from accelerate import Accelerator
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from rmd_core.errors import RMDError
@@ -13,11 +15,12 @@ from .backbones.base import move
 from .board import Board
 from .checkpoints import CheckpointStore
 from .files import write_failure
-from .metrics import MetricsFile, latent_figures
+from .metrics import MetricsFile, combine, latent_figures
 from .networks import make_networks
 from .objective import Objective
 from .plans import loss_boundary, sampling_boundary, training_boundary
 from .prompt_cache import NULL_PROMPT
+from .sharding import full
 from .two_phase import NotFinite, TwoPhases, describe
 from .validation import Validation
 
@@ -25,24 +28,20 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run: ``restore`` once, then ``run``."""
+    """One run in all its processes: ``restore`` once, then ``run``."""
 
-    def __init__(self, setup, folder):
+    def __init__(self, setup, processes):
         self.setup = setup
         self.config = setup.config
-        self.folder = folder
-        train, output = self.config.train, self.config.output
-        self.accelerator = Accelerator(
-            cpu=train.device == "cpu",
-            mixed_precision="bf16" if train.precision == "bfloat16" else "no",
-        )
-        self.device = self.accelerator.device
-        self.draws = setup.draws()
+        self.processes = processes
+        self.device = processes.device
+        self.folder = folder = Path(self.config.output.folder)
+        self.draws = setup.draws(processes.count)
         self.done = 0
         self.board = None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.store = CheckpointStore(folder / "checkpoints", keep=output.keep)
-        self.networks = make_networks(setup, self.accelerator)
+        self.store = CheckpointStore(folder / "checkpoints", keep=self.config.output.keep, processes=processes)
+        self.networks = make_networks(setup, processes)
         self.phases = self._make_phases()
         self.validation = self._make_validation() if setup.vae is not None else None
 
@@ -66,7 +65,8 @@ class Trainer:
             embed=setup.embed,
             null=setup.embed([NULL_PROMPT]),
             micro_batch=self.config.train.batch,
-            backward=self.accelerator.backward,
+            agree=self.processes.agree if self.processes.count > 1 else None,
+            backward=self.processes.accelerator.backward,
         )
 
     def _make_validation(self):
@@ -74,7 +74,7 @@ class Trainer:
         return Validation(
             setup.plan,
             setup.backbone,
-            setup.vae.to(self.device),
+            setup.vae.to(self.device) if self.processes.main else None,
             conditioning=move(setup.embed(setup.validation_prompts), self.device),
             boundary=sampling_boundary(method),
             eta=method.eta,
@@ -86,27 +86,42 @@ class Trainer:
 
     def restore(self):
         """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one."""
-        checkpoint = self.store.load_latest(self.networks.parts())
-        if checkpoint is not None:
-            self.networks.load(checkpoint)
-            self.done = checkpoint.update
-            log.info("resuming after update %d from %s", self.done, checkpoint.path)
-        self.metrics.keep_until(self.done if checkpoint else -1)
+        with self.processes.together():
+            newest = max(self.store.updates(), default=-1)
+        newest = int(self.processes.gather([newest])[0][0])
+        with self.processes.together():
+            if newest >= 0:
+                checkpoint = self.store.load(newest, self.networks.parts())
+                self.networks.load(checkpoint)
+                self.done = checkpoint.update
+                log.info("resuming after update %d from %s", self.done, checkpoint.path)
+                if checkpoint.processes != self.processes.count:
+                    log.warning(
+                        "warning: this run had %d processes until update %d and has %d from here on, and with them "
+                        "the samples of an update change",
+                        *(checkpoint.processes, self.done, self.processes.count),
+                    )
+            if self.processes.main:
+                self.metrics.keep_until(newest)
 
     def run(self, signals):
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""
         try:
-            if self.config.output.tensorboard:
+            self._tell_batch()
+            if self.config.output.tensorboard and self.processes.main:
                 self.board = Board(self.folder / "tensorboard", first=self.done + 1)
             return self._loop(signals)
-        except OSError as error:
-            raise write_failure(self.folder, error) from None
+        except RuntimeError as error:
+            raise self.processes.lost(error) or error from None
 
     def _loop(self, signals):
         train, output = self.config.train, self.config.output
         if self.done == 0 and self.validation is not None:
-            self._record({"update": 0, **self._validate(0)})
-        with tqdm(total=train.updates, initial=min(self.done, train.updates), unit="update", dynamic_ncols=True) as bar:
+            figures = self._validate(0)
+            with self._writing():
+                self._record({"update": 0, **figures})
+        bar = {"total": train.updates, "initial": min(self.done, train.updates), "disable": not self.processes.main}
+        with tqdm(**bar, unit="update", dynamic_ncols=True) as bar:
             while self.done < train.updates:
                 started = time.perf_counter()
                 try:
@@ -115,10 +130,12 @@ class Trainer:
                     raise self._stopped(error) from None
                 self.done += 1
                 last = self.done == train.updates
+                signals.received = self.processes.first_of(signals.received)
                 if self.validation is not None and (last or self.done % output.validate_every == 0):
                     figures |= self._validate(self.done)
                 figures["seconds"] = time.perf_counter() - started
-                self._record({"update": self.done, **figures})
+                with self._writing():
+                    self._record({"update": self.done, **figures})
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
                 bar.update()
                 if last or signals.received or self.done % output.checkpoint_every == 0:
@@ -127,10 +144,33 @@ class Trainer:
                     log.info("stopped by a signal after update %d; continue with --resume", self.done)
                     return signals.exit_code
         path = self.folder / f"{output.name}.safetensors"
-        with self.networks.averaged():
+        with self.networks.averaged(), self._writing():
             self.networks.export(path, update=self.done)
         log.info("the student is %s", path)
         return 0
+
+    def _tell_batch(self):
+        train, known = self.config.train, self.setup.backbone.known_batch
+        samples = train.batch * train.accumulation * self.processes.count
+        log.info(
+            "an update is %d samples: batch %d x accumulation %d x processes %d",
+            *(samples, train.batch, train.accumulation, self.processes.count),
+        )
+        if known is not None and samples < known and self.processes.main:
+            log.warning(
+                "warning: an update of %d samples is known to be too few: the authors train %s with %d; raise "
+                "train.accumulation or the number of processes",
+                *(samples, self.setup.backbone.name, known),
+            )
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """For what process 0 writes: its failure is everybody's."""
+        with self.processes.together():
+            try:
+                yield
+            except OSError as error:
+                raise write_failure(self.folder, error) from None
 
     def _stopped(self, error):
         latest = self.store.latest_path()
@@ -144,28 +184,36 @@ class Trainer:
         """One update, counted from 1; returns its figures. Raises RMDError when a loss or gradient is not finite."""
         train, settings = self.config.train, self.config.optimiser
         with_student = number > train.fake_only_updates
-        figures = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}
+        figures, mine = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}, {}
         for turn in range(train.fake_steps):
             round_number = (number - 1) * train.fake_steps + turn
             draw = self.draws.phase(number, f"fake-{turn}", round_number=round_number)
             share = with_student and train.share_forward and turn == train.fake_steps - 1
-            figures["loss_fake"], samples = self.phases.fake_phase(draw, share=share)
+            mine["loss_fake"], samples = self.phases.fake_phase(self._share(draw), share=share)
             figures["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", draw)
         if with_student:
             if share:
                 draw = self.draws.other_levels(draw, number, "student")
             else:
                 draw = self.draws.phase(number, "student", round_number=round_number)
-            figures["loss_student"], x0 = self.phases.student_phase(draw, samples)
+            mine["loss_student"], x0 = self.phases.student_phase(self._share(draw), samples)
             figures["norm_student"] = self._step("student", settings.clip_student, "student", draw)
-            figures |= latent_figures(x0)
+            mine |= latent_figures(x0)
             self.networks.student_moved()
-        return figures | {"stage": draw.stage + 1}
+        shares = [dict(zip(mine, row)) for row in self.processes.gather(mine.values())]
+        return figures | combine(shares) | {"stage": draw.stage + 1}
+
+    def _share(self, draw):
+        """This process's samples of a draw for all."""
+        mine = draw.rows(*self.processes.rows(len(draw.steps)))
+        # Calls of spread networks are made by all processes together, so all make as many.
+        return mine.reaching(int(draw.steps.max())) if self.processes.sharded else mine
 
     def _step(self, role, limit, name, draw):
         """Clip, step and clear; returns the gradient's norm before clipping."""
         parameters, optimiser = list(self.networks.trained[role].parameters()), self.networks.optimisers[role]
-        norm = self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit).item()
+        self.processes.average_gradients(parameters)
+        norm = full(clip_grad_norm_(parameters, math.inf if limit is None else limit)).item()
         if not math.isfinite(norm):
             raise NotFinite(f"the {name}'s gradient norm is {norm} {describe(draw)}")
         optimiser.step()
@@ -174,9 +222,13 @@ class Trainer:
 
     def _validate(self, update):
         with self.networks.averaged() as student:
-            return self.validation.run(student, update)
+            latents = self.validation.sample(student)
+        with self._writing():
+            return self.validation.write(latents, update) if self.processes.main else {}
 
     def _record(self, entry):
+        if not self.processes.main:
+            return
         self.metrics.append(entry)
         if self.board is not None:
             self.board.add({name: value for name, value in entry.items() if name != "update"}, entry["update"])

@@ -28,10 +28,11 @@ class TwoPhases:
     """Adds the gradients of either phase to the networks' ``.grad``; stepping is the caller's.
 
     ``embed(prompts)``: conditioning on the CPU. ``null``: conditioning of the null prompt, one row.
-    ``micro_batch``: samples of one forward. ``backward``: what to call on a loss.
+    ``micro_batch``: samples of one forward. ``agree(problem)``: the first problem that any process has, a line of text
+    or None; None where this is the only one. ``backward``: what to call on a loss, its own where None.
     """
 
-    def __init__(self, objective, *, student, fake, teacher, embed, null, micro_batch, backward=torch.Tensor.backward):
+    def __init__(self, objective, *, student, fake, teacher, embed, null, micro_batch, agree=None, backward=None):
         self.objective = objective
         self.student = student
         self.fake = fake
@@ -40,7 +41,8 @@ class TwoPhases:
         self.device = objective.device
         self.null = move(null, self.device)
         self.micro_batch = micro_batch
-        self.backward = backward
+        self.agree = agree or (lambda problem: problem)
+        self.backward = backward or torch.Tensor.backward
 
     def fake_phase(self, draw, *, share):
         """Gradients of the fake score's loss: ``(loss, samples)``.
@@ -87,8 +89,10 @@ class TwoPhases:
 
     def _add(self, loss, parts, name, part):
         value = loss.item()
-        if not math.isfinite(value):
-            raise NotFinite(f"the {name}'s loss is {value} {describe(part)}")
+        fine = math.isfinite(value)
+        problem = self.agree(None if fine else f"the {name}'s loss is {value} {describe(part)}")
+        if problem is not None:
+            raise NotFinite(problem)
         self.backward(loss / parts)
         return value / parts
 

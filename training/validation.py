@@ -45,9 +45,12 @@ class Validation:
             device=self.device,
         ).x0
 
-    def run(self, network, update):
-        """Write the grid of an update; returns figures: the share of pixels burnt to black or white in a channel."""
-        pictures = self.backbone.decode(self.vae, self.sample(network))
+    def write(self, latents, update):
+        """Write the grid of an update from the latents of ``sample``.
+
+        Returns figures: the share of pixels burnt to black or white in a channel.
+        """
+        pictures = self.backbone.decode(self.vae, latents)
         make_folder(self.folder)
         write_atomically(self.folder / f"step_{update:06d}.png", grid_png(pictures[:, :, 0]))
         burnt = (pictures <= _NEARLY) | (pictures >= 1 - _NEARLY)

@@ -32,6 +32,7 @@ class WanBackbone(Backbone):
     pixels_per_cell = 8
     size_conditioning = "none"
     temporal = True
+    known_batch = 64  # the authors', see docs/training.md, on several devices
     adapter_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, *, shift=None):

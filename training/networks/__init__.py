@@ -9,6 +9,6 @@ MODES = {"adapters": AdapterNetworks, "three networks": ThreeNetworks}
 __all__ = ["Networks", "adapt", "make_networks"]
 
 
-def make_networks(setup, accelerator):
-    """The Networks of the configured mode, on the accelerator's device. They take over ``setup.teacher``."""
-    return MODES[setup.config.model.mode](setup, accelerator)
+def make_networks(setup, processes):
+    """The Networks of the configured mode, on this process's device. They take over ``setup.teacher``."""
+    return MODES[setup.config.model.mode](setup, processes)

@@ -13,6 +13,7 @@ from rmd_core.errors import RMDError
 from rmd_core.seeds import derive_seed
 
 from ..lora_file import Factors
+from ..sharding import full
 
 
 class AdaptedNetwork:
@@ -26,6 +27,7 @@ class AdaptedNetwork:
     def __init__(self, network, names, *, rank, alpha, targets):
         self.network = network.requires_grad_(False)
         self.alpha = alpha
+        self._kind = type(network)
         self._active = ""  # no adapter's name
         _check_targets(network, targets)
         settings = LoraConfig(
@@ -90,6 +92,7 @@ class AdaptedNetwork:
         """
         weights = {}
         for key, tensor in self.network.state_dict().items():
+            tensor = full(tensor)
             owner, _, kind = key.rpartition(".")
             layer_name = owner.removesuffix(".base_layer")
             if layer_name != owner and kind == "weight":
@@ -100,7 +103,7 @@ class AdaptedNetwork:
             elif not any(owner.startswith(f"{adapted}.") for adapted in self.layers):
                 weights[key] = _fitting(tensor, dtype)
         with init_empty_weights(include_buffers=False):
-            plain = type(self.network).from_config(self.network.config)
+            plain = self._kind.from_config(self.network.config)
         plain.load_state_dict(weights, strict=True, assign=True)
         return plain.eval().requires_grad_(False)
 

@@ -7,6 +7,7 @@ from rmd_core.errors import RMDError
 
 from ..ema import WeightAverage
 from ..optim import load_optimiser_tensors, make_adamw, optimiser_tensors
+from ..sharding import fits, put
 
 TRAINED = ("student", "fake")
 
@@ -23,10 +24,11 @@ class Networks(ABC):
     teacher: object
     trained: dict
 
-    def __init__(self, setup, accelerator):
+    def __init__(self, setup, processes):
         self.setup = setup
         self.config = setup.config
-        self.accelerator = accelerator
+        self.processes = processes
+        self.accelerator = accelerator = processes.accelerator
         self._place(setup.teacher)
         settings, ema = self.config.optimiser, self.config.train.ema
         rates = {"student": settings.student_lr, "fake": settings.fake_lr}
@@ -67,13 +69,14 @@ class Networks(ABC):
     def load(self, checkpoint):
         """Continue from a Checkpoint. Raises RMDError for one of other networks."""
         for role in TRAINED:
-            try:
-                self.trained[role].load_state_dict(checkpoint.parts[role])
-            except (KeyError, RuntimeError):
+            weights = self.trained[role].state_dict()
+            if not fits(checkpoint.parts[role], weights):
                 raise RMDError(
                     f"{checkpoint.path}: its {role} does not fit the teacher {self.config.backbone.base}; "
                     "delete that folder to resume from the checkpoint before"
-                ) from None
+                )
+            for name, tensor in weights.items():
+                put(tensor, checkpoint.parts[role][name])
             optimiser = self.optimisers[role].optimizer
             load_optimiser_tensors(optimiser, checkpoint.parts[f"{role}_optimiser"], checkpoint.path)
         if self.average is not None:

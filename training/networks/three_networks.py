@@ -2,7 +2,10 @@
 
 import copy
 
+from accelerate import init_empty_weights
+
 from ..export import export_student
+from ..sharding import full, shard
 from .base import TRAINED, Networks
 
 
@@ -10,14 +13,41 @@ class ThreeNetworks(Networks):
     """Three networks of one architecture; all weights of student and fake score are trained."""
 
     def _place(self, teacher):
-        device, accelerator = self.accelerator.device, self.accelerator
-        self.trained = {role: copy.deepcopy(teacher).requires_grad_(True).to(device) for role in TRAINED}
+        accelerator = self.accelerator
+        self._kind = type(teacher)
+        self.trained = {role: self._made(copy.deepcopy(teacher).requires_grad_(True)) for role in TRAINED}
+        # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree. Nothing is
+        # wrapped: Processes averages the gradients, once in an update.
+        self.student, self.fake, self.teacher = (
+            accelerator.prepare_model(network, evaluation_mode=True)
+            for network in (*self.trained.values(), self._on_device(teacher))
+        )
+
+    def _made(self, network):
         if self.config.backbone.gradient_checkpointing:
-            for network in self.trained.values():
-                network.enable_gradient_checkpointing()
-        self.student, self.fake = (accelerator.prepare_model(self.trained[role]) for role in TRAINED)
-        # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
-        self.teacher = accelerator.prepare_model(teacher.to(device), evaluation_mode=True)
+            network.enable_gradient_checkpointing()
+        return self._on_device(network)
+
+    def _on_device(self, network):
+        return shard(network, self.processes) if self.processes.sharded else network.to(self.processes.device)
+
+    def _whole(self, network):
+        """A network that is spread, whole on the CPU of process 0; to be asked for by all processes together."""
+        weights = {}
+        for name, tensor in network.state_dict().items():
+            tensor = full(tensor)
+            if self.processes.main:
+                weights[name] = tensor.cpu()
+        if not self.processes.main:
+            return None
+        with init_empty_weights(include_buffers=False):
+            plain = self._kind.from_config(network.config)
+        plain.load_state_dict(weights, strict=True, assign=True)
+        return plain
 
     def export(self, path, *, update):
-        export_student(self.setup, self.trained["student"], path, update=update)
+        student = self.trained["student"]
+        if self.processes.sharded:
+            student = self._whole(student)
+        if self.processes.main:
+            export_student(self.setup, student, path, update=update)

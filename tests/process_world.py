@@ -1,0 +1,93 @@
+"""Runs of distill.py in several processes on this machine, forked from a server that has everything imported."""
+
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+import time
+
+from training_world import distill
+
+BOUND = 100  # seconds after which a run that hangs is ended, and its test fails
+
+
+class Run:
+    """distill.py in ``count`` processes on one world.
+
+    ``sharded``: as an accelerate configuration with FSDP asks for it. ``each``: further overrides for single ranks.
+    ``limits``: for single ranks, the bytes that no file may grow beyond, as on a full disk.
+    """
+
+    def __init__(self, count, world, *overrides, flags=(), sharded=False, each=None, limits=None):
+        self.world = world
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["process_world", "training.trainer"])
+        shared = {
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": _free_port(),
+            "ACCELERATE_USE_FSDP": str(sharded).lower(),
+        }
+        self.processes = []
+        for rank in range(count):
+            mine = (*overrides, *(each or {}).get(rank, ()))
+            variables = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+            arguments = (world, variables, mine, flags, (limits or {}).get(rank))
+            self.processes.append(context.Process(target=_one, args=arguments))
+            self.processes[-1].start()
+
+    def codes(self):
+        """The exit codes, once all processes have ended."""
+        deadline = time.monotonic() + BOUND
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        hanging = [process for process in self.processes if process.is_alive()]
+        for process in hanging:
+            process.kill()
+            process.join()
+        assert not hanging, "\n".join(self.printed())
+        return [process.exitcode for process in self.processes]
+
+    def printed(self):
+        """What each process has printed."""
+        paths = (self.world / f"printed_{rank}.txt" for rank in range(len(self.processes)))
+        return [path.read_text(encoding="utf-8") for path in paths]
+
+    def errors(self):
+        """The error lines of each process."""
+        return [[line for line in text.splitlines() if line.startswith("error:")] for text in self.printed()]
+
+    def wait_for_update(self, folder, update):
+        """Wait until the record has reached an update; all processes are still running then."""
+        path, deadline = folder / "metrics.jsonl", time.monotonic() + BOUND
+        while time.monotonic() < deadline:
+            assert all(process.is_alive() for process in self.processes), "\n".join(self.printed())
+            if path.exists() and len(path.read_text(encoding="utf-8").splitlines()) >= update:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the run made no progress")
+
+
+def distill_on(count, world, *overrides, **settings):
+    """A Run that has ended well."""
+    run = Run(count, world, *overrides, **settings)
+    assert run.codes() == [0] * count, "\n".join(run.printed())
+    return run
+
+
+def _one(world, variables, overrides, flags, limit):
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    with open(world / f"printed_{variables['RANK']}.txt", "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.exit(distill(world, *overrides, flags=flags))
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
