@@ -9,7 +9,9 @@ from .sockets import CATEGORY
 
 
 class RMDLoadPromptEmbeddings(io.ComfyNode):
-    """One prompt of a trainer's prompt cache as CONDITIONING (1, tokens, dim) in float32, padded as in training.
+    """One prompt of a trainer's prompt cache as CONDITIONING (1, tokens, dim) in float32, as the network was given it.
+
+    Zero-padded to the cache's length unless the network takes a mask; with the pooled part (1, width) if there is one.
 
     Raises RMDError, naming the prompts that look alike, for one that is not in the file.
     """
@@ -36,7 +38,7 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
                     tooltip="A prompt of the cache, word for word; empty for the null prompt, the usual negative.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The prompt's embedding, zero-padded to the cache's length.")],
+            outputs=[io.Conditioning.Output(tooltip="The prompt's embedding as in training, pooled part included.")],
         )
 
     @classmethod
@@ -49,8 +51,8 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
         text = prompt if prompt in cache else prompt.strip()
         if text not in cache:
             raise RMDError(_not_there(cache, file, text))
-        # `pooled_output: None` is what ComfyUI's own encoders of sequences alone (T5, UMT5) give.
-        return io.NodeOutput([[cache.batch([text]), {"pooled_output": None}]])
+        # Without a pooled part it is None, as ComfyUI's own encoders of sequences alone (T5, UMT5) give it.
+        return io.NodeOutput([[cache.embedding(text), {"pooled_output": cache.pooled([text])}]])
 
 
 def _not_there(cache: PromptCache, file: str, text: str) -> str:

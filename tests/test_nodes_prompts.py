@@ -95,6 +95,16 @@ def test_embeddings_are_the_trainers(load):
     assert torch.equal(load(PROMPTS.name, "  apple noto on-blue\n")[0][0], cache.batch(["apple noto on-blue"]))
 
 
+def test_pooled_and_masked_embeddings(folder, load):
+    """A network that masks the padding gets the prompt alone; a pooled part goes where SDXL and SD3 look for it."""
+    made = {text: torch.full((count, 6), float(count)) for text, count in (("", 1), ("red", 4), ("blue", 2))}
+    pooled = {text: torch.full((5,), float(len(text))) for text in made}
+    path = folder / "rmd_prompts" / "own.safetensors"
+    write_prompt_cache(path, made, encoder="toy", pooled=pooled, masked=True)
+    ((tensor, extra),) = load(path.name, "blue")
+    assert torch.equal(tensor, made["blue"][None]) and torch.equal(extra["pooled_output"], pooled["blue"][None])
+
+
 def test_the_network_gets_what_the_trainers_sampler_gives_it(comfy, folder, load):
     """Prompts of unequal lengths are padded alike for the positive, the negative and the trainer."""
     import comfy.samplers
