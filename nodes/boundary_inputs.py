@@ -33,6 +33,6 @@ def boundary_inputs():
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of predicted noise at the switch: 0 is all fresh, 1 all predicted.",
+            tooltip="Share of predicted noise at the switch: 0 is all fresh, 1 all predicted. Not used by fresh.",
         ),
     ]

@@ -19,7 +19,8 @@ class RMDGuider(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Makes core's SamplerCustomAdvanced run a whole plan. Its noise socket then only gives the seed "
-                "(RMD Noise also keeps batch_index), and its sigmas socket nothing: the levels are the plan's."
+                "(DisableNoise counts as seed 0; RMD Noise also keeps batch_index), and its sigmas socket nothing: "
+                "the levels are the plan's."
             ),
             search_aliases=["cascade guider"],
             inputs=[

@@ -22,7 +22,7 @@ class RMDStageOverride(io.ComfyNode):
             category=CATEGORY,
             description="Gives one stage its own guider, sampler or way of being entered. Chain several of these.",
             inputs=[
-                io.Int.Input("stage", default=2, min=1, max=64, tooltip="Which stage; 1 is the first and smallest."),
+                io.Int.Input("stage", default=2, min=1, max=64, tooltip="Which stage of those that run, from 1."),
                 io.DynamicCombo.Input(
                     "boundary",
                     options=[

@@ -27,7 +27,7 @@ class RMDStageSigmas(io.ComfyNode):
             search_aliases=["rmd sigmas", "multi-resolution sigmas", "stage size"],
             inputs=[
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
-                io.Int.Input("stage", default=1, min=1, max=64, tooltip="Which stage, counted from 1 (the smallest)."),
+                io.Int.Input("stage", default=1, min=1, max=64, tooltip="Which stage of those that run, from 1."),
             ],
             outputs=[
                 io.Sigmas.Output(display_name="sigmas", tooltip="The stage's sigmas for SamplerCustomAdvanced."),

@@ -21,7 +21,8 @@ class RMDStageUpscale(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Takes a stage to a larger size: connect LATENT and NOISE to the next SamplerCustomAdvanced. "
-                "The stage before must end above sigma 0 (RMD Stage Sigmas) with RMD Step Sampler or euler."
+                "The stage before must end above sigma 0 (RMD Stage Sigmas) with RMD Step Sampler or euler. "
+                "Conditioning is not sized here: areas in pixels and fixed SDXL sizes are for RMD Sampler."
             ),
             search_aliases=["latent upscale", "renoise", "stage switch"],
             inputs=[
