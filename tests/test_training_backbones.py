@@ -23,6 +23,7 @@ from rmd_core.header import save_safetensors
 from rmd_core.recipe import read_recipe
 from training.backbones import BACKBONES, make_backbone
 from training.backbones.base import Backbone, network_dtype
+from training.processes import Processes
 from training.prompt_cache import PromptCache, write_prompt_cache
 from training.trainer import Trainer
 from training_world import distill, equal, metrics, refused, tensors, tiny_wan
@@ -60,11 +61,11 @@ def test_names_are_those_of_the_configuration():
     assert {name: kind.name for name, kind in BACKBONES.items()} == {name: name for name in BACKBONES}
 
 
-def test_one_update_moves_student_and_fake_wherever_the_output_depends_on_them(world, tmp_path):
+def test_one_update_moves_student_and_fake_wherever_the_output_depends_on_them(world):
     name, folder = world
     setup = backbone_setup(name, folder)
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = Trainer(setup, tmp_path)
+    trainer = Trainer(setup, Processes(setup.config))
     networks = {part: getattr(trainer.phases, part) for part in ("student", "fake", "teacher")}
     before = {part: {n: t.clone() for n, t in net.state_dict().items()} for part, net in networks.items()}
     assert equal(before["student"], before["teacher"]) and equal(before["fake"], before["teacher"])
