@@ -24,6 +24,12 @@ def _a_path(path):
     raise ValueError("this is no path, it holds a character that file names cannot have")
 
 
+def _each_once(names):
+    if len(set(names)) == len(names):
+        return names
+    raise ValueError("name each tracker once")
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -39,6 +45,7 @@ _UNDECISIVE = (
     "train.device",
 )
 File = Annotated[Path, AfterValidator(_a_path)]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
@@ -193,7 +200,9 @@ class OutputSection(Section):
     validate_every: Count = 50
     validation_prompts: tuple[str, ...] | None = Field(None, description="null: the first prompts")
     pictures: Count = Field(8, description="pictures of a validation grid")
-    tensorboard: bool = True
+    trackers: Annotated[tuple[Tracker, ...], AfterValidator(_each_once)] = Field(
+        ("tensorboard",), description="who keeps the figures beside metrics.jsonl"
+    )
 
 
 class Config(Section):

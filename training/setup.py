@@ -16,6 +16,7 @@ from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import PromptOrder, read_prompts
+from .trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Setup:
 
 def outline_run(config):
     """(backbone, plan, intervals, outline of the teacher): what is checked in no time, without prompts or weights."""
+    check_trackers(config.output.trackers)
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
