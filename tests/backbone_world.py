@@ -71,7 +71,7 @@ loss: {{cfg: 2.0}}
 prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
 optimiser: {{student_lr: 1e-3, fake_lr: 1e-3, weight_decay: 0.0}}
 train: {{updates: 1, batch: 2, warmup_updates: 0, device: cpu}}
-output: {{folder: "{folder}/out", pictures: 2, validate_every: 1, tensorboard: false, dtype: float32}}
+output: {{folder: "{folder}/out", pictures: 2, validate_every: 1, trackers: [], dtype: float32}}
 """
 
 

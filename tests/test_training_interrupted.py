@@ -135,7 +135,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full_is_one_line(tmp_path, small_disk):
     config = write_world(tmp_path)  # a checkpoint takes 5 MB
-    overrides = ("output.tensorboard=true", f"output.folder={small_disk}/out", "output.checkpoint_every=2")
+    overrides = ("output.trackers=[tensorboard]", f"output.folder={small_disk}/out", "output.checkpoint_every=2")
     code, output = finished(start(config, *overrides))
     line = one_error_line(output)
     assert code == 1 and "No space left" in line and "there is no earlier checkpoint" in line

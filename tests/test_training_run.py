@@ -42,7 +42,8 @@ def world(pristine, tmp_path):
 
 
 def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
-    assert distill(world, f"backbone.vae={world}/vae.safetensors", "output.tensorboard=true", "output.keep=1") == 0
+    sets = (f"backbone.vae={world}/vae.safetensors", "output.trackers=[tensorboard]", "output.keep=1")
+    assert distill(world, *sets) == 0
     out = world / "out"
     record = metrics(out)
     assert [entry["update"] for entry in record] == list(range(7))

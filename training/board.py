@@ -28,6 +28,9 @@ class Board:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
         self._write(Event(wall_time=time.time(), step=update, summary=Summary(value=values)))
 
+    def finish(self):
+        """Nothing is held back or left open."""
+
     def _write(self, event):
         if self._failed:
             return

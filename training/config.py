@@ -24,13 +24,28 @@ def _a_path(path):
     raise ValueError("this is no path, it holds a character that file names cannot have")
 
 
+def _each_once(names):
+    if len(set(names)) == len(names):
+        return names
+    raise ValueError("name each tracker once")
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Cells = tuple[Count, Count]
-_UNDECISIVE = ("output.", "backbone.vae", "backbone.gradient_checkpointing", "train.updates", "train.device")
+_UNDECISIVE = (
+    "output.",
+    "backbone.vae",
+    "backbone.gradient_checkpointing",
+    "prompts.encode_from",
+    "prompts.negative",
+    "train.updates",
+    "train.device",
+)
 File = Annotated[Path, AfterValidator(_a_path)]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
@@ -129,6 +144,18 @@ class PromptSection(Section):
     cache: File
     file: File | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
     encoder: str | None = Field(None, description="refuse a cache made by another encoder")
+    encode_from: File | None = Field(
+        None, description="Diffusers-format folder whose text encoders make the cache where there is none"
+    )
+    negative: str = Field("", description="what the teacher is guided away from, in a cache made by encode_from")
+
+    @model_validator(mode="after")
+    def _something_to_encode(self):
+        if self.encode_from is not None and self.file is None:
+            raise ValueError("encode_from makes a cache of the prompts of a file; give prompts.file")
+        if self.negative and self.encode_from is None:
+            raise ValueError("negative is for a cache that encode_from makes; leave it out, or give encode_from")
+        return self
 
 
 class OptimiserSection(Section):
@@ -173,7 +200,9 @@ class OutputSection(Section):
     validate_every: Count = 50
     validation_prompts: tuple[str, ...] | None = Field(None, description="null: the first prompts")
     pictures: Count = Field(8, description="pictures of a validation grid")
-    tensorboard: bool = True
+    trackers: Annotated[tuple[Tracker, ...], AfterValidator(_each_once)] = Field(
+        ("tensorboard",), description="who keeps the figures beside metrics.jsonl"
+    )
 
 
 class Config(Section):

@@ -56,6 +56,8 @@ def _run(arguments, config, processes):
     from training.trainer import Trainer
 
     try:
+        if config.prompts.encode_from is not None:
+            _make_cache(arguments, config, processes)
         with processes.together():
             setup = prepare(config, spread=processes.count if processes.sharded else 1)
         if arguments.dry_run:
@@ -79,6 +81,17 @@ def _run(arguments, config, processes):
             return trainer.run(signals)
         except RMDError as error:
             return _say(error, 1, everywhere=processes.is_lost(error))
+
+
+def _make_cache(arguments, config, processes):
+    # Imported only where it is needed: text encoders take seconds.
+    from training.first_use import make_cache, refuse_to_make_cache
+
+    if arguments.dry_run:
+        with processes.together():
+            refuse_to_make_cache(config)
+    else:
+        processes.first_alone(make_cache(config, device=processes.device))
 
 
 def _parser():

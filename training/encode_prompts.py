@@ -85,6 +85,14 @@ class Shards:
 def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=256):
     """Write the cache of ``prompts`` and the null prompt at ``out``; returns how many prompts were encoded.
 
+    As ``encoding``, in one go.
+    """
+    return sum(encoding(encoders, prompts, out, negative=negative, batch=batch, shard=shard))
+
+
+def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=256):
+    """Write the cache of ``prompts`` and the null prompt at ``out``, as a generator over numbers of prompts encoded.
+
     ``encoders``: a ``TextEncoders``, which is loaded only if something is missing. ``negative``: what the teacher is
     guided away from. What ``out`` holds already is kept, but for the null prompt where a ``negative`` is given. Raises
     RMDError for an ``out`` made by other encoders.
@@ -111,6 +119,7 @@ def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, sha
                         encoded |= dict(zip(texts, encoders.encode(texts)))
                         bar.update(len(texts))
                     shards.add(encoded)
+                    yield len(encoded)
     tensors = shards.read()
     texts = dict.fromkeys(wanted, tensors)
     if known is not None:
@@ -129,7 +138,6 @@ def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, sha
         dtype=DTYPE,
     )
     shards.remove()
-    return len(missing)
 
 
 def main(argv=None):

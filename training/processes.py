@@ -81,6 +81,14 @@ class Processes:
         if shared is not None:
             raise RMDError(shared) from problem
 
+    def first_alone(self, steps):
+        """Process 0 goes through ``steps``, a generator, while the others wait; a step may take up to TIMEOUT."""
+        over = False
+        while not over:
+            with self.together():
+                over = not self.main or next(steps, self) is self
+            over = bool(self.gather([over])[0][0])
+
     def agree(self, problem):
         """The first problem (one line of text) that any process has, or None if none has."""
         if self.count == 1:

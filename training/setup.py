@@ -16,6 +16,7 @@ from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import PromptOrder, read_prompts
+from .trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,30 @@ class Setup:
         )
 
 
+def outline_run(config):
+    """(backbone, plan, intervals, outline of the teacher): what is checked in no time, without prompts or weights."""
+    check_trackers(config.output.trackers)
+    backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
+    plan = build_plan(config, backbone)
+    intervals = build_intervals(config, plan)
+    outline = backbone.outline(Path(config.backbone.base))
+    backbone.check_sizes(outline, config.plan.sizes)
+    return backbone, plan, intervals, outline
+
+
 def prepare(config, *, spread=1):
     """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
 
     ``spread``: the number of processes that networks will be spread over, for the memory estimate.
     """
-    backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
-    plan = build_plan(config, backbone)
-    intervals = build_intervals(config, plan)
+    backbone, plan, intervals, outline = outline_run(config)
     cache = PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts
     if not prompts:
         raise RMDError(f"{config.prompts.cache} holds no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
     cache.require((*prompts, *validation, NULL_PROMPT))
-    outline = backbone.outline(Path(config.backbone.base))
     backbone.check_cache(outline, cache)
-    backbone.check_sizes(outline, config.plan.sizes)
 
     def estimated(config):
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)

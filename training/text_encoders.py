@@ -14,12 +14,23 @@ from diffusers import (
     StableDiffusionXLPipeline,
     WanPipeline,
 )
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import NULL_PROMPT
 
 INDEX = "model_index.json"
+_LOADING = (  # what loading a broken folder raises
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    KeyError,
+    ImportError,
+    AttributeError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class TextEncoders:
             )
             self._pipeline.set_progress_bar_config(disable=True)
             self._pipeline.to(self.device)
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, AttributeError) as error:
+        except _LOADING as error:
             reason = " ".join(str(error).split())[:300]
             raise RMDError(f"{self.folder}: its text encoders cannot be loaded ({reason})") from None
         finally:

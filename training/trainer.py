@@ -12,7 +12,6 @@ from tqdm import tqdm
 from rmd_core.errors import RMDError
 
 from .backbones.base import move
-from .board import Board
 from .checkpoints import CheckpointStore
 from .files import write_failure
 from .metrics import MetricsFile, combine, latent_figures
@@ -21,6 +20,7 @@ from .objective import Objective
 from .plans import loss_boundary, sampling_boundary, training_boundary
 from .prompt_cache import NULL_PROMPT
 from .sharding import full
+from .trackers import start_trackers
 from .two_phase import NotFinite, TwoPhases, describe
 from .validation import Validation
 
@@ -38,7 +38,7 @@ class Trainer:
         self.folder = folder = Path(self.config.output.folder)
         self.draws = setup.draws(processes.count)
         self.done = 0
-        self.board = None
+        self.trackers = []
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.store = CheckpointStore(folder / "checkpoints", keep=self.config.output.keep, processes=processes)
         self.networks = make_networks(setup, processes)
@@ -108,11 +108,15 @@ class Trainer:
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""
         try:
             self._tell_batch()
-            if self.config.output.tensorboard and self.processes.main:
-                self.board = Board(self.folder / "tensorboard", first=self.done + 1)
+            with self.processes.together():
+                if self.processes.main:
+                    self.trackers = start_trackers(self.config, self.folder, first=self.done + 1)
             return self._loop(signals)
         except RuntimeError as error:
             raise self.processes.lost(error) or error from None
+        finally:
+            for tracker in self.trackers:
+                tracker.finish()
 
     def _loop(self, signals):
         train, output = self.config.train, self.config.output
@@ -230,5 +234,6 @@ class Trainer:
         if not self.processes.main:
             return
         self.metrics.append(entry)
-        if self.board is not None:
-            self.board.add({name: value for name, value in entry.items() if name != "update"}, entry["update"])
+        figures = {name: value for name, value in entry.items() if name != "update"}
+        for tracker in self.trackers:
+            tracker.add(figures, entry["update"])
