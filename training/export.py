@@ -9,6 +9,14 @@ from .lora_file import native_factors, save_lora
 from .plans import sampling_boundary
 
 
+def base_name(base):
+    """What a recipe calls its base: the file's or the folder's own name, the model's where its network was given."""
+    if not is_folder(base):
+        return base.stem
+    folder = base.resolve()
+    return folder.parent.name if folder.name in ("unet", "transformer") else folder.name
+
+
 def student_recipe(setup, *, update, adapter_alpha=None):
     """The Recipe of a student after ``update`` updates: everything the sampler needs."""
     config, backbone, base = setup.config, setup.backbone, setup.config.backbone.base
@@ -16,7 +24,7 @@ def student_recipe(setup, *, update, adapter_alpha=None):
         setup.plan,
         boundary=sampling_boundary(config.method),
         eta=config.method.eta,
-        base_model=base.name if is_folder(base) else base.stem,
+        base_model=base_name(base),
         architecture=backbone.architecture_of(setup.teacher),
         prediction=backbone.prediction,
         thresholds=config.plan.thresholds,

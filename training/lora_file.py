@@ -47,7 +47,8 @@ def _stacked(parts, rows):
             up[top : top + height, left : left + width] = part.up
             left += width
         top += height
-    return Factors(down, up, there[0].alpha * len(there))  # the rank grows as the alpha does
+    # The rank grows, so alpha / rank falls; up makes up for it, and every layer keeps the one alpha of the recipe.
+    return Factors(down, up * len(there), there[0].alpha)
 
 
 def save_lora(path, factors, *, dtype, metadata):

@@ -61,12 +61,29 @@ def outline_run(config):
     return backbone, plan, intervals, outline
 
 
+def _check_export(config, backbone, outline):
+    """Raise RMDError for an adapted layer that no LoRA file of ComfyUI's can hold, before anything is trained."""
+    if config.model.mode == "adapters" and not config.output.merge:
+        endings = tuple(f".{target}" for target in config.model.targets or ())  # the backbones' own are known to fit
+        for name, _ in outline.named_modules():
+            if endings and f".{name}".endswith(endings):
+                _check_layer(backbone, outline, name)
+
+
+def _check_layer(backbone, outline, name):
+    try:
+        backbone.native_layer(outline, name)
+    except RMDError as error:
+        raise RMDError(f"model.targets: {error}, or set output.merge=true") from None
+
+
 def prepare(config, *, spread=1):
     """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
 
     ``spread``: the number of processes that networks will be spread over, for the memory estimate.
     """
     backbone, plan, intervals, outline = outline_run(config)
+    _check_export(config, backbone, outline)
     cache = PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts
     if not prompts:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
@@ -104,17 +105,32 @@ class TextEncoders:
             others |= {"image_encoder": None, "feature_extractor": None}
         transformers_logging.disable_progress_bar()
         try:
+            for part in (part for part in self._parts if part.name.startswith("text_encoder")):
+                others[part.name] = self._whole_encoder(part)
             self._pipeline = self.family.pipeline.from_pretrained(
                 str(self.folder), torch_dtype=self.dtype, use_safetensors=True, local_files_only=True, **others
             )
             self._pipeline.set_progress_bar_config(disable=True)
             self._pipeline.to(self.device)
+        except RMDError:
+            raise
         except _LOADING as error:
             reason = " ".join(str(error).split())[:300]
             raise RMDError(f"{self.folder}: its text encoders cannot be loaded ({reason})") from None
         finally:
             transformers_logging.enable_progress_bar()
         return self
+
+    def _whole_encoder(self, part):
+        """One encoder with all its weights; transformers would fill what a file lacks with random numbers."""
+        kind = getattr(transformers, self._index()[part.name][1])
+        model, told = kind.from_pretrained(
+            str(part), torch_dtype=self.dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        for words, keys in (("lack", told["missing_keys"]), ("have in another shape", told["mismatched_keys"])):
+            if keys:
+                raise RMDError(f"{part}: its weights {words} {len(keys)} tensors, first '{min(map(str, keys))}'")
+        return model
 
     def __exit__(self, *_):
         """Free the encoders."""

@@ -25,6 +25,10 @@ def is_folder(path):
     return not (Path(path).is_file() or Path(path).suffix in _FILE_ENDINGS)
 
 
+PLAIN = ("F32", "F16", "BF16", "F64")
+"""Kinds of numbers that weights are read in, by their safetensors names."""
+
+
 def component_folder(path, component):
     """The folder of a component, such as ``transformer``, in a Diffusers-format folder, or ``path`` if it is one.
 
@@ -50,6 +54,7 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     folder = component_folder(path, component)
     _config(kind, folder, aliases)
     variant = _variant(folder)
+    _refuse_packed(folder)
     try:
         with _quiet():  # what is wrong is told below, in one line
             model, told = kind.from_pretrained(
@@ -132,12 +137,14 @@ def save_native(native, path, *, dtype, metadata):
 
 
 def scheduler_config(path):
-    """The scheduler's configuration in a Diffusers-format folder, empty where there is none."""
-    try:
-        config = json.loads((Path(path) / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    """The scheduler's configuration in a Diffusers-format folder, or beside the one of a network; else empty."""
+    for folder in (Path(path), Path(path).resolve().parent):
+        try:
+            config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        return config if isinstance(config, dict) else {}
+    return {}
 
 
 def _config(kind, folder, aliases):
@@ -148,6 +155,8 @@ def _config(kind, folder, aliases):
         raise RMDError(f"{folder / 'config.json'} cannot be read as a JSON object; download it again") from None
     if name not in (kind.__name__, *aliases):
         raise RMDError(f"{folder} holds a {name}, not a {kind.__name__}; choose another backbone.name or folder")
+    if config.get("quantization_config") is not None:
+        raise RMDError(f"{folder} holds a quantised model; give the weights it was made from")
     return config
 
 
@@ -178,6 +187,14 @@ def _quiet():
         yield
     finally:
         diffusers_logging.set_verbosity(before)
+
+
+def _refuse_packed(folder):
+    """Raise RMDError for weights that are no plain floating-point numbers, which would be read as if they were."""
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in read_header(path).tensors.items():
+            if entry.dtype not in PLAIN:
+                raise RMDError(f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(PLAIN)}, not quantised")
 
 
 def _variant(folder):

@@ -4,6 +4,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from rmd_core.errors import RMDError
+from rmd_core.header import read_header
 from rmd_core.logsnr import VPCurve
 
 from .base import Backbone, network_dtype
@@ -38,6 +39,10 @@ BASE = {  # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
 }
 
 
+# Empty tensors by which ComfyUI knows checkpoints of other predictions.
+MARKERS = {"v_pred", "ztsnr", "edm_mean", "edm_vpred.sigma_max"}
+
+
 class SDXLBackbone(Backbone):
     """SDXL: eps prediction on scaled linear betas; told the table index, the pooled text and the size of the stage."""
 
@@ -57,11 +62,13 @@ class SDXLBackbone(Backbone):
 
     def load(self, path, *, dtype):
         if not is_folder(path):
+            _refuse_other_predictions(path)
             return load_native(UNet2DConditionModel, path, config_of=native_config, keys_of=sdxl_keys, dtype=dtype)
         return self._checked(load_component(UNet2DConditionModel, path, component="unet", dtype=dtype), path)
 
     def outline(self, path):
         if not is_folder(path):
+            _refuse_other_predictions(path)
             return outline_native(UNet2DConditionModel, path, config_of=native_config)
         return self._checked(outline_component(UNet2DConditionModel, path, component="unet"), path)
 
@@ -124,3 +131,10 @@ class SDXLBackbone(Backbone):
 def native_config(tensors):
     """Constructor arguments for a native file: those of SDXL base, the only architecture such files are read in."""
     return dict(BASE) if tensors["label_emb.0.0.weight"].shape[1] == 2816 else None
+
+
+def _refuse_other_predictions(path):
+    """Raise RMDError for a checkpoint with one of the empty tensors by which ComfyUI knows a v or EDM model."""
+    found = sorted(MARKERS & read_header(path).tensors.keys())
+    if found:
+        raise RMDError(f"{path} says by its tensor '{found[0]}' that it is no eps model; only those can be distilled")
