@@ -208,7 +208,8 @@ def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -
             "lower the last threshold, use more steps, or give the last stage a step"
         )
     plan = SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
-    check_levels(plan, view.curve.comfy_sigma(view.curve.sigma_max))
+    for stage in stages.stages:
+        check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
     return plan
 
 

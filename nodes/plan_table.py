@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..rmd_core.logsnr import FlowCurve
-from ..rmd_core.mapping import NoMap, map_level
+from ..rmd_core.mapping import NoMap
 from .bridge.sampling_plan import SamplingPlan
 from .stage_pixels import pixels
 
@@ -34,7 +34,7 @@ def plan_table(plan: SamplingPlan, call_cost: CallCost) -> str:
     lines = [f"{name:<9} {text}" for name, text in facts]
     lines += ["", *_step_lines(plan, call_cost), ""]
     lines += [f"{name:<9} {text}" for name, text in rules]
-    notes = [*plan.notes, *_level_notes(plan)]
+    notes = [*plan.notes, *(note.text(lambda size: f"{pixels(plan.cell_px, size)} px") for note in stages.notes)]
     return "\n".join([*lines, *(["", "notes", *(f"- {note}" for note in notes)] if notes else [])])
 
 
@@ -90,17 +90,3 @@ def _step_lines(plan: SamplingPlan, call_cost: CallCost) -> list[str]:
             f"{step.logsnr:7.3f}  {cost:5.3f}"
         )
     return lines
-
-
-def _level_notes(plan: SamplingPlan) -> list[str]:
-    """Sizes without a step, and levels that had to move to an entry of the model's table."""
-    stages, curve = plan.stages, plan.stages.curve
-    unused = [size for size, count in zip(stages.sizes, stages.steps_asked) if not count]
-    notes = [f"no step runs at {pixels(plan.cell_px, size)} px" for size in unused]
-    for step in stages.steps:
-        exact = map_level(curve, step.base_sigma, stages.stages[step.stage].ratio)
-        beyond = curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
-        told = "beyond the model's table" if beyond else f"timestep {curve.timestep(exact):.1f}"
-        if beyond or abs(curve.timestep(exact) - step.timestep) > 1e-6:
-            notes.append(f"step {step.index + 1}: the exact level is {told}; timestep {step.timestep:.0f} is used")
-    return notes

@@ -6,7 +6,6 @@ from comfy_api.latest import io
 
 from .bridge.cascade_run import sample_cascade
 from .bridge.checks import check_no_negative
-from .bridge.latents import final_latent, finished
 from .bridge.step_function import rmd_step_sampler
 from .sockets import CATEGORY, Plan
 
@@ -71,4 +70,4 @@ class RMDSampler(io.ComfyNode):
         result = sample_cascade(
             plan, latent_image, guider=guider, sampler=rmd_step_sampler(plan.eta), seed=seed, callback=callback
         )
-        return io.NodeOutput({**final_latent(model, latent_image), "samples": finished(result.samples)})
+        return io.NodeOutput(result.latent())

@@ -4,7 +4,6 @@ import latent_preview
 from comfy_api.latest import io
 
 from .bridge.cascade_run import sample_cascade
-from .bridge.latents import final_latent, finished
 from .sockets import CATEGORY, Overrides, Plan
 
 LATER_GUIDER = (
@@ -70,9 +69,4 @@ class RMDSamplerAdvanced(io.ComfyNode):
             overrides=overrides or (),
             callback=callback,
         )
-        latent = final_latent(guider.model_patcher, latent_image)
-        stages = []
-        for x0 in result.stages:
-            own = {key: value for key, value in latent.items() if key != "noise_mask"}
-            stages.append({**own, "samples": finished(x0)})
-        return io.NodeOutput({**latent, "samples": finished(result.samples)}, stages)
+        return io.NodeOutput(result.latent(), result.stage_latents())

@@ -10,6 +10,7 @@ from functools import cached_property
 from .errors import RMDError
 from .logsnr import NoiseCurve
 from .mapping import ResolutionMap, Size, map_level
+from .plan_notes import MovedLevel, PlanNote, UnusedSize
 
 BaseGrid = int | Sequence[float]
 """How the steps of a plan are given: their number (the curve's own grid), or their levels, noisiest first."""
@@ -59,8 +60,8 @@ class Stage:
 class StagePlan:
     """The stages that run, in order, and what was asked for: `sizes` and `steps_asked` name empty stages too.
 
-    Make one with `plan_from_split` or `plan_from_thresholds`. `notes` are sentences for the user, such as a level that
-    was moved to a table entry. Source: docs/method.md, stages.
+    Make one with `plan_from_split` or `plan_from_thresholds`. `notes` are what a user should know, such as a level
+    that was moved to a table entry. Source: docs/method.md, stages.
     """
 
     curve: NoiseCurve
@@ -68,7 +69,7 @@ class StagePlan:
     stages: tuple[Stage, ...]
     sizes: tuple[Size, ...]
     steps_asked: tuple[int, ...]
-    notes: tuple[str, ...]
+    notes: tuple[PlanNote, ...]
 
     @property
     def split(self) -> str:
@@ -251,16 +252,16 @@ def _build(
     curve: NoiseCurve, counts: tuple[int, ...], base: tuple[float, ...], sizes: tuple[Size, ...], mapping: ResolutionMap
 ) -> StagePlan:
     stages: list[Stage] = []
-    notes: list[str] = []
+    notes: list[PlanNote] = []
     start = 0
     for count, size in zip(counts, sizes):
         if count == 0:
-            notes.append(f"no step runs at {size[0]} x {size[1]}")
+            notes.append(UnusedSize(size))
             continue
         own = base[start : start + count]
         end = base[start + count] if start + count < len(base) else 0.0
         ratio = mapping.ratio(sizes[0], size, sizes[-1])
-        sigmas = _labels(curve, own, ratio, first=start == 0, notes=notes, size=size)
+        sigmas = _labels(curve, own, ratio, first_step=start, notes=notes, size=size)
         stage = Stage(
             index=len(stages),
             height=size[0],
@@ -279,18 +280,18 @@ def _build(
 
 
 def _labels(
-    curve: NoiseCurve, base: tuple[float, ...], ratio: float, *, first: bool, notes: list[str], size: Size
+    curve: NoiseCurve, base: tuple[float, ...], ratio: float, *, first_step: int, notes: list[PlanNote], size: Size
 ) -> tuple[float, ...]:
     labels: list[float] = []
-    for sigma in base:
+    for index, sigma in enumerate(base, start=first_step):
         exact = map_level(curve, sigma, ratio)
         # Only the plan's very first call may use the last table entry: ComfyUI takes it for pure noise.
-        last_index = curve.table_size - (1 if first and not labels else 2)
+        last_index = curve.table_size - (2 if index else 1)
         label = curve.snapped(exact, last_index=last_index)
-        timestep, beyond = curve.timestep(label), curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
+        timestep, beyond = _tidy(curve.timestep(label)), curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
         if beyond or abs(curve.timestep(exact) - timestep) > 1e-6:
-            place = "a level beyond the table" if beyond else f"timestep {curve.timestep(exact):.1f}"
-            notes.append(f"at {size[0]} x {size[1]}, {place} became timestep {timestep:.0f}")
+            wanted = None if beyond else curve.timestep(exact)
+            notes.append(MovedLevel(step=index, size=size, exact=wanted, timestep=timestep))
         if labels and label >= labels[-1]:
             raise RMDError(
                 f"two steps at {size[0]} x {size[1]} fall on timestep {timestep:.0f}; "

@@ -1,4 +1,4 @@
-"""Network outputs and what they mean: (x0, eps) from eps, v and flow predictions and back, and guidance."""
+"""Network outputs and what they mean: (x0, eps) from eps, v and flow predictions, and guidance."""
 
 from __future__ import annotations
 
@@ -43,20 +43,7 @@ def to_x0_eps(
         return alpha * x - sigma * output, sigma * x + alpha * output
     if prediction == "flow":
         return x - sigma * output, x + alpha * output
-    raise _unknown(prediction)
-
-
-def from_x0_eps(
-    x0: torch.Tensor, eps: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike, prediction: str
-) -> torch.Tensor:
-    """The network output that means (x0, eps) at a level, the inverse of `to_x0_eps`; same shapes and errors."""
-    if prediction == "eps":
-        return eps
-    if prediction == "v":
-        return broadcast_to(alpha, x0) * eps - broadcast_to(sigma, x0) * x0
-    if prediction == "flow":
-        return eps - x0
-    raise _unknown(prediction)
+    raise RMDError(f"prediction {prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: float | None) -> torch.Tensor:
@@ -74,7 +61,3 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: 
 
 def _working_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _unknown(prediction: str) -> RMDError:
-    return RMDError(f"prediction {prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")

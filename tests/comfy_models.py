@@ -42,8 +42,14 @@ def tiny_wan_image():
     return TinyModel(_patcher("WAN21_I2V", config), channels=16, context=24, video=True)
 
 
-def tiny_sd3():
-    """SD3 (flow, shift 3) with a position table of 16 x 16 patches: latents of up to 32 x 32."""
+def tiny_wan22():
+    """Wan2.2 5B, latents of 48 channels; its class derives from Wan2.1's."""
+    config = _wan_config(in_dim=48) | {"out_dim": 48}
+    return TinyModel(_patcher("WAN22_T2V", config), channels=48, context=24, video=True)
+
+
+def tiny_sd3(table=16):
+    """SD3 (flow, shift 3) with a position table of so many patches a side, 2 cells each."""
     config = {
         "in_channels": 16,
         "patch_size": 2,
@@ -51,8 +57,8 @@ def tiny_sd3():
         "input_size": None,
         "adm_in_channels": 40,
         "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 64}},
-        "num_patches": 256,
-        "pos_embed_max_size": 16,
+        "num_patches": table**2,
+        "pos_embed_max_size": table,
         "pos_embed_scaling_factor": None,
     }
     return TinyModel(_patcher("SD3", config), channels=16, context=24, pooled=40)

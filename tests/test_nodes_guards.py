@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import comfy_models
 from cascade_rig import SEED, TINY
 
 SIZES = ((8, 8), (16, 16))
@@ -77,6 +78,23 @@ def test_sd3_beyond_its_position_table(nodes, tiny, refused):
     plan = nodes.plan(model, sizes=((16, 16), (34, 32)))
     refused(lambda: nodes.sample(model, plan), "256x272 px", "position table", "at most 256 px")
     nodes.sample(model, nodes.plan(model, sizes=((16, 16), (32, 32))))
+
+
+def test_each_stage_is_judged_by_its_own_model(nodes, tiny, refused, advanced, comfy):
+    """An early model with a small position table is enough for the small stage, and too little for the large one."""
+    import comfy.samplers
+
+    small = tiny("sd3")
+    large = comfy_models.tiny_sd3(table=32)
+    guider = comfy.samplers.CFGGuider(large.patcher)
+    guider.inner_set_conds({"positive": large.conditioning(1)})
+    plan = nodes.plan(small, sizes=((16, 16), (40, 40)))
+    output, stages = advanced(small, plan, later_guider=guider)
+    assert output["samples"].shape[-2:] == (40, 40) and len(stages) == 2
+    refused(lambda: advanced(small, plan), "320x320 px", "position table")
+    early = comfy.samplers.CFGGuider(small.patcher)
+    early.inner_set_conds({"positive": small.conditioning(1)})
+    refused(lambda: advanced(large, plan, later_guider=early), "320x320 px", "position table")
 
 
 def test_nested_latents(nodes, tiny, refused):

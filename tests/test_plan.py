@@ -12,6 +12,7 @@ from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve
 from rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ShiftPairMap, map_level
 from rmd_core.plan import base_grid, plan_from_split, plan_from_thresholds, stage_sizes
+from rmd_core.plan_notes import MovedLevel, UnusedSize
 
 unhurried = settings(deadline=None, max_examples=60)
 
@@ -124,7 +125,7 @@ def test_invariant_7_any_split_runs_and_empty_stages_keep_their_meaning(curve, s
     for stage, size in zip(plan.stages, kept):
         assert stage.ratio == mapping.ratio(sizes[0], size, sizes[-1])
     for size, count in zip(sizes, split):
-        assert (f"no step runs at {size[0]} x {size[1]}" in plan.notes) == (count == 0)
+        assert (UnusedSize(size) in plan.notes) == (count == 0)
 
 
 @unhurried
@@ -144,7 +145,7 @@ def test_flow_levels_are_the_base_levels_mapped_by_each_stages_ratio(split, mapp
         assert step.sigma == map_level(curve, step.base_sigma, plan.stages[step.stage].ratio)
         assert step.timestep == pytest.approx(1000 * step.sigma)
         assert step.logsnr == curve.logsnr(step.sigma)
-    assert not [note for note in plan.notes if not note.startswith("no step")]
+    assert all(isinstance(note, UnusedSize) for note in plan.notes)
 
 
 @unhurried
@@ -161,10 +162,10 @@ def test_vp_levels_are_table_entries_nearest_to_the_mapped_level(curve, split, m
 def test_sdxl_2_plus_2_as_published():
     plan = plan_from_split(SDXL, "2+2", sizes=IMAGE, mapping=AreaMap())
     assert [step.timestep for step in plan.steps] == [999, 749, 692, 453]
-    assert plan.notes == (
-        "at 128 x 128, timestep 691.7 became timestep 692",
-        "at 128 x 128, timestep 453.3 became timestep 453",
-    )
+    assert [note.text() for note in plan.notes] == [
+        "step 3 at 128 x 128: the exact level is timestep 691.7; timestep 692 is used",
+        "step 4 at 128 x 128: the exact level is timestep 453.3; timestep 453 is used",
+    ]
 
 
 def test_sd35_and_wan_levels_as_published():
@@ -208,7 +209,9 @@ def test_k_plus_0_ends_at_the_smaller_size():
 def test_vp_clamps_later_levels_to_998_and_says_so():
     plan = plan_from_split(SDXL, "1+3", sizes=((16, 16), (128, 128)), mapping=FixedRatioMap(3.6))
     assert [step.timestep for step in plan.steps] == [999, 998, 827, 624]
-    assert "at 128 x 128, a level beyond the table became timestep 998" in plan.notes
+    assert MovedLevel(step=1, size=(128, 128), exact=None, timestep=998) in plan.notes
+    told = plan.notes[0].text(lambda size: f"{8 * size[1]}x{8 * size[0]} px")
+    assert told == "step 2 at 1024x1024 px: the exact level is beyond the model's table; timestep 998 is used"
 
 
 def test_vp_refuses_two_levels_on_one_timestep():
@@ -221,7 +224,7 @@ def test_vp_refuses_two_levels_on_one_timestep():
 def test_a_grid_off_the_table_is_snapped_too():
     plan = plan_from_split(SDXL, "2", sizes=[(8, 8)], mapping=NoMap(), steps=SDXL.grid_at((899.4, 450.2)))
     assert [step.timestep for step in plan.steps] == [899, 450]
-    assert plan.notes[0] == "at 8 x 8, timestep 899.4 became timestep 899"
+    assert plan.notes[0].text() == "step 1 at 8 x 8: the exact level is timestep 899.4; timestep 899 is used"
 
 
 def test_stages_say_their_interval():

@@ -83,7 +83,7 @@ def dry_run_report(setup, *, processes=1):
     return "\n".join(
         [
             setup.plan.table(),
-            *(f"note: {note}" for note in (*setup.plan.notes, *setup.intervals.notes)),
+            *(f"note: {note}" for note in (*(note.text() for note in setup.plan.notes), *setup.intervals.notes)),
             "",
             f"backbone    {backbone.name}, {config.backbone.base}",
             f"parameters  {_parameters(setup, count)}",

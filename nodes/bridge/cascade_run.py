@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ...rmd_core.cascade import run_cascade
 from ...rmd_core.errors import RMDError
 from .checks import check_cascade, sampler_name
-from .latents import final_latent
+from .latents import final_latent, finished
 from .overrides import StageOverride, StageSettings, stage_settings
 from .sampling_plan import SamplingPlan
 from .source_picture import SourcePicture
@@ -24,10 +24,23 @@ logger = logging.getLogger(__name__)
 
 
 class CascadeOutput(NamedTuple):
-    """`samples` as the last stage's guider gave them, and the clean estimate of every stage, all as LATENT samples."""
+    """What a cascade gives: the result as the last stage's guider gave it, and the clean estimate of every stage.
+
+    Both are samples in ComfyUI's latent space; `source` is the LATENT they were sampled into, in the model's form.
+    """
 
     samples: torch.Tensor
     stages: tuple[torch.Tensor, ...]
+    source: dict[str, Any]
+
+    def latent(self) -> dict[str, Any]:
+        """The result as a LATENT, with all else that the source carries."""
+        return {**self.source, "samples": finished(self.samples)}
+
+    def stage_latents(self) -> list[dict[str, Any]]:
+        """The estimates as LATENTs, without the source's noise mask, which is of the final size."""
+        kept = {key: value for key, value in self.source.items() if key != "noise_mask"}
+        return [{**kept, "samples": finished(x0)} for x0 in self.stages]
 
 
 def sample_cascade(
@@ -74,7 +87,7 @@ def sample_cascade(
             boundary=[setting.boundary for setting in settings[1:]],
         )
     to_latent = guider.model_patcher.model.process_latent_out
-    return CascadeOutput(runner.output, tuple(to_latent(x0) for x0 in result.stage_x0))
+    return CascadeOutput(runner.output, tuple(to_latent(x0) for x0 in result.stage_x0), latent)
 
 
 def _check_size(plan: SamplingPlan, came: tuple[int, int]) -> None:

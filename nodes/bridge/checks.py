@@ -35,19 +35,21 @@ PURE_NOISE = 1e-5
 
 
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
-    """Raise RMDError for a cascade that would fail or go wrong without saying so."""
+    """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
+    views: dict[int, ModelView] = {}  # one guider mostly serves all stages
     for stage, setting in zip(plan.stages.stages, settings):
         model = setting.guider.model_patcher
-        check_model(plan, model, stage)
-        check_levels(plan, float(model.get_model_object("model_sampling").sigma_max))
+        if id(model) not in views:
+            views[id(model)] = ModelView.of(model)
+        check_model(plan, views[id(model)], stage)
+        check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
         check_guidance(setting.guider, setting.sampler)
         following = settings[stage.index + 1] if stage.index + 1 < len(settings) else None
         check_sampler(setting.sampler, recover=following is not None and following.boundary.uses_prediction)
 
 
-def check_model(plan: SamplingPlan, model: Any, stage: Stage) -> None:
+def check_model(plan: SamplingPlan, view: ModelView, stage: Stage) -> None:
     """Raise RMDError for a model that the plan was not made for, or a stage of a size that it cannot take."""
-    view = ModelView.of(model)
     if view.kind != plan.kind:
         raise RMDError(f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model")
     view.check_sizes([(stage.height, stage.width)])
@@ -81,23 +83,22 @@ def check_no_negative(cfg: float) -> None:
         raise RMDError(f"cfg is {cfg!r} but there is no negative conditioning; set cfg to 1.0 or connect a negative")
 
 
-def check_levels(plan: SamplingPlan, sigma_max: float) -> None:
+def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
     """Raise RMDError for a first level beyond the model's noise, or a later stage that starts at pure noise.
 
     ComfyUI scales a start at its sigma_max as pure noise, so a stage with a picture must start below it.
     """
-    for stage in plan.stages.stages:
-        first = plan.sigmas(stage)[0]
-        if first > sigma_max * (1.0 + PURE_NOISE):
-            raise RMDError(
-                f"stage {stage.index + 1} starts at sigma {first:.6g}, above this model's sigma_max {sigma_max:.6g}; "
-                "use levels of this model"
-            )
-        if stage.index and first >= sigma_max * (1.0 - PURE_NOISE):
-            raise RMDError(
-                f"stage {stage.index + 1} would start at sigma {first:.6g}, which ComfyUI takes for pure noise "
-                f"(sigma_max {sigma_max:.6g}); run one more step before the change of size, or use a smaller size ratio"
-            )
+    first = plan.sigmas(stage)[0]
+    if first > sigma_max * (1.0 + PURE_NOISE):
+        raise RMDError(
+            f"stage {stage.index + 1} starts at sigma {first:.6g}, above this model's sigma_max {sigma_max:.6g}; "
+            "use levels of this model"
+        )
+    if stage.index and first >= sigma_max * (1.0 - PURE_NOISE):
+        raise RMDError(
+            f"stage {stage.index + 1} would start at sigma {first:.6g}, which ComfyUI takes for pure noise "
+            f"(sigma_max {sigma_max:.6g}); run one more step before the change of size, or use a smaller size ratio"
+        )
 
 
 def check_sampler(sampler: Any, *, recover: bool) -> None:
