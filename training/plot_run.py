@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from rmd_core.errors import RMDError
 
@@ -29,7 +29,7 @@ def read_run(folder):
     path = Path(folder) / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
+        entries = [dict(json.loads(line)) for line in lines]
         curves = {name: [(entry["update"], entry[name]) for entry in entries if name in entry] for name, _ in PANELS}
     except OSError as error:
         raise RMDError(f"{path}: cannot be read ({error.strerror or error}); name the output folder of a run") from None
@@ -45,7 +45,8 @@ def running_mean(values, window=WINDOW):
 
 def draw(runs):
     """A figure with one panel a curve; ``runs``: {label: what ``read_run`` gave}."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.1 * len(PANELS), 2.8), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(PANELS), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(PANELS))
     for axis, (name, title) in zip(axes, PANELS):
         for label, curves in runs.items():
             if name in curves:
