@@ -15,6 +15,7 @@ from .student_report import student_report
 
 FULL, LORA = "full model", "LoRA"
 FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
+STUDENT_FILE = "A student's file, from models/diffusion_models or, a LoRA, models/loras; it carries the recipe."
 
 
 class RMDLoadStudent(io.ComfyNode):
@@ -79,7 +80,7 @@ def _full_inputs() -> list[io.Input]:
         io.Combo.Input(
             "student",
             options=safetensors_files(FOLDERS[FULL]),
-            tooltip="A student from training/distill.py; its file carries the recipe.",
+            tooltip=STUDENT_FILE,
         ),
         io.Combo.Input(
             "weight_dtype",
@@ -96,7 +97,7 @@ def _lora_inputs() -> list[io.Input]:
         io.Combo.Input(
             "student",
             options=safetensors_files(FOLDERS[LORA]),
-            tooltip="A LoRA student; its file carries the recipe.",
+            tooltip=STUDENT_FILE,
         ),
         io.Model.Input("model", tooltip="The base model that the LoRA was distilled from."),
         io.Float.Input(

@@ -19,6 +19,7 @@ class RMDNoise(io.ComfyNode):
                 "Noise for the first stage of a hand-built cascade: with the same seed, the numbers RMD Sampler uses. "
                 "An item of a batch gets the same noise whatever the size of the batch."
             ),
+            search_aliases=["cascade noise", "seed", "random noise"],
             inputs=[
                 io.Int.Input(
                     "noise_seed",

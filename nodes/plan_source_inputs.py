@@ -10,11 +10,10 @@ from .sockets import Recipe
 
 def source_input() -> io.DynamicCombo.Input:
     """The input `source`; the values of an option are the keyword arguments of its function in `plan_sources`."""
-    split = io.String.Input("split", default="2+2", tooltip="Steps at each size, smallest first, such as 2+2 or 1+1+2.")
     # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget.
     options = [
         io.DynamicCombo.Option(THRESHOLDS, [*_thresholds(), _earlier_sizes(), *_method()]),
-        io.DynamicCombo.Option(SPLIT, [split, _sigmas(), _earlier_sizes(), *_method()]),
+        io.DynamicCombo.Option(SPLIT, [_split("2+2"), _sigmas(), _earlier_sizes(), *_method()]),
         io.DynamicCombo.Option(RECIPE, [Recipe.Input("recipe", tooltip="The recipe of RMD Load Student.")]),
         io.DynamicCombo.Option(PROFILE, [*_profile(), _earlier_sizes()]),
     ]
@@ -25,6 +24,14 @@ def source_input() -> io.DynamicCombo.Input:
             "Where the plan comes from: a student's own recipe, logSNR thresholds, a split given outright, "
             "or the settings of a public few-step model."
         ),
+    )
+
+
+def _split(default: str) -> io.String.Input:
+    return io.String.Input(
+        "split",
+        default=default,
+        tooltip="Steps at each size, smallest first, such as 2+2 or 1+1+2. A profile also takes auto: its own split.",
     )
 
 
@@ -43,6 +50,7 @@ def _sigmas() -> io.String.Input:
     return io.String.Input(
         "sigmas",
         default="",
+        advanced=True,
         tooltip="ComfyUI's sigma of each step, as the first size names it, falling. Empty: the curve's own grid.",
     )
 
@@ -68,7 +76,7 @@ def _profile() -> list[io.Input]:
             options=profile_titles(),
             tooltip="A public few-step model with its own levels. These models were not distilled for the cascade.",
         ),
-        io.String.Input("split", default="auto", tooltip="Steps at each size, such as 2+2. auto: the profile's own."),
+        _split("auto"),
     ]
 
 
@@ -78,6 +86,7 @@ def _method() -> list[io.Input]:
             "mapping",
             options=list(MAPPINGS),
             default=AUTO,
+            advanced=True,
             tooltip=(
                 "How levels move with the size. auto: as the method says; Wan from 480p to 720p by its native shifts, "
                 "else by the area."
@@ -89,6 +98,7 @@ def _method() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
+            advanced=True,
             tooltip=(
                 "Flow shift of the first size. 0 is auto: RMD's 3 for Wan and SD3.5, whatever the loader says; the "
                 "model's own for other families. Must be 0 for models without a shift (SDXL, PixArt)."
@@ -98,6 +108,7 @@ def _method() -> list[io.Input]:
             "method",
             options=list(PRESETS),
             default="default",
+            advanced=True,
             tooltip="Settings that published variants disagree on: mapping, noise at the switch, eta, upsampler.",
         ),
     ]

@@ -21,6 +21,7 @@ class RMDStageOverride(io.ComfyNode):
             display_name="RMD Stage Override",
             category=CATEGORY,
             description="Gives one stage its own guider, sampler or way of being entered. Chain several of these.",
+            search_aliases=["stage settings", "per-stage guider", "per-stage sampler"],
             inputs=[
                 io.Int.Input("stage", default=2, min=1, max=64, tooltip="Which stage of those that run, from 1."),
                 io.DynamicCombo.Input(

@@ -24,7 +24,7 @@ class RMDStageSigmas(io.ComfyNode):
                 "One stage of a plan for a graph of SamplerCustomAdvanced nodes. A stage before the last stops "
                 "above 0, so that RMD Stage Upscale can recover the clean picture and the noise from its two outputs."
             ),
-            search_aliases=["rmd sigmas", "multi-resolution sigmas", "stage size"],
+            search_aliases=["split sigmas", "multi-resolution sigmas", "stage size"],
             inputs=[
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 io.Int.Input("stage", default=1, min=1, max=64, tooltip="Which stage of those that run, from 1."),

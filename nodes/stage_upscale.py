@@ -33,9 +33,9 @@ class RMDStageUpscale(io.ComfyNode):
                 io.Noise.Input(
                     "noise", tooltip="The noise that stage started with: RMD Noise, RandomNoise, or the last Upscale's."
                 ),
-                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Width of the next stage, px."),
-                io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Its height, px."),
-                *boundary_inputs(),
+                _side("width"),
+                _side("height"),
+                *boundary_inputs(advanced=True),
                 Plan.Input(
                     "plan", optional=True, tooltip="If connected, its rule is used in place of the three above."
                 ),
@@ -74,3 +74,8 @@ class RMDStageUpscale(io.ComfyNode):
             boundary=Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary,
         )
         return io.NodeOutput(latent, following)
+
+
+def _side(name: str) -> io.Int.Input:
+    tooltip = f"{name.capitalize()} of the next stage in pixels."
+    return io.Int.Input(name, default=1024, min=16, max=16384, step=8, tooltip=tooltip)
