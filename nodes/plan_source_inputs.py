@@ -100,7 +100,7 @@ def _method() -> list[io.Input]:
             step=0.1,
             advanced=True,
             tooltip=(
-                "Flow shift of the first size. 0 is auto: RMD's 3 for Wan and SD3.5, whatever the loader says; the "
+                "Flow shift of the first size. 0: RMD's 3 for Wan and SD3.5, whatever the loader says; the "
                 "model's own for other families. Must be 0 for models without a shift (SDXL, PixArt)."
             ),
         ),
