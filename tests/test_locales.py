@@ -12,7 +12,8 @@ HAN, KANA, HANGUL = r"[\u4e00-\u9fff]", r"[\u3040-\u30ff]", r"[\uac00-\ud7af]"
 SCRIPTS = {"zh": HAN, "ja": KANA, "ko": HANGUL}
 MESSAGE_SYNTAX = set("{}@|$")
 """What the page's message format gives a meaning to; a name or description with one of these would be cut up."""
-KEPT = re.compile(r"\d+(?:\.\d+)?(?:[x+]\d+)*|\b(?:auto|default|fp8|euler|lcm|heun|logSNR|RMD)\b|\b(?:exact|mix|fresh)(?=:)")
+VALUES = "auto|default|fp8|euler|lcm|heun|logSNR|RMD|(?:exact|mix|fresh)(?=:)"
+KEPT = re.compile(rf"\d+(?:\.\d+)?(?:[x+]\d+)*|\b(?:{VALUES})(?!\w)")
 """What stays as it is in every language: numbers, and values as the widgets show them."""
 
 
