@@ -7,6 +7,7 @@ from .guider import RMDGuider
 from .load_prompts import RMDLoadPromptEmbeddings
 from .load_student import RMDLoadStudent
 from .noise import RMDNoise
+from .renames import register_renames
 from .sampler import RMDSampler
 from .sampler_advanced import RMDSamplerAdvanced
 from .schedule import RMDSchedule
@@ -35,6 +36,7 @@ class RMDExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         offer_folders()
+        await register_renames()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -68,18 +68,18 @@ class Run:
 class ComfyServer:
     """`with ComfyServer(comfyui, folder) as server:` starts `main.py --cpu` and stops it again.
 
-    ``folder`` becomes its base directory: models, input, output and user data lie there, and the pack is linked into
-    its custom_nodes. ``log`` is the path of everything the process printed.
+    ``folder`` becomes its base directory: models, input, output and user data lie there, and the folder ``pack`` is
+    linked into its custom_nodes. ``log`` is the path of everything the process printed.
     """
 
-    def __init__(self, comfyui, folder):
-        self.comfyui, self.folder = Path(comfyui), Path(folder)
+    def __init__(self, comfyui, folder, *, pack=ROOT):
+        self.comfyui, self.folder, self.pack = Path(comfyui), Path(folder), Path(pack)
         self.log = self.folder / "server.log"
         self.url = self._process = None
 
     def __enter__(self):
         (self.folder / "custom_nodes").mkdir(parents=True)
-        (self.folder / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+        (self.folder / "custom_nodes" / PACK).symlink_to(self.pack, target_is_directory=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
