@@ -23,4 +23,3 @@ def normalise(vae, latents):
     """Raw latents (B, 16, h, w) by Wan's fixed means and deviations."""
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return (latents - mean) / std
-

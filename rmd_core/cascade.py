@@ -11,7 +11,7 @@ the same functions as `run_cascade`; breaking off after the step you drew costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -167,7 +167,7 @@ class DenoiserRunner:
             except StopIteration as done:
                 return done.value
 
-    def visits(self, job: StageJob) -> Iterator[Visit]:
+    def visits(self, job: StageJob) -> Generator[Visit, None, StageEnd]:
         """Yield each step's input before its call; the iterator's return value is the StageEnd."""
         steps = job.steps
         x = self._place(first_state(job))
@@ -226,7 +226,7 @@ def _stage_job(
             on_step(stage.index, first_index + index_in_stage, x0)
 
     size = (stage.height, stage.width)
-    if end is None:
+    if end is None or boundary is None:
         if len(shape) not in (2, 3):
             raise RMDError(f"the cascade's shape is {tuple(shape)}; give (B, C) or (B, C, T), without height and width")
         x0, white = None, fresh("start", (*shape, *size))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
@@ -162,7 +163,7 @@ def _entry(path: Path, name: str, value: object) -> TensorEntry:
     return TensorEntry(dtype, tuple(shape), begin, end)
 
 
-def _naturals(values: object) -> bool:
+def _naturals(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
@@ -194,4 +195,4 @@ def _build_header(
 
 def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

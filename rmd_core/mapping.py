@@ -22,6 +22,7 @@ def map_level(curve: NoiseCurve, sigma: Level, ratio: float) -> Level:
     return curve.with_ratio(sigma, ratio)
 
 
+@dataclass(frozen=True)
 class ResolutionMap(ABC):
     """The rule that gives the ratio r of two sizes. Source: docs/method.md, the resolution mapping."""
 

@@ -96,7 +96,7 @@ class StagePlan:
         """Every step in order."""
         levels = [sigma for stage in self.stages for sigma in stage.sigmas]
         following = [*levels[1:], 0.0]
-        steps = []
+        steps: list[Step] = []
         for stage in self.stages:
             for place, (sigma, base) in enumerate(zip(stage.sigmas, stage.base_sigmas)):
                 step = Step(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import RMDError
 from .logsnr import NoiseCurve, curve_from_dict
 from .mapping import ResolutionMap, map_from_dict
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 R = TypeVar("R")
 
@@ -22,7 +25,7 @@ MAX_STEPS = 1_000
 MAX_CELLS = 100_000
 
 
-def to_values(recipe: object) -> dict[str, Any]:
+def to_values(recipe: Recipe) -> dict[str, Any]:
     """The fields of a recipe as JSON values, in their order; JSON itself turns tuples into lists."""
     values = {}
     for field in fields(recipe):
