@@ -32,6 +32,7 @@ TOP = {
     "pyproject.toml",
     "requirements.txt",
     "rmd_core",
+    "subgraphs",
     "web",
     "workflows",
 }
