@@ -17,7 +17,8 @@ BROWSER_SETUP = $(BIN)/python tests/comfyui_checkout.py && $(BIN)/python -m pip 
 
 LINT = $(BIN)/ruff check . && $(BIN)/mypy
 NODE_TESTS = tests/test_comfy_*.py tests/test_nodes_*.py tests/test_help_pages.py tests/test_locales.py \
-  tests/test_plan_picture.py tests/test_registry.py tests/test_trained_to_nodes.py tests/test_workflow_files.py
+  tests/test_plan_picture.py tests/test_registry.py tests/test_subgraphs.py tests/test_trained_to_nodes.py \
+  tests/test_workflow_files.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-nodes browser workflows lint clean
@@ -42,9 +43,10 @@ browser: $(INSTALLED) ## open and run the example workflows in a real ComfyUI pa
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
-workflows: $(INSTALLED) ## make workflows/ again from tests/workflows/ with the real frontend
+workflows: $(INSTALLED) ## make workflows/ and subgraphs/ again with the real frontend
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_workflows
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_subgraphs
 
 lint: $(INSTALLED) ## run ruff, and mypy on rmd_core
 	$(LINT)

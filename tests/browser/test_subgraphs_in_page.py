@@ -48,4 +48,5 @@ def test_a_blueprint_is_found_added_and_run(frontend, keep_picture, name):
     frontend.show_all()
     press_run(frontend)
     assert frontend.errors == []
+    page.evaluate("app.canvas.deselectAll()")
     keep_picture(name.replace(" ", "_").lower(), frontend.graph_picture())
