@@ -79,6 +79,7 @@ def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_picture
     frontend.show_all()
     previews = press_run(frontend)
     for node in PICTURES[name]:
+        frontend.page.wait_for_function("id => app.graph.getNodeById(id).imgs?.length", arg=node, timeout=20_000)
         size = frontend.page.evaluate("id => app.graph.getNodeById(id).imgs.map(i => i.naturalWidth)", node)
         assert size == ([64] if node == "31" else [128])
     assert frontend.errors == []
