@@ -1,0 +1,90 @@
+"""The full-size architectures as their publishers' configurations give them, without weights."""
+
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    WanTransformer3DModel,
+)
+
+# What each publisher's config.json says; where it agrees with the class's own default it is left out. Sources beside
+# each; docs/backbones.md lists them.
+SDXL = {  # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+PIXART = {  # PixArt-alpha/PixArt-XL-2-1024-MS and PixArt-Sigma-XL-2-1024-MS, transformer/config.json
+    "num_layers": 28,
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+    "caption_channels": 4096,
+    "out_channels": 8,
+    "sample_size": 128,
+}
+SD3 = {"joint_attention_dim": 4096, "pooled_projection_dim": 2048, "out_channels": 16, "qk_norm": "rms_norm"}
+SD35_MEDIUM = SD3 | {  # stabilityai/stable-diffusion-3.5-medium, transformer/config.json
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+}
+SD35_LARGE = SD3 | {  # stabilityai/stable-diffusion-3.5-large, transformer/config.json
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
+}
+WAN_1_3B = {  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers, transformer/config.json
+    "num_attention_heads": 12,
+    "ffn_dim": 8960,
+    "num_layers": 30,
+}
+WAN_14B = {  # Wan-AI/Wan2.1-T2V-14B-Diffusers, transformer/config.json
+    "num_attention_heads": 40,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+}
+
+KL_VAE = {  # stabilityai/stable-diffusion-xl-base-1.0, vae/config.json; PixArt's is the same network
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+SD3_VAE = KL_VAE | {  # stabilityai/stable-diffusion-3.5-medium, vae/config.json
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+WAN_VAE = {}  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers, vae/config.json: the class's own defaults
+
+ARCHITECTURES = {  # name: (backbone, class of the network, its configuration)
+    "SDXL": ("sdxl", UNet2DConditionModel, SDXL),
+    "PixArt alpha": ("pixart_alpha", PixArtTransformer2DModel, PIXART | {"use_additional_conditions": True}),
+    "PixArt Sigma": ("pixart_sigma", PixArtTransformer2DModel, PIXART | {"use_additional_conditions": False}),
+    "SD3.5 Medium": ("sd3", SD3Transformer2DModel, SD35_MEDIUM),
+    "SD3.5 Large": ("sd3", SD3Transformer2DModel, SD35_LARGE),
+    "Wan2.1 1.3B": ("wan", WanTransformer3DModel, WAN_1_3B),
+    "Wan2.1 14B": ("wan", WanTransformer3DModel, WAN_14B),
+}
+VAES = {  # backbone: (class of the autoencoder, its configuration)
+    "sdxl": (AutoencoderKL, KL_VAE),
+    "pixart_alpha": (AutoencoderKL, KL_VAE),
+    "pixart_sigma": (AutoencoderKL, KL_VAE),
+    "sd3": (AutoencoderKL, SD3_VAE),
+    "wan": (AutoencoderKLWan, WAN_VAE),
+}
