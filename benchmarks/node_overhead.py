@@ -5,13 +5,15 @@
 Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and a
 bicubic LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked. Both sides
 run in one process, one after the other, and each pair gives one ratio; the figures are the median and the quartiles of
-these. CPU time says the same with less of what else the machine does, and "outside" is the CPU time of a cascade that
-is not spent in the network. Results: benchmarks/results/node_overhead.json.
+these. With previews, both sides show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. CPU time says the
+same with less of what else the machine does, and "outside" is the CPU time of a cascade that is not spent in the
+network. Results: benchmarks/results/node_overhead.json.
 """
 
 import argparse
 import datetime
 import importlib
+import io
 import platform
 import statistics
 import sys
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import ImageOps
 
 from demo.comparison import table
 from training.files import write_json
@@ -32,16 +35,17 @@ SEED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A tiny model by its name in tests/comfy_models.py, and two latent sizes with the steps at each."""
+    """A tiny model by its name in tests/comfy_models.py, two latent sizes with the steps at each, previews or none."""
 
     model: str
     sizes: tuple
     split: str = "2+2"
+    previews: bool = False
 
     @property
     def title(self):
         small, large = ("x".join(map(str, size)) for size in self.sizes)
-        return f"{self.model}, {small} to {large} cells, {self.split}"
+        return f"{self.model}, {small} to {large} cells, {self.split}" + (", previews" if self.previews else "")
 
 
 CASES = (
@@ -50,6 +54,8 @@ CASES = (
     Case(model="sd3", sizes=((16, 16), (32, 32))),
     Case(model="sdxl", sizes=((8, 8), (16, 16))),
     Case(model="sdxl", sizes=((32, 32), (64, 64))),
+    Case(model="wan", sizes=((60, 104), (90, 160)), split="3+3", previews=True),
+    Case(model="sdxl", sizes=((32, 32), (64, 64)), previews=True),
 )
 
 
@@ -74,12 +80,24 @@ class Pair:
 
     def __init__(self, nodes, case):
         self.nodes = nodes
+        self.case = case
         self.tiny = getattr(importlib.import_module("comfy_models"), f"tiny_{case.model}")()
         self.plan = nodes.plan(self.tiny, sizes=case.sizes, split=case.split)
         self.positive = self.tiny.conditioning(1)
         self.sampling = importlib.import_module("comfy_extras.nodes_custom_sampler")
         self.upscale = importlib.import_module("nodes").LatentUpscale().upscale
         self.inside = 0.0
+        self.shown = 0
+        method = "latent2rgb" if case.previews else "none"
+        importlib.import_module("latent_preview").set_preview_method(method)
+        importlib.import_module("comfy.utils").set_progress_bar_global_hook(self._show)
+
+    def _show(self, value, total, preview, **_):
+        """What ComfyUI's server does with a preview: to JPEG, no larger than asked for."""
+        if preview is not None:
+            _, image, largest = preview
+            ImageOps.contain(image, (largest, largest)).save(io.BytesIO(), format="JPEG", quality=95)
+            self.shown += 1
 
     def rmd(self, model):
         return self.nodes.sample(self.tiny, self.plan, patcher=model, positive=self.positive, seed=SEED)["samples"]
@@ -99,12 +117,15 @@ class Pair:
         return latent["samples"]
 
     def check(self):
-        """Both sides make the same calls: sizes and sigmas."""
+        """Both sides make the same calls, sizes and sigmas, and show as many previews."""
         made = []
         for run in (self.rmd, self.core):
             recorder = importlib.import_module("cascade_rig").Recorder()
+            self.shown = 0
             run(recorder.watch(self.tiny.patcher))
-            made.append([(tuple(call.x.shape), call.sigma) for call in recorder.calls])
+            if bool(self.shown) != self.case.previews:
+                raise AssertionError(f"{self.shown} previews were shown")
+            made.append([self.shown, *((tuple(call.x.shape), call.sigma) for call in recorder.calls)])
         if made[0] != made[1]:
             raise AssertionError(f"the two sides make other calls: {made}")
 
