@@ -71,7 +71,7 @@ def time_table(results):
         rows.append([
             group.model.name, group.mode, str(next(iter(found.values()))["batch"]), *cells,
             _time(decode), f"{100 * rmd['outside']:.1f} %" if rmd else "-",
-            ", ".join(_memory(found.get(name)) for name in ("few", "rmd")),
+            ", ".join(_memory(found.get(name)) for name in ("few", "rmd")) if _on_gpu(found) else "-",
         ])
     return markdown_table(head, rows, left=2)
 
@@ -208,8 +208,12 @@ def _time(row):
     return f"{median} {unit} ({low} to {high})"
 
 
+def _on_gpu(found):
+    return any(row["peak_bytes"] is not None for row in found.values())
+
+
 def _memory(row):
-    return "-" if row is None or row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f} GiB"
+    return "-" if row is None else f"{row['peak_bytes'] / 2**30:.2f} GiB"
 
 
 def _ratio(found, name, ratios, decode=None):
