@@ -5,7 +5,7 @@
 Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and a
 bicubic LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked. Both sides
 run in one process, one after the other, and each pair gives one ratio; the figures are the median and the quartiles of
-these. With previews, both sides show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. CPU time says the
+these. With previews, both show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. CPU time says the
 same with less of what else the machine does, and "outside" is the CPU time of a cascade that is not spent in the
 network. Results: benchmarks/results/node_overhead.json.
 """

@@ -119,6 +119,18 @@ def test_the_watched_network_gives_what_the_bare_one_gives(small):
     assert torch.equal(*results) and results[0].isfinite().all()
 
 
+@pytest.mark.parametrize("model", TINY, ids=lambda model: model.name)
+def test_every_class_runs_in_half_precision_as_on_a_gpu(model):
+    """With what diffusers keeps in float32 kept so, as in a loaded checkpoint; pictures are decoded too."""
+    subject = Subject(model, device="cpu", dtype=torch.bfloat16, mode="eager")
+    run = subject.sample(model.ways["rmd"].warm_up(), 1)
+    assert [size for size, _ in run.calls] == [model.low, model.high]
+    if not subject.backbone.temporal:  # video's decoder is slow in half precision on a CPU
+        assert subject.decoder()() > 0.0
+    dtypes = {parameter.dtype for parameter in subject.network.parameters()}
+    assert dtypes == {torch.bfloat16, torch.float32} if model.backbone == "wan" else dtypes == {torch.bfloat16}
+
+
 def test_a_long_teacher_is_timed_by_some_of_its_steps(small, monkeypatch):
     monkeypatch.setattr("benchmarks.speed.measure.LONG", 0.0)
     monkeypatch.setattr("benchmarks.speed.measure.FEW_STEPS", 2)

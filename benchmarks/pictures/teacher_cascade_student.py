@@ -14,7 +14,7 @@ PROMPTS = tuple(
     prompt(concept, style, background)
     for concept, style, background in (
         ("mushroom", "noto", "blue"), ("doughnut", "fluent", "pink"), ("burger", "noto", "green"),
-        ("panda", "fluent", "orange"), ("sunglasses", "noto", "black"), ("frog", "fluent", "white"),
+        ("panda", "fluent", "orange"), ("sunglasses", "noto", "black"),
     )
 )
 SEED = 7
@@ -56,4 +56,4 @@ def teacher_cascade_student(shipped):
         draw.text((0, top + side / 2 + 6), steps, "#555555", small)
         for column, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (LABELS + column * (side + GAP), top))
-    return sheet.quantize(256, dither=Image.Dither.NONE)  # half the bytes, no visible difference
+    return sheet

@@ -1,4 +1,4 @@
-"""The models whose speed is measured: the full-size ones, and tiny ones of their classes for a machine without a GPU."""
+"""The models whose speed is measured: the full-size ones, and tiny ones of their classes for use without a GPU."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -37,6 +37,7 @@ class Subject:
         self.model = model
         self.device = torch.device(device)
         self.dtype = dtype
+        self.mode = mode
         self.backbone = make_backbone(model.backbone)
         self.clock = DeviceClock(device)
         network = random_network(*model.network, device=self.device, dtype=dtype)
