@@ -165,7 +165,11 @@ def readme_block(all_results):
             f"{model.paper:g} x" if model.paper else "-", f"{ratios.of('rmd'):.1f} x",
             f"{ratios.of('rmd', decoded=True):.1f} x", *cells,
         ])
-    return markdown_table(head, rows)
+    known = "and measured" if measured else "not yet measured, for want of a GPU"
+    return (
+        f"RMD against the teacher with guidance at full size: the arithmetic of the network calls, {known} (`python -m "
+        f"benchmarks.speed`, [docs/speed.md](docs/speed.md)).\n\n{markdown_table(head, rows)}"
+    )
 
 
 def _best(results, model):
