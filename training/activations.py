@@ -16,7 +16,7 @@ from .recomputing import Recomputing
 
 @dataclass(frozen=True)
 class DryNetworks:
-    """Fake score and teacher on the meta device, in the precision of their calls, and the parameters one role trains."""
+    """Fake score and teacher on the meta device, in the precision of their calls, and one role's parameters."""
 
     fake: object
     teacher: object

@@ -53,6 +53,7 @@ def check_rank(settings, backbone, outline):
         )
     if settings.alpha > STRONG * settings.rank:
         log.warning(
-            "warning: model.alpha %g over model.rank %d multiplies every step of the adapters by %.3g; usual are 1 to 2",
+            "warning: model.alpha %g at model.rank %d makes every step of the adapters %.3g times as large; "
+            "1 to 2 times the rank are usual",
             *(settings.alpha, settings.rank, settings.alpha / settings.rank),
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rmd_core.errors import RMDError
+
 from .activations import dry_networks, holds_both, measure_activations
 from .optim import optimiser_bytes
 from .quantised import has_bitsandbytes, is_quantised, quantised_layers
@@ -123,18 +125,21 @@ def advice(config, available, estimated):
 
     ``estimated(config)`` is its MemoryEstimate. Those that change the training least come first. It may still not fit.
     """
-    overrides, estimate = [], estimated(config)
+    overrides, estimate = {}, estimated(config)
     for section, wanted in _savings(config):
         if estimate.total <= available:
             break
         part = getattr(config, section)
         new = {key: value for key, value in wanted.items() if getattr(part, key) != value}
         changed = config.model_copy(update={section: part.model_copy(update=new)}).resolved()
-        better = estimated(changed)
+        try:
+            better = estimated(changed)
+        except RMDError:  # not for networks that are spread
+            continue
         if better.total < estimate.total:
-            overrides += [f"{section}.{key}={str(value).lower()}" for key, value in new.items()]
+            overrides |= {f"{section}.{key}": str(value).lower() for key, value in new.items()}
             config, estimate = changed, better
-    return overrides, estimate
+    return [f"{key}={value}" for key, value in overrides.items()], estimate
 
 
 def _savings(config):

@@ -108,6 +108,8 @@ def prepare(config, *, spread=1):
     backbone.check_cache(outline, cache)
 
     def estimated(config):
+        if spread > 1:
+            check_spread(config)
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
 
     memory = tell_memory(config, estimated, *device_memory(config.train.device))

@@ -81,7 +81,7 @@ class AdaptedNetwork:
         self.network.enable_gradient_checkpointing(Recomputing(setting, with_the_same_adapter))
 
     def leave_casts_to_autocast(self):
-        """Let adapters take inputs as they are: under autocast to bfloat16 a copy in float32 would only be cast back."""
+        """Let adapters take inputs as they are: under autocast a copy in float32 would only be cast back."""
         for layer in self.layers.values():
             layer.cast_input_dtype_enabled = False
 
