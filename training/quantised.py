@@ -28,7 +28,7 @@ def has_bitsandbytes():
 def bitsandbytes_for(setting):
     """The module bitsandbytes. Raises RMDError, naming the ``setting`` that needs it, where it cannot be imported."""
     if not has_bitsandbytes():
-        raise RMDError(f"{setting} needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.49'")
+        raise RMDError(f"{setting} needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.50'")
     try:
         import bitsandbytes
     except (ImportError, OSError, RuntimeError) as error:
