@@ -9,10 +9,19 @@ from accelerate.utils import DistributedType
 
 from process_world import Run, distill_on
 from training.wan_files import load_wan_transformer
-from training_world import copy_world, make_setup, metrics, tensors, tiny_vae, tiny_wan, write_native_vae, write_world
+from training_world import (
+    EPS,
+    copy_world,
+    make_setup,
+    metrics,
+    tensors,
+    tiny_vae,
+    tiny_wan,
+    write_native_vae,
+    write_world,
+)
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
-EPS = "optimiser.eps=1e-5"
 ADAPTERS = ("model.mode=adapters", "model.rank=3")
 
 
