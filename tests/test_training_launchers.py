@@ -6,24 +6,17 @@ import pytest
 
 from launched import Launched
 from training.checkpoints import CheckpointStore
-from training_world import EPS, TOLERANCE, distance, distill, metrics, tensors, tiny_wan, write_world
+from training_world import EPS, TOLERANCE, copy_world, distance, distill, metrics, tensors, tiny_wan
 
 PARTS = ("student", "fake", "student_optimiser", "fake_optimiser")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(pristine, tmp_path_factory):
     """A world in which one process has trained with batch 4."""
-    world = tmp_path_factory.mktemp("one")
-    write_world(world)
+    world = copy_world(pristine, tmp_path_factory.mktemp("one"))
     assert distill(world, EPS, "train.ema=null", "train.updates=3", "train.batch=4") == 0
     return world
-
-
-@pytest.fixture
-def world(tmp_path):
-    write_world(tmp_path)
-    return tmp_path
 
 
 def assert_trained_alike(world, alone):

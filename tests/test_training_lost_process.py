@@ -8,21 +8,9 @@ import torch
 from process_world import Run
 from training.prompt_cache import write_prompt_cache
 from training.prompts import PromptOrder
-from training_world import PROMPTS, TEXT_DIM, copy_world, distill, metrics, write_world
+from training_world import PROMPTS, TEXT_DIM, distill, metrics
 
 LONG = ("train.updates=100000", "output.keep=100000")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 def the_error(run):

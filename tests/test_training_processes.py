@@ -20,18 +20,10 @@ from training_world import (
     make_setup,
     metrics,
     tensors,
-    write_world,
 )
 
 MODES = {"three networks": ("model.mode=three networks",), "adapters": ("model.mode=adapters", "model.rank=3")}
 KINDS = [(mode, sharded) for mode in MODES for sharded in (False, True)]
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

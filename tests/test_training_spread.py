@@ -11,31 +11,14 @@ from process_world import Run, distill_on
 from training.wan_files import load_wan_transformer
 from training_world import (
     EPS,
-    copy_world,
     make_setup,
     metrics,
     tensors,
-    tiny_vae,
     tiny_wan,
-    write_native_vae,
-    write_world,
 )
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
 ADAPTERS = ("model.mode=adapters", "model.rank=3")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    write_native_vae(tiny_vae(), folder / "vae.safetensors")
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 @pytest.mark.parametrize(
