@@ -65,7 +65,7 @@ def test_a_configuration_makes_the_plan_it_names(name, tmp_path):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_its_memory_can_be_told(name):
-    """With fewer layers, for the time it takes; `python -m benchmarks.training_cost --estimates` tells the whole."""
+    """With fewer layers, for the time it takes; each run and each dry run tells the whole."""
     *_, student, fewer = PLANS[name]
     backbone, network, _ = meta_student(student)
     with torch.device("meta"):

@@ -7,6 +7,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from backbone_world import write_backbone_world
 from process_world import Run, distill_on
 from training.wan_files import load_wan_transformer
 from training_world import (
@@ -62,6 +63,24 @@ def test_spread_networks_train_at_half_precision(world, mode):
     record = metrics(world / "out")
     assert all(torch.isfinite(torch.tensor(value)) for entry in record for value in entry.values())
     assert all(entry["norm_student"] > 0 and entry["norm_fake"] > 0 for entry in record)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sdxl", ()), ("sdxl", ADAPTERS), ("pixart_sigma", ()), ("sd3", ()), ("sd3", ADAPTERS)],
+    ids=["SDXL, three", "SDXL, adapters", "PixArt, three", "SD3.5, three", "SD3.5, adapters"],
+)
+def test_spread_networks_of_every_family_train_like_whole_ones(tmp_path, name, options):
+    write_backbone_world(name, tmp_path)
+    students = []
+    for sharded in (False, True):
+        settings = ("train.batch=1", "train.updates=2", f"output.folder={tmp_path}/{sharded}")
+        distill_on(2, tmp_path, EPS, *settings, *options, sharded=sharded)
+        students.append(tensors(tmp_path / str(sharded) / "student.safetensors"))
+    whole, spread = students
+    worst = max((whole[key] - spread[key]).abs().max().item() for key in whole)
+    print(f"{name}, {' '.join(options) or 'three networks'}: weights differ by {worst:.1e} at most")
+    assert whole.keys() == spread.keys() and worst < 1e-5
 
 
 def test_the_memory_estimate_tells_of_one_share(world):

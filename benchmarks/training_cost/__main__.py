@@ -3,7 +3,6 @@
     OMP_NUM_THREADS=1 python -m benchmarks.training_cost [--blocks 8]   # on the CPU: the demo's model and a tiny SDXL
     python -m benchmarks.training_cost --device cuda                    # SDXL, Wan2.1 1.3B and 14B at full size
     python -m benchmarks.training_cost --device cpu --tiny              # the same three as tiny networks
-    python -m benchmarks.training_cost --estimates                      # memory of every recipe, without any device
 
 The plain loop is the authors' (benchmarks/training_cost/plain_loop.py). Both ways make blocks of updates in turn, in
 which every step of the plan (with larger batches: every stage) is drawn once; a pair of blocks gives a ratio, and the
@@ -15,6 +14,7 @@ Results: benchmarks/results/training_cost.json.
 
 import argparse
 import datetime
+import gc
 import json
 import logging
 from pathlib import Path
@@ -25,11 +25,11 @@ from benchmarks.node_overhead import cpu_name
 from training.costs import plain_cost, update_cost
 from training.files import write_json
 
-from .cases import DEMO, FULL, MODES, RECIPES, TINY
+from .cases import DEMO, FULL, MODES, TINY
 from .measure import Updates, figures, peaks, timed
 from .parts import parts_of
-from .runs import estimated, make_trainer
-from .tables import estimates_table, parts_table, speed_table, targets_table
+from .runs import make_trainer
+from .tables import parts_table, speed_table, targets_table
 
 RESULTS = Path(__file__).parents[1] / "results" / "training_cost.json"
 NAME = "python -m benchmarks.training_cost"
@@ -69,6 +69,7 @@ def attempt(case, mode, device, blocks):
     except torch.OutOfMemoryError:
         return {"batch": case.config().train.batch, "failed": "does not fit"}
     finally:
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -96,14 +97,6 @@ def say(rows):
         print("\n".join(f'    {NAME} --device cuda --cases "{name}"' for name in missing))
 
 
-def estimate_recipes():
-    """(name, mode, batch, MemoryEstimate) of every recipe of a full-size model."""
-    for case in RECIPES:
-        for mode in MODES:
-            config = case.recipe_config(f"model.mode={mode}")
-            yield case.name, mode, config.train.batch, estimated(case, config)
-
-
 def main(argv=None, results=RESULTS):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -111,11 +104,7 @@ def main(argv=None, results=RESULTS):
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="some of the cases alone")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE", help="one mode alone")
     parser.add_argument("--blocks", type=int, default=8, help="timed pairs of blocks (default 8)")
-    parser.add_argument("--estimates", action="store_true", help="tell the memory of every recipe, and measure nothing")
     arguments = parser.parse_args(argv)
-    if arguments.estimates:
-        print(estimates_table(estimate_recipes()))
-        return
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: PyTorch finds no GPU; leave --device out, or try --device cpu --tiny")
     logging.getLogger("training").setLevel(logging.ERROR)

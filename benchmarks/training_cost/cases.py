@@ -36,10 +36,6 @@ class Case:
         common = PLAIN if self.architecture is None else RANDOM
         return load_config(CONFIGS / f"{self.recipe}.yaml", [*common, *self.changes, *overrides]).resolved()
 
-    def recipe_config(self, *overrides):
-        """The recipe itself, resolved."""
-        return load_config(CONFIGS / f"{self.recipe}.yaml", overrides).resolved()
-
     def network(self):
         """(backbone, class, configuration of the network)."""
         name, kind, config = ARCHITECTURES[self.architecture]
@@ -50,13 +46,6 @@ FULL = (
     Case(name="SDXL", recipe="sdxl", architecture="SDXL", target=22),
     Case(name="Wan2.1 1.3B", recipe="wan21_1.3b", architecture="Wan2.1 1.3B", tokens=512, target=40),
     Case(name="Wan2.1 14B", recipe="wan21_14b", architecture="Wan2.1 14B", tokens=512, target=78),
-)
-RECIPES = (
-    *FULL,
-    Case(name="PixArt alpha", recipe="pixart_alpha", architecture="PixArt alpha", tokens=120),
-    Case(name="PixArt Sigma", recipe="pixart_sigma", architecture="PixArt Sigma", tokens=300),
-    Case(name="SD3.5 Medium", recipe="sd35_medium", architecture="SD3.5 Medium", tokens=154),
-    Case(name="SD3.5 Large", recipe="sd35_large", architecture="SD3.5 Large", tokens=154),
 )
 TINY_WAN = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128}
 TINY_CLIP = ("plan.sizes=[[12, 20], [18, 32]]", "plan.frames=3", *ON_CPU)

@@ -42,12 +42,3 @@ def targets_table(rows):
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else "missing"
         lines.append([case.name, f"below {gib(case.target * GIB)}", held, f"at least {GOAL}", ratio])
     return table(["adapters, batch 1", "memory, aim", "measured", "trainer / plain, aim", "measured"], lines)
-
-
-def estimates_table(rows):
-    """The estimated memory of the recipes, (name, mode, batch, MemoryEstimate) each."""
-    lines = [
-        [name, mode, batch, *(gib(count) for count in (sum(found.weights.values()), found.activations, found.total))]
-        for name, mode, batch, found in rows
-    ]
-    return table(["recipe, by the trainer's estimate", "mode", "batch", "weights", "activations", "together"], lines)
