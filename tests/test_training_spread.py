@@ -12,6 +12,7 @@ from process_world import Run, distill_on
 from training.wan_files import load_wan_transformer
 from training_world import (
     EPS,
+    TOLERANCE,
     make_setup,
     metrics,
     tensors,
