@@ -114,16 +114,19 @@ def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(t
     assert per_sample["teacher"] == pytest.approx(2.0) and per_sample["fake"] == pytest.approx(2.0)
 
 
-def test_the_command_measures_every_case_in_tiny_and_says_what_is_missing(tmp_path, capsys):
+def test_the_command_measures_a_case_in_tiny_and_says_what_is_missing(tmp_path, capsys):
     results = tmp_path / "results.json"
-    main(["--device", "cpu", "--tiny", "--blocks", "1"], results=results)
+    name = next(case.name for case in TINY if "Wan" in case.name)
+    main(["--device", "cpu", "--tiny", "--cases", name, "--blocks", "1"], results=results)
     stored = json.loads(results.read_text())["rows"]
-    assert len(stored) == 2 * len(TINY) and {row["made"]["blocks"] for row in stored.values()} == {1}
+    assert stored.keys() == {f"{name}, {mode}" for mode in MODES}
     for row in stored.values():
-        assert row["ratio"] > 0 and 1.0 < row["counted"] < 2.0
+        assert row["made"]["blocks"] == 1 and row["ratio"] > 0 and 1.0 < row["counted"] < 2.0
         assert set(row["parts"]) == {"trainer", "plain"} and all(value > 0 for value in row["parts"]["plain"].values())
         assert 0.5 < row["trainer_bytes"] / row["estimated_bytes"] < 1.5
     told = capsys.readouterr().out
     assert "Not measured for want of a GPU" in told
     for case in FULL:
         assert f'--device cuda --cases "{case.name}"' in told
+    with pytest.raises(SystemExit, match="no case is called none"):
+        main(["--device", "cpu", "--cases", "none"], results=results)
