@@ -135,8 +135,9 @@ def test_rmd_core_needs_only_torch_and_the_standard_library():
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (extra,) = re.findall(r"^train = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
-    declared = set(re.findall(r'"([a-z0-9-]+)', extra))
+    extras = re.findall(r"^(?:train|quantised) = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL)
+    assert len(extras) == 2
+    declared = {name for extra in extras for name in re.findall(r'"([a-z0-9-]+)', extra)}
     found = {}
     for package in ("rmd_core", "training", "demo", "benchmarks"):
         for path in sources(package):

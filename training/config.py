@@ -43,6 +43,8 @@ _UNDECISIVE = (
     "prompts.negative",
     "train.updates",
     "train.device",
+    "train.guidance_calls",
+    "train.offload",
 )
 File = Annotated[Path, AfterValidator(_a_path)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -64,7 +66,9 @@ class BackboneSection(Section):
     shift: Positive | None = Field(
         None, description="flow shift the teacher was trained with; null: the backbone's own"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal[False, True, "offload"] = Field(
+        False, description="recompute activations; offload: with the inputs of blocks in main memory meanwhile"
+    )
 
 
 class ModelSection(Section):
@@ -76,9 +80,15 @@ class ModelSection(Section):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="endings of the names of the layers that get an adapter; null: the backbone's own"
     )
-    base_dtype: Literal["float32", "bfloat16"] | None = Field(
+    base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] | None = Field(
         None, description="of the frozen base; null: train.precision"
     )
+
+    @model_validator(mode="after")
+    def _quantised_base(self):
+        if self.mode == "three networks" and self.base_dtype in ("int8", "nf4"):
+            raise ValueError(f"base_dtype {self.base_dtype} is for mode adapters; weights that train are float32")
+        return self
 
 
 class PlanSection(Section):
@@ -161,6 +171,7 @@ class PromptSection(Section):
 class OptimiserSection(Section):
     """AdamW for the student and the fake score."""
 
+    kind: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: both moments in 8 bits")
     student_lr: Positive = 5e-6
     fake_lr: Positive = 2e-5
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.95)
@@ -180,6 +191,12 @@ class TrainSection(Section):
     fake_steps: Count = Field(1, description="fake-score steps before each student step")
     fake_only_updates: Natural = Field(0, description="first updates, which train the fake score alone")
     share_forward: bool = Field(True, description="one student forward serves both phases of an update")
+    guidance_calls: Literal["together", "apart"] = Field(
+        "together", description="conditional and null rows of the teacher in one call, or in one after the other"
+    )
+    offload: Literal["none", "waiting"] = Field(
+        "none", description="waiting: networks and optimiser states are on the device only while they are needed"
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the student's weight average")
     seed: Natural = 0
     device: Literal["auto", "cpu"] = "auto"

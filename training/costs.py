@@ -113,4 +113,7 @@ def _memory(setup):
     rows = [*setup.memory.rows(), ("together", setup.memory.total)]
     titles = ["memory", *[""] * (len(rows) - 1)]
     lines = [f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)]
-    return [*lines, f"            {gib(available):>10}  there is on {device}"]
+    lines.append(f"            {gib(available):>10}  there is on {device}")
+    if setup.memory.waiting:
+        lines.append(f"            {gib(setup.memory.waiting):>10}  waits in main memory")
+    return lines

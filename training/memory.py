@@ -5,13 +5,12 @@ import os
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from rmd_core.losses import fake_score_loss
+from rmd_core.errors import RMDError
 
-from .estimate import Guidance, estimate_x0_eps
-from .live_memory import FusedAttention, LiveMemory
-from .networks import adapt
+from .activations import dry_networks, holds_both, measure_activations
+from .optim import optimiser_bytes
+from .quantised import has_bitsandbytes, is_quantised, quantised_layers
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +23,9 @@ class MemoryEstimate:
     """Bytes on the device, by what they are for; ``activations`` is an estimate, the others are counted.
 
     ``casts``: copies of weights in the precision of the calls, as long as a gradient needs them. ``size``: latent
-    height and width of the final size, where the most is held.
+    height and width of the final size, where the most is held. ``waiting``: bytes in main memory, of what is not on the
+    device all the time; of an optimiser whose states come for a step alone, ``optimiser`` is what they need beyond the
+    activations that are gone by then.
     """
 
     trained: int  # number of values of one trained network or adapter
@@ -34,21 +35,22 @@ class MemoryEstimate:
     average: int
     casts: int
     activations: int
+    waiting: int
     size: tuple
 
     @property
     def total(self):
-        """All parts together: at most so much, as gradients and activations do not peak at once."""
+        """All parts on the device together: at most so much, as gradients and activations do not peak at once."""
         rest = (self.gradients, self.optimiser, self.average, self.casts, self.activations)
         return sum(self.weights.values()) + sum(rest)
 
     def rows(self):
-        """(what, bytes) pairs, those that are zero left out."""
+        """(what, bytes) pairs of what is on the device, those that are zero left out."""
         height, width = self.size
         rows = [(f"weights in {dtype}", count) for dtype, count in self.weights.items()]
         rows += [
             ("gradients in float32", self.gradients),
-            ("optimiser in float32", self.optimiser),
+            ("optimiser", self.optimiser),
             ("weight average in float32", self.average),
             ("weights cast to bfloat16 for a call", self.casts),
             (f"activations at {height}x{width}, estimated", self.activations),
@@ -57,7 +59,8 @@ class MemoryEstimate:
 
     def line(self):
         """The estimate in one line."""
-        return ", ".join(f"{what} {gib(count)}" for what, count in self.rows()) + f": together {gib(self.total)}"
+        away = f", and {gib(self.waiting)} wait in main memory" if self.waiting else ""
+        return ", ".join(f"{what} {gib(count)}" for what, count in self.rows()) + f": together {gib(self.total)}{away}"
 
 
 def gib(count):
@@ -72,29 +75,49 @@ def estimate_memory(config, backbone, outline, *, size, tokens, spread=1):
     a prompt. ``spread``: the number of processes that networks are spread over. Not in it: the autoencoder of
     validation, the device's own library, fragmentation, and the block of a spread network that is brought together.
     """
-    whole = config.model.mode == "three networks"
-    views, trained = _networks(config, backbone, outline)
-    numel = sum(p.numel() for p in trained)
+    whole, waits = config.model.mode == "three networks", config.train.offload == "waiting"
+    networks = dry_networks(config, backbone, outline)
+    numel = sum(p.numel() for p in networks.trained)
     base = sum(p.numel() for p in outline.parameters())
-    base_dtype = "float32" if whole else config.model.base_dtype
-    weights = {base_dtype: base * _BYTES[base_dtype] * (3 if whole else 1) // spread}
+    weights = _weights(config, networks, numel, base, spread)
     held = numel // spread if whole else numel  # adapters are not spread
-    if not whole:
-        weights["float32"] = weights.get("float32", 0) + 2 * 4 * numel
     casts = 0
     if config.train.precision == "bfloat16":
-        not_yet = (0 if whole else numel) + (base if base_dtype == "float32" else 0)
-        casts = 2 * not_yet * (2 if _holds_both(config) else 1)
+        in_float32 = whole or config.model.base_dtype == "float32"
+        casts = 2 * ((0 if whole else numel) + (base if in_float32 else 0)) * (2 if holds_both(config) else 1)
+    activations = measure_activations(config, backbone, networks, size=size, tokens=tokens)
+    states = 2 * optimiser_bytes(networks.trained, config.optimiser.kind) // (spread if whole else 1)
+    average = 0 if config.train.ema is None else 4 * held
+    waiting = activations.parked
+    if waits:  # of three networks two are there at once, and the average is made in main memory
+        waiting += states + (3 * 4 * base + average if whole else 0)
+        states, average = max(0, states // 2 + activations.waiting - activations.peak), 0 if whole else average
     return MemoryEstimate(
         trained=numel,
         weights=weights,
         gradients=4 * held,
-        optimiser=2 * (2 * 4 * held + 4 * len(trained)),  # two moments, and a step count for each tensor
-        average=0 if config.train.ema is None else 4 * held,
+        optimiser=states,
+        average=average,
         casts=casts,
-        activations=_activations(config, backbone, views, trained, size, tokens),
+        activations=activations.peak,
+        waiting=waiting,
         size=size,
     )
+
+
+def _weights(config, networks, numel, base, spread):
+    """Bytes of weights on the device by dtype, ``numel`` of an adapter and ``base`` of the network."""
+    kind = config.model.base_dtype
+    if config.model.mode == "three networks":
+        return {"float32": 4 * base * (2 if config.train.offload == "waiting" else 3) // spread}
+    if is_quantised(kind):
+        layers = quantised_layers(networks.teacher)
+        rest = base - sum(layer.in_features * layer.out_features for layer in layers)
+        weights = {kind: sum(layer.weight.nbytes + layer.scales.nbytes for layer in layers)}
+        weights[config.train.precision] = rest * _BYTES[config.train.precision]
+    else:
+        weights = {kind: base * _BYTES[kind] // spread}
+    return weights | {"float32": weights.get("float32", 0) + 2 * 4 * numel}
 
 
 def advice(config, available, estimated):
@@ -102,30 +125,39 @@ def advice(config, available, estimated):
 
     ``estimated(config)`` is its MemoryEstimate. Those that change the training least come first. It may still not fit.
     """
-    overrides, estimate = [], estimated(config)
+    overrides, estimate = {}, estimated(config)
     for section, wanted in _savings(config):
         if estimate.total <= available:
             break
         part = getattr(config, section)
         new = {key: value for key, value in wanted.items() if getattr(part, key) != value}
         changed = config.model_copy(update={section: part.model_copy(update=new)}).resolved()
-        better = estimated(changed)
+        try:
+            better = estimated(changed)
+        except RMDError:  # not for networks that are spread
+            continue
         if better.total < estimate.total:
-            overrides += [f"{section}.{key}={str(value).lower()}" for key, value in new.items()]
+            overrides |= {f"{section}.{key}": str(value).lower() for key, value in new.items()}
             config, estimate = changed, better
-    return overrides, estimate
+    return [f"{key}={value}" for key, value in overrides.items()], estimate
 
 
 def _savings(config):
-    train = config.train
-    base = {} if config.model.mode == "three networks" else {"base_dtype": "bfloat16"}
+    train, adapters = config.train, config.model.mode == "adapters"
+    quantised = adapters and has_bitsandbytes()
     return (
         ("train", {"precision": "bfloat16"}),
-        ("model", base),
-        ("backbone", {"gradient_checkpointing": True}),
+        ("model", {"base_dtype": "bfloat16"} if adapters and not is_quantised(config.model.base_dtype) else {}),
+        ("backbone", {} if config.backbone.gradient_checkpointing else {"gradient_checkpointing": True}),
+        ("train", {"guidance_calls": "apart"}),
+        ("backbone", {"gradient_checkpointing": "offload"}),
+        ("train", {"offload": "waiting"}),
         ("train", {"batch": 1, "accumulation": train.batch * train.accumulation}),
         ("train", {"share_forward": False}),
-        ("model", {"mode": "adapters", "base_dtype": "bfloat16"}),
+        ("model", {"base_dtype": "int8"} if quantised and not is_quantised(config.model.base_dtype) else {}),
+        ("optimiser", {"kind": "adamw8bit"} if has_bitsandbytes() else {}),
+        ("model", {"base_dtype": "nf4"} if quantised else {}),
+        ("model", {} if adapters else {"mode": "adapters", "base_dtype": "bfloat16"}),
     )
 
 
@@ -133,6 +165,12 @@ def tell_memory(config, estimated, available, device):
     """The estimate of a configuration, said in the log, with advice where ``available`` bytes are too few for it."""
     estimate = estimated(config)
     log.info("memory: %s, of %s on %s", estimate.line(), gib(available), device)
+    if estimate.waiting > main_memory():
+        log.warning(
+            "warning: %s wait in main memory by this configuration, which has %s; undo train.offload or "
+            "backbone.gradient_checkpointing: offload",
+            *(gib(estimate.waiting), gib(main_memory())),
+        )
     if estimate.total > available:
         overrides, better = advice(config, available, estimated)
         way = f"--set {' --set '.join(overrides)} needs {gib(better.total)}" if overrides else "take a smaller plan"
@@ -146,64 +184,9 @@ def device_memory(device):
     """(bytes, name) of the device that ``train.device`` means: what is free on a GPU, all of the main memory else."""
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the CPU"
+    return main_memory(), "the CPU"
 
 
-def _networks(config, backbone, outline):
-    """(fake score and teacher on the meta device, in the precision of their calls; the parameters one role trains)."""
-    calls_in = config.train.precision
-    if config.model.mode == "adapters" and calls_in == "float32":
-        calls_in = config.model.base_dtype
-    with torch.device("meta"):
-        network = type(outline).from_config(outline.config).eval()
-        torch.nn.Module.to(network, getattr(torch, calls_in))
-        if config.model.mode == "three networks":
-            views, trained = (network, network), network.requires_grad_(True).parameters()
-        else:
-            adapted = adapt(network, backbone, config.model)
-            views, trained = (adapted.seen_with("fake"), adapted.seen_with(None)), adapted.adapters["fake"].parameters()
-    if config.backbone.gradient_checkpointing:
-        network.enable_gradient_checkpointing(_recomputed)
-    return views, list(trained)
-
-
-def _recomputed(module, *inputs):
-    def run(*again):
-        with FusedAttention():  # the recomputation is part of the backward pass
-            return module(*again)
-
-    return checkpoint(run, *inputs, use_reentrant=False)
-
-
-def _activations(config, backbone, views, trained, size, tokens):
-    """The most bytes that one update holds beyond weights and gradients, by one pass of each kind without data."""
-    batch, curve = config.train.batch, backbone.curve
-    fake, teacher = views
-    blank = backbone.blank_conditioning(teacher, tokens, "meta")
-    conditioning = {name: row.expand(batch, *row.shape[1:]) for name, row in blank.items()}
-    sigma = torch.full((batch,), 0.5, dtype=torch.float64)
-    levels = {"alpha": curve.alpha(sigma), "sigma": sigma}
-    state = torch.empty(*backbone.latent_shape(batch, config.plan.frames), *size, device="meta")
-
-    def x0_of(network, guidance=None):
-        return estimate_x0_eps(backbone, network, state, sigma, conditioning, curve=curve, guidance=guidance)[0]
-
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(_drop)
-    with FusedAttention(), LiveMemory() as both_ways:
-        x0 = x0_of(fake)
-        held = both_ways.live
-        fake_score_loss(x0, state, **levels, weighting=config.loss.fake_weighting).backward()
-        del x0
-    with torch.no_grad(), FusedAttention(), LiveMemory() as one_way:
-        x0_of(teacher, None if config.loss.cfg == 1.0 else Guidance(config.loss.cfg, conditioning))
-    # The student's pass waits while the fake score trains, or else while the teacher is asked.
-    return held + max(one_way.peak, both_ways.peak if _holds_both(config) else 0, both_ways.peak - held)
-
-
-def _drop(parameter):
-    parameter.grad = None
-
-
-def _holds_both(config):
-    return config.train.share_forward and config.train.accumulation == 1
+def main_memory():
+    """The bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -41,10 +41,12 @@ class Objective:
 
     ``boundary``: the rule at a change of size while trajectories are made; ``loss_boundary``: the one by which a
     low-resolution estimate reaches the final size inside the losses; ``eta``: share of predicted noise inside a stage.
-    ``settings``: the configuration's loss section.
+    ``settings``: the configuration's loss section. ``guidance_calls``: of the teacher, ``together`` or ``apart``.
     """
 
-    def __init__(self, plan, backbone, *, boundary, loss_boundary, eta, frames, settings, device="cpu"):
+    def __init__(
+        self, plan, backbone, *, boundary, loss_boundary, eta, frames, settings, guidance_calls="together", device="cpu"
+    ):
         self.plan = plan
         self.backbone = backbone
         self.boundary = boundary
@@ -52,6 +54,7 @@ class Objective:
         self.eta = eta
         self.frames = frames
         self.settings = settings
+        self.guidance_calls = guidance_calls
         self.device = device
 
     def student_input(self, student, draw, conditioning):
@@ -123,8 +126,10 @@ class Objective:
         return generator_loss(estimate.x0, teacher_x0, fake_x0, clip=self.settings.clip, huber_c=self.settings.huber_c)
 
     def teacher_x0(self, teacher, state, conditioning, null_conditioning):
-        """The teacher's clean estimate, guided in x0 space by one call on conditional and null rows together."""
-        guidance = None if self.settings.cfg == 1.0 else Guidance(self.settings.cfg, null_conditioning)
+        """The teacher's clean estimate, guided in x0 space by its conditional and its null one."""
+        guidance = None
+        if self.settings.cfg != 1.0:
+            guidance = Guidance(self.settings.cfg, null_conditioning, self.guidance_calls)
         return self._x0_eps(teacher, state.x, state.sigma, conditioning, guidance)[0]
 
     def _step(self, student, x, step, conditioning):

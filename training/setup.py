@@ -12,10 +12,12 @@ from rmd_core.plan import StagePlan
 from .backbones import Backbone, make_backbone
 from .config import Config
 from .draws import Draws
+from .limits import check_libraries, check_rank, check_spread
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import PromptOrder, read_prompts
+from .quantised import is_quantised
 from .trackers import check_trackers
 
 
@@ -53,11 +55,14 @@ class Setup:
 def outline_run(config):
     """(backbone, plan, intervals, outline of the teacher): what is checked in no time, without prompts or weights."""
     check_trackers(config.output.trackers)
+    check_libraries(config)
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
     outline = backbone.outline(Path(config.backbone.base))
     backbone.check_sizes(outline, config.plan.sizes)
+    if config.model.mode == "adapters":
+        check_rank(config.model, backbone, outline)
     return backbone, plan, intervals, outline
 
 
@@ -68,6 +73,14 @@ def _check_export(config, backbone, outline):
         for name, _ in outline.named_modules():
             if endings and f".{name}".endswith(endings):
                 _check_layer(backbone, outline, name)
+
+
+def _loaded_in(config):
+    """The type of the teacher's weights; what is to be quantised is loaded in that of the calls."""
+    if config.model.mode == "three networks":  # copies are trained in float32, which the teacher beside them shares
+        return torch.float32
+    kind = config.model.base_dtype
+    return getattr(torch, config.train.precision if is_quantised(kind) else kind)
 
 
 def _check_layer(backbone, outline, name):
@@ -82,6 +95,8 @@ def prepare(config, *, spread=1):
 
     ``spread``: the number of processes that networks will be spread over, for the memory estimate.
     """
+    if spread > 1:
+        check_spread(config)
     backbone, plan, intervals, outline = outline_run(config)
     _check_export(config, backbone, outline)
     cache = PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
@@ -93,12 +108,12 @@ def prepare(config, *, spread=1):
     backbone.check_cache(outline, cache)
 
     def estimated(config):
+        if spread > 1:
+            check_spread(config)
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
 
     memory = tell_memory(config, estimated, *device_memory(config.train.device))
-    # Full copies are trained in float32, which the teacher they are held against then shares.
-    dtype = torch.float32 if config.model.mode == "three networks" else getattr(torch, config.model.base_dtype)
-    teacher = backbone.load(Path(config.backbone.base), dtype=dtype).requires_grad_(False)
+    teacher = backbone.load(Path(config.backbone.base), dtype=_loaded_in(config)).requires_grad_(False)
     vae = backbone.load_vae(config.backbone.vae) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
     return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, memory, teacher, vae)

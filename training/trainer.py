@@ -55,6 +55,7 @@ class Trainer:
             eta=method.eta_train,
             frames=self.config.plan.frames,
             settings=self.config.loss,
+            guidance_calls=self.config.train.guidance_calls,
             device=self.device,
         )
         return TwoPhases(
@@ -224,13 +225,12 @@ class Trainer:
 
     def _step(self, role, limit, name, draw):
         """Clip, step and clear; returns the gradient's norm before clipping."""
-        parameters, optimiser = list(self.networks.trained[role].parameters()), self.networks.optimisers[role]
+        parameters = list(self.networks.trained[role].parameters())
         self.processes.average_gradients(parameters)
         norm = full(clip_grad_norm_(parameters, math.inf if limit is None else limit)).item()
         if not math.isfinite(norm):
             raise NotFinite(f"the {name}'s gradient norm is {norm} {describe(draw)}")
-        optimiser.step()
-        optimiser.zero_grad()
+        self.networks.step(role)
         return norm
 
     def _validate(self, update):

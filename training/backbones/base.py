@@ -97,8 +97,13 @@ class Backbone(ABC):
 
 
 def network_dtype(network):
-    """The floating-point type of a network's weights, apart from the few that diffusers keeps in float32."""
-    return max((p for p in network.parameters() if p.is_floating_point()), key=torch.Tensor.numel).dtype
+    """The floating-point type of a network's weights, apart from the few that diffusers keeps in float32.
+
+    Quantised weights are called in the type of the others, and adapters on frozen weights have their own.
+    """
+    weights = [p for p in network.parameters() if p.is_floating_point()]
+    frozen = [p for p in weights if not p.requires_grad]
+    return max(frozen or weights, key=torch.Tensor.numel).dtype
 
 
 def take(conditioning, rows):

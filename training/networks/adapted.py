@@ -7,12 +7,12 @@ import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch.utils.checkpoint import checkpoint
 
 from rmd_core.errors import RMDError
 from rmd_core.seeds import derive_seed
 
 from ..lora_file import Factors
+from ..recomputing import Recomputing
 from ..sharding import full
 
 
@@ -63,19 +63,27 @@ class AdaptedNetwork:
             for parameter in adapter.parameters():
                 parameter.requires_grad_(True)
 
-    def enable_gradient_checkpointing(self):
-        """Recompute activations in the backward pass, with the adapter that the forward pass saw."""
+    def enable_gradient_checkpointing(self, setting=True):
+        """Recompute activations in the backward pass, with the adapter that the forward pass saw.
 
-        def with_the_same_adapter(module, *inputs):
+        ``setting``: true, or ``offload`` for the inputs of blocks to wait in main memory.
+        """
+
+        def with_the_same_adapter(block):
             name = self._active
 
-            def run(*again):
+            def call(*inputs):
                 self.use(name)
-                return module(*again)
+                return block(*inputs)
 
-            return checkpoint(run, *inputs, use_reentrant=False)
+            return call
 
-        self.network.enable_gradient_checkpointing(with_the_same_adapter)
+        self.network.enable_gradient_checkpointing(Recomputing(setting, with_the_same_adapter))
+
+    def leave_casts_to_autocast(self):
+        """Let adapters take inputs as they are: under autocast a copy in float32 would only be cast back."""
+        for layer in self.layers.values():
+            layer.cast_input_dtype_enabled = False
 
     def factors(self, name):
         """The adapter as ``{layer name: Factors}``; the tensors are shared, not copied."""
@@ -85,20 +93,21 @@ class AdaptedNetwork:
         }
 
     @torch.no_grad()
-    def merged(self, name, *, dtype):
+    def merged(self, name, *, dtype, base=None):
         """A plain network of the same class on the CPU, the adapter added to its weights.
 
-        Weights are in ``dtype``, those that it cannot hold in float32.
+        Weights are in ``dtype``, those that it cannot hold in float32. ``base``: a plain network to take the other
+        weights from, where those at hand are quantised.
         """
         weights = {}
-        for key, tensor in self.network.state_dict().items():
+        for key, tensor in (self.network if base is None else base).state_dict().items():
             tensor = full(tensor)
             owner, _, kind = key.rpartition(".")
             layer_name = owner.removesuffix(".base_layer")
-            if layer_name != owner and kind == "weight":
-                delta = self.layers[layer_name].get_delta_weight(name)
+            if layer_name in self.layers and kind == "weight":
+                delta = self.layers[layer_name].get_delta_weight(name).to(tensor.device)
                 weights[f"{layer_name}.weight"] = _fitting(tensor.float() + delta.float(), dtype)
-            elif layer_name != owner:
+            elif layer_name in self.layers:
                 weights[f"{layer_name}.{kind}"] = _fitting(tensor, dtype)
             elif not any(owner.startswith(f"{adapted}.") for adapted in self.layers):
                 weights[key] = _fitting(tensor, dtype)

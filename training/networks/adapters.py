@@ -3,6 +3,7 @@
 import torch
 
 from ..export import export_lora, export_student
+from ..quantised import is_quantised, quantise
 from ..sharding import shard
 from .adapted import AdaptedNetwork
 from .base import TRAINED, Networks
@@ -13,10 +14,14 @@ class AdapterNetworks(Networks):
 
     def _place(self, teacher):
         device, spread = self.processes.device, self.processes.sharded
-        base = adapt(teacher if spread else teacher.to(device), self.setup.backbone, self.config.model)
-        self.base = base.start(self.config.train.seed)
-        if self.config.backbone.gradient_checkpointing:
-            self.base.enable_gradient_checkpointing()
+        backbone, settings, recomputed = self.setup.backbone, self.config.model, self.config.backbone
+        if is_quantised(settings.base_dtype):
+            quantise(teacher, settings.base_dtype, targets=backbone.adapter_targets, device=device)
+        self.base = adapt(teacher if spread else teacher.to(device), backbone, settings).start(self.config.train.seed)
+        if recomputed.gradient_checkpointing:
+            self.base.enable_gradient_checkpointing(recomputed.gradient_checkpointing)
+        if self.config.train.precision == "bfloat16":
+            self.base.leave_casts_to_autocast()
         self.trained = self.base.adapters
         if spread:  # the base alone; adapters are small, and whole in every process
             own = [parameter for adapter in self.trained.values() for parameter in adapter.parameters()]
@@ -29,11 +34,18 @@ class AdapterNetworks(Networks):
 
     def export(self, path, *, update):
         if self.config.output.merge:
-            merged = self.base.merged("student", dtype=getattr(torch, self.config.output.dtype))
+            plain = self._plain() if self.processes.main else None
+            merged = self.base.merged("student", dtype=getattr(torch, self.config.output.dtype), base=plain)
             if self.processes.main:
                 export_student(self.setup, merged, path, update=update)
         elif self.processes.main:
             export_lora(self.setup, self.base.network, self.base.factors("student"), path, update=update)
+
+    def _plain(self):
+        """The base as it was before it was quantised, read again; None where it was not."""
+        if not is_quantised(self.config.model.base_dtype):
+            return None
+        return self.setup.backbone.load(self.config.backbone.base, dtype=torch.float32)
 
 
 def adapt(network, backbone, settings):

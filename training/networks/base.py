@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from rmd_core.errors import RMDError
 
 from ..ema import WeightAverage
-from ..optim import load_optimiser_tensors, make_adamw, optimiser_tensors
+from ..optim import load_optimiser_tensors, make_optimiser, optimiser_tensors
 from ..sharding import fits, put
+from ..waiting import ParkedOptimiser
 
 TRAINED = ("student", "fake")
 
@@ -33,10 +34,34 @@ class Networks(ABC):
         settings, ema = self.config.optimiser, self.config.train.ema
         rates = {"student": settings.student_lr, "fake": settings.fake_lr}
         self.optimisers = {
-            role: accelerator.prepare_optimizer(make_adamw(self.trained[role], lr=rates[role], settings=settings))
+            role: accelerator.prepare_optimizer(make_optimiser(self.trained[role], lr=rates[role], settings=settings))
             for role in TRAINED
         }
         self.average = None if ema is None else WeightAverage(self.trained["student"], ema)
+        self._states = None
+        if self.waits:
+            device = processes.device
+            self._states = {role: ParkedOptimiser(self.optimisers[role].optimizer, device) for role in TRAINED}
+
+    @property
+    def waits(self):
+        """Whether what is not needed waits in main memory."""
+        return self.config.train.offload == "waiting"
+
+    def step(self, role):
+        """Step and clear the optimiser of a role."""
+        optimiser = self.optimisers[role]
+        self._rest()
+        with self._states[role].here() if self._states else contextlib.nullcontext():
+            optimiser.step()
+        optimiser.zero_grad()
+        self._stepped(role)
+
+    def _rest(self):  # noqa: B027 - there may be nothing that waits
+        """Let networks that nothing needs wait in main memory."""
+
+    def _stepped(self, role):  # noqa: B027
+        """What is to be done when the gradients of a role are used up."""
 
     @abstractmethod
     def _place(self, teacher):
@@ -52,12 +77,14 @@ class Networks(ABC):
         if self.average is None:
             yield self.student
         else:
+            self._rest()
             with self.average.applied_to(self.trained["student"]):
                 yield self.student
 
     def student_moved(self):
         """To be called after each step of the student: takes its weights into the average."""
         if self.average is not None:
+            self._rest()
             self.average.update(self.trained["student"])
 
     def parts(self):
@@ -68,6 +95,7 @@ class Networks(ABC):
 
     def load(self, checkpoint):
         """Continue from a Checkpoint. Raises RMDError for one of other networks."""
+        self._rest()
         for role in TRAINED:
             weights = self.trained[role].state_dict()
             if not fits(checkpoint.parts[role], weights):
@@ -79,5 +107,7 @@ class Networks(ABC):
                 put(tensor, checkpoint.parts[role][name])
             optimiser = self.optimisers[role].optimizer
             load_optimiser_tensors(optimiser, checkpoint.parts[f"{role}_optimiser"], checkpoint.path)
+            if self._states:
+                self._states[role].settle()
         if self.average is not None:
             self.average.load(checkpoint.parts["average"], checkpoint.path)
