@@ -1,9 +1,9 @@
 """A trainer in memory for each case: networks with random weights, prompts with random embeddings, no files."""
 
 import torch
-from accelerate import init_empty_weights
 from accelerate.state import AcceleratorState
 
+from benchmarks.speed.networks import random_network
 from training.memory import estimate_memory
 from training.plans import build_intervals, build_plan
 from training.processes import Processes
@@ -54,24 +54,6 @@ def estimated(case, config):
     with torch.device("meta"):
         outline = kind(**network)
     return estimate_memory(config, backbone, outline, size=config.plan.sizes[-1], tokens=case.tokens)
-
-
-def random_network(kind, config, *, device, dtype):
-    """A frozen network with random weights of order one, made on the device; what diffusers keeps in float32 stays."""
-    with init_empty_weights(include_buffers=False):
-        network = kind(**config)
-    generator = torch.Generator(device).manual_seed(0)
-    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
-    for name, outline in list(network.named_parameters()):
-        owner, _, own = name.rpartition(".")
-        kind_of_number = torch.float32 if kept & set(name.split(".")) else dtype
-        values = torch.empty(outline.shape, device=device, dtype=kind_of_number)
-        if outline.ndim > 1:
-            values.normal_(0, outline[0].numel() ** -0.5, generator=generator)
-        else:
-            values.fill_(float(own == "weight"))
-        setattr(network.get_submodule(owner), own, torch.nn.Parameter(values, requires_grad=False))
-    return network.to(device).eval()
 
 
 def _random_setup(case, config, device):
