@@ -89,6 +89,25 @@ def refused(pack):
     return check
 
 
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    """The trainer's tiny world with an autoencoder beside it; to be copied, never to be changed."""
+    from training_world import tiny_vae, write_native_vae, write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    write_native_vae(tiny_vae(), folder / "vae.safetensors")
+    return folder
+
+
+@pytest.fixture
+def world(pristine, tmp_path):
+    """A copy of the trainer's tiny world."""
+    from training_world import copy_world
+
+    return copy_world(pristine, tmp_path)
+
+
 class MissingComfyui:
     """Counts the tests skipped for want of a ComfyUI and says so in the very last line of the run."""
 

@@ -33,6 +33,12 @@ def relative_error(got, expected):
     return ((got - expected).norm() / expected.norm()).item()
 
 
+def tell_difference(name, error):
+    """Prints the row of docs/backbones.md; `pytest -rP` shows it."""
+    print(f"| {name} | {error:.1e} |")
+    assert error < 1e-5
+
+
 def load_in_comfy(comfy, path):
     patcher = comfy.sd.load_diffusion_model(str(path))
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
@@ -44,7 +50,7 @@ def assert_equal_transformers(comfy, path, sizes):
     ours, theirs = load_in_comfy(comfy, path), load_wan_transformer(path)
     assert type(ours.model_config).__name__ == "WAN21_T2V"
     assert ours.model_sampling.sigma_max == 1
-    generator = torch.Generator().manual_seed(7)
+    generator, worst = torch.Generator().manual_seed(7), 0.0
     for height, width in sizes:
         for sigma in (1.0, 0.625):
             x = torch.randn(2, 16, 1, height, width, generator=generator)
@@ -52,7 +58,8 @@ def assert_equal_transformers(comfy, path, sizes):
             with torch.no_grad():
                 x0 = ours.apply_model(x, torch.full((2,), sigma), c_crossattn=text)
                 velocity = theirs(x, torch.full((2,), 1000 * sigma), text, return_dict=False)[0]
-            assert relative_error((x - x0) / sigma, velocity) < 1e-5
+            worst = max(worst, relative_error((x - x0) / sigma, velocity))
+    tell_difference(f"Wan2.1, {path.name}", worst)
 
 
 def assert_equal_vaes(comfy, path, frames):

@@ -11,22 +11,10 @@ from test_training_objective import make_phases
 from training.lora_file import native_factors
 from training.networks.adapted import AdaptedNetwork
 from training.wan_files import load_wan_transformer
-from training_world import copy_world, distill, equal, make_setup, metrics, refused, tensors, tiny_wan, write_world
+from training_world import distill, equal, make_setup, metrics, refused, tensors, tiny_wan
 
 ADAPTERS = ("model.mode=adapters", "model.rank=3", "model.alpha=1.5")
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 def adapted(names=("student", "fake"), *, network=None, seed=0, moved=True):

@@ -3,23 +3,14 @@
 import signal
 
 import pytest
+import torch
 
 from process_world import Run
-from training_world import copy_world, metrics, write_world
+from training.prompt_cache import write_prompt_cache
+from training.prompts import PromptOrder
+from training_world import PROMPTS, TEXT_DIM, distill, metrics
 
 LONG = ("train.updates=100000", "output.keep=100000")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 def the_error(run):
@@ -31,18 +22,39 @@ def the_error(run):
 
 
 def test_bad_input_of_one_process_ends_all(world):
-    run = Run(2, world, each={1: [f"backbone.base={world}/none.safetensors"]})
+    run = Run(2, world, each={1: [f"backbone.vae={world}/none.safetensors"]})
     assert run.codes() == [2, 2]
     assert "none.safetensors" in the_error(run) and not (world / "out").exists()
 
 
+def test_another_configuration_in_one_process_is_refused(world):
+    run = Run(2, world, each={1: ["loss.cfg=3.0"]})
+    assert run.codes() == [2, 2]
+    assert "process 2 of 2 has another configuration than the first one" in the_error(run)
+    assert not (world / "out").exists()
+
+
+def test_a_checkpoint_that_one_process_does_not_see_is_told_as_such(world):
+    assert distill(world, "train.updates=3") == 0
+    run = Run(2, world, flags=["--resume"], each={1: [f"output.folder={world}/elsewhere"]})
+    assert run.codes() == [2, 2]
+    line = the_error(run)
+    assert "process 2 of 2 does not see" in line and "elsewhere" in line and "a disk that all machines share" in line
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_loss_of_one_process_that_is_no_number_ends_all(world, sharded):
-    run = Run(2, world, sharded=sharded, each={1: ["loss.cfg=1e38"]})
+    # The second sample of the first update is the second process's.
+    first, second = PromptOrder(sorted(PROMPTS), 0).take(0, 2)
+    generator = torch.Generator().manual_seed(1)
+    embeddings = {text: torch.randn(4, TEXT_DIM, generator=generator) for text in ("", *PROMPTS)}
+    embeddings[second].fill_(torch.inf)
+    write_prompt_cache(world / "prompts.safetensors", embeddings, encoder="toy", dtype=torch.float32)
+    run = Run(2, world, "train.batch=1", sharded=sharded)
     assert run.codes() == [1, 1]
     line = the_error(run)
-    assert "update 1: the student's loss is " in line and "for the batch of 3 prompts" in line
-    assert not (world / "out" / "metrics.jsonl").exists()
+    assert "update 1: the fake score's loss is " in line and f"for the batch of 1 prompts {second!r}" in line
+    assert first not in line and not (world / "out" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("sharded", [False, True])

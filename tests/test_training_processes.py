@@ -10,21 +10,20 @@ from training.checkpoints import CheckpointStore
 from training.networks import make_networks
 from training.processes import Processes
 from training.wan_files import load_wan_transformer
-from training_world import copy_world, distill, equal, make_setup, metrics, tensors, write_world
+from training_world import (
+    EPS,
+    TOLERANCE,
+    copy_world,
+    distance,
+    distill,
+    equal,
+    make_setup,
+    metrics,
+    tensors,
+)
 
-# A millionth of a gradient's size decides the direction of AdamW's first steps where the gradient is zero but for
-# rounding; a larger eps keeps such steps small.
-EPS = "optimiser.eps=1e-5"
 MODES = {"three networks": ("model.mode=three networks",), "adapters": ("model.mode=adapters", "model.rank=3")}
 KINDS = [(mode, sharded) for mode in MODES for sharded in (False, True)]
-TOLERANCE = 1e-3  # of the way that the weights have gone; found: 7e-7 to 9e-5
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +51,6 @@ def parts_of(world, update, folder="out"):
     """The parts of a checkpoint, whole."""
     checkpoint = CheckpointStore(world / folder / "checkpoints", keep=2).load(update, PARTS)
     return {name: dict(part) for name, part in checkpoint.parts.items()}
-
-
-def distance(a, b, start):
-    """How far two networks are apart, over how far the first has come from its start."""
-    apart, way = (
-        sum(float((x[name] - y[name]).double().square().sum()) for name in x) ** 0.5 for x, y in ((a, b), (a, start))
-    )
-    return apart / way
 
 
 def start_of(world, mode):

@@ -17,24 +17,8 @@ from training_world import (
     metrics,
     refused,
     tensors,
-    tiny_vae,
     tiny_wan,
-    write_native_vae,
-    write_world,
 )
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    write_native_vae(tiny_vae(), folder / "vae.safetensors")
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -14,31 +14,14 @@ from training.tensor_files import read_tensors
 from training.wan_files import load_wan_transformer
 from training_world import (
     PROMPTS,
-    copy_world,
     distill,
     equal,
     make_setup,
     metrics,
     refused,
     tensors,
-    tiny_vae,
     tiny_wan,
-    write_native_vae,
-    write_world,
 )
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    write_native_vae(tiny_vae(), folder / "vae.safetensors")
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):

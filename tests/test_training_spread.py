@@ -7,26 +7,20 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from backbone_world import write_backbone_world
 from process_world import Run, distill_on
 from training.wan_files import load_wan_transformer
-from training_world import copy_world, make_setup, metrics, tensors, tiny_vae, tiny_wan, write_native_vae, write_world
+from training_world import (
+    EPS,
+    TOLERANCE,
+    make_setup,
+    metrics,
+    tensors,
+    tiny_wan,
+)
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
-EPS = "optimiser.eps=1e-5"
 ADAPTERS = ("model.mode=adapters", "model.rank=3")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    write_native_vae(tiny_vae(), folder / "vae.safetensors")
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +64,26 @@ def test_spread_networks_train_at_half_precision(world, mode):
     record = metrics(world / "out")
     assert all(torch.isfinite(torch.tensor(value)) for entry in record for value in entry.values())
     assert all(entry["norm_student"] > 0 and entry["norm_fake"] > 0 for entry in record)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sdxl", ADAPTERS), ("pixart_sigma", ()), ("sd3", ())],
+    ids=["SDXL, adapters", "PixArt, three", "SD3.5, three"],
+)
+def test_spread_networks_of_every_family_train_like_whole_ones(tmp_path, name, options):
+    write_backbone_world(name, tmp_path)
+    students = []
+    for sharded in (False, True):
+        settings = ("train.batch=1", "train.updates=2", f"output.folder={tmp_path}/{sharded}")
+        distill_on(2, tmp_path, EPS, *settings, *options, sharded=sharded)
+        students.append(tensors(tmp_path / str(sharded) / "student.safetensors"))
+    whole, spread = students
+    assert whole.keys() == spread.keys()
+    apart = torch.cat([(whole[key] - spread[key]).flatten() for key in whole]).square().mean().sqrt().item()
+    way = 2 * 1e-3  # about what AdamW moves a weight in two updates
+    print(f"{name}, {' '.join(options) or 'three networks'}: {apart / way:.1e} of the way that the weights have gone")
+    assert apart < TOLERANCE * way
 
 
 def test_the_memory_estimate_tells_of_one_share(world):

@@ -10,19 +10,7 @@ from rmd_core.errors import RMDError
 from training.board import Board
 from training.config_files import load_config
 from training.trackers import OutsideTracker, check_trackers, flat_settings, start_trackers
-from training_world import copy_world, distill, metrics, refused, write_world
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
+from training_world import distill, metrics, refused
 
 
 class Recorder(GeneralTracker):

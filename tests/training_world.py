@@ -19,6 +19,11 @@ from training.wan_files import save_wan_transformer
 TEXT_DIM = 16
 PROMPTS = ("a red apple", "a blue cup", "a green leaf", "a yellow sun", "a white cloud")
 
+# A millionth of a gradient's size decides the direction of AdamW's first steps where the gradient is zero but for
+# rounding; a larger eps keeps such steps small.
+EPS = "optimiser.eps=1e-5"
+TOLERANCE = 1e-3  # between trainings that differ in the order of sums, of the way that the weights have gone
+
 CONFIG = """
 backbone: {{name: wan, base: "{folder}/teacher.safetensors", shift: 1.5}}
 model: {{mode: three networks}}
@@ -79,6 +84,14 @@ def metrics(folder):
 def tensors(path):
     """The tensors of a safetensors file."""
     return read_tensors(path)[0]
+
+
+def distance(a, b, start):
+    """How far two networks are apart, over how far the first has come from its start."""
+    apart, way = (
+        sum(float((x[name] - y[name]).double().square().sum()) for name in x) ** 0.5 for x, y in ((a, b), (a, start))
+    )
+    return apart / way
 
 
 def equal(a, b):

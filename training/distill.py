@@ -56,6 +56,7 @@ def _run(arguments, config, processes):
     from training.trainer import Trainer
 
     try:
+        processes.check_same(config)
         if config.prompts.encode_from is not None:
             _make_cache(arguments, config, processes)
         with processes.together():

@@ -114,6 +114,17 @@ class Processes:
         self._exchange(distributed.all_gather, rows, mine)
         return [row.tolist() for row in rows]
 
+    def check_same(self, config):
+        """Raise RMDError in all processes unless all have the same configuration, but for what decides no weights."""
+        mine = int(config.digest()[:12], 16)  # exact as a float64
+        numbers = [int(row[0]) for row in self.gather([mine])]
+        for rank, number in enumerate(numbers):
+            if number != numbers[0]:
+                raise RMDError(
+                    f"process {rank + 1} of {self.count} has another configuration than the first one; "
+                    "give all of them the same file and the same --set"
+                )
+
     def first_of(self, number):
         """The number of the first process that has one (more than 0), or None if none has."""
         numbers = [int(row[0]) for row in self.gather([number or 0])]

@@ -92,6 +92,7 @@ class Trainer:
         newest = int(self.processes.gather([newest])[0][0])
         with self.processes.together():
             if newest >= 0:
+                self._check_there(newest)
                 checkpoint = self.store.load(newest, self.networks.parts())
                 self.networks.load(checkpoint)
                 self.done = checkpoint.update
@@ -104,6 +105,14 @@ class Trainer:
                     )
             if self.processes.main:
                 self.metrics.keep_until(newest)
+
+    def _check_there(self, update):
+        """Raise RMDError where this process does not see the checkpoint that the first one sees."""
+        if not self.store.path(update).is_dir():
+            raise RMDError(
+                f"process {self.processes.rank + 1} of {self.processes.count} does not see {self.store.path(update)}; "
+                "the output folder must be on a disk that all machines share"
+            )
 
     def run(self, signals):
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""

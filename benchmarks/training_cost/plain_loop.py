@@ -1,0 +1,91 @@
+"""The authors' loop, plainly: the trainer's networks, losses and optimisers, with none of its savings."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from rmd_core.cascade import DenoiserRunner, trajectory
+from training.backbones.base import move
+from training.estimate import estimate_x0_eps
+
+
+class PlainLoop:
+    """Updates of a ``Trainer``'s networks as the authors make them, in one process and without accumulation.
+
+    The student runs the whole cascade, of which two states are used; each phase draws its own stage and steps and makes
+    its own student forward. All noise of an update follows from one seed. Source: docs/method.md, training objective.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.phases = trainer.phases
+        self.objective = trainer.phases.objective
+
+    def update(self, number):
+        """One update, counted from 1: the losses of the fake score and of the student."""
+        first, second = self.drawn(number)
+        conditioning = move(self.phases.embed(first.prompts), self.objective.device)
+        states = self.states(first, conditioning)
+        losses = []
+        for role, draw, phase in (("fake", first, self.fake_phase), ("student", second, self.student_phase)):
+            losses.append(phase(draw, self.received(states, draw), conditioning))
+            self._step(role)
+        self.trainer.networks.student_moved()
+        return losses
+
+    def drawn(self, number):
+        """The draws of the two phases: stage, steps and levels of their own, the same prompts."""
+        draws = self.trainer.draws
+        first, second = (draws.phase(number, name, round_number=number - 1) for name in ("fake-0", "student"))
+        return first, replace(second, seed=first.seed)
+
+    @torch.no_grad()
+    def states(self, draw, conditioning):
+        """What the student receives at every step of the whole cascade; the last step's call is made too."""
+        objective, student = self.objective, self.phases.student
+
+        def denoise(x, step):
+            sigma = torch.full((len(x),), step.sigma, dtype=torch.float64)
+            return estimate_x0_eps(objective.backbone, student, x, sigma, conditioning, curve=objective.plan.curve)
+
+        visits = trajectory(
+            objective.plan,
+            DenoiserRunner(denoise, eta=objective.eta, device=objective.device),
+            shape=objective.backbone.latent_shape(len(draw.steps), objective.frames),
+            noise=draw.noise("trajectory"),
+            boundary=objective.boundary,
+        )
+        return [x for _, x in visits]
+
+    @staticmethod
+    def received(states, draw):
+        """Each sample's state at its own drawn step."""
+        return torch.stack([states[step][sample] for sample, step in enumerate(draw.steps.tolist())])
+
+    def fake_phase(self, draw, x_in, conditioning):
+        """Adds the gradients of the fake score's loss; the student's forward is made for this phase alone."""
+        with torch.no_grad():
+            estimate = self.objective.estimate(self.phases.student, draw, x_in, conditioning)
+        state = self.objective.noised(estimate, draw, "fake")
+        loss = self.objective.fake_loss(self.phases.fake, estimate, state, conditioning)
+        self.phases.backward(loss)
+        return loss.item()
+
+    def student_phase(self, draw, x_in, conditioning):
+        """Adds the gradients of the student's loss, with a forward of its own."""
+        phases = self.phases
+        estimate = self.objective.estimate(phases.student, draw, x_in, conditioning)
+        state = self.objective.noised(estimate, draw, "student")
+        null = {name: row.expand(len(x_in), *row.shape[1:]) for name, row in phases.null.items()}
+        loss = self.objective.student_loss(phases.fake, phases.teacher, estimate, state, conditioning, null)
+        phases.backward(loss)
+        return loss.item()
+
+    def _step(self, role):
+        networks, settings = self.trainer.networks, self.trainer.config.optimiser
+        limit = {"student": settings.clip_student, "fake": settings.clip_fake}[role]
+        clip_grad_norm_(networks.trained[role].parameters(), math.inf if limit is None else limit)
+        networks.optimisers[role].step()
+        networks.optimisers[role].zero_grad()
