@@ -1,7 +1,6 @@
 """Everything a run needs before its first update, loaded and checked; all bad input is found here."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from rmd_core.plan import StagePlan
 from .backbones import Backbone, make_backbone
 from .config import Config
 from .draws import Draws
+from .hub import located
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
@@ -56,7 +56,7 @@ def outline_run(config):
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
-    outline = backbone.outline(Path(config.backbone.base))
+    outline = backbone.outline(located(config.backbone.base))
     backbone.check_sizes(outline, config.plan.sizes)
     return backbone, plan, intervals, outline
 
@@ -98,7 +98,7 @@ def prepare(config, *, spread=1):
     memory = tell_memory(config, estimated, *device_memory(config.train.device))
     # Full copies are trained in float32, which the teacher they are held against then shares.
     dtype = torch.float32 if config.model.mode == "three networks" else getattr(torch, config.model.base_dtype)
-    teacher = backbone.load(Path(config.backbone.base), dtype=dtype).requires_grad_(False)
-    vae = backbone.load_vae(config.backbone.vae) if config.backbone.vae else None
+    teacher = backbone.load(located(config.backbone.base), dtype=dtype).requires_grad_(False)
+    vae = backbone.load_vae(located(config.backbone.vae)) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
     return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, memory, teacher, vae)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from pathlib import Path
 
 import torch
@@ -14,15 +13,12 @@ from rmd_core.header import read_header, save_safetensors
 
 from ..tensor_files import cast_weight, finite_weights, read_tensors
 from ..wan_keys import WRAPPER_PREFIX
-
-_HUB = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")  # owner/name
-_STEM = "diffusion_pytorch_model"
-_FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+from ..weight_files import FILE_ENDINGS, NETWORK_STEM, weights_variant
 
 
 def is_folder(path):
     """Whether a checkpoint is a Diffusers-format folder; what is neither a file nor named like one counts as one."""
-    return not (Path(path).is_file() or Path(path).suffix in _FILE_ENDINGS)
+    return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
 
 
 PLAIN = ("F32", "F16", "BF16", "F64")
@@ -39,8 +35,9 @@ def component_folder(path, component):
         if (folder / "config.json").is_file():
             return folder
     if not path.exists():
-        hub = f", or download it: hf download {path} --local-dir models/{path.name}" if _HUB.match(str(path)) else ""
-        raise RMDError(f"{path} does not exist; give a Diffusers-format folder or a safetensors file{hub}")
+        raise RMDError(
+            f"{path} does not exist; give a Diffusers-format folder, a safetensors file, or a hub id as owner/name"
+        )
     raise RMDError(f"{path} is no Diffusers-format folder: it has no {component}/config.json; download all of it")
 
 
@@ -53,7 +50,7 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     """
     folder = component_folder(path, component)
     _config(kind, folder, aliases)
-    variant = _variant(folder)
+    variant = weights_variant(folder, NETWORK_STEM)
     _refuse_packed(folder)
     try:
         with _quiet():  # what is wrong is told below, in one line
@@ -81,7 +78,7 @@ def outline_component(kind, path, *, component, aliases=()):
     """The model that ``load_component`` would load, on the meta device, from its configuration alone."""
     folder = component_folder(path, component)
     config = _config(kind, folder, aliases)
-    _variant(folder)
+    weights_variant(folder, NETWORK_STEM)
     try:
         with torch.device("meta"), _quiet():
             return kind.from_config(config).eval()
@@ -195,11 +192,3 @@ def _refuse_packed(folder):
         for name, entry in read_header(path).tensors.items():
             if entry.dtype not in PLAIN:
                 raise RMDError(f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(PLAIN)}, not quantised")
-
-
-def _variant(folder):
-    for variant, dotted in ((None, ""), ("fp16", ".fp16")):
-        names = (f"{_STEM}{dotted}.safetensors", f"{_STEM}.safetensors.index{dotted}.json")
-        if any((folder / name).is_file() for name in names):
-            return variant
-    raise RMDError(f"{folder} holds no {_STEM}.safetensors; only safetensors are read, download or convert them")
