@@ -7,10 +7,9 @@ import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from glob import escape
 from pathlib import Path
 
-from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -100,22 +99,21 @@ def fetching(path, part):
     if hub is None or (hub.pinned and _missing(hub, part) is None):
         return
     try:
-        commit = Path(snapshot_download(hub.name, revision=hub.revision, allow_patterns=[INDEX, "config.json"])).name
-        names = list_repo_files(hub.name, revision=commit)
+        told = HfApi().model_info(hub.name, revision=hub.revision)
     except (*_NO_ANSWER, HFValidationError) as error:
         missing = _missing(hub, part)
         if missing is not None:
             raise _refusal(hub, part, error, missing) from None
         log.info("the hub gives no answer for %s; the copy in %s is read", hub, _cached(hub))
         return
-    wanted = chosen(names, part, hub)
-    for number, name in enumerate(wanted):
-        if not (_cached(hub) / name).exists():
-            log.info("%s: downloading file %d of %d, %s", hub, number + 1, len(wanted), name)
-            try:
-                snapshot_download(hub.name, revision=commit, allow_patterns=[escape(name)])
-            except _NO_ANSWER as error:
-                raise _refusal(hub, part, error, f"it lacks {name}") from None
+    wanted = chosen([file.rfilename for file in told.siblings], part, hub)
+    log.info("%s: the %d files that are needed, of commit %s", hub, len(wanted), told.sha)
+    # By the revision as given, which the hub cache then knows; the others by the commit, should the hub move on.
+    for name, revision in zip(wanted, (hub.revision, *[told.sha] * len(wanted))):
+        try:
+            hf_hub_download(hub.name, name, revision=revision)
+        except _NO_ANSWER as error:
+            raise _refusal(hub, part, error, f"it lacks {name}") from None
         yield name
 
 
@@ -153,7 +151,7 @@ def pin_models(config, processes, known):
     Downloads what is missing, in the first process of each machine while the others wait. ``known``: the commits of a
     run that is resumed. Raises RMDError as ``fetching``, and where machines find different revisions.
     """
-    commits = {}
+    commits = dict(known)
     for key, part in (("base", NETWORK), ("vae", VAE)):
         given = getattr(config.backbone, key)
         hub = None if given is None else hub_id(given)
