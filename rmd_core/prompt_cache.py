@@ -130,6 +130,11 @@ class PromptCache:
 
 def _files(path: str | Path) -> list[Path | str]:
     if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise RMDError(
+                f"{path}: no such prompt cache, neither a file nor a folder; correct the path, or make it with "
+                "python -m training.encode_prompts"
+            )
         return [path]
     files = shard_files(path)
     if not files:

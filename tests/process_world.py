@@ -18,7 +18,8 @@ class Run:
     """distill.py in ``count`` processes on one world.
 
     ``sharded``: as an accelerate configuration with FSDP asks for it. ``each``: further overrides for single ranks.
-    ``hub``: constants of huggingface_hub in the processes. ``limits``: for single ranks, the bytes that no file may grow beyond, as on a full disk.
+    ``limits``: for single ranks, the bytes that no file may grow beyond, as on a full disk. ``hub``: constants of
+    huggingface_hub in the processes.
     """
 
     def __init__(self, count, world, *overrides, flags=(), sharded=False, each=None, limits=None, hub=None):

@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on_with_what_is_encoded(world, monkeypatch):
         ("backbone.base={world}/none", "none"),
         ("plan.sizes=[[4, 4], [7, 7]]", "multiple"),
         ("prompts.file=null", "give prompts.file"),
-        ("prompts.encode_from=null", "prompts: no such file"),
+        ("prompts.encode_from=null", "prompts: no such prompt cache"),
         ("prompts.cache={world}/c.safetensors", "give a folder's name, such as {world}/c"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from backbone_world import CONFIG, NAMES
 from encoder_world import write_model
@@ -229,7 +230,49 @@ def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
     shutil.copytree(models("sdxl") / "text_encoder", model / "text_encoder_2")
     (model / "text_encoder_2" / "model.safetensors").unlink()
     assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 holds no model.safetensors")
+    (model / "text_encoder_2" / "config.json").unlink()
+    assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 has no config.json")
+    (model / "tokenizer_2" / "tokenizer.json").unlink()
+    assert run(model, prompts, out) == refused(capsys, 2, "tokenizer_2 holds no vocabulary", "spiece.model")
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     assert run(model, prompts, out) == refused(capsys, 2, "FluxPipeline; known are")
     assert not out.exists()
+    networks = models("sdxl") / "unet"
+    assert run(models("sdxl"), prompts, networks) == refused(capsys, 2, "is no prompt cache")
+    assert not (networks / ".lock").exists()
+    assert run(networks / "config.json", prompts, out) == refused(capsys, 2, "has no model_index.json")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_encoders_are_refused(models, prompts, tmp_path, capsys, dtype):
+    model = tmp_path / "model"
+    shutil.copytree(models("wan"), model)
+    path = model / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2)
+    save_file({**tensors, name: tensors[name].to(dtype)}, path, metadata={"format": "pt"})
+    assert run(model, prompts, tmp_path / "cache") == refused(capsys, 2, f"'{name}' is", "not quantised")
+    save_file({**tensors, "embeddings.position_ids": torch.arange(77)}, path, metadata={"format": "pt"})  # as CLIP has
+    assert run(model, prompts, tmp_path / "cache") == 0
+    save_file({**tensors, name: tensors[name] * float("nan")}, path, metadata={"format": "pt"})
+    assert run(model, prompts, tmp_path / "other") == refused(capsys, 2, "is not finite in float16")
+
+
+def test_encoders_in_fp16_alone_are_read(models, prompts, tmp_path):
+    model, part = tmp_path / "model", tmp_path / "model" / "text_encoder"
+    shutil.copytree(models("wan"), model)
+    both = TextEncoders(model).identity
+    shutil.copy(part / "model.safetensors", part / "model.fp16.safetensors")
+    assert TextEncoders(model).identity == both  # of the files that are read
+    (part / "model.safetensors").unlink()
+    assert run(model, prompts, tmp_path / "cache") == 0 and TextEncoders(model).identity != both
+
+
+def test_a_cache_of_another_family_is_refused_even_where_the_widths_fit(models, prompts, tmp_path, capsys):
+    assert run(models("sd3"), prompts, tmp_path / "prompts") == 0
+    (tmp_path / "config.yaml").write_text(CONFIG.format(name="sdxl", folder=tmp_path, low=4, high=8))
+    sets = [f"backbone.base={models('sdxl')}", "prompts.encoder=null", f"prompts.cache={tmp_path}/prompts"]
+    assert distill(tmp_path, *sets) == refused(
+        capsys, 2, "was made by the text encoders of sd3", "not by those of sdxl"
+    )

@@ -47,11 +47,11 @@ def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHA
     """
     folder = CacheFolder(out)
     identity = encoders.identity
+    prompts = [text for text in dict.fromkeys(prompts) if text != NULL_PROMPT]
+    open_cache(out, encoder=identity)  # what is no such cache is refused before anything is written
     with folder.alone():
         known = open_cache(out, encoder=identity)
-        missing = [
-            text for text in dict.fromkeys(prompts) if text != NULL_PROMPT and (known is None or text not in known)
-        ]
+        missing = [text for text in prompts if known is None or text not in known]
         null = None
         if known is not None and NULL_PROMPT in known:
             negative = _same_negative(known, negative)
@@ -135,7 +135,10 @@ def _finite(text, encoded):
     """What was encoded, as it is stored."""
     cast = Encoded(*(None if tensor is None else tensor.to(DTYPE) for tensor in (encoded.embedding, encoded.pooled)))
     if not all(torch.isfinite(tensor).all() for tensor in (cast.embedding, cast.pooled) if tensor is not None):
-        raise RMDError(f"the embedding of {shown(text)} is not finite in float16; try --dtype float32")
+        raise RMDError(
+            f"the embedding of {shown(text)} is not finite in float16; the encoders' weights are damaged, or need "
+            "--dtype float32"
+        )
     return cast
 
 

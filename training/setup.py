@@ -9,6 +9,7 @@ from rmd_core.intervals import StageDraw, TimestepIntervals
 from rmd_core.plan import StagePlan
 
 from .backbones import Backbone, make_backbone
+from .backbones.checks import refuse_other_family
 from .config import Config
 from .draws import Draws
 from .hub import located
@@ -90,6 +91,7 @@ def prepare(config, *, spread=1):
         raise RMDError(f"{config.prompts.cache} holds no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
     cache.require((*prompts, *validation, NULL_PROMPT))
+    refuse_other_family(backbone, cache)
     backbone.check_cache(outline, cache)
 
     def estimated(config):

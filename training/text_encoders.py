@@ -22,10 +22,11 @@ from transformers.utils import logging as transformers_logging
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import NULL_PROMPT
 
-from .weight_files import ENCODER_STEM, weight_files, weights_variant
+from .weight_files import ENCODER_STEM, refuse_packed, weight_files, weights_variant
 
 INDEX = "model_index.json"
 _READ = (".json", ".txt", ".model", ".safetensors")  # what is read of encoders and tokenizers
+_VOCABULARIES = ({"tokenizer.json"}, {"spiece.model"}, {"vocab.json", "merges.txt"})  # any of them is enough
 _WEIGHTS = re.compile(r"\.safetensors$|\.safetensors\.index\.")
 _LOADING = (  # what loading a broken folder raises
     OSError,
@@ -197,8 +198,11 @@ class TextEncoders:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             name = index["_class_name"]
-        except FileNotFoundError:
-            raise RMDError(f"{self.folder} is no Diffusers-format folder: it has no {INDEX}") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise RMDError(
+                f"{self.folder} is no Diffusers-format folder of a whole model: it has no {INDEX}; give the folder "
+                "that holds text_encoder and tokenizer"
+            ) from None
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise RMDError(f"{path} is damaged; download it again") from None
         if name not in FAMILIES:
@@ -211,10 +215,24 @@ class TextEncoders:
         absent = [part for part in parts if not (self.folder / part).is_dir()]
         if absent or not parts:
             raise RMDError(f"{self.folder} lacks {', '.join(absent) or 'a text encoder'}; download the whole folder")
-        for part in parts:
-            if part.startswith("text_encoder"):
-                weights_variant(self.folder / part, ENCODER_STEM)
-        return [self.folder / part for part in parts]
+        folders = [self.folder / part for part in parts]
+        for folder in folders:
+            _check_part(folder)
+        return folders
+
+
+def _check_part(folder):
+    """Raise RMDError for an encoder or a tokenizer that lacks what transformers would make up, or misread."""
+    if folder.name.startswith("tokenizer"):
+        there = {path.name for path in folder.iterdir()}
+        if not any(names <= there for names in _VOCABULARIES):
+            wanted = ", or ".join(" and ".join(sorted(names)) for names in _VOCABULARIES)
+            raise RMDError(f"{folder} holds no vocabulary, {wanted}; download all of it")
+        return
+    if not (folder / "config.json").is_file():
+        raise RMDError(f"{folder} has no config.json; download all of it")
+    weights_variant(folder, ENCODER_STEM)
+    refuse_packed(folder, ENCODER_STEM)
 
 
 def _several(embeddings, pooled):

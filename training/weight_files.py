@@ -4,10 +4,14 @@ import json
 import re
 
 from rmd_core.errors import RMDError
+from rmd_core.header import read_header
 
 NETWORK_STEM = "diffusion_pytorch_model"  # what diffusers calls the weights of networks and autoencoders
 ENCODER_STEM = "model"  # what transformers calls those of text encoders
 VARIANTS = (None, "fp16")
+PLAIN = ("F32", "F16", "BF16", "F64")
+"""Kinds of numbers that weights are read in, by their safetensors names."""
+
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of paths that name one file
 
 
@@ -50,3 +54,12 @@ def refuse_absent(index):
         raise RMDError(
             f"{index.parent} lacks {len(absent)} of the files that its index names, first {absent[0]}; download them"
         )
+
+
+def refuse_packed(folder, stem):
+    """Raise RMDError for weights that are no plain floating-point numbers, which would be read as if they were."""
+    files = weight_files(sorted(path.name for path in folder.iterdir()), stem)
+    for path in (folder / name for name in files if name.endswith(".safetensors")):
+        for name, entry in read_header(path).tensors.items():
+            if entry.dtype not in PLAIN and not name.endswith("position_ids"):  # CLIP's, which are counted, not learnt
+                raise RMDError(f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(PLAIN)}, not quantised")

@@ -13,16 +13,12 @@ from rmd_core.header import read_header, save_safetensors
 
 from ..tensor_files import cast_weight, finite_weights, read_tensors
 from ..wan_keys import WRAPPER_PREFIX
-from ..weight_files import FILE_ENDINGS, NETWORK_STEM, weights_variant
+from ..weight_files import FILE_ENDINGS, NETWORK_STEM, refuse_packed, weights_variant
 
 
 def is_folder(path):
     """Whether a checkpoint is a Diffusers-format folder; what is neither a file nor named like one counts as one."""
     return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
-
-
-PLAIN = ("F32", "F16", "BF16", "F64")
-"""Kinds of numbers that weights are read in, by their safetensors names."""
 
 
 def component_folder(path, component):
@@ -51,7 +47,7 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     folder = component_folder(path, component)
     _config(kind, folder, aliases)
     variant = weights_variant(folder, NETWORK_STEM)
-    _refuse_packed(folder)
+    refuse_packed(folder, NETWORK_STEM)
     try:
         with _quiet():  # what is wrong is told below, in one line
             model, told = kind.from_pretrained(
@@ -147,8 +143,8 @@ def scheduler_config(path):
 def _config(kind, folder, aliases):
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = config.get("_class_name")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        name = config.get("_class_name") or " or ".join(config.get("architectures") or ["model of unknown class"])
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise RMDError(f"{folder / 'config.json'} cannot be read as a JSON object; download it again") from None
     if name not in (kind.__name__, *aliases):
         raise RMDError(f"{folder} holds a {name}, not a {kind.__name__}; choose another backbone.name or folder")
@@ -184,11 +180,3 @@ def _quiet():
         yield
     finally:
         diffusers_logging.set_verbosity(before)
-
-
-def _refuse_packed(folder):
-    """Raise RMDError for weights that are no plain floating-point numbers, which would be read as if they were."""
-    for path in sorted(folder.glob("*.safetensors")):
-        for name, entry in read_header(path).tensors.items():
-            if entry.dtype not in PLAIN:
-                raise RMDError(f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(PLAIN)}, not quantised")
