@@ -225,6 +225,8 @@ def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
     assert run(models("sdxl"), prompts, out, "--batch", "0") == refused(capsys, 2, "1 or more")
     model = tmp_path / "model"
     shutil.copytree(models("sdxl"), model)
+    (model / "tokenizer_2" / "tokenizer.json").unlink()
+    assert run(model, prompts, out) == refused(capsys, 2, "tokenizer_2 holds no vocabulary", "spiece.model")
     shutil.rmtree(model / "text_encoder_2")
     assert run(model, prompts, out) == refused(capsys, 2, "lacks text_encoder_2")
     shutil.copytree(models("sdxl") / "text_encoder", model / "text_encoder_2")
@@ -232,8 +234,6 @@ def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
     assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 holds no model.safetensors")
     (model / "text_encoder_2" / "config.json").unlink()
     assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 has no config.json")
-    (model / "tokenizer_2" / "tokenizer.json").unlink()
-    assert run(model, prompts, out) == refused(capsys, 2, "tokenizer_2 holds no vocabulary", "spiece.model")
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     assert run(model, prompts, out) == refused(capsys, 2, "FluxPipeline; known are")
