@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from encoder_world import write_model
+from encoder_world import encode_slowly, write_model
 from rmd_core.prompt_cache import PromptCache, shard_files
 from training.encode_prompts import encode_prompts, main
 from training.text_encoders import TextEncoders
 from training_world import refused
 
 TEXTS = [f"word {number}" for number in range(40)]
-BOUND = 60  # seconds after which a process that does nothing fails its test
+BOUND = 180  # seconds after which a process that does nothing fails its test
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +22,10 @@ def model(tmp_path_factory):
     return write_model("pixart_sigma", tmp_path_factory.mktemp("models") / "model")
 
 
-def encode(model, out, pause=0.02):
-    """What the process does: files of two prompts, so slowly that it can be met in the middle."""
-
-    class Slow(TextEncoders):
-        def encode(self, texts):
-            time.sleep(pause)
-            return super().encode(texts)
-
-    encode_prompts(Slow(model), TEXTS, out, batch=1, shard=2)
-
-
 def start(model, out):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["process_world", "training.trainer", "training.text_encoders"])
-    process = context.Process(target=encode, args=(model, out))
+    process = context.Process(target=encode_slowly, args=(model, TEXTS, out))
     process.start()
     return process
 
