@@ -29,7 +29,7 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=prompt_caches(),
-                    tooltip="Prompt cache in models/rmd_prompts, a file or a folder; the demo's is always there.",
+                    tooltip="Prompt cache in models/rmd_prompts; the demo's is always there.",
                 ),
                 io.String.Input(
                     "prompt",

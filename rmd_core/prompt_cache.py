@@ -44,16 +44,14 @@ class PromptCache:
         self.path = path
         self._open: deque[PromptShard] = deque()
         self._of: dict[str, PromptShard] = {}
-        first = None
-        for file in _files(path):
-            shard = _shard(file)
-            if first is None:
-                first = shard
-                if encoder is not None and shard.encoder != encoder:
-                    raise RMDError(
-                        f"{path} was made by the text encoder '{shard.encoder}', not by '{encoder}'; "
-                        "make the cache again"
-                    )
+        files = _files(path)
+        first = _shard(files[0])
+        if encoder is not None and first.encoder != encoder:
+            raise RMDError(
+                f"{path} was made by the text encoder '{first.encoder}', not by '{encoder}'; make the cache again"
+            )
+        for file in files:
+            shard = first if file == files[0] else _shard(file)
             _refuse_unlike(first, shard)
             self._keep(shard)
             for text in shard.keys:
@@ -128,7 +126,7 @@ class PromptCache:
             self._open.popleft().close()
 
 
-def _files(path: str | Path) -> list[Path | str]:
+def _files(path: str | Path) -> Sequence[str | Path]:
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise RMDError(
