@@ -6,6 +6,8 @@ from pathlib import Path
 import folder_paths
 
 from ..rmd_core.errors import RMDError
+from ..rmd_core.prompt_cache import shard_files
+from ..rmd_core.prompt_shard import SHARD_NAME
 
 PROMPTS = "rmd_prompts"
 """Folder key of prompt caches: models/rmd_prompts for the user's own."""
@@ -30,6 +32,20 @@ def safetensors_files(key: str) -> list[str]:
     return [name for name in folder_paths.get_filename_list(key) if name.lower().endswith(SUFFIXES)]
 
 
+def prompt_caches() -> list[str]:
+    """The prompt caches as a drop-down names them: files, and a folder once for all the shards in it."""
+    caches = {}
+    for name in safetensors_files(PROMPTS):
+        folder, file = os.path.split(name)
+        caches[folder if folder and SHARD_NAME.fullmatch(file) else name] = None
+    return list(caches)
+
+
+def find_cache(name: str) -> str:
+    """The path of a prompt cache, file or folder; raises RMDError when it is gone."""
+    return _cache_folder(name) or find_file(PROMPTS, name)
+
+
 def find_file(key: str, name: str) -> str:
     """The path of a file that a drop-down named; raises RMDError when it is gone."""
     path = folder_paths.get_full_path(key, name)
@@ -41,6 +57,23 @@ def find_file(key: str, name: str) -> str:
 def fingerprint(key: str, name: str | None) -> str:
     """Text that changes when the file does, so that ComfyUI loads it again."""
     path = folder_paths.get_full_path(key, name) if isinstance(name, str) else None
+    return _stamp(path)
+
+
+def cache_fingerprint(name: str | None) -> str:
+    """The same for a prompt cache."""
+    folder = _cache_folder(name) if isinstance(name, str) else None
+    return "\n".join(map(_stamp, shard_files(folder))) if folder else fingerprint(PROMPTS, name)
+
+
+def _cache_folder(name: str) -> str | None:
+    if name not in prompt_caches():
+        return None
+    folders = (os.path.join(base, name) for base in folder_paths.get_folder_paths(PROMPTS))
+    return next((folder for folder in folders if os.path.isdir(folder)), None)
+
+
+def _stamp(path: str | Path | None) -> str:
     try:
         stat = os.stat(path) if path else None
     except OSError:

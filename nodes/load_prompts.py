@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..rmd_core.errors import RMDError
 from ..rmd_core.prompt_cache import PromptCache, shown
-from .folders import PROMPTS, find_file, fingerprint, safetensors_files
+from .folders import cache_fingerprint, find_cache, prompt_caches
 from .sockets import CATEGORY
 
 
@@ -28,7 +28,7 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=safetensors_files(PROMPTS),
+                    options=prompt_caches(),
                     tooltip="Prompt cache in models/rmd_prompts; the demo's is always there.",
                 ),
                 io.String.Input(
@@ -43,11 +43,11 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file=None, **_) -> str:
-        return fingerprint(PROMPTS, file)
+        return cache_fingerprint(file)
 
     @classmethod
     def execute(cls, file: str, prompt: str) -> io.NodeOutput:
-        cache = PromptCache(find_file(PROMPTS, file))
+        cache = PromptCache(find_cache(file))
         text = prompt if prompt in cache else prompt.strip()
         if text not in cache:
             raise RMDError(_not_there(cache, file, text))

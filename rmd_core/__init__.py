@@ -7,6 +7,7 @@ Levels and plans: `logsnr` (noise curves), `mapping` (the same level at another 
 Running a plan: `upsample`, `renoise` and `boundary` (the change of size), `noising`, `noise_sources`, `cascade`.
 Training: `losses`.
 Files: `recipe` (how to sample a student again), `header` (safetensors), `tensor_file` (single tensors of one),
-`prompt_cache` (prompt embeddings), `atomic_files` (the whole new file or the old one).
+`prompt_cache` (prompt embeddings), `prompt_shard` (one file of them), `atomic_files` (the whole new file or the old
+one).
 Every refusal is an `errors.RMDError`.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,6 +113,11 @@ def save_safetensors(
     path = Path(path)
     head, order = _build_header(path, tensors, metadata or {})
     return write_atomically(path, chain([head], (_tensor_bytes(tensors[name]) for name in order)))
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of the bytes by which a tensor is stored in a safetensors file, as 64 hex digits."""
+    return hashlib.sha256(_tensor_bytes(tensor)).hexdigest()
 
 
 def _header_length(path: Path, head: bytes, size: int) -> int:

@@ -1,13 +1,10 @@
-"""Prompt embeddings read from one safetensors file, keyed by the SHA-256 of each prompt, bound to a text encoder.
-
-Optional metadata: `pooled`, the width of a pooled embedding that every prompt has under its key and `.pooled`, and
-`masked`, true where the network masks the padding, so that a prompt alone is to be given without any.
-"""
+"""Prompt embeddings on disk: one file, or a folder of such files (shards) that are read as one."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+from collections import deque
 from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -17,82 +14,62 @@ import torch
 from torch.nn.functional import pad
 
 from .errors import RMDError
-from .tensor_file import TensorFile
+from .prompt_shard import NULL_PROMPT, SHARD_NAME, PromptShard, prompt_key, shown
 
-METADATA_KEY = "rmd.prompt_cache"
-VERSION = 1
-NULL_PROMPT = ""
-"""What guidance is guided away from."""
+__all__ = ["NULL_PROMPT", "PromptCache", "prompt_key", "shard_files", "shown"]
 
 MOST_COMPARED = 20_000
 """How many prompts are compared with one that is missing; more would take seconds."""
 
-
-POOLED = ".pooled"
-"""What follows a prompt's key in the name of its pooled embedding."""
-
-
-def prompt_key(text: str) -> str:
-    """The tensor name of a prompt: the SHA-256 of its UTF-8 text, as 64 hex digits."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+MOST_OPEN = 32
+"""How many shards are kept open; a process may not have many more files than a thousand."""
 
 
-def shown(text: object) -> str:
-    """A prompt as a message quotes it: on one line, and not all of a long one."""
-    quoted = repr(text)
-    return quoted if len(quoted) <= 80 else quoted[:77] + "..."
+def shard_files(folder: str | Path) -> list[Path]:
+    """The files of a cache that is a folder, by name: every safetensors file in it, whoever made it."""
+    return sorted(path for path in Path(folder).glob("*.safetensors") if not path.name.startswith("."))
 
 
 class PromptCache:
-    """Prompt embeddings read from a cache file as they are asked for.
+    """Prompt embeddings read from a file, or from the files of a folder, as they are asked for.
 
     `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `pooled_dim` that of a
     pooled one (None where there are none), `masked` whether the network masks the padding, `encoder` the name of the
-    text encoder that made them; give `encoder` to refuse a file made by another. Raises RMDError for a file that is no
-    prompt cache.
+    text encoder that made them, `negative` the text that the null prompt was made of; give `encoder` to refuse a cache
+    made by another. Only headers are read at first. A prompt that two files hold is read from the first of them by
+    name. Raises RMDError for what is no prompt cache, and for files that do not go together.
     """
 
     def __init__(self, path: str | Path, *, encoder: str | None = None) -> None:
         self.path = path
-        self._file = TensorFile(path)
-        entry = self._entry()
-        if encoder is not None and entry["encoder"] != encoder:
+        self._open: deque[PromptShard] = deque()
+        self._of: dict[str, PromptShard] = {}
+        files = _files(path)
+        first = _shard(files[0])
+        if encoder is not None and first.encoder != encoder:
             raise RMDError(
-                f"{path} was made by the text encoder '{entry['encoder']}', not by '{encoder}'; make the cache again"
+                f"{path} was made by the text encoder '{first.encoder}', not by '{encoder}'; make the cache again"
             )
-        self.encoder: str = entry["encoder"]
-        self._keys = {text: key for key, text in entry["prompts"].items()}
-        shapes = [self._shape(key) for key in entry["prompts"]]
-        longest = max(shape[0] for shape in shapes)
-        self.tokens: int = entry.get("tokens", longest)
-        if type(self.tokens) is not int or self.tokens < longest:
-            raise RMDError(
-                f"{path} pads its prompts to {self.tokens!r} tokens, but one has {longest}; make the cache again"
-            )
-        self.dim: int = shapes[0][1]
-        if any(shape[1] != self.dim for shape in shapes):
-            raise RMDError(f"{path}: its embeddings have different widths; make the cache again")
-        self.masked: bool = entry.get("masked", False)
-        self.pooled_dim: int | None = entry.get("pooled")
-        if type(self.masked) is not bool or not (self.pooled_dim is None or type(self.pooled_dim) is int):
-            raise RMDError(f"{path}: its '{METADATA_KEY}' metadata is damaged; make the cache again")
-        if self.pooled_dim is not None:
-            for key in entry["prompts"]:
-                shape = self._file.entry(key + POOLED).shape
-                if shape != (self.pooled_dim,):
-                    raise RMDError(f"{path}: a pooled embedding has shape {shape}; ({self.pooled_dim},) is expected")
+        for file in files:
+            shard = first if file == files[0] else _shard(file)
+            _refuse_unlike(first, shard)
+            self._keep(shard)
+            for text in shard.keys:
+                self._of.setdefault(text, shard)
+        self.encoder, self.tokens, self.dim = first.encoder, first.tokens, first.dim
+        self.masked, self.pooled_dim, self.negative = first.masked, first.pooled_dim, first.negative
 
     @property
     def texts(self) -> tuple[str, ...]:
         """All prompts but the null prompt, in sorted order."""
-        return tuple(sorted(text for text in self._keys if text != NULL_PROMPT))
+        return tuple(sorted(text for text in self._of if text != NULL_PROMPT))
 
     def __contains__(self, text: str) -> bool:
-        return text in self._keys
+        return text in self._of
 
     def require(self, texts: Sequence[str]) -> None:
         """Raise RMDError unless every one of `texts` is in the cache."""
-        absent = [text for text in texts if text not in self._keys]
+        absent = [text for text in texts if text not in self._of]
         if absent:
             raise RMDError(
                 f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {shown(absent[0])}; "
@@ -106,13 +83,13 @@ class PromptCache:
     def batch(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings (B, tokens, dim) in float32, zero-padded to the cache's number of tokens."""
         self.require(texts)
-        rows = [self._row(text) for text in texts]
+        rows = [self.row(text) for text in texts]
         return torch.stack([pad(row, (0, 0, 0, self.tokens - len(row))) for row in rows])
 
     def mask(self, texts: Sequence[str]) -> torch.Tensor:
         """Which tokens of `batch` are the prompt's own (B, tokens): 1.0 for those, 0.0 for padding."""
         self.require(texts)
-        lengths = torch.tensor([self._file.entry(self._keys[text]).shape[0] for text in texts])
+        lengths = torch.tensor([self._of[text].length(text) for text in texts])
         return (torch.arange(self.tokens) < lengths[:, None]).float()
 
     def pooled(self, texts: Sequence[str]) -> torch.Tensor | None:
@@ -120,39 +97,76 @@ class PromptCache:
         self.require(texts)
         if self.pooled_dim is None:
             return None
-        return torch.stack([self._file.read(self._keys[text] + POOLED).float() for text in texts])
+        return torch.stack([self._shard(text).pooled(text) for text in texts])
 
     def embedding(self, text: str) -> torch.Tensor:
         """One prompt's embedding (1, tokens, dim) in float32, padded unless `masked`: what a network is to be given."""
-        if not self.masked:
-            return self.batch([text])
+        return self.row(text)[None] if self.masked else self.batch([text])
+
+    def row(self, text: str) -> torch.Tensor:
+        """One prompt's embedding (tokens, dim) in float32, without padding."""
         self.require([text])
-        return self._row(text)[None]
+        return self._shard(text).row(text)
 
-    def _row(self, text: str) -> torch.Tensor:
-        return self._file.read(self._keys[text]).float()
+    def digest(self, texts: Sequence[str]) -> str:
+        """SHA-256 over what the cache gives for some prompts, in any order; prompts besides do not change it."""
+        self.require(texts)
+        lines = sorted(f"{prompt_key(text)} {self._shard(text).digest(text)}" for text in set(texts))
+        return hashlib.sha256("\n".join([f"{self.tokens} {self.masked}", *lines]).encode()).hexdigest()
 
-    def _entry(self) -> dict:
-        text = self._file.header.metadata.get(METADATA_KEY)
-        if text is None:
-            raise RMDError(f"{self.path} is no prompt cache: it has no '{METADATA_KEY}' metadata")
-        try:
-            entry = json.loads(text)
-            version, encoder, prompts = entry["version"], entry["encoder"], entry["prompts"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise RMDError(f"{self.path}: its '{METADATA_KEY}' metadata is damaged; make the cache again") from None
-        if version != VERSION:
-            raise RMDError(f"{self.path} is a prompt cache of version {version}; this program reads version {VERSION}")
-        if not isinstance(encoder, str) or not isinstance(prompts, dict) or not prompts:
-            raise RMDError(f"{self.path}: its '{METADATA_KEY}' metadata is damaged; make the cache again")
-        stored = self._file.header.tensors
-        for key, prompt in prompts.items():
-            if key not in stored or not isinstance(prompt, str) or prompt_key(prompt) != key:
-                raise RMDError(f"{self.path}: its entry for the prompt {shown(prompt)} is missing or damaged")
-        return entry
+    def _shard(self, text: str) -> PromptShard:
+        shard = self._of[text]
+        if shard not in self._open:
+            self._keep(shard)
+        return shard
 
-    def _shape(self, key: str) -> tuple[int, ...]:
-        shape = self._file.entry(key).shape
-        if len(shape) != 2 or 0 in shape:
-            raise RMDError(f"{self.path}: an embedding has shape {shape}; (tokens, dim) is expected")
-        return shape
+    def _keep(self, shard: PromptShard) -> None:
+        self._open.append(shard)
+        if len(self._open) > MOST_OPEN:
+            self._open.popleft().close()
+
+
+def _files(path: str | Path) -> Sequence[str | Path]:
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise RMDError(
+                f"{path}: no such prompt cache, neither a file nor a folder; correct the path, or make it with "
+                "python -m training.encode_prompts"
+            )
+        return [path]
+    files = shard_files(path)
+    if not files:
+        raise RMDError(
+            f"{path} is an empty prompt cache: it holds no safetensors file; fill it with python -m "
+            "training.encode_prompts"
+        )
+    return files
+
+
+def _shard(file: str | Path) -> PromptShard:
+    try:
+        return PromptShard(file)
+    except RMDError as error:
+        if not SHARD_NAME.fullmatch(Path(file).name) or not os.path.exists(file):
+            raise
+        raise RMDError(
+            f"{error}; or delete this one file, the others stay good, and python -m training.encode_prompts encodes "
+            "again what it held"
+        ) from None
+
+
+def _refuse_unlike(first: PromptShard, shard: PromptShard) -> None:
+    for what, name in (
+        ("text encoder", "encoder"),
+        ("length of a prompt", "tokens"),
+        ("width of an embedding", "dim"),
+        ("width of a pooled embedding", "pooled_dim"),
+        ("masking of the padding", "masked"),
+        ("text of the null prompt", "negative"),
+    ):
+        here, there = getattr(shard, name), getattr(first, name)
+        if here != there:
+            raise RMDError(
+                f"{shard.path} and {first.path} cannot be one cache: the {what} is {shown(here)} in one and "
+                f"{shown(there)} in the other; move one of them out of the folder"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from math import prod
 from pathlib import Path
@@ -44,6 +45,12 @@ class TensorFile:
         if len(raw) != prod(entry.shape) * dtype.itemsize:
             raise RMDError(f"{self.path}: truncated, tensor {name[:80]!r} is not whole; copy it again")
         return torch.frombuffer(raw, dtype=dtype).reshape(entry.shape) if raw else torch.empty(entry.shape, dtype=dtype)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of the bytes of one tensor, as 64 hex digits. Raises RMDError for a name that is not in the file."""
+        entry = self.entry(name)
+        with memoryview(self._bytes)[self._begin + entry.begin : self._begin + entry.end] as raw:
+            return hashlib.sha256(raw).hexdigest()
 
     def entry(self, name: str) -> TensorEntry:
         """What the header says of one tensor; raises RMDError for a name that is not in the file."""

@@ -1,5 +1,7 @@
 """Tiny random text encoders and tokenizers in Diffusers-format folders, beside the tiny networks of backbone_world."""
 
+import time
+
 import torch
 from diffusers import (
     PixArtAlphaPipeline,
@@ -22,6 +24,8 @@ from transformers import (
 
 from backbone_world import tiny_kl_vae, tiny_network
 from training.backbones import make_backbone
+from training.encode_prompts import encode_prompts
+from training.text_encoders import TextEncoders
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -58,6 +62,17 @@ def t5(width, kind=(T5Config, T5EncoderModel)):
     """A T5 (or UMT5) encoder."""
     config, model = kind
     return model(config(vocab_size=30, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
+
+
+def encode_slowly(model, texts, out):
+    """Make a cache of files of two prompts, so slowly that a process can be met in the middle of it."""
+
+    class Slow(TextEncoders):
+        def encode(self, texts):
+            time.sleep(0.1)
+            return super().encode(texts)
+
+    encode_prompts(Slow(model), texts, out, batch=1, shard=2)
 
 
 def write_model(name, folder, *, seed=0):

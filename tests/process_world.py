@@ -7,6 +7,8 @@ import socket
 import sys
 import time
 
+from huggingface_hub import constants
+
 from training_world import distill
 
 BOUND = 100  # seconds after which a run that hangs is ended, and its test fails
@@ -16,10 +18,11 @@ class Run:
     """distill.py in ``count`` processes on one world.
 
     ``sharded``: as an accelerate configuration with FSDP asks for it. ``each``: further overrides for single ranks.
-    ``limits``: for single ranks, the bytes that no file may grow beyond, as on a full disk.
+    ``limits``: for single ranks, the bytes that no file may grow beyond, as on a full disk. ``hub``: constants of
+    huggingface_hub in the processes.
     """
 
-    def __init__(self, count, world, *overrides, flags=(), sharded=False, each=None, limits=None):
+    def __init__(self, count, world, *overrides, flags=(), sharded=False, each=None, limits=None, hub=None):
         self.world = world
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["process_world", "training.trainer"])
@@ -34,7 +37,7 @@ class Run:
         for rank in range(count):
             mine = (*overrides, *(each or {}).get(rank, ()))
             variables = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-            arguments = (world, variables, mine, flags, (limits or {}).get(rank))
+            arguments = (world, variables, mine, flags, (limits or {}).get(rank), hub or {})
             self.processes.append(context.Process(target=_one, args=arguments))
             self.processes[-1].start()
 
@@ -77,11 +80,13 @@ def distill_on(count, world, *overrides, **settings):
     return run
 
 
-def _one(world, variables, overrides, flags, limit):
+def _one(world, variables, overrides, flags, limit, hub):
     os.environ.update({name: str(value) for name, value in variables.items()})
     with open(world / f"printed_{variables['RANK']}.txt", "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    for name, value in hub.items():
+        setattr(constants, name, value)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.exit(distill(world, *overrides, flags=flags))

@@ -23,6 +23,7 @@ def pristine(tmp_path_factory):
     write_model(NAME, folder / "other", seed=1)
     (folder / "list.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     config = CONFIG.replace("encoder: toy", 'file: "{folder}/list.txt", encode_from: "{folder}/model"')
+    config = config.replace("prompts.safetensors", "prompts")
     (folder / "config.yaml").write_text(config.format(name=NAME, folder=folder, low=4, high=8), encoding="utf-8")
     return folder
 
@@ -33,23 +34,32 @@ def world(pristine, tmp_path):
 
 
 def by_command(world, *, negative=""):
-    """The bytes of the cache that the command makes of the same prompts."""
-    out = world / "by_command.safetensors"
+    """The bytes of the files of the cache that the command makes of the same prompts."""
+    out = world / "by_command"
     flags = ["--device", "cpu", "--prompts", str(world / "all.txt"), "--negative", negative]
     (world / "all.txt").write_text("\n".join([*TEXTS, "green"]), encoding="utf-8")
     assert encode(["--model", str(world / "model"), "--out", str(out), *flags]) == 0
-    return out.read_bytes()
+    return contents(out)
+
+
+def contents(cache):
+    """The bytes of a cache's files, by name."""
+    return {path.name: path.read_bytes() for path in cache.glob("*.safetensors")}
 
 
 def test_a_run_makes_the_cache_that_the_command_makes_and_trains_from_it(world):
-    cache = world / "new" / "prompts.safetensors"
+    cache = world / "new" / "prompts"
     sets = (f"prompts.cache={cache}", "output.validation_prompts=[green]", "prompts.negative=blurry")
     assert distill(world, *sets) == 0
-    assert cache.read_bytes() == by_command(world, negative="blurry") and [*cache.parent.iterdir()] == [cache]
+    assert contents(cache) == by_command(world, negative="blurry") and [*cache.parent.iterdir()] == [cache]
     assert len(metrics(world / "out")) == 1
     gc.collect()
     assert not [thing for thing in gc.get_objects() if type(thing) is TextEncoders]
-    # From here on the folder is not looked at: a cache is made once.
+    # What is there is not encoded again, and what lacks is added.
+    more = (*sets, "output.validation_prompts=[green, yellow]", f"output.folder={world}/more")
+    assert distill(world, *more) == 0
+    assert len(contents(cache)) == 2 and "yellow" in PromptCache(cache)
+    # A run that lacks nothing does not look at the folder, and prompts that it does not use change nothing for it.
     sets += (f"prompts.encode_from={world}/none",)
     assert distill(world, *sets, f"output.folder={world}/again", flags=["--dry-run"]) == 0
     assert distill(world, *sets, "train.updates=2", flags=["--resume"]) == 0
@@ -61,19 +71,17 @@ def test_an_interrupted_run_goes_on_with_what_is_encoded(world, monkeypatch):
 
     def interrupted(self, texts):
         asked.append(texts)
-        if texts != [""]:
+        if len(asked) == 3:
             raise KeyboardInterrupt
         return whole(self, texts)
 
-    validation = "output.validation_prompts=[green]"
-    with monkeypatch.context() as patch:
-        patch.setattr(TextEncoders, "encode", interrupted)
-        assert distill(world, validation) == 130
-        assert distill(world, validation) == 130
-    assert [texts for texts in asked if texts == [""]] == [[""]]  # the null prompt is not encoded again
-    assert not (world / "prompts.safetensors").exists() and not (world / "out").exists()
-    assert distill(world, validation) == 0
-    assert (world / "prompts.safetensors").read_bytes() == by_command(world)
+    words = [f"word {number}" for number in range(8)]  # a batch
+    (world / "list.txt").write_text("\n".join([*words, *TEXTS]), encoding="utf-8")
+    monkeypatch.setattr(TextEncoders, "encode", interrupted)
+    assert distill(world) == 130
+    assert PromptCache(world / "prompts").texts == tuple(words) and not (world / "out").exists()
+    assert distill(world) == 0
+    assert asked == [[""], words, list(TEXTS), list(TEXTS)] and len(contents(world / "prompts")) == 2
 
 
 @pytest.mark.parametrize(
@@ -86,22 +94,23 @@ def test_an_interrupted_run_goes_on_with_what_is_encoded(world, monkeypatch):
         ("backbone.base={world}/none", "none"),
         ("plan.sizes=[[4, 4], [7, 7]]", "multiple"),
         ("prompts.file=null", "give prompts.file"),
-        ("prompts.encode_from=null", "prompts.safetensors"),
+        ("prompts.encode_from=null", "prompts: no such prompt cache"),
+        ("prompts.cache={world}/c.safetensors", "give a folder's name, such as {world}/c"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_encoded(world, capsys, change, words):
-    assert distill(world, change.format(world=world)) == refused(capsys, 2, words)
-    assert not list(world.glob("prompts.safetensors*")) and not (world / "out").exists()
+    assert distill(world, change.format(world=world)) == refused(capsys, 2, words.format(world=world))
+    assert not list(world.glob("prompts*")) and not (world / "out").exists()
 
 
 def test_a_dry_run_makes_no_cache(world, capsys):
     assert distill(world, flags=["--dry-run"]) == refused(capsys, 2, "a dry run writes nothing")
-    assert not list(world.glob("prompts.safetensors*"))
+    assert not list(world.glob("prompts*"))
 
 
 def test_a_cache_of_other_encoders_is_refused(world, capsys):
     assert distill(world, f"prompts.encode_from={world}/other") == 0
-    encoder = PromptCache(world / "prompts.safetensors").encoder
+    encoder = PromptCache(world / "prompts").encoder
     sets = (f"output.folder={world}/more", "prompts.encoder=sdxl-of-another-kind")
     assert distill(world, *sets) == refused(capsys, 2, f"was made by the text encoder '{encoder}'")
 
@@ -110,8 +119,8 @@ def test_of_two_processes_the_first_encodes_and_both_train(world):
     run = Run(2, world)
     assert run.codes() == [0, 0], run.printed()
     first, second = run.printed()
-    assert "is made now" in first and "is made now" not in second and "prompt/s" not in second
-    assert PromptCache(world / "prompts.safetensors").texts == tuple(sorted(TEXTS)) and len(metrics(world / "out")) == 1
+    assert "encoded now by" in first and "encoded now by" not in second and "prompt/s" not in second
+    assert PromptCache(world / "prompts").texts == tuple(sorted(TEXTS)) and len(metrics(world / "out")) == 1
 
 
 def test_what_goes_wrong_while_the_first_encodes_ends_both(world):
@@ -119,5 +128,5 @@ def test_what_goes_wrong_while_the_first_encodes_ends_both(world):
     run = Run(2, world)
     assert run.codes() == [2, 2], run.printed()
     first, second = run.errors()
-    assert len(first) == 1 and "cannot be loaded" in first[0] and not second
+    assert len(first) == 1 and "model.safetensors: truncated" in first[0] and not second
     assert not any("Traceback" in text for text in run.printed())

@@ -7,9 +7,11 @@ import shutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from backbone_world import CONFIG, NAMES
 from encoder_world import write_model
+from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import PromptCache
 from training.encode_prompts import encode_prompts, main
 from training.text_encoders import TextEncoders
@@ -36,6 +38,11 @@ def prompts(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join([*TEXTS, TEXTS[0]]), encoding="utf-8")
     return path
+
+
+def shard_names(folder):
+    """The names of a cache's files."""
+    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def run(model, prompts, out, *flags):
@@ -71,10 +78,11 @@ def by_hand(name, pipeline, text):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cache_holds_what_the_encoders_say(models, prompts, tmp_path, name):
-    out = tmp_path / "new" / "cache.safetensors"
+    out = tmp_path / "new" / "cache"
     assert run(models(name), prompts, out) == 0
     cache = PromptCache(out)
-    assert cache.texts == tuple(sorted(TEXTS)) and not out.with_name(out.name + ".parts").exists()
+    assert cache.texts == tuple(sorted(TEXTS)) and shard_names(out) == ["prompts-00000.safetensors"]
+    assert cache.tokens == {"sdxl": 77, "sd3": 154, "wan": 512, "pixart_alpha": 120, "pixart_sigma": 300}[name]
     others = {"scheduler": None} | ({"vae": None} if name == "wan" else {})
     pipeline = DiffusionPipeline.from_pretrained(models(name), **others)
     for text in TEXTS:
@@ -91,11 +99,12 @@ def test_the_cache_holds_what_the_encoders_say(models, prompts, tmp_path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_folder_and_a_list_of_prompts_are_enough_to_train(models, prompts, tmp_path, name):
-    assert run(models(name), prompts, tmp_path / "prompts.safetensors") == 0
+    assert run(models(name), prompts, tmp_path / "prompts") == 0
     low, high = (34, 40) if name.startswith("pixart") else (4, 8)
     (tmp_path / "config.yaml").write_text(CONFIG.format(name=name, folder=tmp_path, low=low, high=high))
-    encoder = PromptCache(tmp_path / "prompts.safetensors").encoder
+    encoder = PromptCache(tmp_path / "prompts").encoder
     sets = [f"backbone.base={models(name)}", f"prompts.encoder={encoder}", f"prompts.file={prompts}"]
+    sets.append(f"prompts.cache={tmp_path}/prompts")
     assert distill(tmp_path, *sets) == 0
     assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in metrics(tmp_path / "out"))
 
@@ -104,64 +113,166 @@ class Interrupted(TextEncoders):
     """Text encoders that are interrupted at the third batch."""
 
     calls = 0
+    by = KeyboardInterrupt()
 
     def encode(self, texts):
         self.calls += 1
         if self.calls == 3:
-            raise KeyboardInterrupt
+            raise self.by
         return super().encode(texts)
 
 
-def test_an_interrupted_command_goes_on_and_ends_in_the_same_file(models, tmp_path):
+def contents(folder):
+    """The bytes of a cache's files."""
+    return {name: (folder / name).read_bytes() for name in shard_names(folder)}
+
+
+def test_an_interrupted_command_goes_on_and_ends_in_the_same_files(models, tmp_path):
     model = models("sdxl")
-    whole, parted = tmp_path / "whole.safetensors", tmp_path / "parted.safetensors"
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert encode_prompts(TextEncoders(model), TEXTS, whole, batch=1, shard=1) == 4
     with pytest.raises(KeyboardInterrupt):
         encode_prompts(Interrupted(model), TEXTS, parted, batch=1, shard=1)
-    assert not parted.exists()
-    assert encode_prompts(TextEncoders(model), TEXTS, parted, batch=1, shard=1) == 3  # the null prompt and one are done
-    assert whole.read_bytes() == parted.read_bytes()
+    assert shard_names(parted) == ["prompts-00000.safetensors"]  # of the null prompt and the first one
+    assert encode_prompts(TextEncoders(model), TEXTS, parted, batch=1, shard=1) == 3
+    assert contents(whole) == contents(parted) and len(contents(whole)) == 4
 
 
-def test_more_prompts_leave_the_old_ones_as_they_were(models, tmp_path):
-    model, out = models("pixart_sigma"), tmp_path / "cache.safetensors"
+def test_what_an_interrupted_file_would_have_held_is_kept(models, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        encode_prompts(Interrupted(models("sdxl")), TEXTS, tmp_path, batch=1)
+    assert PromptCache(tmp_path).texts == (TEXTS[0],) and shard_names(tmp_path) == ["prompts-00000.safetensors"]
+    assert encode_prompts(TextEncoders(models("sdxl")), TEXTS, tmp_path, batch=1) == 3
+    assert set(PromptCache(tmp_path).texts) == set(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB"),
+            "ran out of memory on cpu (CUDA out",
+        ),
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nline"), "failed on cpu (CUDA error: an"),
+    ],
+)
+def test_a_devices_failure_is_one_line_with_advice_and_keeps_what_is_encoded(models, tmp_path, error, words):
+    encoders = Interrupted(models("sdxl"))
+    encoders.by = error
+    with pytest.raises(RMDError, match="--batch below 1, --dtype bfloat16 or --device cpu") as caught:
+        encode_prompts(encoders, TEXTS, tmp_path, batch=1)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert PromptCache(tmp_path).texts == (TEXTS[0],)
+
+
+def test_more_prompts_are_more_files_and_leave_the_old_ones_as_they_were(models, prompts, tmp_path, capsys):
+    model, out = models("pixart_sigma"), tmp_path / "cache"
     assert encode_prompts(TextEncoders(model), TEXTS[:2], out) == 2
-    old = PromptCache(out).embedding("blue")
+    old = contents(out)
     assert encode_prompts(TextEncoders(model), TEXTS, out) == 2
-    cache = PromptCache(out)
-    assert set(cache.texts) == set(TEXTS) and torch.equal(cache.embedding("blue"), old)
+    assert set(PromptCache(out).texts) == set(TEXTS) and old.items() < contents(out).items()
+    both = [PromptCache(out / name) for name in shard_names(out)]  # each is a cache of its own
+    assert torch.equal(both[0].embedding(""), both[1].embedding("")) and both[0].texts == tuple(sorted(TEXTS[:2]))
     again = Interrupted(model)
     assert encode_prompts(again, TEXTS, out) == again.calls == 0
-    null = PromptCache(out).embedding("")
-    assert encode_prompts(TextEncoders(model), TEXTS, out, negative="blurry") == 0
-    assert PromptCache(out).embedding("").shape[1] > null.shape[1]
+    assert run(model, prompts, out, "--negative", "blurry") == refused(capsys, 2, "made of '', not of 'blurry'")
+    assert run(model, prompts, tmp_path / "other", "--negative", "blurry") == 0
+    assert PromptCache(tmp_path / "other").embedding("").shape[1] > both[0].embedding("").shape[1]
+    prompts.write_text("green", encoding="utf-8")
+    assert run(model, prompts, tmp_path / "other") == 0  # the cache's own negative text
+    assert PromptCache(tmp_path / "other").negative == "blurry" and len(shard_names(tmp_path / "other")) == 2
 
 
-def test_a_cache_of_other_encoders_or_settings_is_refused(models, prompts, tmp_path, capsys):
-    out = tmp_path / "cache.safetensors"
+def test_a_truncated_file_is_named_and_the_rest_is_kept(models, prompts, tmp_path, capsys):
+    model, out = models("wan"), tmp_path / "cache"
+    assert encode_prompts(TextEncoders(model), TEXTS, out, batch=1, shard=1) == 4
+    whole = contents(out)
+    cut = out / "prompts-00002.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    assert run(model, prompts, out) == refused(capsys, 2, f"{cut}: truncated", "delete this one file")
+    cut.unlink()
+    assert encode_prompts(TextEncoders(model), TEXTS, out, batch=1, shard=1) == 1
+    assert sorted(contents(out).values()) == sorted(whole.values())
+
+
+def test_one_file_is_read_but_not_added_to(models, prompts, tmp_path, capsys):
+    model = models("wan")
+    assert run(model, prompts, tmp_path / "c.safetensors") == refused(capsys, 2, f"such as {tmp_path}/c")
+    assert run(model, prompts, tmp_path / "made") == 0
+    (tmp_path / "made" / "prompts-00000.safetensors").rename(tmp_path / "c.safetensors")
+    prompts.write_text("green", encoding="utf-8")
+    assert run(model, prompts, tmp_path / "c.safetensors") == refused(capsys, 2, "move it into a folder")
+    (tmp_path / "c.safetensors").rename(tmp_path / "made" / "old.safetensors")
+    assert run(model, prompts, tmp_path / "made") == 0
+    assert PromptCache(tmp_path / "made").texts == tuple(sorted([*TEXTS, "green"]))
+
+
+def test_a_cache_of_other_encoders_is_refused(models, prompts, tmp_path, capsys):
+    out = tmp_path / "cache"
     assert run(models("pixart_sigma"), prompts, out) == 0
     for flags, model in (([], models("pixart_sigma", 1)), (["--tokens", "20"], models("pixart_sigma"))):
         assert run(model, prompts, out, *flags) == refused(capsys, 2, "was made by the text encoder 'pixart-sigma-300-")
-    out.unlink()
-    with pytest.raises(KeyboardInterrupt):
-        encode_prompts(Interrupted(models("pixart_sigma")), TEXTS, out, batch=1, shard=1)
-    assert run(models("pixart_sigma"), prompts, out) == refused(capsys, 2, "begun with other settings")
 
 
 def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
-    out = tmp_path / "cache.safetensors"
+    out = tmp_path / "cache"
+    for device in ("cuda:77", "gpu"):
+        words = f"--device {device}: PyTorch cannot use it"
+        assert run(models("sdxl"), prompts, out, "--device", device) == refused(capsys, 2, words)
     assert run(tmp_path / "nothing", prompts, out) == refused(capsys, 2, "has no model_index.json")
     assert run(models("sdxl"), prompts, out, "--tokens", "20") == refused(capsys, 2, "leave --tokens out")
     assert run(models("sdxl"), tmp_path / "no.txt", out) == refused(capsys, 2, "does not exist")
     assert run(models("sdxl"), prompts, out, "--batch", "0") == refused(capsys, 2, "1 or more")
     model = tmp_path / "model"
     shutil.copytree(models("sdxl"), model)
+    (model / "tokenizer_2" / "tokenizer.json").unlink()
+    assert run(model, prompts, out) == refused(capsys, 2, "tokenizer_2 holds no vocabulary", "spiece.model")
     shutil.rmtree(model / "text_encoder_2")
     assert run(model, prompts, out) == refused(capsys, 2, "lacks text_encoder_2")
     shutil.copytree(models("sdxl") / "text_encoder", model / "text_encoder_2")
     (model / "text_encoder_2" / "model.safetensors").unlink()
-    assert run(model, prompts, out) == refused(capsys, 2, "cannot be loaded")
+    assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 holds no model.safetensors")
+    (model / "text_encoder_2" / "config.json").unlink()
+    assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 has no config.json")
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     assert run(model, prompts, out) == refused(capsys, 2, "FluxPipeline; known are")
     assert not out.exists()
+    networks = models("sdxl") / "unet"
+    assert run(models("sdxl"), prompts, networks) == refused(capsys, 2, "is no prompt cache")
+    assert not (networks / ".lock").exists()
+    assert run(networks / "config.json", prompts, out) == refused(capsys, 2, "has no model_index.json")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_encoders_are_refused(models, prompts, tmp_path, capsys, dtype):
+    model = tmp_path / "model"
+    shutil.copytree(models("wan"), model)
+    path = model / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2)
+    save_file({**tensors, name: tensors[name].to(dtype)}, path, metadata={"format": "pt"})
+    assert run(model, prompts, tmp_path / "cache") == refused(capsys, 2, f"'{name}' is", "not quantised")
+    save_file({**tensors, "embeddings.position_ids": torch.arange(77)}, path, metadata={"format": "pt"})  # as CLIP has
+    assert run(model, prompts, tmp_path / "cache") == 0
+    save_file({**tensors, name: tensors[name] * float("nan")}, path, metadata={"format": "pt"})
+    assert run(model, prompts, tmp_path / "other") == refused(capsys, 2, "is not finite in float16")
+
+
+def test_encoders_in_fp16_alone_are_read(models, prompts, tmp_path):
+    model, part = tmp_path / "model", tmp_path / "model" / "text_encoder"
+    shutil.copytree(models("wan"), model)
+    both = TextEncoders(model).identity
+    shutil.copy(part / "model.safetensors", part / "model.fp16.safetensors")
+    assert TextEncoders(model).identity == both  # of the files that are read
+    (part / "model.safetensors").unlink()
+    assert run(model, prompts, tmp_path / "cache") == 0 and TextEncoders(model).identity != both
+
+
+def test_a_cache_of_another_family_is_refused_even_where_the_widths_fit(models, prompts, tmp_path, capsys):
+    assert run(models("sd3"), prompts, tmp_path / "prompts") == 0
+    (tmp_path / "config.yaml").write_text(CONFIG.format(name="sdxl", folder=tmp_path, low=4, high=8))
+    sets = [f"backbone.base={models('sdxl')}", "prompts.encoder=null", f"prompts.cache={tmp_path}/prompts"]
+    assert distill(tmp_path, *sets) == refused(
+        capsys, 2, "was made by the text encoders of sd3", "not by those of sdxl"
+    )

@@ -31,7 +31,8 @@ REFUSED = [
     ]
 ]
 CITATION = re.compile(r"(docs/\w+\.md), ([^.;]+)")
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # import name -> project name, where they differ
+# Import name -> project name, where they differ.
+DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 OWN_SETUP = {"resvg_py"}  # for one program that says so in its first lines: demo/make/drawings.py
 # Folders that only one person's machine has.
 OWN_MACHINE = ["/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/", "/Us" + "ers/"]

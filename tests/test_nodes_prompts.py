@@ -162,6 +162,26 @@ def test_files_that_are_no_caches_are_refused(pack, folder, load):
         load("gone.safetensors", "apple")
 
 
+def test_a_folder_of_shards_is_one_cache(pack, node_classes, folder, load):
+    node, generator = node_classes["RMD_LoadPromptEmbeddings"], torch.Generator().manual_seed(3)
+    made = {text: torch.randn(4, 6, generator=generator) for text in ("", "red", "blue")}
+    own = folder / "rmd_prompts" / "sub" / "own"
+    own.mkdir(parents=True)
+    for number, text in enumerate(("red", "blue")):
+        kept = {key: made[key] for key in ("", text)}
+        write_prompt_cache(own / f"prompts-0000{number}.safetensors", kept, encoder="toy", tokens=5)
+        before = node.fingerprint_inputs(file=os.path.join("sub", "own"))
+    name = os.path.join("sub", "own")
+    assert pack.nodes.folders.prompt_caches() == [PROMPTS.name, name]
+    for text in made:
+        assert torch.equal(load(name, text)[0][0], PromptCache(own).batch([text]))
+    assert before == node.fingerprint_inputs(file=name)
+    write_prompt_cache(own / "prompts-00002.safetensors", {"": made[""], "green": made["red"]}, encoder="toy", tokens=5)
+    assert before != node.fingerprint_inputs(file=name)
+    with pytest.raises(pack.rmd_core.errors.RMDError, match="no file '../own' in models/rmd_prompts"):
+        load("../own", "red")
+
+
 def test_a_changed_file_is_read_again(node_classes, folder):
     path = folder / "rmd_prompts" / "own.safetensors"
     node = node_classes["RMD_LoadPromptEmbeddings"]

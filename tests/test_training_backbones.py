@@ -264,7 +264,7 @@ def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_
 
 BAD = {
     "no such folder": ("sdxl", ["backbone.base={w}/nothing"], "does not exist"),
-    "a name on the hub": ("sdxl", ["backbone.base=owner/model-1.0"], "hf download owner/model-1.0 --local-dir models/"),
+    "a name on the hub": ("sdxl", ["backbone.base=owner/model-1.0"], "hf download owner/model-1.0"),
     "no folder of a model": ("sdxl", ["backbone.base={w}"], "no unet/config.json"),
     "another model": ("sdxl", ["backbone.name=sd3"], "no transformer/config.json"),
     "another class": ("sd3", ["backbone.name=wan"], "holds a SD3Transformer2DModel"),

@@ -105,7 +105,7 @@ def test_pooled_embeddings_and_the_mask_of_the_padding(tmp_path):
     assert plain.pooled(["blue"]) is plain.pooled_dim is None and not plain.masked
     assert torch.equal(plain.embedding("blue"), plain.batch(["blue"]))
     metadata = json.loads(read_metadata(tmp_path / "c.safetensors")[METADATA_KEY])
-    assert metadata.keys() == {"version", "encoder", "tokens", "prompts"}  # as caches were before there were fields
+    assert metadata.keys() == {"version", "encoder", "tokens", "prompts", "digests"}
     with pytest.raises(RMDError, match="needs a pooled embedding"):
         write_prompt_cache(tmp_path / "x.safetensors", made, encoder="toy", pooled={"": torch.zeros(5)})
 

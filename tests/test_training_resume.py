@@ -63,7 +63,7 @@ def test_resuming_on_changed_data_is_refused(half, capsys, what, words):
         ("metrics.jsonl", lambda text: text.replace(b"{", b"\xff", 1), "metrics.jsonl, line 1: damaged"),
         ("metrics.jsonl", lambda text: text.replace(b'"update": 2', b'"update": "x"'), "line 2: damaged"),
         ("run.json", lambda text: text.replace(b'"data"', b'"date"'), "run.json is damaged"),
-        ("run.json", lambda text: text.replace(b'"version": 1', b'"version": 2'), "version 2"),
+        ("run.json", lambda text: text.replace(b'"version": 2', b'"version": 1'), "reads version 2"),
         ("config.yaml", lambda text: b"\xff", None),
         ("checkpoints/step_000003/state.json", lambda text: b"{", "state.json is damaged"),
         ("checkpoints/step_000003/state.json", lambda text: b'{"version": 1, "update": 3}', "state.json is damaged"),

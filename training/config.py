@@ -61,7 +61,7 @@ class BackboneSection(Section):
     """Which model is distilled."""
 
     name: str = Field(description="backbone, such as wan or sdxl")
-    base: File = Field(description="the teacher: a Diffusers-format folder or one native-key safetensors file")
+    base: File = Field(description="the teacher: a Diffusers-format folder, a hub id or one native-key file")
     vae: File | None = Field(None, description="autoencoder for validation pictures; none are made without it")
     shift: Positive | None = Field(
         None, description="flow shift the teacher was trained with; null: the backbone's own"
@@ -155,7 +155,7 @@ class PromptSection(Section):
     file: File | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
     encoder: str | None = Field(None, description="refuse a cache made by another encoder")
     encode_from: File | None = Field(
-        None, description="Diffusers-format folder whose text encoders make the cache where there is none"
+        None, description="Diffusers-format folder or hub id whose text encoders encode what the cache lacks"
     )
     negative: str = Field("", description="what the teacher is guided away from, in a cache made by encode_from")
 

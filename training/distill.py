@@ -50,13 +50,15 @@ def _distill(arguments):
 
 def _run(arguments, config, processes):
     from training.costs import dry_run_report
-    from training.run_folder import check_folder, claim_folder, data_digests
+    from training.hub import pin_models
+    from training.run_folder import check_folder, claim_folder, data_digests, known_commits
     from training.setup import prepare
     from training.stopping import StopSignals
     from training.trainer import Trainer
 
     try:
         processes.check_same(config)
+        config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
         if config.prompts.encode_from is not None:
             _make_cache(arguments, config, processes)
         with processes.together():
@@ -67,14 +69,14 @@ def _run(arguments, config, processes):
             return 0
         with processes.together():
             if processes.main:
-                data = data_digests(config, setup.prompts)
+                data = data_digests(config, setup.prompts, setup.cache)
                 folder = check_folder(config, data, resume=arguments.resume)
         with processes.together():
             trainer = Trainer(setup, processes)
         trainer.restore()
         with processes.together():
             if processes.main:
-                claim_folder(config, data, folder)
+                claim_folder(config, data, folder, commits)
     except RMDError as error:
         return _say(error, 2, everywhere=processes.is_lost(error))
     with StopSignals(launcher=processes.count > 1) as signals:

@@ -5,12 +5,19 @@ import torch
 from rmd_core.recipe import Recipe, write_metadata
 
 from .backbones.network_files import is_folder
+from .hub import hub_id
 from .lora_file import native_factors, save_lora
 from .plans import sampling_boundary
 
 
 def base_name(base):
-    """What a recipe calls its base: the file's or the folder's own name, the model's where its network was given."""
+    """What a recipe calls its base: the file's or the folder's own name, the model's where its network was given.
+
+    A model on the hub has its name there, without the revision.
+    """
+    hub = hub_id(base)
+    if hub is not None:
+        return hub.name
     if not is_folder(base):
         return base.stem
     folder = base.resolve()

@@ -81,13 +81,17 @@ class Processes:
         if shared is not None:
             raise RMDError(shared) from problem
 
-    def first_alone(self, steps):
-        """Process 0 goes through ``steps``, a generator, while the others wait; a step may take up to TIMEOUT."""
+    def first_alone(self, steps, *, each_machine=False):
+        """Process 0 goes through ``steps``, a generator, while the others wait; a step may take up to TIMEOUT.
+
+        ``each_machine``: the first process of each machine goes through its own.
+        """
+        first = self.accelerator.is_local_main_process if each_machine else self.main
         over = False
         while not over:
             with self.together():
-                over = not self.main or next(steps, self) is self
-            over = bool(self.gather([over])[0][0])
+                over = not first or next(steps, self) is self
+            over = all(row[0] for row in self.gather([over]))
 
     def agree(self, problem):
         """The first problem (one line of text) that any process has, or None if none has."""

@@ -1,21 +1,38 @@
-"""Prompt embeddings written to one safetensors file; rmd_core.prompt_cache reads it."""
+"""Prompt embeddings written: one safetensors file, or a folder of such files; rmd_core.prompt_cache reads both."""
 
+import contextlib
 import json
+from pathlib import Path
 
+import filelock
 import torch
 
 from rmd_core.errors import RMDError
-from rmd_core.header import save_safetensors
-from rmd_core.prompt_cache import METADATA_KEY, NULL_PROMPT, POOLED, VERSION, PromptCache, prompt_key
+from rmd_core.header import save_safetensors, tensor_digest
+from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, prompt_key, shard_files
+from rmd_core.prompt_shard import METADATA_KEY, POOLED, SHARD_NAME, VERSION
 
-__all__ = ["METADATA_KEY", "NULL_PROMPT", "PromptCache", "prompt_key", "write_prompt_cache"]
+from .files import make_folder, write_failure
+
+__all__ = [
+    *("METADATA_KEY", "NULL_PROMPT", "CacheFolder", "PromptCache"),
+    *("open_cache", "prompt_key", "write_prompt_cache"),
+]
 
 
-def write_prompt_cache(path, embeddings, *, encoder, pooled=None, masked=False, tokens=None, dtype=torch.float16):
+def open_cache(path, *, encoder=None):
+    """The PromptCache at ``path``, or None where nothing is cached yet. Raises RMDError for another encoder's."""
+    path = Path(path)
+    return PromptCache(path, encoder=encoder) if path.is_file() or shard_files(path) else None
+
+
+def write_prompt_cache(
+    path, embeddings, *, encoder, pooled=None, masked=False, tokens=None, negative=NULL_PROMPT, dtype=torch.float16
+):
     """Write ``{prompt: (tokens, dim) tensor}`` as one cache file; the null prompt is the empty text.
 
     ``pooled``: ``{prompt: (width,) tensor}`` for the same prompts, where the network takes it. ``masked``: whether the
-    network masks the padding.
+    network masks the padding. ``negative``: the text that the null prompt's embedding was made of.
 
     ``encoder``: a name for the text encoder that made the embeddings; a reader can insist on it. ``tokens``: the length
     to which a reader pads every prompt, None for the longest one now; give it to add longer prompts later, as a network
@@ -42,4 +59,62 @@ def write_prompt_cache(path, embeddings, *, encoder, pooled=None, masked=False, 
         tensors |= {prompt_key(text) + POOLED: value.to(dtype) for text, value in pooled.items()}
     if masked:
         entry["masked"] = True
+    if negative != NULL_PROMPT:
+        entry["negative"] = negative
+    entry["digests"] = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     save_safetensors(path, tensors, {METADATA_KEY: json.dumps(entry, sort_keys=True)})
+
+
+class CacheFolder:
+    """A prompt cache that is added to: a folder of files (shards), each written once, in one stroke, by one process.
+
+    Raises RMDError for a path that is a file or named like one.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if self.path.is_file():
+            raise RMDError(
+                f"{path} is one file, to which nothing is added; move it into a folder of its own, such as "
+                f"{self.path.with_suffix('')}, and give that"
+            )
+        if self.path.suffix in (".safetensors", ".sft"):
+            raise RMDError(
+                f"{path}: a prompt cache is made as a folder of safetensors files; give a folder's name, such as "
+                f"{self.path.with_suffix('')}"
+            )
+
+    @contextlib.contextmanager
+    def alone(self):
+        """For the time that prompts are added: no other process may, and what a killed one has half written goes.
+
+        Makes the folder. Raises RMDError where another process is adding prompts.
+        """
+        make_folder(self.path)
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RMDError(
+                f"another process is adding prompts to {self.path}; wait until it has ended, and start this one again"
+            ) from None
+        except OSError as error:
+            raise write_failure(self.path, error) from None
+        try:
+            for part in self.path.glob(".*.part"):
+                part.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def add(self, encoded, **settings):
+        """Write ``{prompt: Encoded}``, the null prompt among them, as one more file; ``settings``: as for a file."""
+        numbers = (SHARD_NAME.fullmatch(path.name) for path in shard_files(self.path))
+        number = 1 + max((int(match[1]) for match in numbers if match), default=-1)
+        pooled = {text: value.pooled for text, value in encoded.items()}
+        write_prompt_cache(
+            self.path / f"prompts-{number:05d}.safetensors",
+            {text: value.embedding for text, value in encoded.items()},
+            pooled=None if pooled[NULL_PROMPT] is None else pooled,
+            **settings,
+        )

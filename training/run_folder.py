@@ -1,7 +1,8 @@
 """The output folder of a run, and who may write into it.
 
 config.yaml   the resolved configuration        pictures/      validation grids
-run.json      digests of it and of its data     checkpoints/   see training/checkpoints.py
+run.json      digests of it and of its data,    checkpoints/   see training/checkpoints.py
+              commits of hub ids
 metrics.jsonl one line per update               tensorboard/   the same for TensorBoard
 <name>.safetensors   the student, once the run is complete
 """
@@ -17,15 +18,19 @@ from rmd_core.errors import RMDError
 from .backbones.network_files import is_folder
 from .config import decisive
 from .files import make_folder, write_json, write_text
+from .hub import located
+from .prompt_cache import NULL_PROMPT
+
+VERSION = 2  # 1 had a digest of the whole prompt cache
 
 
-def data_digests(config, prompts):
-    """SHA-256 of what a run is fed: the list of ``prompts``, and the content of each file that decides the weights."""
+def data_digests(config, prompts, cache):
+    """SHA-256 of what a run is fed: the list of ``prompts``, their embeddings in ``cache``, and the teacher."""
     listed = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
     return {
         "prompts": listed,
-        "prompts.cache": _file_digest(config.prompts.cache),
-        "backbone.base": _checkpoint_digest(config.backbone.base),
+        "prompts.cache": cache.digest((*prompts, NULL_PROMPT)),
+        "backbone.base": _checkpoint_digest(located(config.backbone.base)),
     }
 
 
@@ -43,11 +48,20 @@ def check_folder(config, data, *, resume):
         ) from None
 
 
-def claim_folder(config, data, folder):
+def known_commits(config):
+    """The commits of hub ids that the run in the output folder was begun with, ``{id as given: commit}``."""
+    try:
+        commits = json.loads((Path(config.output.folder) / "run.json").read_text(encoding="utf-8"))["commits"]
+        return {name: commit for name, commit in commits.items() if isinstance(commit, str)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}  # what is wrong with it is told by check_folder
+
+
+def claim_folder(config, data, folder, commits):
     """Make the folder and mark it as this run's. Raises RMDError where it cannot be written."""
     make_folder(folder)
     write_text(folder / "config.yaml", config.to_yaml())
-    write_json(folder / "run.json", {"version": 1, "digest": config.digest(), "data": data})
+    write_json(folder / "run.json", {"version": VERSION, "digest": config.digest(), "data": data, "commits": commits})
 
 
 def _checked(config, data, folder, marker, *, resume):
@@ -73,8 +87,10 @@ def _check_same_run(config, data, folder, marker):
         raise RMDError(f"there is no run to resume in {folder}; start it without --resume") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise RMDError(f"{marker} is damaged; this run cannot be resumed, choose another output.folder") from None
-    if version != 1:
-        raise RMDError(f"{marker} is of version {version}, this program reads version 1; choose another output.folder")
+    if version != VERSION:
+        raise RMDError(
+            f"{marker} is of version {version}, this program reads version {VERSION}; choose another output.folder"
+        )
     if digest != config.digest():
         raise RMDError(
             f"the run in {folder} has another configuration ({_differences(config, folder)}); "

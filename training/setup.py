@@ -1,7 +1,6 @@
 """Everything a run needs before its first update, loaded and checked; all bad input is found here."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -10,8 +9,10 @@ from rmd_core.intervals import StageDraw, TimestepIntervals
 from rmd_core.plan import StagePlan
 
 from .backbones import Backbone, make_backbone
+from .backbones.checks import refuse_other_family
 from .config import Config
 from .draws import Draws
+from .hub import located
 from .limits import check_libraries, check_rank, check_spread
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
@@ -59,7 +60,7 @@ def outline_run(config):
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
-    outline = backbone.outline(Path(config.backbone.base))
+    outline = backbone.outline(located(config.backbone.base))
     backbone.check_sizes(outline, config.plan.sizes)
     if config.model.mode == "adapters":
         check_rank(config.model, backbone, outline)
@@ -105,6 +106,7 @@ def prepare(config, *, spread=1):
         raise RMDError(f"{config.prompts.cache} holds no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
     cache.require((*prompts, *validation, NULL_PROMPT))
+    refuse_other_family(backbone, cache)
     backbone.check_cache(outline, cache)
 
     def estimated(config):
@@ -113,7 +115,7 @@ def prepare(config, *, spread=1):
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
 
     memory = tell_memory(config, estimated, *device_memory(config.train.device))
-    teacher = backbone.load(Path(config.backbone.base), dtype=_loaded_in(config)).requires_grad_(False)
-    vae = backbone.load_vae(config.backbone.vae) if config.backbone.vae else None
+    teacher = backbone.load(located(config.backbone.base), dtype=_loaded_in(config)).requires_grad_(False)
+    vae = backbone.load_vae(located(config.backbone.vae)) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
     return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, memory, teacher, vae)

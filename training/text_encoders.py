@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,12 @@ from transformers.utils import logging as transformers_logging
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import NULL_PROMPT
 
+from .weight_files import ENCODER_STEM, refuse_packed, weight_files, weights_variant
+
 INDEX = "model_index.json"
+_READ = (".json", ".txt", ".model", ".safetensors")  # what is read of encoders and tokenizers
+_VOCABULARIES = ({"tokenizer.json"}, {"spiece.model"}, {"vocab.json", "merges.txt"})  # any of them is enough
+_WEIGHTS = re.compile(r"\.safetensors$|\.safetensors\.index\.")
 _LOADING = (  # what loading a broken folder raises
     OSError,
     ValueError,
@@ -91,13 +97,21 @@ class TextEncoders:
         """The encoders' name: the family, the length of a text, and a digest of the encoders' and tokenizers' files."""
         digest = hashlib.sha256()
         for part in self._parts:
-            for path in sorted(p for p in part.iterdir() if p.is_file() and p.suffix != ".bin"):
+            for path in self._files(part):
                 digest.update(f"{part.name}/{path.name}".encode())
                 with open(path, "rb") as file:
                     while block := file.read(1 << 22):
                         digest.update(block)
         length = "" if self._tokens is None else f"-{self._tokens}"
         return f"{self.family.name}{length}-{digest.hexdigest()[:12]}"
+
+    def _files(self, part):
+        """The files that are read of a part, by name: of weights those of the variant that is loaded."""
+        files = sorted(path for path in part.iterdir() if path.is_file() and path.suffix in _READ)
+        if not part.name.startswith("text_encoder"):
+            return files
+        chosen = weight_files([path.name for path in files], ENCODER_STEM)
+        return [path for path in files if path.name in chosen or not _WEIGHTS.search(path.name)]
 
     def __enter__(self):
         others = {"vae": None, "scheduler": None, self.family.network: None}
@@ -112,7 +126,7 @@ class TextEncoders:
             )
             self._pipeline.set_progress_bar_config(disable=True)
             self._pipeline.to(self.device)
-        except RMDError:
+        except (RMDError, torch.OutOfMemoryError, MemoryError):
             raise
         except _LOADING as error:
             reason = " ".join(str(error).split())[:300]
@@ -125,7 +139,12 @@ class TextEncoders:
         """One encoder with all its weights; transformers would fill what a file lacks with random numbers."""
         kind = getattr(transformers, self._index()[part.name][1])
         model, told = kind.from_pretrained(
-            str(part), torch_dtype=self.dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            str(part),
+            torch_dtype=self.dtype,
+            use_safetensors=True,
+            variant=weights_variant(part, ENCODER_STEM),
+            local_files_only=True,
+            output_loading_info=True,
         )
         for words, keys in (("lack", told["missing_keys"]), ("have in another shape", told["mismatched_keys"])):
             if keys:
@@ -172,15 +191,18 @@ class TextEncoders:
     @property
     def length(self):
         """The number of tokens that every prompt is padded to, None for the longest one in the cache."""
-        return self._tokens if self.family.name == "wan" else None
+        return self._tokens if self.family.name == "wan" or self.masked else None
 
     def _index(self):
         path = self.folder / INDEX
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             name = index["_class_name"]
-        except FileNotFoundError:
-            raise RMDError(f"{self.folder} is no Diffusers-format folder: it has no {INDEX}") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise RMDError(
+                f"{self.folder} is no Diffusers-format folder of a whole model: it has no {INDEX}; give the folder "
+                "that holds text_encoder and tokenizer"
+            ) from None
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise RMDError(f"{path} is damaged; download it again") from None
         if name not in FAMILIES:
@@ -193,7 +215,24 @@ class TextEncoders:
         absent = [part for part in parts if not (self.folder / part).is_dir()]
         if absent or not parts:
             raise RMDError(f"{self.folder} lacks {', '.join(absent) or 'a text encoder'}; download the whole folder")
-        return [self.folder / part for part in parts]
+        folders = [self.folder / part for part in parts]
+        for folder in folders:
+            _check_part(folder)
+        return folders
+
+
+def _check_part(folder):
+    """Raise RMDError for an encoder or a tokenizer that lacks what transformers would make up, or misread."""
+    if folder.name.startswith("tokenizer"):
+        there = {path.name for path in folder.iterdir()}
+        if not any(names <= there for names in _VOCABULARIES):
+            wanted = ", or ".join(" and ".join(sorted(names)) for names in _VOCABULARIES)
+            raise RMDError(f"{folder} holds no vocabulary, {wanted}; download all of it")
+        return
+    if not (folder / "config.json").is_file():
+        raise RMDError(f"{folder} has no config.json; download all of it")
+    weights_variant(folder, ENCODER_STEM)
+    refuse_packed(folder, ENCODER_STEM)
 
 
 def _several(embeddings, pooled):

@@ -1,12 +1,26 @@
 """What several backbones refuse."""
 
+import re
+
 from rmd_core.errors import RMDError
+
+_MADE = re.compile(r"(wan|sdxl|sd3|pixart-alpha|pixart-sigma)(-\d+)?-[0-9a-f]{12}")  # as encode_prompts names encoders
 
 
 def refuse_shift(backbone, shift):
     """Raise RMDError for a flow shift given to a model that is no flow."""
     if shift is not None:
         raise RMDError(f"backbone.shift is {shift:g}, but {backbone.name} is no rectified flow; leave it out")
+
+
+def refuse_other_family(backbone, cache):
+    """Raise RMDError for a cache that says it was made by the text encoders of another model family."""
+    made = _MADE.fullmatch(cache.encoder)
+    if made is not None and made[1] != backbone.name.replace("_", "-"):
+        raise RMDError(
+            f"{cache.path} was made by the text encoders of {made[1]} ({cache.encoder}), not by those of "
+            f"{backbone.name}; use a cache of its own"
+        )
 
 
 def refuse_masked(cache):

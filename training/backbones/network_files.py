@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from pathlib import Path
 
 import torch
@@ -14,19 +13,12 @@ from rmd_core.header import read_header, save_safetensors
 
 from ..tensor_files import cast_weight, finite_weights, read_tensors
 from ..wan_keys import WRAPPER_PREFIX
-
-_HUB = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")  # owner/name
-_STEM = "diffusion_pytorch_model"
-_FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+from ..weight_files import FILE_ENDINGS, NETWORK_STEM, refuse_packed, weights_variant
 
 
 def is_folder(path):
     """Whether a checkpoint is a Diffusers-format folder; what is neither a file nor named like one counts as one."""
-    return not (Path(path).is_file() or Path(path).suffix in _FILE_ENDINGS)
-
-
-PLAIN = ("F32", "F16", "BF16", "F64")
-"""Kinds of numbers that weights are read in, by their safetensors names."""
+    return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
 
 
 def component_folder(path, component):
@@ -39,8 +31,9 @@ def component_folder(path, component):
         if (folder / "config.json").is_file():
             return folder
     if not path.exists():
-        hub = f", or download it: hf download {path} --local-dir models/{path.name}" if _HUB.match(str(path)) else ""
-        raise RMDError(f"{path} does not exist; give a Diffusers-format folder or a safetensors file{hub}")
+        raise RMDError(
+            f"{path} does not exist; give a Diffusers-format folder, a safetensors file, or a hub id as owner/name"
+        )
     raise RMDError(f"{path} is no Diffusers-format folder: it has no {component}/config.json; download all of it")
 
 
@@ -53,8 +46,8 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     """
     folder = component_folder(path, component)
     _config(kind, folder, aliases)
-    variant = _variant(folder)
-    _refuse_packed(folder)
+    variant = weights_variant(folder, NETWORK_STEM)
+    refuse_packed(folder, NETWORK_STEM)
     try:
         with _quiet():  # what is wrong is told below, in one line
             model, told = kind.from_pretrained(
@@ -81,7 +74,7 @@ def outline_component(kind, path, *, component, aliases=()):
     """The model that ``load_component`` would load, on the meta device, from its configuration alone."""
     folder = component_folder(path, component)
     config = _config(kind, folder, aliases)
-    _variant(folder)
+    weights_variant(folder, NETWORK_STEM)
     try:
         with torch.device("meta"), _quiet():
             return kind.from_config(config).eval()
@@ -150,8 +143,8 @@ def scheduler_config(path):
 def _config(kind, folder, aliases):
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = config.get("_class_name")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        name = config.get("_class_name") or " or ".join(config.get("architectures") or ["model of unknown class"])
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise RMDError(f"{folder / 'config.json'} cannot be read as a JSON object; download it again") from None
     if name not in (kind.__name__, *aliases):
         raise RMDError(f"{folder} holds a {name}, not a {kind.__name__}; choose another backbone.name or folder")
@@ -187,19 +180,3 @@ def _quiet():
         yield
     finally:
         diffusers_logging.set_verbosity(before)
-
-
-def _refuse_packed(folder):
-    """Raise RMDError for weights that are no plain floating-point numbers, which would be read as if they were."""
-    for path in sorted(folder.glob("*.safetensors")):
-        for name, entry in read_header(path).tensors.items():
-            if entry.dtype not in PLAIN:
-                raise RMDError(f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(PLAIN)}, not quantised")
-
-
-def _variant(folder):
-    for variant, dotted in ((None, ""), ("fp16", ".fp16")):
-        names = (f"{_STEM}{dotted}.safetensors", f"{_STEM}.safetensors.index{dotted}.json")
-        if any((folder / name).is_file() for name in names):
-            return variant
-    raise RMDError(f"{folder} holds no {_STEM}.safetensors; only safetensors are read, download or convert them")

@@ -3,6 +3,7 @@
 import torch
 
 from ..export import export_lora, export_student
+from ..hub import located
 from ..quantised import is_quantised, quantise
 from ..sharding import shard
 from .adapted import AdaptedNetwork
@@ -45,7 +46,7 @@ class AdapterNetworks(Networks):
         """The base as it was before it was quantised, read again; None where it was not."""
         if not is_quantised(self.config.model.base_dtype):
             return None
-        return self.setup.backbone.load(self.config.backbone.base, dtype=torch.float32)
+        return self.setup.backbone.load(located(self.config.backbone.base), dtype=torch.float32)
 
 
 def adapt(network, backbone, settings):

@@ -1,0 +1,253 @@
+"""Models by hub id, ``owner/name`` or ``owner/name@revision``: the files a run needs, in the local hub cache."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from rmd_core.errors import RMDError
+
+from .weight_files import ENCODER_STEM, FILE_ENDINGS, NETWORK_STEM, refuse_absent, weight_files
+
+log = logging.getLogger(__name__)
+
+INDEX = "model_index.json"
+_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SMALL = (".json", ".txt", ".model")
+# What a call may raise for want of an answer: the error of the hub library's HTTP client, which is not the same one in
+# all its versions, and the system's.
+_NO_ANSWER = (OSError, HfHubHTTPError.__bases__[0])
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is taken from a model: ``folders``, as patterns, with weights named by ``stem``; ``beside``: other files."""
+
+    folders: tuple
+    stem: str
+    beside: tuple = (INDEX,)
+
+
+NETWORK = Part(("transformer", "unet"), NETWORK_STEM, (INDEX, "scheduler/scheduler_config.json"))
+VAE = Part(("vae",), NETWORK_STEM)
+ENCODERS = Part(("text_encoder*", "tokenizer*"), ENCODER_STEM)
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A model on the hub: its name, and a branch, a tag or a commit."""
+
+    name: str
+    revision: str
+
+    def __str__(self):
+        return self.name if self.revision == constants.DEFAULT_REVISION else f"{self.name}@{self.revision}"
+
+    @property
+    def pinned(self):
+        """Whether the revision is a commit, which never changes."""
+        return _COMMIT.fullmatch(self.revision) is not None
+
+
+def hub_id(path):
+    """The HubId that a configured path is, or None: a path that exists is one, whatever it looks like."""
+    text = Path(path).as_posix()
+    match = _ID.fullmatch(text)
+    if match is None or os.path.exists(path) or Path(match[1]).suffix in FILE_ENDINGS:
+        return None
+    return HubId(match[1], match[2] or constants.DEFAULT_REVISION)
+
+
+def located(path):
+    """The local folder or file of a configured path; of a hub id that in the hub cache, without asking the hub.
+
+    Raises RMDError for a hub id that was not downloaded.
+    """
+    hub = hub_id(path)
+    return Path(path) if hub is None else _cached(hub)
+
+
+def fetched(path, part):
+    """``located``, downloaded first if need be. Raises RMDError as ``fetching``."""
+    for _ in fetching(path, part):
+        pass
+    return located(path)
+
+
+def fetching(path, part):
+    """Download what ``part`` needs of a hub id, as a generator over files; nothing for a path, or what is there.
+
+    A branch or a tag is looked up anew; where the hub gives no answer, a whole copy in the hub cache does. Raises
+    RMDError for a model that is not there, not open to this user or without safetensors, and for a failed download.
+    """
+    hub = hub_id(path)
+    if hub is None or (hub.pinned and _missing(hub, part) is None):
+        return
+    try:
+        told = HfApi().model_info(hub.name, revision=hub.revision)
+    except (*_NO_ANSWER, HFValidationError) as error:
+        missing = _missing(hub, part)
+        if missing is not None:
+            raise _refusal(hub, part, error, missing) from None
+        log.info("the hub gives no answer for %s; the copy in %s is read", hub, _cached(hub))
+        return
+    wanted = chosen([file.rfilename for file in told.siblings], part, hub)
+    log.info("%s: the %d files that are needed, of commit %s", hub, len(wanted), told.sha)
+    # By the revision as given, which the hub cache then knows; the others by the commit, should the hub move on.
+    for name, revision in zip(wanted, (hub.revision, *[told.sha] * len(wanted))):
+        try:
+            hf_hub_download(hub.name, name, revision=revision)
+        except _NO_ANSWER as error:
+            raise _refusal(hub, part, error, f"it lacks {name}") from None
+        yield name
+
+
+def chosen(names, part, source):
+    """The files among ``names``, of a whole model, that ``part`` needs, small ones first.
+
+    Raises RMDError, naming ``source``, where the part is not there or has no safetensors weights.
+    """
+    folders = sorted({name.rpartition("/")[0] for name in names})
+    found = [folder for folder in folders if any(fnmatch(folder, pattern) for pattern in part.folders)]
+    if not found and part is not ENCODERS and "config.json" in names:
+        found = [""]  # the component alone, as a folder of one is taken too
+    if not found:
+        has = ", ".join(folder for folder in folders if folder) or "no folder"
+        raise RMDError(f"{source} has no {' or '.join(part.folders)}; it has {has}: give a model in Diffusers format")
+    small, large = [name for name in names if name in part.beside], []
+    for folder in found:
+        inside = {name.rpartition("/")[2]: name for name in names if name.rpartition("/")[0] == folder}
+        weights = [] if folder.startswith("tokenizer") else weight_files(inside, part.stem)
+        if not weights and not folder.startswith("tokenizer"):
+            others = [name for name in inside if Path(name).suffix not in _SMALL][:3]
+            raise RMDError(
+                f"{source} has no safetensors weights in {folder or 'it'} ({', '.join(others) or 'none at all'}); "
+                "only safetensors are read: give a revision or a model that has them, or convert them"
+            )
+        other = [name for name in inside if Path(name).suffix in _SMALL and ".safetensors.index." not in name]
+        small += [inside[name] for name in (*other, *weights) if name.endswith(_SMALL)]
+        large += [inside[name] for name in weights if not name.endswith(_SMALL)]
+    return [*dict.fromkeys(small), *large]
+
+
+def pin_models(config, processes, known):
+    """(configuration with the commits of the hub ids in its backbone section, ``{id as given: commit}``).
+
+    Downloads what is missing, in the first process of each machine while the others wait. ``known``: the commits of a
+    run that is resumed. Raises RMDError as ``fetching``, and where machines find different revisions.
+    """
+    commits = dict(known)
+    for key, part in (("base", NETWORK), ("vae", VAE)):
+        given = getattr(config.backbone, key)
+        hub = None if given is None else hub_id(given)
+        if hub is None:
+            continue
+        if str(hub) in known:
+            hub = HubId(hub.name, known[str(hub)])
+        processes.first_alone(fetching(str(hub), part), each_machine=True)
+        with processes.together():
+            commit = _cached(hub).name
+        if len({row[0] for row in processes.gather([_number(commit)])}) > 1:
+            raise RMDError(f"backbone.{key}: machines have different revisions of {hub}; give {hub.name}@COMMIT")
+        commits[str(hub_id(given))] = commit
+        pinned = {key: Path(f"{hub.name}@{commit}")}
+        config = config.model_copy(update={"backbone": config.backbone.model_copy(update=pinned)})
+    return config, commits
+
+
+def _cached(hub):
+    try:
+        return Path(snapshot_download(hub.name, revision=hub.revision, local_files_only=True, allow_patterns=[]))
+    except (*_NO_ANSWER, HFValidationError):
+        raise RMDError(
+            f"{hub} is no folder here, and there is no copy of such a model in the local hub cache; correct the path, "
+            f"or run: {_command(hub)}"
+        ) from None
+
+
+def _missing(hub, part):
+    """What the copy in the hub cache lacks, in words; None for nothing."""
+    try:
+        folder = _cached(hub)
+    except RMDError:
+        return "there is none"
+    names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
+    try:
+        for name in chosen(names, part, "it"):
+            if ".safetensors.index." in name:
+                refuse_absent(folder / name)
+    except RMDError as error:
+        return str(error)
+    present = {name.partition("/")[0] for name in names}
+    absent = [name for name in _named(folder) if name not in present] if part is ENCODERS else []
+    return f"it lacks {', '.join(absent)}" if absent else None
+
+
+def _named(folder):
+    """The encoders and tokenizers that a model says it has."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        named = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    except (OSError, ValueError, AttributeError, IndexError, RecursionError):
+        return [INDEX]
+    return sorted(name for name in named if any(fnmatch(name, pattern) for pattern in ENCODERS.folders))
+
+
+def _refusal(hub, part, error, missing):
+    """The RMDError that a failed call amounts to."""
+    reason = " ".join(str(error).split())[:160]
+    if isinstance(error, GatedRepoError):
+        return RMDError(
+            f"{hub} is gated: accept its licence on {constants.ENDPOINT}/{hub.name}, then set HF_TOKEN to a token of "
+            "that account, or run: hf auth login"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return RMDError(f"{hub}: the hub has the model, but no revision '{hub.revision}'; correct it or leave it out")
+    if isinstance(error, RepositoryNotFoundError):
+        return RMDError(
+            f"{hub} is no folder here, and the hub has no model of that name, or hides it; correct the path or the "
+            "name, or for a private model set HF_TOKEN, or run: hf auth login"
+        )
+    if isinstance(error, HFValidationError):
+        return RMDError(f"{hub} is no folder here, and no hub id either ({reason}); correct it")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return RMDError(f"the hub refuses access to {hub} ({status}); set HF_TOKEN to a valid token, or unset it")
+    if isinstance(error, OSError) and error.errno is not None:
+        return RMDError(
+            f"{hub} could not be written to the hub cache {constants.HF_HUB_CACHE} ({error.strerror or reason}); free "
+            "some space there, or set HF_HOME to another folder"
+        )
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
+    cached = "" if isinstance(error, LocalEntryNotFoundError) and missing == "there is none" else f": {missing}"
+    return RMDError(
+        f"{hub} is no folder here, there is no whole copy of such a model in the local hub cache{cached}, and the hub "
+        f"gives no answer ({why}); correct the path, or with a network run: {_command(hub, part)}"
+    )
+
+
+def _command(hub, part=None):
+    revision = "" if hub.revision == constants.DEFAULT_REVISION else f" --revision {hub.revision}"
+    patterns = [] if part is None else ["*.json", *(f"{folder}/*.safetensors" for folder in part.folders)]
+    if part is ENCODERS:
+        patterns = ["*.json", "*.txt", "*.model", "text_encoder*/*.safetensors"]
+    return f"hf download {hub.name}{revision}" + "".join(f" --include '{pattern}'" for pattern in patterns)
+
+
+def _number(commit):
+    return int(hashlib.sha256(commit.encode()).hexdigest()[:12], 16)
