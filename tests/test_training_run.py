@@ -11,6 +11,7 @@ from rmd_core.recipe import read_recipe
 from training.ema import WeightAverage
 from training.export import student_recipe
 from training.tensor_files import read_tensors
+from training.trainer import Trainer
 from training.wan_files import load_wan_transformer
 from training_world import (
     PROMPTS,
@@ -215,6 +216,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpo
     assert code == refused(capsys, 1, "update 2:", "prompts '", "last good checkpoint", "step_000001")
     assert any(repr(prompt) for prompt in PROMPTS)
     assert len(metrics(world / "out")) == 1 and not (world / "out" / "student.safetensors").exists()
+
+
+def test_a_device_without_room_is_one_line_and_the_checkpoint_stays(world, capsys, monkeypatch):
+    """The allocator really fails, in the fifth update."""
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, "update", lambda self, n: update(self, n) if n < 5 else torch.empty(10**15))
+    assert distill(world) == refused(capsys, 1, "the memory of cpu ran out", "--dry-run", "train.offload")
+    monkeypatch.undo()
+    assert distill(world, "train.offload=waiting", flags=["--resume"]) == 0
 
 
 def test_a_student_that_does_not_fit_its_dtype_is_finished_with_another_one(world, capsys):

@@ -35,6 +35,7 @@ def _distill(arguments):
     try:
         config = load_config(arguments.config, arguments.set).resolved()
         # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
+        from training.memory import ran_out_of_memory
         from training.processes import Processes
 
         processes = Processes(config)
@@ -44,6 +45,16 @@ def _distill(arguments):
         logging.getLogger("training").setLevel(logging.ERROR)
     try:
         return _run(arguments, config, processes)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return _say(
+            f"the memory of {processes.device} ran out ({' '.join(str(error).split())[:200]}); --dry-run prints what a run "
+            "needs, and backbone.gradient_checkpointing, train.guidance_calls and train.offload can be changed to need "
+            "less, also with --resume",
+            1,
+            everywhere=True,
+        )
     finally:
         processes.close()
 

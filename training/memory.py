@@ -180,6 +180,12 @@ def tell_memory(config, estimated, available, device):
     return estimate
 
 
+def ran_out_of_memory(error):
+    """Whether an exception says that a device, or the main memory, had no room."""
+    told = "tried to allocate"  # by PyTorch's allocator on the CPU, in a plain RuntimeError
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or told in str(error)
+
+
 def device_memory(device):
     """(bytes, name) of the device that ``train.device`` means: what is free on a GPU, all of the main memory else."""
     if device != "cpu" and torch.cuda.is_available():
