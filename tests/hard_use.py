@@ -32,7 +32,7 @@ class Ledger:
         try:
             result = action()
         except Exception as error:
-            if type(error).__name__ != "RMDError" and type(error).__base__.__name__ != "RMDError":
+            if not any(kind.__name__ == "RMDError" for kind in type(error).__mro__):  # the pack has its own copy of it
                 self.counts[name]["crash"] += 1
                 raise Wrong(f"{name} crashed with {type(error).__name__}: {error}\n{shown}") from error
             text = str(error)

@@ -96,6 +96,14 @@ def test_prompts_of_another_model(nodes, tiny, refused, name, other):
     refused(lambda: nodes.sample(model, plan, positive=prompt), "stage 1", "cannot be multiplied", "own text encoders")
 
 
+def test_an_area_without_a_place(nodes, tiny, refused):
+    """No widget makes one; ComfyUI hands the network a picture of no or one cell."""
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=SIZES)
+    flat = model.conditioning(1, area=(0, 0, 0, 0), strength=1.0)
+    refused(lambda: nodes.sample(model, plan, positive=flat), "network of stage 1 cannot take what it was given")
+
+
 def advanced(nodes, comfy, model, *, sampler=None, **settings):
     import comfy.samplers
 

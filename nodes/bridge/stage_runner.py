@@ -22,7 +22,8 @@ Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 
 MISFIT = re.compile(
     "shapes cannot be multiplied|must match the size|must match except in|size mismatch|is invalid for input of size|"
-    "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater"
+    "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater|"
+    "Expected more than 1 value per channel"
 )
 """PyTorch's words for tensors of which one does not fit the other."""
 
@@ -74,9 +75,9 @@ class ComfyStageRunner:
                 disable_pbar=True,
                 seed=StageSeed(self._seed.cascade, stage.index, self._seed.items),
             )
-        except RuntimeError as error:
-            if not MISFIT.search(str(error)):  # such as out of memory, which ComfyUI knows how to meet
-                raise
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, RMDError) or not MISFIT.search(str(error)):
+                raise  # such as out of memory, which ComfyUI knows how to meet
             told = " ".join(str(error).split())
             raise RMDError(
                 f"the network of stage {stage.index + 1} cannot take what it was given ({told:.200}); encode the "
