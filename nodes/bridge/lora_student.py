@@ -37,8 +37,8 @@ def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, studen
     """
     with readable(student):
         held = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-    weights = _with_alpha(held, recipe, student)
-    patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
+        weights = _with_alpha(held, recipe, student)
+        patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
     _check_places(held, patches, recipe, student)
     unseen = _check_shapes(model, patches, recipe, student)
     patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
