@@ -21,9 +21,9 @@ from .config import decisive
 from .files import make_folder, write_json, write_text
 from .hub import located
 from .prompt_cache import NULL_PROMPT
+from .run_lock import NAME as LOCK
 
 VERSION = 2  # 1 had a digest of the whole prompt cache
-from .run_lock import NAME as LOCK
 
 
 def data_digests(config, prompts, cache):
