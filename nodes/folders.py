@@ -50,7 +50,9 @@ def find_file(key: str, name: str) -> str:
     """The path of a file that a drop-down named; raises RMDError when it is gone."""
     path = folder_paths.get_full_path(key, name)
     if path is None:
-        raise RMDError(f"no file {name!r} in models/{key}; put it there, or choose another one (R refreshes the lists)")
+        raise RMDError(
+            f"no file {name!r:.90} in models/{key}; put it there, or choose another one (R refreshes the lists)"
+        )
     return path
 
 

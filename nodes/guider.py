@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from .bridge.cascade_guider import CascadeGuider
+from .checked_inputs import checked
 from .sampler_advanced import LATER_GUIDER, OVERRIDES
 from .sockets import CATEGORY, Overrides, Plan
 
@@ -38,6 +39,7 @@ class RMDGuider(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, guider, plan, later_guider=None, overrides=()) -> io.NodeOutput:
         levels = [sigma for stage in plan.stages.stages for sigma in plan.sigmas(stage)[:-1]]
         cascade = CascadeGuider(guider, plan, later_guider=later_guider, overrides=overrides or ())

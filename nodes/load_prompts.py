@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..rmd_core.errors import RMDError
 from ..rmd_core.prompt_cache import PromptCache, shown
+from .checked_inputs import checked
 from .folders import cache_fingerprint, find_cache, prompt_caches
 from .sockets import CATEGORY
 
@@ -46,6 +47,7 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
         return cache_fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, file: str, prompt: str) -> io.NodeOutput:
         cache = PromptCache(find_cache(file))
         text = prompt if prompt in cache else prompt.strip()

@@ -10,6 +10,7 @@ from . import sockets
 from .bridge.full_student import WEIGHT_DTYPES, load_full
 from .bridge.lora_student import apply_lora
 from .bridge.student_checks import check_network, check_source
+from .checked_inputs import checked
 from .folders import find_file, fingerprint, safetensors_files
 from .student_report import student_report
 
@@ -53,10 +54,11 @@ class RMDLoadStudent(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, kind: dict[str, Any] | None = None, **_: Any) -> str:
-        chosen = kind or {}
+        chosen = kind if isinstance(kind, dict) else {}
         return fingerprint(FOLDERS.get(chosen.get("kind"), ""), chosen.get("student"))
 
     @classmethod
+    @checked
     def execute(cls, kind: dict[str, Any] | None = None, **_left_over: Any) -> io.NodeOutput:
         if kind is None:  # ComfyUI leaves out a dynamic choice that it does not know
             raise RMDError(f"kind is none of the choices of RMD Load Student; set it to {FULL!r} or {LORA!r}")

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .bridge.stage_noise import StartNoise
+from .checked_inputs import checked
 from .sockets import CATEGORY
 
 
@@ -34,5 +35,6 @@ class RMDNoise(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, noise_seed) -> io.NodeOutput:
         return io.NodeOutput(StartNoise(noise_seed))

@@ -75,8 +75,9 @@ class Canvas:
 
     def fitted(self, words: str, size: float, width: float) -> str:
         """The words, cut with an ellipsis where they are wider than `width`."""
-        if self.text_width(words, size) <= width:
+        if len(words) <= width and self.text_width(words, size) <= width:
             return words
+        words = words[: int(width)]  # a letter is wider than a pixel; measuring again and again takes long
         while words and self.text_width(f"{words}...", size) > width:
             words = words[:-1]
         return f"{words.rstrip(' ,')}..."

@@ -18,6 +18,9 @@ from .stage_pixels import Size
 AUTO, AREA, NATIVE_SHIFTS, NONE = "auto", "area", "native shifts 3 to 5", "none"
 MAPPINGS = (AUTO, AREA, NATIVE_SHIFTS, NONE)
 
+MOST_DIGITS = 9
+"""Of a whole number in a text: nothing that a plan counts needs more."""
+
 WAN_480P, WAN_720P = 832 * 480, 1280 * 720
 """Areas in pixels at which Wan's own shifts are 3 and 5; a size counts as one of them within a tenth."""
 
@@ -29,15 +32,18 @@ def numbers(text: str, name: str, *, example: str = "-5, -2.5") -> tuple[float, 
     except ValueError:
         values = (math.nan,)
     if not all(math.isfinite(value) for value in values):
-        raise RMDError(f"{name} is {text!r}; use numbers with commas between them, such as {example}")
+        raise RMDError(f"{name} is {text!r:.80}; use numbers with commas between them, such as {example}")
     return values
 
 
 def step_counts(split: str) -> tuple[int, ...]:
     """Steps for each stage of a split such as "2+2"; RMDError for text that is none."""
     parts = [part.strip() for part in split.split("+")]
-    if not all(part.isdecimal() and part.isascii() for part in parts) or not any(int(part) for part in parts):
-        raise RMDError(f"the split {split!r} is no plan; give steps for each stage with + between them, such as 2+2")
+    numeric = all(part.isdecimal() and part.isascii() and len(part) <= MOST_DIGITS for part in parts)
+    if not numeric or not any(int(part) for part in parts):
+        raise RMDError(
+            f"the split {split!r:.80} is no plan; give steps for each stage with + between them, such as 2+2"
+        )
     return tuple(int(part) for part in parts)
 
 
@@ -53,7 +59,7 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
     falling = all(before > after for before, after in zip(values, values[1:]))
     if len(values) != steps or not falling or not all(value > 0.0 for value in values):
         raise RMDError(
-            f"sigmas is {sigmas!r} for {steps} steps; give {steps} numbers above 0 that fall, "
+            f"sigmas is {sigmas!r:.80} for {steps} steps; give {steps} numbers above 0 that fall, "
             "as ComfyUI names them, or leave it empty for the curve's own grid"
         )
     if values[0] > most * (1.0 + 1e-4):
@@ -100,8 +106,10 @@ def shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, ..
 def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[Size]) -> ResolutionMap:
     """The mapping of a choice in `MAPPINGS`; `auto` follows the method, and for Wan from 480p to 720p the shifts.
 
-    Raises RMDError for shifts on a model that has none.
+    Raises RMDError for another name, and for shifts on a model that has none.
     """
+    if name not in MAPPINGS:
+        raise RMDError(f"the mapping {name!r:.80} is unknown; use one of {', '.join(MAPPINGS)}")
     if name == NONE or (name == AUTO and rules.mapping == "none"):
         return NoMap()
     if name == AREA:

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from .bridge.cascade_run import sample_cascade
 from .bridge.checks import check_no_negative
 from .bridge.step_function import rmd_step_sampler
+from .checked_inputs import checked
 from .sockets import CATEGORY, Plan
 
 
@@ -59,6 +60,7 @@ class RMDSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, latent_image, plan, seed, cfg, negative=None) -> io.NodeOutput:
         if negative is None:
             check_no_negative(cfg)

@@ -4,6 +4,7 @@ import latent_preview
 from comfy_api.latest import io
 
 from .bridge.cascade_run import sample_cascade
+from .checked_inputs import checked
 from .sockets import CATEGORY, Overrides, Plan
 
 LATER_GUIDER = (
@@ -57,6 +58,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, guider, sampler, plan, latent_image, noise_seed, later_guider=None, overrides=()) -> io.NodeOutput:
         callback = latent_preview.prepare_callback(guider.model_patcher, len(plan.stages.steps))
         result = sample_cascade(

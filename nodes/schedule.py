@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..rmd_core.errors import RMDError
 from .bridge.latents import final_latent
 from .bridge.model_view import ModelView
+from .checked_inputs import checked
 from .plan_picture import plan_picture
 from .plan_source_inputs import source_input
 from .plan_sources import SOURCES, asked_thresholds, kept_tail, sampling_plan
@@ -66,6 +67,7 @@ class RMDSchedule(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,

@@ -6,6 +6,7 @@ from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError
 from .boundary_inputs import boundary_inputs
 from .bridge.overrides import StageOverride
+from .checked_inputs import checked
 from .sockets import CATEGORY, Overrides
 
 AS_PLANNED, OWN = "as in the plan", "own"
@@ -42,6 +43,7 @@ class RMDStageOverride(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, stage, boundary=None, guider=None, sampler=None, overrides=(), **_left_over) -> io.NodeOutput:
         if boundary is None:  # ComfyUI leaves out a dynamic choice that it does not know
             raise RMDError(f"boundary is none of the choices of RMD Stage Override; use {AS_PLANNED!r} or {OWN!r}")

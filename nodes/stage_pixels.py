@@ -11,7 +11,7 @@ from .bridge.model_view import ModelView
 
 Size = tuple[int, int]
 
-PIXELS = re.compile(r"(\d+)\s*[xX*]\s*(\d+)")
+PIXELS = re.compile(r"([0-9]{1,9})\s*[xX*]\s*([0-9]{1,9})")
 
 
 def final_cells(view: ModelView, *, width: int, height: int) -> Size:
@@ -51,8 +51,8 @@ def _stage_size(view: ModelView, final_hw: Size, entry: str) -> Size:
         factor = math.nan
     if not 0.0 < factor <= 1.0:
         raise RMDError(
-            f"{entry!r} in earlier_sizes is no size; for each stage before the last give a factor above 0 and at most "
-            "1, such as 0.5, or width x height in pixels, such as 832x480"
+            f"{entry!r:.80} in earlier_sizes is no size; for each stage before the last give a factor above 0 and at "
+            "most 1, such as 0.5, or width x height in pixels, such as 832x480"
         )
     return stage_sizes(final_hw, (factor, 1.0), multiple=view.multiple)[0]
 

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..rmd_core.errors import RMDError
 from .bridge.sampling_plan import SamplingPlan
+from .checked_inputs import checked
 from .sockets import CATEGORY, Plan
 from .stage_pixels import pixels
 
@@ -37,6 +38,7 @@ class RMDStageSigmas(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, plan: SamplingPlan, stage: int) -> io.NodeOutput:
         stages = plan.stages.stages
         if not 1 <= stage <= len(stages):

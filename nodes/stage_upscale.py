@@ -6,6 +6,7 @@ from ..rmd_core.boundary import Boundary
 from .boundary_inputs import boundary_inputs
 from .bridge.model_view import ModelView
 from .bridge.stage_crossing import cross_to
+from .checked_inputs import checked
 from .sockets import CATEGORY, Plan
 from .stage_pixels import final_cells
 
@@ -47,6 +48,7 @@ class RMDStageUpscale(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         output,

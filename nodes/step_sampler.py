@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .bridge.step_function import rmd_step_sampler
+from .checked_inputs import checked
 from .sockets import CATEGORY, Plan
 
 
@@ -35,5 +36,6 @@ class RMDStepSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, eta, plan=None) -> io.NodeOutput:
         return io.NodeOutput(rmd_step_sampler(eta if plan is None else plan.eta))

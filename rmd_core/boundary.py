@@ -33,9 +33,9 @@ class Boundary:
 
     def __post_init__(self) -> None:
         if self.upsampler not in UPSAMPLERS:
-            raise RMDError(f"upsampler {self.upsampler!r} is unknown; use one of {', '.join(UPSAMPLERS)}")
+            raise RMDError(f"upsampler {self.upsampler!r:.80} is unknown; use one of {', '.join(UPSAMPLERS)}")
         if self.switch_noise not in SWITCH_NOISES:
-            raise RMDError(f"switch noise {self.switch_noise!r} is unknown; use one of {', '.join(SWITCH_NOISES)}")
+            raise RMDError(f"switch noise {self.switch_noise!r:.80} is unknown; use one of {', '.join(SWITCH_NOISES)}")
         object.__setattr__(self, "eta_switch", check_eta(self.eta_switch, "eta_switch"))
 
     @property

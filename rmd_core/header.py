@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -71,12 +72,16 @@ def read_header(path: str | Path) -> Header:
     """Read the header of a safetensors file; no tensor is loaded and nothing is unpickled.
 
     Raises RMDError, naming the file and the cause, for a missing, unreadable, truncated or damaged file, a header
-    longer than the file or than 100 MB, and for pickled, zipped, GGUF or pointer files that only look like a model.
+    longer than the file or than 100 MB, tensors that do not fill the rest of the file one after the other, and for
+    pickled, zipped, GGUF or pointer files that only look like a model.
     Source: the safetensors format (8-byte little-endian length, then JSON).
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+            raise RMDError(f"{path}: this is a pipe or a device, not a file; give a safetensors file")
+        size = found.st_size
         with path.open("rb") as file:
             head = file.read(32)
             length = _header_length(path, head, size)
@@ -141,7 +146,9 @@ def _header_length(path: Path, head: bytes, size: int) -> int:
 
 def _parse(path: Path, raw: bytes, data_bytes: int) -> Header:
     try:
-        table = json.loads(raw.decode("utf-8"))
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_twins)
+    except _Twins as error:
+        raise RMDError(f"{path}: its header is damaged (it names {error} twice); copy it again") from None
     except (ValueError, RecursionError):
         raise RMDError(f"{path}: not a safetensors file, or its header is damaged (it is not JSON)") from None
     if not isinstance(table, dict):
@@ -153,7 +160,32 @@ def _parse(path: Path, raw: bytes, data_bytes: int) -> Header:
     needed = max((entry.end for entry in tensors.values()), default=0)
     if needed > data_bytes:
         raise RMDError(f"{path}: truncated, it holds {data_bytes} of {needed} bytes of tensors; copy it again")
+    _check_filled(path, tensors, data_bytes)
     return Header(tensors, metadata)
+
+
+class _Twins(Exception):
+    """A name that stands twice in one JSON object."""
+
+
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Twins(repr(name)[:80])
+        found[name] = value
+    return found
+
+
+def _check_filled(path: Path, tensors: Mapping[str, TensorEntry], data_bytes: int) -> None:
+    """Raise RMDError unless the tensors lie one after the other from the first byte of the data to the last."""
+    reached = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != reached:
+            raise RMDError(f"{path}: damaged, tensor {name[:80]!r} leaves a gap or lies on another; copy it again")
+        reached = entry.end
+    if reached != data_bytes:
+        raise RMDError(f"{path}: damaged, {data_bytes - reached} bytes follow its last tensor; copy it again")
 
 
 def _entry(path: Path, name: str, value: object) -> TensorEntry:

@@ -123,7 +123,7 @@ def map_from_dict(values: dict[str, Any]) -> ResolutionMap:
     values = dict(values)
     kind = values.pop("kind", None)
     if kind not in _MAPS:
-        raise RMDError(f"resolution mapping {kind!r} is unknown; use one of {', '.join(_MAPS)}")
+        raise RMDError(f"resolution mapping {kind!r:.80} is unknown; use one of {', '.join(_MAPS)}")
     wanted = {field.name for field in fields(_MAPS[kind])}
     if set(values) != wanted:
         raise RMDError(

@@ -67,11 +67,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTION_NAMES:
             raise RMDError(
-                f"the recipe's prediction is {self.prediction!r}; use one of {', '.join(PREDICTION_NAMES)}"
+                f"the recipe's prediction is {self.prediction!r:.80}; use one of {', '.join(PREDICTION_NAMES)}"
             )
         if self.size_conditioning not in SIZE_CONDITIONINGS:
             raise RMDError(
-                f"the recipe's size_conditioning is {self.size_conditioning!r}; "
+                f"the recipe's size_conditioning is {self.size_conditioning!r:.80}; "
                 f"use one of {', '.join(SIZE_CONDITIONINGS)}"
             )
         if not any(self.split) or len(self.split) != len(self.ratios) or sum(self.split) != len(self.sigmas):

@@ -107,6 +107,11 @@ class ComfyServer:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def pid(self):
+        """The number of the server's process."""
+        return self._process.pid
+
     def printed(self):
         """The log so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")

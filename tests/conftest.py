@@ -74,6 +74,16 @@ def server(comfy, tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="session")
+def hard_use():
+    """The Ledger of all hard tries of this run; its table is printed at the end (-s shows it)."""
+    import hard_use
+
+    ledger = hard_use.Ledger()
+    yield ledger
+    print(f"\n\n{ledger.table()}")
+
+
 @pytest.fixture
 def refused(pack):
     """A function that runs something, and gives its error: an RMDError of one line with all of the words in it."""

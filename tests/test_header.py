@@ -1,6 +1,7 @@
 """safetensors headers: read without the tensors, written atomically, and never anything but RMDError on bad files."""
 
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -207,3 +208,43 @@ def test_what_the_format_lacks_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(RMDError, match="not valid text"):
         save_safetensors(path, {"w": torch.zeros(1)}, {"a": "\ud800"})
     assert not list(tmp_path.iterdir())
+
+
+def entry(begin, end):
+    return {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "size", "told"),
+    [
+        ({"a": entry(0, 4), "b": entry(6, 8)}, 8, "'b' leaves a gap or lies on another"),
+        ({"a": entry(0, 4), "b": entry(3, 8)}, 8, "'b' leaves a gap or lies on another"),
+        ({"a": entry(0, 4), "b": entry(0, 4)}, 4, "'b' leaves a gap or lies on another"),
+        ({"a": entry(2, 8)}, 8, "'a' leaves a gap or lies on another"),
+        ({"a": entry(0, 4)}, 9, "5 bytes follow its last tensor"),
+        ({}, 3, "3 bytes follow its last tensor"),
+    ],
+)
+def test_tensors_fill_the_file_one_after_the_other(tmp_path, tensors, size, told):
+    """As the safetensors library has it, which refuses these files too."""
+    path = raw_file(tmp_path / "m.safetensors", tensors, b"\1" * size)
+    with pytest.raises(RMDError, match=told):
+        read_header(path)
+    with pytest.raises(Exception, match="deserializing header"):
+        load_file(path)
+
+
+def test_a_name_that_stands_twice(tmp_path):
+    one = json.dumps(entry(0, 4))
+    for text in (f'{{"a": {one}, "a": {one}}}', f'{{"__metadata__": {{"x": "1", "x": "2"}}, "a": {one}}}'):
+        path = raw_file(tmp_path / "m.safetensors", text.encode(), b"\1" * 4)
+        with pytest.raises(RMDError, match="names '[ax]' twice"):
+            read_header(path)
+
+
+def test_a_pipe_or_a_device_is_no_file_and_nothing_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(RMDError, match="a pipe or a device, not a file"):
+            read_header(tmp_path / name)

@@ -292,7 +292,7 @@ def test_steps_along_a_negative_that_is_missing(nodes, tiny, refused, advanced):
 def test_guidance_that_is_no_number(nodes, tiny, refused):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.sample(model, plan, cfg=math.nan, negative=model.conditioning(2)), "cfg is nan", "1.0")
+    refused(lambda: nodes.sample(model, plan, cfg=math.nan, negative=model.conditioning(2)), "cfg is nan", "0 to 100")
     nodes.sample(model, plan, cfg=1.0 + 1e-12)  # 1 but for rounding needs no negative
 
 

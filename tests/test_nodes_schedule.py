@@ -229,7 +229,7 @@ def test_sizes_a_network_cannot_run_are_refused(refused):
         (by_thresholds(thresholds="nan"), "thresholds is 'nan'; use numbers"),
         (by_thresholds(thresholds="-inf"), "thresholds is '-inf'; use numbers"),
         (by_thresholds(thresholds="-2, -3", earlier_sizes="0.25, 0.5"), "the thresholds -2, -3 do not rise"),
-        (by_thresholds(steps=1001), "1001 steps cannot be placed on a table of 1000"),
+        (by_thresholds(steps=1001), "steps is 1001; RMD Schedule takes a whole number from 1 to 1000"),
         (by_split(sigmas="14, 5, 2"), "sigmas is '14, 5, 2' for 4 steps; give 4 numbers above 0 that fall"),
         (by_split(sigmas="14, 5, 5, 2"), "numbers above 0 that fall"),
         (by_split(sigmas="14, 5, 2, 0"), "numbers above 0 that fall"),
@@ -315,7 +315,7 @@ def test_a_plan_is_what_the_sampler_runs(nodes, tiny, plan):
 
 def test_denoise_outside_its_range_is_refused(refused):
     for denoise in (-0.1, 0.0, 1.5, math.nan):
-        assert "use a number above 0, up to 1" in refused("sdxl", (512, 512), by_split(), denoise=denoise)
+        assert "takes a number from 0.01 to 1" in refused("sdxl", (512, 512), by_split(), denoise=denoise)
 
 
 # the node

@@ -346,3 +346,26 @@ def test_a_changed_file_is_read_again(node_classes, folder):
     os.utime(path, ns=(5, 5))
     assert len({absent, before, node.fingerprint_inputs(kind=kind)}) == 3
     assert node.fingerprint_inputs(kind=kind | {"kind": "full model"}) == node.fingerprint_inputs(kind={}) == absent
+
+
+def test_a_weight_under_another_name_is_a_weight_that_lacks(folder, refused):
+    """ComfyUI would fill the weight with what was in memory; a packed format has other names in its layer."""
+    weights = load_file(STUDENT)
+    path = folder / "diffusion_models" / "s.safetensors"
+    renamed = {("other" if name == "blocks.0.ffn.2.weight" else name): value for name, value in weights.items()}
+    save_safetensors(path, renamed, metadata())
+    refused(path, match="lacks 1 of the 231 weights of its network, first 'blocks.0.ffn.2.weight'")
+
+
+def test_half_a_pair_and_a_network_without_its_first_layer(folder, refused, teacher):
+    half = lora_tensors(lora_pairs())
+    del half["diffusion_model.head.head.lora_A.weight"]
+    refused(write_lora(folder / "loras" / "l.safetensors", half), teacher, match="misses a tensor .*lora_A")
+    part = write_student(folder / "diffusion_models" / "s.safetensors", drop=["patch_embedding.weight"])
+    refused(part, match="misses a tensor in this file .*patch_embedding.weight")
+
+
+def test_tensors_of_other_shapes_are_told_in_a_line(folder, refused):
+    path = folder / "diffusion_models" / "s.safetensors"
+    save_safetensors(path, load_file(STUDENT) | {"blocks.0.ffn.2.weight": torch.zeros(3, 5)}, metadata())
+    refused(path, match="its tensors do not have the shapes of one network")

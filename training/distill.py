@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,8 @@ def _distill(arguments):
     if not processes.main:
         logging.getLogger("training").setLevel(logging.ERROR)
     try:
-        return _run(arguments, config, processes)
+        with ExitStack() as held:
+            return _run(arguments, config, processes, held)
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
@@ -59,10 +61,11 @@ def _distill(arguments):
         processes.close()
 
 
-def _run(arguments, config, processes):
+def _run(arguments, config, processes, held):
     from training.costs import dry_run_report
     from training.hub import pin_models
     from training.run_folder import check_folder, claim_folder, data_digests, known_commits
+    from training.run_lock import RunLock
     from training.setup import prepare
     from training.stopping import StopSignals
     from training.trainer import Trainer
@@ -82,6 +85,8 @@ def _run(arguments, config, processes):
             if processes.main:
                 data = data_digests(config, setup.prompts, setup.cache)
                 folder = check_folder(config, data, resume=arguments.resume)
+                held.enter_context(RunLock(folder))
+                check_folder(config, data, resume=arguments.resume)  # another run may have begun since
         with processes.together():
             trainer = Trainer(setup, processes)
         trainer.restore()

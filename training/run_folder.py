@@ -4,6 +4,7 @@ config.yaml   the resolved configuration        pictures/      validation grids
 run.json      digests of it and of its data,    checkpoints/   see training/checkpoints.py
               commits of hub ids
 metrics.jsonl one line per update               tensorboard/   the same for TensorBoard
+run.lock      see training/run_lock.py
 <name>.safetensors   the student, once the run is complete
 """
 
@@ -20,6 +21,7 @@ from .config import decisive
 from .files import make_folder, write_json, write_text
 from .hub import located
 from .prompt_cache import NULL_PROMPT
+from .run_lock import NAME as LOCK
 
 VERSION = 2  # 1 had a digest of the whole prompt cache
 
@@ -69,7 +71,7 @@ def _checked(config, data, folder, marker, *, resume):
         raise RMDError(f"the output folder {folder} is a file; choose another output.folder")
     if resume:
         _check_same_run(config, data, folder, marker)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         what = "a run" if marker.exists() else "other files"
         raise RMDError(
             f"the output folder {folder} already holds {what}; "

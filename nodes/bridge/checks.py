@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from ...rmd_core.errors import RMDError
@@ -60,8 +61,8 @@ def check_guidance(guider: Any, sampler: Any) -> None:
     if getattr(guider, "is_rmd_cascade", False):
         raise RMDError("this guider is an RMD Guider and runs a cascade already; connect the guider inside it")
     conds, scale = getattr(guider, "original_conds", {}), getattr(guider, "cfg", 1.0)
-    if not math.isfinite(scale):
-        raise RMDError(f"cfg is {scale}; use a number, 1.0 for students")
+    if not isinstance(scale, Real) or not math.isfinite(scale):
+        raise RMDError(f"cfg is {scale!r:.40}; use a number, 1.0 for students")
     if "positive" in conds and "negative" not in conds:
         check_no_negative(scale)
         name = sampler_name(sampler)

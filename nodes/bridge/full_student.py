@@ -9,6 +9,7 @@ import torch
 
 from ...rmd_core.errors import RMDError
 from ...rmd_core.header import read_header
+from .readable_files import readable
 from .student_checks import Findings
 
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
@@ -26,17 +27,26 @@ PLAIN = {"F64", "F32", "F16", "BF16"}
 def load_full(path: str, *, weight_dtype: str, student: str) -> tuple[Any, Findings]:
     """The MODEL in a file of diffusion_models.
 
-    Raises RMDError for a file that ComfyUI does not recognise, or that lacks weights of the network it is.
+    Raises RMDError for an unknown weight_dtype, and for a file that ComfyUI does not recognise or cannot read, or that
+    lacks weights of the network it is.
     """
-    try:
-        model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
-    except RuntimeError as error:
-        if "Could not detect model type" not in str(error):
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise RMDError(f"weight_dtype is {weight_dtype!r:.80}; use one of {', '.join(WEIGHT_DTYPES)}")
+    with readable(student):
+        try:
+            model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
+        except RuntimeError as error:
+            if "Could not detect model type" in str(error):
+                raise RMDError(
+                    f"{student}: ComfyUI recognises no diffusion model in this file; if it is a LoRA, choose LoRA, "
+                    "else update ComfyUI"
+                ) from None
+            if "Error(s) in loading state_dict" in str(error):
+                raise RMDError(
+                    f"{student}: its tensors do not have the shapes of one network; it is damaged, copy it again or "
+                    "export it again"
+                ) from error
             raise
-        raise RMDError(
-            f"{student}: ComfyUI recognises no diffusion model in this file; if it is a LoRA, choose LoRA, "
-            "else update ComfyUI"
-        ) from None
     return model, _check_whole(path, model, student)
 
 
@@ -50,12 +60,19 @@ def _check_whole(path: str, model: Any, student: str) -> Findings:
     if not lacking:
         return Findings(checked=(f"all {len(wanted)} weights of the network are in the file",))
     foreign = stored - network.state_dict().keys()
-    if foreign or {entry.dtype for entry in tensors.values()} - PLAIN:
+    packed = {entry.dtype for entry in tensors.values()} - PLAIN
+    if packed or _renamed(lacking, foreign) or (foreign and 2 * len(lacking) > len(wanted)):
         return Findings(unchecked=("whether the file holds every weight: its names are not those of the network",))
     raise RMDError(
         f"{student} lacks {len(lacking)} of the {len(wanted)} weights of its network, first {lacking[0]!r}; "
         "it is damaged, copy it again or export it again"
     )
+
+
+def _renamed(lacking: list[str], foreign: set[str]) -> bool:
+    """Whether every weight that is lacking has something of another name in its layer, as packed formats have."""
+    layers = {name.rpartition(".")[0] for name in foreign} | {name.rsplit(".", 2)[0] for name in foreign}
+    return all(name.rpartition(".")[0] in layers for name in lacking)
 
 
 def _without_prefix(name: str) -> str:

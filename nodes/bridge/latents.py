@@ -18,7 +18,8 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
     """A copy of a LATENT in the form that `model` takes, as core's sampler nodes make it.
 
     An empty latent gets the model's channels and scale, a picture gets a time axis for a video model; the keys that
-    told the scale are gone. Raises RMDError for nested latents and a wrong number of channels.
+    told the scale are gone. Raises RMDError for nested latents, values that are no finite numbers, and a wrong number
+    of channels.
     """
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
@@ -26,8 +27,16 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
             "this latent holds several tensors (such as video and audio); RMD changes the size of one, "
             "so separate them first and give the picture or the video alone"
         )
+    if samples.ndim < 4 or not samples.is_floating_point() or samples.is_meta:
+        kind = str(samples.dtype).removeprefix("torch.")
+        raise RMDError(
+            f"the latent has shape {tuple(samples.shape)} and holds {kind} values; use (B, C, H, W) or (B, C, T, H, W) "
+            "of floating-point numbers, from an empty latent or an encoded picture"
+        )
     if samples.numel() == 0:
         raise RMDError(f"the latent of shape {tuple(samples.shape)} is empty of items; give it a batch of at least 1")
+    if not torch.isfinite(samples).all():
+        raise RMDError("the latent holds values that are not finite (nan or inf); make or encode it again")
     samples = comfy.sample.fix_empty_latent_channels(model, samples, *(latent.get(key) for key in RATIO_KEYS))
     wanted = model.get_model_object("latent_format")
     if samples.ndim != wanted.latent_dimensions + 2 or samples.shape[1] != wanted.latent_channels:

@@ -16,6 +16,7 @@ import torch
 
 from ...rmd_core.errors import RMDError
 from ...rmd_core.recipe import Recipe
+from .readable_files import readable
 from .student_checks import Findings
 
 DOWN = re.compile(
@@ -31,11 +32,13 @@ HALF_PRECISION = 1e-2
 def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, student: str) -> tuple[Any, Findings]:
     """A clone of a MODEL with a LoRA student on it; the MODEL itself stays as it is.
 
-    Raises RMDError when no tensor of the file has a place in the model, some have none, or a shape does not fit.
+    Raises RMDError for a file that cannot be read, and when no tensor of it has a place in the model, some have none,
+    or a shape does not fit.
     """
-    held = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-    weights = _with_alpha(held, recipe, student)
-    patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
+    with readable(student):
+        held = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+        weights = _with_alpha(held, recipe, student)
+        patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
     _check_places(held, patches, recipe, student)
     unseen = _check_shapes(model, patches, recipe, student)
     patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import comfy.model_management
 import torch
 
 from ...rmd_core.cascade import StageEnd, StageJob
+from ...rmd_core.errors import RMDError
 from .noise_form import NoiseForm
 from .overrides import StageSettings
 from .sampling_plan import SamplingPlan
@@ -17,6 +19,13 @@ from .stage_noise import StageSeed
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 """ComfyUI's sampler callback: (step, x0, x, total steps)."""
+
+MISFIT = re.compile(
+    "shapes cannot be multiplied|must match the size|must match except in|size mismatch|is invalid for input of size|"
+    "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater|"
+    "Expected more than 1 value per channel"
+)
+"""PyTorch's words for tensors of which one does not fit the other."""
 
 
 class ComfyStageRunner:
@@ -55,17 +64,26 @@ class ComfyStageRunner:
             picture, white = self._source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
         last = _LastStep(form, sigmas, self._offset(stage.index), self._total)
         guider = self._view(size, job).guider(settings.guider)
-        self.output = guider.sample(
-            white,
-            picture,
-            settings.sampler,
-            sigmas,
-            denoise_mask=self._source.mask,
-            callback=last.hearing(self._callback),
-            disable_pbar=True,
-            seed=StageSeed(self._seed.cascade, stage.index, self._seed.items),
-        )
-        return last.end()
+        try:
+            self.output = guider.sample(
+                white,
+                picture,
+                settings.sampler,
+                sigmas,
+                denoise_mask=self._source.mask,
+                callback=last.hearing(self._callback),
+                disable_pbar=True,
+                seed=StageSeed(self._seed.cascade, stage.index, self._seed.items),
+            )
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, RMDError) or not MISFIT.search(str(error)):
+                raise  # such as out of memory, which ComfyUI knows how to meet
+            told = " ".join(str(error).split())
+            raise RMDError(
+                f"the network of stage {stage.index + 1} cannot take what it was given ({told:.200}); encode the "
+                "prompts with the model's own text encoders, and make pictures beside them for this model"
+            ) from error
+        return last.end(stage.index + 1)
 
     def _view(self, size: tuple[int, int], job: StageJob) -> StageView:
         plan = self._plan
@@ -102,6 +120,16 @@ class _LastStep:
 
         return listen
 
-    def end(self) -> StageEnd:
-        """What the stage hands on."""
+    def end(self, stage: int) -> StageEnd:
+        """What the stage (counted from 1) hands on; RMDError if there is none, or it holds what is no number."""
+        if self._x0 is None:
+            raise RMDError(
+                f"the guider or sampler of stage {stage} told nothing of its last step, so there is no picture to hand "
+                "on; use RMD Step Sampler or euler, with a guider of ComfyUI's"
+            )
+        if not torch.isfinite(self._x0).all():
+            raise RMDError(
+                f"the network of stage {stage} gave values that are not finite (nan or inf); check the weights and the "
+                "strength of LoRAs, and try a wider weight_dtype"
+            )
         return StageEnd(self._x0, self._eps)
