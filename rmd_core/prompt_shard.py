@@ -23,8 +23,14 @@ VERSION = 1
 NULL_PROMPT = ""
 """What guidance is guided away from."""
 
+MOST_TOKENS = 65_536
+"""The most tokens that prompts are padded to; a damaged header would ask for more memory than there is."""
+
 POOLED = ".pooled"
 """What follows a prompt's key in the name of its pooled embedding."""
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""What embeddings are stored in."""
 
 SHARD_NAME = re.compile(r"prompts-(\d{5,})\.safetensors")
 """What the files of a cache that is a folder are called by the program that makes them."""
@@ -59,9 +65,10 @@ class PromptShard:
         shapes = [self._shape(key) for key in entry["prompts"]]
         longest = max(shape[0] for shape in shapes)
         self.tokens: int = entry.get("tokens", longest)
-        if type(self.tokens) is not int or self.tokens < longest:
+        if type(self.tokens) is not int or not longest <= self.tokens <= MOST_TOKENS:
             raise RMDError(
-                f"{path} pads its prompts to {self.tokens!r} tokens, but one has {longest}; make the cache again"
+                f"{path} pads its prompts to {shown(self.tokens)} tokens, but one has {longest}, and {MOST_TOKENS} are "
+                "the most; make the cache again"
             )
         self.dim: int = shapes[0][1]
         if any(shape[1] != self.dim for shape in shapes):
@@ -113,7 +120,10 @@ class PromptShard:
                     f"{self.path}: damaged, the embedding {name[:80]!r} is not the one that was written; copy it again"
                 )
             self._whole.add(name)
-        return tensor.float()
+        tensor = tensor.float()
+        if not tensor.isfinite().all():
+            raise RMDError(f"{self.path}: the embedding {name[:80]!r} holds values that are not finite; make it again")
+        return tensor
 
     def _sum(self, name: str) -> str:
         return self._opened().digest(name)
@@ -135,8 +145,10 @@ class PromptShard:
             version, encoder, prompts = entry["version"], entry["encoder"], entry["prompts"]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise self._damaged() from None
-        if version != VERSION:
-            raise RMDError(f"{self.path} is a prompt cache of version {version}; this program reads version {VERSION}")
+        if type(version) is not int or version != VERSION:
+            raise RMDError(
+                f"{self.path} is a prompt cache of version {shown(version)}; this program reads version {VERSION}"
+            )
         if not isinstance(encoder, str) or not isinstance(prompts, dict) or not prompts:
             raise self._damaged()
         for key, prompt in prompts.items():
@@ -148,7 +160,9 @@ class PromptShard:
         return RMDError(f"{self.path}: its '{METADATA_KEY}' metadata is damaged; make the cache again")
 
     def _shape(self, key: str) -> tuple[int, ...]:
-        shape = self._header.tensors[key].shape
-        if len(shape) != 2 or 0 in shape:
-            raise RMDError(f"{self.path}: an embedding has shape {shape}; (tokens, dim) is expected")
-        return shape
+        entry = self._header.tensors[key]
+        if len(entry.shape) != 2 or 0 in entry.shape:
+            raise RMDError(f"{self.path}: an embedding has shape {entry.shape}; (tokens, dim) is expected")
+        if entry.dtype not in DTYPES:
+            raise RMDError(f"{self.path}: an embedding is {entry.dtype}; {', '.join(DTYPES)} are read")
+        return entry.shape

@@ -81,6 +81,9 @@ def entry(**changes):
         (json.dumps(entry(encoder=3)), "damaged"),
         (json.dumps(entry(tokens=1)), "pads its prompts to 1 tokens, but one has 2"),
         (json.dumps(entry(tokens="x")), "pads its prompts to 'x'"),
+        (json.dumps(entry(tokens=10**12)), "65536 are the most"),
+        (json.dumps(entry(version=True)), "version True"),
+        (json.dumps(entry(version=1.0)), "version 1.0"),
     ],
 )
 def test_damaged_caches_are_refused(tmp_path, text, words):
@@ -89,6 +92,17 @@ def test_damaged_caches_are_refused(tmp_path, text, words):
     with pytest.raises(RMDError, match=words) as caught:
         PromptCache(tmp_path / "c.safetensors")
     assert "\n" not in str(caught.value)
+
+
+def test_embeddings_that_are_no_numbers_are_refused(tmp_path):
+    metadata = {METADATA_KEY: json.dumps(entry())}
+    save_safetensors(tmp_path / "c.safetensors", {prompt_key("red"): torch.zeros(2, 3, dtype=torch.int64)}, metadata)
+    with pytest.raises(RMDError, match="an embedding is I64; F64, F32, F16, BF16 are read"):
+        PromptCache(tmp_path / "c.safetensors")
+    save_safetensors(tmp_path / "n.safetensors", {prompt_key("red"): torch.tensor([[1.0, torch.nan]])}, metadata)
+    cache = PromptCache(tmp_path / "n.safetensors")
+    with pytest.raises(RMDError, match="not finite"):
+        cache.batch(["red"])
 
 
 def test_pooled_embeddings_and_the_mask_of_the_padding(tmp_path):

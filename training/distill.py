@@ -52,8 +52,8 @@ def _distill(arguments):
             raise
         return _say(
             f"the memory of {processes.device} ran out ({' '.join(str(error).split())[:200]}); --dry-run prints what a "
-            "run needs, and backbone.gradient_checkpointing, train.guidance_calls and train.offload can be changed to need "
-            "less, also with --resume",
+            "run needs, and backbone.gradient_checkpointing, train.guidance_calls and train.offload can be changed to "
+            "need less, also with --resume",
             1,
             everywhere=True,
         )
