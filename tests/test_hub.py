@@ -211,7 +211,7 @@ def world(tmp_path):
     config = config.replace("prompts.safetensors", "prompts").replace(
         'base: "{folder}/model"', f'base: "{ID}", vae: "{ID}"'
     )
-    config = config.replace("three networks", "adapters")
+    config = config.replace("mode: three networks", "mode: adapters, rank: 4")
     (tmp_path / "config.yaml").write_text(config.format(name="sdxl", folder=tmp_path, low=4, high=8), encoding="utf-8")
     return tmp_path
 
