@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from demo import files
@@ -134,6 +135,7 @@ def digest_of_files(*paths):
     return digest.hexdigest()
 
 
+@cache
 def weights_key(student, seed):
     """What the weights of a run depend on, but for the number of updates, as 12 hexadecimal digits."""
     content = {"settings": settings(student.config(seed)), "files": digest_of_files(files.TEACHER, files.PROMPTS)}
