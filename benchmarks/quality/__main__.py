@@ -1,6 +1,7 @@
 """Train the demo's students, sample, score and print the tables: ``python -m benchmarks.quality``.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quality [--jobs 2] [--only NAME ...] [--no-training] [--table] [--time]
+                                                [--figures FOLDER]
 
 Finished rows are kept in benchmarks/results/quality/, students in outputs/quality/. The same command goes on where it
 was stopped, and a row that is kept is neither trained nor sampled again.
@@ -11,11 +12,13 @@ import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from pathlib import Path
 from threading import Lock
 
 import torch
 
 from rmd_core.errors import RMDError
+from training.files import make_folder
 
 from . import timing
 from .rows import all_rows, key_of
@@ -71,6 +74,15 @@ class Bench:
         return self._scorer.score(row.pictures(self._scorer))
 
 
+def draw(store, folder):
+    """Draw both figures as PNG files."""
+    from .figures import during_training, quality_against_cost  # only here: tables need no matplotlib
+
+    make_folder(folder)
+    for name, figure in (("quality_against_cost", quality_against_cost), ("quality_during_training", during_training)):
+        figure(store).savefig(folder / f"{name}.png", dpi=110)
+
+
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,6 +91,7 @@ def main(argv=None):
     parser.add_argument("--no-training", action="store_true", help="score what is trained already")
     parser.add_argument("--table", action="store_true", help="make nothing, print the tables")
     parser.add_argument("--time", action="store_true", help="make no row, measure CPU times; let nothing else run")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw the figures into this folder")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     torch.set_num_threads(1)
@@ -98,6 +111,8 @@ def main(argv=None):
     print(f"{len(PROMPTS) * REPEATS} pictures a row; {'; '.join(store.made())}")
     if times:
         print("ms: CPU time of a picture on one thread, {cpu}, torch {torch}, {date}".format(**times["made"]))
+    if args.figures:
+        draw(store, args.figures)
     for error in failed:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 1 if failed else 0

@@ -164,8 +164,9 @@ def teacher_rows():
 def cascade_rows():
     """The shipped teacher in the cascade 2+2, not distilled: with and without guidance, by rule, eta and upsampler."""
     found = []
+    rules = (("exact", 0.5), ("mix", 0.5), ("fresh", 0.5), ("exact", 0.0), ("exact", 1.0), ("mix", 1.0))
     for guidance in (1.0, GUIDANCE):
-        for rule, eta in (("exact", 0.0), ("exact", 0.5), ("exact", 1.0), ("mix", 0.5), ("mix", 1.0), ("fresh", 0.5)):
+        for rule, eta in rules if guidance == 1.0 else rules[:3]:
             noise = (f"method.switch_noise={rule}", f"method.eta={eta}")
             found.append(_cascade(f"{rule}_{eta:g}", f"nearest, {rule} {eta:g}", guidance, *noise))
     for upsampler, mapping in (("nearest", "none"), ("bicubic", "area"), ("bicubic", "none"), ("bilinear", "area"),
@@ -198,12 +199,16 @@ def share_rows():
 
 
 def all_rows():
-    """Every row, in the order in which they are made: by run, the most important first."""
-    found = [*floor_rows(), *teacher_rows(), *cascade_rows(), *damaged_rows()]
+    """Every row, in the order in which they are made: the most important first, those of one run together."""
+    trained = []
     for student, seed in runs():
         marks = student.marks if student in (DEFAULT, SINGLE, *CELLS) else student.marks[-1:]
-        found += [_student(student, seed, mark) for mark in marks]
-    return [*found, *(row for _, *rows in share_rows() for row in rows)]
+        trained.append([_student(student, seed, mark) for mark in marks])
+    slow, *quick = teacher_rows()
+    plain, guided = ([row for row in cascade_rows() if (row.guidance == 1.0) == same] for same in (True, False))
+    groups = [*trained[:2], floor_rows(), quick, plain, *trained[2:6], [slow], damaged_rows(), *trained[6:9], guided]
+    groups += [*trained[9:], *(rows for _, *rows in share_rows())]
+    return [row for group in groups for row in group]
 
 
 def _at_final_size(name, title, steps, guidance, teacher=None):

@@ -31,15 +31,22 @@ class Scorer:
         self.judge = load_judge()
         self.cache = PromptCache(files.PROMPTS)
         self.truth = labels_of(self.prompts * repeats)
+        self._drawn = (None, None)
         self.reference = self.real_pictures(SEED_OF_REFERENCE)
         self.verdict = judge_pictures(self.judge, self.reference)
 
-    @torch.no_grad()
     def real_pictures(self, seed, prompts=None):
         """Pictures (N, 3, 128, 128) in -1..1 of every prompt with held-out jitters, through the autoencoder."""
+        prompts = list(prompts or self.prompts)
+        if self._drawn[0] != (seed, prompts):  # the last ones are kept: several damages start from the same
+            self._drawn = ((seed, prompts), self._draw(seed, prompts))
+        return self._drawn[1]
+
+    @torch.no_grad()
+    def _draw(self, seed, prompts):
         drawings = Drawings(TEACHER_STYLES)
         names = list(zip(drawings.styles, drawings.concepts))
-        words = [text.split() for text in (prompts or self.prompts) * self.repeats]
+        words = [text.split() for text in prompts * self.repeats]
         index = torch.tensor([names.index((style, concept)) for concept, style, _ in words])
         background = torch.tensor([drawings.backgrounds.index(b.removeprefix("on-")) for _, _, b in words])
         jitter = draw_jitter(len(words), torch.Generator().manual_seed(seed), held_out=True)

@@ -50,7 +50,7 @@ class Store:
 
 def made_here():
     """Date, processor and version of torch."""
-    return {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "cpu": processor()}
+    return {"date": datetime.date.today().isoformat(), "torch": torch.__version__.split("+")[0], "cpu": processor()}
 
 
 def processor():
