@@ -6,7 +6,9 @@ from functools import cache
 
 import pytest
 
-from benchmarks.quality import rows, students
+from benchmarks.quality import rows, students, timing
+from benchmarks.quality.__main__ import draw
+from benchmarks.quality.report import BEGIN, END, between_marks, report
 from benchmarks.quality.store import Store
 from benchmarks.quality.students import CELLS, CHANGES, DEFAULT, SINGLE, STUDENTS, runs, settings, weights_key
 from benchmarks.quality.tables import NAMES, Tables
@@ -59,7 +61,7 @@ def test_tables_show_no_row_that_is_never_made(tmp_path):
 def test_students_cost_as_much_training_as_the_default():
     default = cost_of_an_update(DEFAULT)
     for student in (SINGLE, *CHANGES):
-        if any(change.startswith(("plan.", "train.")) for change in student.changes):  # else an update costs the same
+        if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):  # else an update costs the same
             assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * default, rel=0.01)
         else:
             assert student.marks[-1] == student.cost
@@ -123,3 +125,25 @@ def test_tables_come_from_kept_rows_and_name_what_is_missing(tmp_path):
     (line,) = [line for line in text.splitlines() if line.startswith("RMD 2+2 (2 of 3 seeds)")]
     assert "0.250 (0.200..0.300)" in line and line.split()[6:9] == ["2.50", "30.2", "12.0"]
     assert text.count("not run yet") == len(CELLS)
+
+
+def test_the_page_holds_what_the_command_prints():
+    """docs/quality.md is written by ``python -m benchmarks.quality --table --page docs/quality.md``."""
+    page = (students.ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    assert between_marks(report(Store(), timing.kept()), page) == page
+
+
+def test_tables_are_put_between_the_marks():
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert between_marks("a \\1 b", page) == f"before\n{BEGIN}\n```\na \\1 b\n```\n{END}\nafter\n"
+    with pytest.raises(RMDError, match="no place for the tables"):
+        between_marks("new", "a page")
+
+
+def test_figures_are_drawn_from_kept_rows(tmp_path):
+    store = Store(tmp_path / "rows")
+    for row in (*rows.student_rows(DEFAULT), *rows.teacher_rows(), *rows.floor_rows()):
+        store.keep(row, rows.key_of(row), FIGURES)
+    draw(store, tmp_path / "drawn")
+    for name in ("quality_against_cost", "quality_during_training"):
+        assert (tmp_path / "drawn" / f"{name}.png").stat().st_size > 10_000

@@ -1,7 +1,7 @@
 """Train the demo's students, sample, score and print the tables: ``python -m benchmarks.quality``.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quality [--jobs 2] [--only NAME ...] [--no-training] [--table] [--time]
-                                                [--figures FOLDER]
+                                                [--page FILE] [--figures FOLDER]
 
 Finished rows are kept in benchmarks/results/quality/, students in outputs/quality/. The same command goes on where it
 was stopped, and a row that is kept is neither trained nor sampled again.
@@ -21,21 +21,12 @@ from rmd_core.errors import RMDError
 from training.files import make_folder
 
 from . import timing
+from .report import report, update_page
 from .rows import all_rows, key_of
-from .scoring import PROMPTS, REPEATS, Scorer
+from .scoring import Scorer
 from .store import Store
-from .tables import Tables
 
 log = logging.getLogger(__name__)
-TABLES = (
-    ("Real pictures, teacher, cascade without distillation, students", "main"),
-    ("Upsampler of the clean estimate and mapping of the levels", "cells"),
-    ("Differences between students of the same training seed", "paired"),
-    ("One change at a time, at two thirds of the training", "changes"),
-    ("During training", "curves"),
-    ("Low-resolution share of a short teacher training", "shares"),
-    ("The metric on damaged real pictures", "check"),
-)
 
 
 class Bench:
@@ -48,8 +39,8 @@ class Bench:
         self._lock = Lock()
 
     def make_all(self, rows):
-        """Make rows one after the other; returns the errors that came."""
-        return [error for error in map(self.make, rows) if error]
+        """Make rows one after the other up to the first RMDError, which is returned."""
+        return next((error for error in map(self.make, rows) if error), None)
 
     def make(self, row):
         """Train where needed, sample, score and keep one row; returns the RMDError that came, if one did."""
@@ -92,30 +83,42 @@ def main(argv=None):
     parser.add_argument("--table", action="store_true", help="make nothing, print the tables")
     parser.add_argument("--time", action="store_true", help="make no row, measure CPU times; let nothing else run")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw the figures into this folder")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also put the tables into this page, docs/quality.md")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     torch.set_num_threads(1)
-    store, failed = Store(), []
-    if not (args.table or args.time):
-        chosen = [row for row in all_rows() if row.name.startswith(tuple(args.only or ("",)))]
-        bench = Bench(store, training=not args.no_training)
-        with ThreadPoolExecutor(args.jobs) as pool:
-            groups = [list(group) for _, group in groupby(chosen, key=lambda row: row.source)]
-            failed = [error for errors in pool.map(bench.make_all, groups) for error in errors]
+    try:
+        return _run(args, Store())
+    except RMDError as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        return _say("stopped; the same command goes on from here", 130)
+
+
+def _run(args, store):
+    failed = [] if args.table or args.time else _make_rows(args, store)
     if args.time:
         timing.keep(timing.measure())
-    times = timing.kept()
-    tables = Tables(store, times)
-    for title, name in TABLES:
-        print(f"{title}\n\n{getattr(tables, name)()}\n")
-    print(f"{len(PROMPTS) * REPEATS} pictures a row; {'; '.join(store.made())}")
-    if times:
-        print("ms: CPU time of a picture on one thread, {cpu}, torch {torch}, {date}".format(**times["made"]))
+    text = report(store, timing.kept())
+    print(text)
+    if args.page:
+        update_page(args.page, text)
     if args.figures:
         draw(store, args.figures)
-    for error in failed:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1 if failed else 0
+    return max([_say(error, 1) for error in failed], default=0)
+
+
+def _make_rows(args, store):
+    chosen = [row for row in all_rows() if row.name.startswith(tuple(args.only or ("",)))]
+    bench = Bench(store, training=not args.no_training)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        groups = [list(group) for _, group in groupby(chosen, key=lambda row: row.source)]
+        return [error for error in pool.map(bench.make_all, groups) if error]
+
+
+def _say(problem, code):
+    print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from training.prompt_cache import PromptCache
 from training.wan_vae import load_wan_vae
 
 PROMPTS = [prompt(c, s, b) for s in TEACHER_STYLES for c in CONCEPTS for b in BACKGROUNDS]
-REPEATS = 4  # pictures of each prompt in a row
+REPEATS = 2  # pictures of each prompt in a row
 SEED_OF_REFERENCE = 900
 
 

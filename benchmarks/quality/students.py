@@ -92,6 +92,8 @@ CELLS = (
 CHANGES = (
     _preset("official-current"),
     _preset("paper-literal"),
+    _change("teacher_cfg_1", "teacher without CFG", "loss.cfg=1.0", updates=182),
+    _change("teacher_cfg_1.5", "teacher CFG 1.5", "loss.cfg=1.5"),
     _change("fake_steps_2", "2 fake-score steps", "train.fake_steps=2", updates=107),
     _boundary("fresh", 0.5),
     _boundary("exact", 1),
@@ -117,7 +119,7 @@ def runs():
     main = [(student, seed) for seed in SEEDS for student in (DEFAULT, SINGLE)]
     cells = [(student, seed) for seed in SEEDS for student in CELLS]
     changes = [(student, seed) for student in CHANGES for seed in student.seeds]
-    return [*main, *cells[:3], *changes[:6], *cells[3:], *changes[6:]]
+    return [*main, *cells[:3], *changes[:5], *cells[3:], *changes[5:]]
 
 
 def settings(config):
