@@ -84,8 +84,8 @@ DAMAGES = (
     Damage("half_size", "64 px scaled up"),
     Damage("noise_5", "noise, 5 %"),
     Damage("noise_10", "noise, 10 %"),
-    Damage("one_style", "one style only"),
     Damage("blocks", "blocks shuffled"),
     Damage("grey", "grey"),
     Damage("wrong_prompts", "right pictures, wrong prompts"),
+    Damage("one_style", "one style only"),  # last: it starts from other pictures
 )
