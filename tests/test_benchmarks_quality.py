@@ -61,7 +61,8 @@ def test_tables_show_no_row_that_is_never_made(tmp_path):
 def test_students_cost_as_much_training_as_the_default():
     default = cost_of_an_update(DEFAULT)
     for student in (SINGLE, *CHANGES):
-        if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):  # else an update costs the same
+        # Any other change leaves the cost of an update as it is.
+        if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):
             assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * default, rel=0.01)
         else:
             assert student.marks[-1] == student.cost
