@@ -39,6 +39,7 @@ def quality_against_cost(store):
                                lw=1.2, label=title)  # fmt: skip
         _floor(panel, store, name)
         panel.set_xscale("log")
+        panel.set_xlim(1.5, 130)
         panel.set_xticks([2, 4, 8, 100], ["2", "4", "8", "100"])
         panel.minorticks_off()
         panel.set_xlabel("network evaluations a picture, in units of one at 128 px")

@@ -1,5 +1,7 @@
 """The tables of the benchmark, from the kept rows; a row that is not there says so."""
 
+import textwrap
+
 from demo.comparison import table
 
 from . import rows
@@ -9,6 +11,7 @@ from .timing import timing_key
 
 NAMES = ("fd", "kid", "swd", "concept", "worst_concept", "doubt", "spread")
 DIGITS = {"fd": 3, "kid": 1, "swd": 2, "concept": 3, "worst_concept": 2, "doubt": 1, "spread": 2}
+RANGED = ("fd", "kid", "swd")  # shown with the range over several rows, the others as their mean
 HEAD = ["", "cost", "ms at 1", "at 32", "FD", "KID", "SWD", "concept", "worst", "doubt", "spread"]
 NOT_RUN = "not run yet"
 
@@ -19,7 +22,6 @@ class Tables:
     def __init__(self, store, timing=None):
         self.store = store
         self.timing = timing
-        self.missing = 0
 
     def main(self):
         """The floor, the teacher, the cascade without distillation, and the students of three training seeds."""
@@ -41,12 +43,11 @@ class Tables:
         for student in (SINGLE, *CELLS):
             pairs = zip(rows.student_rows(student), rows.student_rows(DEFAULT))
             figures = [(self.figures(one), self.figures(two)) for one, two in pairs]
-            cells = [
-                " ".join(f"{a[name] - b[name]:+.{DIGITS[name]}f}" if a and b else "-" for a, b in figures)
-                for name in ("fd", "kid", "swd")
-            ]
+            figures = [pair for pair in figures if all(pair)]
+            cells = [" ".join(f"{a[name] - b[name]:+.{DIGITS[name]}f}" for a, b in figures) for name in RANGED]
             lines.append([student.title, *cells])
-        return table(head, lines)
+        there, missing = [line for line in lines if line[1]], [line[0] for line in lines if not line[1]]
+        return "\n".join([table(head, there), *_not_run(missing)])
 
     def changes(self):
         """One change at a time, one training seed, beside the default at equal training cost."""
@@ -85,22 +86,21 @@ class Tables:
         told = f"{len(PAIRS) - len(wrong)} of {len(PAIRS)} comparisons rank as they should"
         for worse, better, name in wrong:
             told += f"; {name} of {worse} is not worse than of {better or 'no damage'}"
-        return self._text(lines) + f"\n{told if len(figures) == len(DAMAGES) + 1 else NOT_RUN}"
+        return self._text(lines) + (f"\n{told}" if len(figures) == len(DAMAGES) + 1 else "")
 
     def figures(self, row):
         """The kept figures of a row, or None."""
         return self.store.figures(rows.key_of(row))
 
     def line(self, title, found):
-        """One line of a table: the mean over ``found`` rows that are there, and the range where there are several."""
+        """One line of a table: means over the ``found`` rows that are kept, or the title alone where none is."""
         figures = [values for values in map(self.figures, found) if values]
-        self.missing += len(found) - len(figures)
         cost = self._cost(found[0])
         if not figures:
-            return [title, *cost, NOT_RUN, *[""] * (len(NAMES) - 1)]
+            return [title]
         if len(figures) < len(found):
             title += f" ({len(figures)} of {len(found)} seeds)"
-        return [title, *cost, *(_cell([values[name] for values in figures], DIGITS[name]) for name in NAMES)]
+        return [title, *cost, *(_cell([values[name] for values in figures], name) for name in NAMES)]
 
     def _cost(self, row):
         """Network evaluations in units of one at the final size, and CPU ms a picture at batch 1 and 32."""
@@ -110,10 +110,17 @@ class Tables:
         return [f"{row.units:.2f}", *(f"{times[batch]:.1f}" if batch in times else "-" for batch in ("1", "32"))]
 
     def _text(self, lines):
-        return table(HEAD, lines)
+        there, missing = [line for line in lines if len(line) > 1], [line[0] for line in lines if len(line) == 1]
+        shown = [column for column in range(len(HEAD)) if column not in (2, 3) or self.timing]
+        parts = [table([HEAD[c] for c in shown], [[line[c] for c in shown] for line in there])] if there else []
+        return "\n".join([*parts, *_not_run(missing)])
 
 
-def _cell(values, digits):
-    mean = f"{sum(values) / len(values):.{digits}f}"
-    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return mean if low == high else f"{mean} ({low}..{high})"
+def _not_run(titles):
+    return textwrap.wrap(f"{NOT_RUN}: {'; '.join(titles)}", 110) if titles else []
+
+
+def _cell(values, name):
+    digits = DIGITS[name]
+    mean, low, high = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if low == high or name not in RANGED else f"{mean} ({low}..{high})"
