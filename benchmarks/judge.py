@@ -36,10 +36,15 @@ class Judge(Module):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge says of a batch: features (B, 64) in float64 and label numbers (B,) of each kind."""
+    """What the judge says of a batch: features (B, 64) in float64, and log-probabilities (B, names) of each kind."""
 
     features: torch.Tensor
-    labels: dict
+    log_probabilities: dict
+
+    @property
+    def labels(self):
+        """The most probable label numbers (B,) of each kind."""
+        return {name: rows.argmax(1) for name, rows in self.log_probabilities.items()}
 
 
 def load_judge(path=files.JUDGE):
@@ -53,5 +58,4 @@ def load_judge(path=files.JUDGE):
 def judge_pictures(judge, pictures):
     """The Verdict on pictures (B, 3, 128, 128) in -1..1."""
     features = torch.cat([judge.features(part) for part in pictures.split(64)])
-    labels = {name: head(features).argmax(1) for name, head in judge.heads.items()}
-    return Verdict(features.double(), labels)
+    return Verdict(features.double(), {name: head(features).log_softmax(1) for name, head in judge.heads.items()})

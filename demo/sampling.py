@@ -49,8 +49,8 @@ def single_resolution(curve, steps, size):
 
 
 @torch.no_grad()
-def make_pictures(way, backbone, vae, cache, prompts, *, seed, batch=24, timings=1):
-    """Pictures (N, 3, S, S) in -1..1 for the prompts, and the CPU seconds for one latent, decoding left out.
+def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
+    """Latents (N, C, 1, h, w) for the prompts, and the CPU seconds for one.
 
     Each batch is sampled ``timings`` times, with the same result, and the shortest time counts.
     """
@@ -71,5 +71,15 @@ def make_pictures(way, backbone, vae, cache, prompts, *, seed, batch=24, timings
             seconds.append(time.process_time() - began)
         latents.append(x0)
         spent += min(seconds)
-    pictures = torch.cat([backbone.decode(vae, part)[:, :, 0] for part in torch.cat(latents).split(batch)])
-    return pictures * 2 - 1, spent / len(prompts)
+    return torch.cat(latents), spent / len(prompts)
+
+
+@torch.no_grad()
+def make_pictures(way, backbone, vae, cache, prompts, *, seed, batch=24, timings=1):
+    """Pictures (N, 3, S, S) in -1..1 for the prompts, and the CPU seconds for one latent, decoding left out.
+
+    ``batch`` and ``timings`` as in ``make_latents``.
+    """
+    latents, seconds = make_latents(way, backbone, cache, prompts, seed=seed, batch=batch, timings=timings)
+    pictures = torch.cat([backbone.decode(vae, part)[:, :, 0] for part in latents.split(batch)])
+    return pictures * 2 - 1, seconds

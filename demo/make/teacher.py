@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.teacher --cpu-minutes 75 --out DIR
 
-Flow matching at 128, 96 and 64 px, half of the steps below the final size; the concept always stands
+Flow matching at 128, 96 and 64 px, by default half of the steps below the final size; the concept always stands
 in the prompt or the whole prompt is empty, while style and background are sometimes left open.
 """
 
@@ -32,8 +32,8 @@ CONFIG = dict(
     patch_size=(1, 2, 2), num_attention_heads=1, attention_head_dim=128, in_channels=16, out_channels=16,
     text_dim=WIDTH, freq_dim=256, ffn_dim=384, num_layers=8, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
 )
-# side in px -> (share of the steps, pictures in a batch of one process, shift of the noise levels)
-SIZES = {128: (0.5, 24, 2.0), 96: (0.25, 40, 1.5), 64: (0.25, 64, 1.0)}
+# side in px -> (pictures in a batch of one process, shift of the noise levels)
+SIZES = {128: (24, 2.0), 96: (40, 1.5), 64: (64, 1.0)}
 NO_PROMPT, OPEN_STYLE, OPEN_BACKGROUND = 0.1, 0.1, 0.1
 
 
@@ -77,6 +77,9 @@ def main():
     parser.add_argument("--cpu-minutes", type=float, default=75, help="over all processes")
     parser.add_argument("--jitters", type=int, default=64, help="pictures of each drawing and background")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--shares", type=float, nargs=len(SIZES), default=(0.5, 0.25, 0.25), help="of the steps at 128, 96 and 64 px"
+    )
     parser.add_argument("--start", type=Path, help="continue from this file")
     args = parser.parse_args()
     ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -112,8 +115,8 @@ def main():
         rate = args.lr * min(1.0, (step + 1) / 100) * max(0.01, min(1.0, (1 - share) / 0.4))
         for optimiser in optimisers:
             optimiser.param_groups[0]["lr"] = rate
-        side = list(SIZES)[int(torch.multinomial(torch.tensor([s for s, _, _ in SIZES.values()]), 1, generator=sides))]
-        _, count, shift = SIZES[side]
+        side = list(SIZES)[int(torch.multinomial(torch.tensor(args.shares), 1, generator=sides))]
+        count, shift = SIZES[side]
         rows = torch.randint(len(index), (count,), generator=generator)
         context = draw_prompts(index[rows], background[rows], drawings, generator)
         loss = flow_loss(model, pool[side][rows], context, shift, generator)
