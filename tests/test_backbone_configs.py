@@ -12,6 +12,7 @@ from training.backbones import make_backbone
 from training.config_files import load_config
 from training.memory import GIB, estimate_memory
 from training.plans import build_intervals
+from training.prompt_cache import CacheFolder
 from training.setup import outline_run
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
@@ -55,6 +56,7 @@ def test_a_configuration_makes_the_plan_it_names(name, tmp_path):
     (folder / "diffusion_pytorch_model.safetensors").touch()  # not read
     config = load_config(CONFIGS / f"{name}.yaml", [f"backbone.base={tmp_path}"]).resolved()
     backbone, plan, intervals, outline = outline_run(config)
+    CacheFolder(tmp_path / config.prompts.cache)  # raises for what the first run could not fill
     assert [step.timestep for step in plan.steps] == pytest.approx(timesteps, abs=1.0)
     assert (config.plan.frames, config.backbone.name) == (frames, family)
     assert len(intervals.steps) == len(build_intervals(config, plan).steps) == len(plan.steps)

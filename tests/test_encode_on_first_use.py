@@ -8,8 +8,9 @@ from backbone_world import CONFIG
 from encoder_world import write_model
 from process_world import Run
 from rmd_core.prompt_cache import PromptCache
+from training.backbones import make_backbone
 from training.encode_prompts import main as encode
-from training.text_encoders import TextEncoders
+from training.text_encoders import FAMILIES, TextEncoders
 from training_world import copy_world, distill, metrics, refused
 
 NAME = "sdxl"
@@ -103,9 +104,25 @@ def test_what_is_wrong_is_told_before_anything_is_encoded(world, capsys, change,
     assert not list(world.glob("prompts*")) and not (world / "out").exists()
 
 
-def test_a_dry_run_makes_no_cache(world, capsys):
-    assert distill(world, flags=["--dry-run"]) == refused(capsys, 2, "a dry run writes nothing")
-    assert not list(world.glob("prompts*"))
+def test_a_dry_run_tells_what_a_run_would_encode_and_makes_no_cache(world, capsys, caplog):
+    assert distill(world, flags=["--dry-run"]) == 0
+    assert f"{len(TEXTS) + 1} prompts, which a run encodes first" in caplog.text
+    assert "not asked yet" in capsys.readouterr().out and not list(world.glob("prompts*"))
+    (world / "empty").mkdir()
+    sets = (f"prompts.encode_from={world}/empty",)
+    assert distill(world, *sets, flags=["--dry-run"]) == refused(capsys, 2, "model_index")
+
+
+def test_the_memory_is_told_before_the_encoders_load(world, caplog):
+    assert distill(world) == 0
+    told = [record.message for record in caplog.records]
+    first = next(i for i, line in enumerate(told) if line.startswith("memory: "))
+    assert first < next(i for i, line in enumerate(told) if "encoded now by" in line)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.tokens and family.name != "sd3"])
+def test_backbones_know_the_length_that_encoders_pad_to(family):
+    assert make_backbone(family.name.replace("-", "_")).prompt_tokens == family.tokens
 
 
 def test_a_cache_of_other_encoders_is_refused(world, capsys):

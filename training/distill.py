@@ -73,10 +73,19 @@ def _run(arguments, config, processes, held):
     try:
         processes.check_same(config)
         config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
+        spread = processes.count if processes.sharded else 1
+        planned = None
         if config.prompts.encode_from is not None:
-            _make_cache(arguments, config, processes)
+            # Imported only where it is needed: text encoders take seconds.
+            from training.first_use import make_cache, planned_cache
+
+            if arguments.dry_run:
+                with processes.together():
+                    planned = planned_cache(config)
+            else:
+                processes.first_alone(make_cache(config, device=processes.device, spread=spread))
         with processes.together():
-            setup = prepare(config, spread=processes.count if processes.sharded else 1)
+            setup = prepare(config, spread=spread, planned=planned)
         if arguments.dry_run:
             if processes.main:
                 print(dry_run_report(setup, processes=processes.count))
@@ -100,17 +109,6 @@ def _run(arguments, config, processes, held):
             return trainer.run(signals)
         except RMDError as error:
             return _say(error, 1, everywhere=processes.is_lost(error))
-
-
-def _make_cache(arguments, config, processes):
-    # Imported only where it is needed: text encoders take seconds.
-    from training.first_use import make_cache, refuse_to_make_cache
-
-    if arguments.dry_run:
-        with processes.together():
-            refuse_to_make_cache(config)
-    else:
-        processes.first_alone(make_cache(config, device=processes.device))
 
 
 def _parser():

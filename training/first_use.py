@@ -1,13 +1,17 @@
 """The prompt cache of a run that names text encoders: what it lacks is encoded, before anything is trained."""
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from rmd_core.errors import RMDError
 
+from .backbones import make_backbone
 from .encode_prompts import encoding
 from .hub import ENCODERS, fetching, located
+from .memory import device_memory, estimate_memory, tell_memory
 from .prompt_cache import NULL_PROMPT, CacheFolder, open_cache
 from .prompts import read_prompts
 from .setup import outline_run
@@ -16,21 +20,37 @@ from .text_encoders import TextEncoders
 log = logging.getLogger(__name__)
 
 
-def make_cache(config, *, device):
+@dataclass(frozen=True)
+class CacheToBe:
+    """What is known of a prompt cache before a run has filled it; ``texts``: the prompts but the null prompt."""
+
+    encoder: str
+    tokens: int
+    texts: tuple
+
+
+def make_cache(config, *, device, spread=1):
     """Encode what ``prompts.cache`` lacks with the text encoders of ``prompts.encode_from``, as a generator.
 
     That is, of the prompts of ``prompts.file``, the validation prompts and the null prompt; where nothing is lacking,
     the encoders are not looked at. A step is a file of prompts, or one that is downloaded; what an interrupted run has
     encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder without
     encoders, encoders that did not make the cache or are not ``prompts.encoder``, and whatever else is wrong with the
-    configuration and can be told before.
+    configuration and can be told before. The memory that the training will need is told before the encoders load.
+    ``spread``: as in ``prepare``.
     """
     wanted, folder = config.prompts, config.prompts.encode_from
     texts, lacking = _lacking(config)
     if not lacking:
         return
     CacheFolder(wanted.cache)
-    outline_run(config)
+    backbone, plan, _, outline = outline_run(config)
+
+    def estimated(config):
+        tokens = backbone.prompt_tokens
+        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=tokens, spread=spread)
+
+    tell_memory(config, estimated, *device_memory(config.train.device))
     yield from fetching(folder, ENCODERS)
     encoders = TextEncoders(located(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity
@@ -42,14 +62,21 @@ def make_cache(config, *, device):
     yield from encoding(encoders, texts, wanted.cache, negative=wanted.negative)
 
 
-def refuse_to_make_cache(config):
-    """Raise RMDError where ``make_cache`` would write: a dry run writes nothing."""
-    _, lacking = _lacking(config)
-    if lacking:
-        raise RMDError(
-            f"the prompt cache {config.prompts.cache} lacks {len(lacking)} prompts; a run encodes them first, but a "
-            "dry run writes nothing: add them with python -m training.encode_prompts, or start the run"
-        )
+def planned_cache(config):
+    """The CacheToBe where ``make_cache`` would encode, None where nothing is lacking; nothing is written or downloaded.
+
+    Raises RMDError for a folder on this machine without the encoders, and a place where no cache can be made.
+    """
+    wanted = config.prompts
+    texts, lacking = _lacking(config)
+    if not lacking:
+        return None
+    CacheFolder(wanted.cache)
+    if Path(wanted.encode_from).is_dir():
+        TextEncoders(wanted.encode_from)
+    log.info("%s lacks %d prompts, which a run encodes first by %s", wanted.cache, len(lacking), wanted.encode_from)
+    tokens = make_backbone(config.backbone.name).prompt_tokens
+    return CacheToBe(wanted.encoder or f"of {wanted.encode_from}, not asked yet", tokens, texts)
 
 
 def _lacking(config):

@@ -91,23 +91,25 @@ def _check_layer(backbone, outline, name):
         raise RMDError(f"model.targets: {error}, or set output.merge=true") from None
 
 
-def prepare(config, *, spread=1):
+def prepare(config, *, spread=1, planned=None):
     """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
 
-    ``spread``: the number of processes that networks will be spread over, for the memory estimate.
+    ``spread``: the number of processes that networks will be spread over, for the memory estimate. ``planned``: what
+    stands for a prompt cache that is not there yet (a CacheToBe); such a Setup can be told, not trained.
     """
     if spread > 1:
         check_spread(config)
     backbone, plan, intervals, outline = outline_run(config)
     _check_export(config, backbone, outline)
-    cache = PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
+    cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts
     if not prompts:
         raise RMDError(f"{config.prompts.cache} holds no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
-    cache.require((*prompts, *validation, NULL_PROMPT))
-    refuse_other_family(backbone, cache)
-    backbone.check_cache(outline, cache)
+    if planned is None:
+        cache.require((*prompts, *validation, NULL_PROMPT))
+        refuse_other_family(backbone, cache)
+        backbone.check_cache(outline, cache)
 
     def estimated(config):
         if spread > 1:

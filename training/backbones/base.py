@@ -22,6 +22,7 @@ class Backbone(ABC):
     size_conditioning: str  # "none", "stage" or "final": which size the network is told
     temporal: bool  # latents are (B, C, T, H, W), not (B, C, H, W)
     curve: object  # the NoiseCurve the teacher was trained on
+    prompt_tokens: int  # to which our text encoders pad a prompt; at most so many where they pad to the longest
     known_batch: int | None = None  # samples of an update below which training is known to suffer
     adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on
 

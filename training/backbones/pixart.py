@@ -151,6 +151,7 @@ class PixArtAlphaBackbone(PixArtBackbone):
     """PixArt alpha at 1024 px, which is told resolution and aspect ratio, on Stable Diffusion 1.5's latents."""
 
     name = "pixart_alpha"
+    prompt_tokens = 120
     architecture = "pixart-alpha-xl-2"
     size_conditioning = "stage"
     scaling = 0.18215
@@ -162,6 +163,7 @@ class PixArtSigmaBackbone(PixArtBackbone):
     """PixArt Sigma on SDXL's latents."""
 
     name = "pixart_sigma"
+    prompt_tokens = 300
     architecture = "pixart-ms-sigma-xl-2"
     size_conditioning = "none"
     scaling = 0.13025

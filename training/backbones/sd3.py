@@ -23,6 +23,7 @@ class SD3Backbone(Backbone):
     """SD3: rectified flow, 16 latent channels, timestep = 1000 sigma, sequence and pooled text."""
 
     name = "sd3"
+    prompt_tokens = 154
     architecture = "stable-diffusion-v3.5-medium"
     prediction = "flow"
     channels = 16

@@ -47,6 +47,7 @@ class SDXLBackbone(Backbone):
     """SDXL: eps prediction on scaled linear betas; told the table index, the pooled text and the size of the stage."""
 
     name = "sdxl"
+    prompt_tokens = 77
     architecture = "stable-diffusion-xl-v1-base"
     prediction = "eps"
     channels = 4

@@ -25,6 +25,7 @@ class WanBackbone(Backbone):
     """Wan2.1: rectified flow, 16 latent channels, timestep = 1000 sigma in float32."""
 
     name = "wan"
+    prompt_tokens = 512
     architecture = "wan2.1"
     prediction = "flow"
     channels = 16
