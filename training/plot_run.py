@@ -48,12 +48,13 @@ def draw(runs):
     figure = Figure(figsize=(3.1 * len(PANELS), 2.8), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for axis, (name, title) in zip(axes, PANELS):
-        for label, curves in runs.items():
+        for number, (label, curves) in enumerate(runs.items()):
             if name in curves:
                 updates, values = curves[name]
                 # Pictures are rare enough to be shown as they are.
                 shown = values if name == "picture_saturation" else running_mean(values)
-                axis.plot(updates, shown, label=label, marker="." if len(values) < 30 else None)
+                marker = "." if len(values) < 30 else None
+                axis.plot(updates, shown, label=label, color=f"C{number}", marker=marker)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("update", fontsize=8)
         axis.tick_params(labelsize=8)
