@@ -28,6 +28,15 @@ def test_v_prediction_is_seen_from_the_folder_and_from_its_network(tmp_path, bas
         backbone_setup("sdxl", tmp_path, f"backbone.base={tmp_path / base}")
 
 
+def test_an_sdxl_model_of_other_noise_is_refused(tmp_path):
+    write_backbone_world("sdxl", tmp_path)
+    (tmp_path / "model" / "scheduler").mkdir()
+    told = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.012}
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    with pytest.raises(RMDError, match="says {'beta_schedule': 'linear', 'beta_start': 0.0001}; .* scaled_linear"):
+        backbone_setup("sdxl", tmp_path)
+
+
 @pytest.mark.parametrize("marker", ["v_pred", "ztsnr", "edm_mean"])
 def test_marked_checkpoints_are_no_eps_models(tmp_path, marker):
     path = tmp_path / "model.safetensors"

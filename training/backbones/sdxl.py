@@ -37,7 +37,8 @@ BASE = {  # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
     "projection_class_embeddings_input_dim": 2816,
     "use_linear_projection": True,
 }
-
+# What a scheduler of SDXL's says of its noise.
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 # Empty tensors by which ComfyUI knows checkpoints of other predictions.
 MARKERS = {"v_pred", "ztsnr", "edm_mean", "edm_vpred.sigma_max"}
@@ -59,7 +60,7 @@ class SDXLBackbone(Backbone):
 
     def __init__(self, *, shift=None):
         refuse_shift(self, shift)
-        self.curve = VPCurve.scaled_linear(0.00085, 0.012)
+        self.curve = VPCurve.scaled_linear(BETAS["beta_start"], BETAS["beta_end"])
 
     def load(self, path, *, dtype):
         if not is_folder(path):
@@ -74,9 +75,14 @@ class SDXLBackbone(Backbone):
         return self._checked(outline_component(UNet2DConditionModel, path, component="unet"), path)
 
     def _checked(self, network, path):
-        told = scheduler_config(path).get("prediction_type", "epsilon")
-        if told != "epsilon":
-            raise RMDError(f"{path}: its scheduler says prediction_type {told}; only epsilon models can be distilled")
+        told = scheduler_config(path)
+        kind = told.get("prediction_type", "epsilon")
+        if kind != "epsilon":
+            raise RMDError(f"{path}: its scheduler says prediction_type {kind}; only epsilon models can be distilled")
+        other = {name: told[name] for name, value in BETAS.items() if told.get(name, value) != value}
+        if other:
+            wanted = ", ".join(f"{name} {value}" for name, value in BETAS.items())
+            raise RMDError(f"{path}: its scheduler says {other}; students of SDXL's own noise are made, {wanted}")
         config = network.config
         if (config.addition_embed_type, config.in_channels, config.out_channels) != ("text_time", 4, 4):
             raise RMDError(
