@@ -10,7 +10,7 @@ from benchmarks.memory_cases import SETS, TINY
 from benchmarks.training_memory import figures, row
 from training.config_files import load_config
 from training.live_memory import LiveMemory
-from training.memory import advice, estimate_memory, tell_memory
+from training.memory import advice, estimate_memory, ran_out_of_memory, tell_memory
 from training.processes import Processes
 from training.quantised import has_bitsandbytes, quantised_layers
 from training.trainer import Trainer
@@ -50,6 +50,13 @@ def trainer(pristine, tmp_path):
 
 def size_of(tensors):
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def power_of_two(count):
+    power = 1
+    while power < count:
+        power *= 2
+    return power
 
 
 def gradients_of(parameters):
@@ -207,18 +214,42 @@ def test_dry_run_shows_the_estimate_and_a_run_says_it_first(pristine, tmp_path, 
     assert caplog.records[0].getMessage().startswith("memory: weights in float32")
 
 
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (MemoryError(), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, full):
+    assert ran_out_of_memory(error) == full
+
+
 def test_what_waits_is_counted_in_main_memory(trainer):
-    """Three networks that wait, and the inputs of blocks, against sizes written out."""
+    """Three networks that wait, and the inputs of blocks, against sizes written out as powers of two."""
     base = sum(p.numel() for p in tiny_wan(layers=2).parameters())
     here, away = (trainer(f"train.offload={which}").setup.memory for which in ("none", "waiting"))
     assert here.waiting == 0 and here.weights["float32"] == 3 * 4 * base
     assert away.weights["float32"] == 2 * 4 * base and away.average == 0
-    assert away.waiting == 3 * 4 * base + here.optimiser + here.average and away.total < here.total
+    network = tiny_wan(layers=2)
+    weights = sum(power_of_two(4 * p.numel()) for p in network.parameters())
+    steps, buffers = 4 * len(list(network.parameters())), sum(power_of_two(b.nbytes) for b in network.buffers())
+    assert away.waiting == 3 * (weights + buffers) + 2 * (2 * weights + steps) + here.average
+    assert away.waiting > 3 * 4 * base + here.optimiser + here.average and away.total < here.total
     kept, parked = (
         trainer(*ADAPTERS, f"backbone.gradient_checkpointing={which}").setup.memory for which in ("true", "offload")
     )
     inputs = 3 * (16 * 16 + 4 + 6) * 128 * 4  # tokens, text and time of three samples
-    assert kept.waiting == 0 and parked.waiting == 2 * 2 * inputs  # of two blocks, for both passes
+    rounded = sum(power_of_two(3 * count * 128 * 4) for count in (16 * 16, 4, 6))
+    rounded += sum(power_of_two(3 * count * 128) for count in (16 * 16, 4, 6))  # the first stage's, a quarter
+    assert kept.waiting == 0 and parked.waiting == 2 * 2 * rounded  # of two blocks, for both passes
+    one = trainer(*ADAPTERS, "backbone.gradient_checkpointing=offload", "plan.sizes=[[32, 32]]", "plan.split='4'")
+    rounded = sum(power_of_two(3 * count * 128 * 4) for count in (16 * 16, 4, 6))
+    assert one.setup.memory.waiting == 2 * 2 * rounded > 2 * 2 * inputs
     assert 2 * 2 * 3 * 16 * 16 * 128 * 4 * 0.7 < kept.activations - parked.activations <= 2 * 2 * inputs
 
 
