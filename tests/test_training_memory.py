@@ -1,5 +1,6 @@
 """The memory estimate against what tiny runs really hold."""
 
+import json
 import logging
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks.memory_cases import SETS, TINY
-from benchmarks.training_memory import figures, row
+from benchmarks import training_memory
+from benchmarks.training_memory import figures, main, row, store
 from training.config_files import load_config
 from training.live_memory import LiveMemory
 from training.memory import advice, estimate_memory, ran_out_of_memory, tell_memory
@@ -258,3 +260,23 @@ def test_the_benchmark_measures_what_it_estimates():
     assert sum(found["parts"].values()) == found["device"] and found["main"] == 0
     assert 0.8 < found["device"] / found["measured"] < 1.25
     assert len(row("adapters", found)) == 5
+
+
+def test_the_benchmark_keeps_what_was_measured(tmp_path):
+    results, estimate = tmp_path / "results.json", {"device": 2, "main": 0, "parts": {}}
+    measured = estimate | {"device": 1, "measured": 3}
+    assert store(results, "a", "x", estimate) == estimate and store(results, "a", "x", measured) == measured
+    assert store(results, "a", "x", estimate) == measured and store(results, "b", "x", estimate) == estimate
+    full = measured | {"measured": None}
+    assert store(results, "a", "x", full) == full and store(results, "a", "y", estimate) == estimate
+    assert json.loads(results.read_text())["rows"] == {"a": {"x": full, "y": estimate}, "b": {"x": estimate}}
+
+
+def test_the_benchmark_says_what_it_did_not_measure(tmp_path, capsys, monkeypatch):
+    main(["--tiny", "--only", "wan-1.3b"], results=tmp_path / "results.json")
+    assert "measured: missing; run python -m benchmarks.training_memory --only wan-1.3b --measure" in (
+        capsys.readouterr().out
+    )
+    monkeypatch.setattr(training_memory, "main_memory", lambda: 1000)
+    assert "measured" not in figures(TINY["wan-1.3b"], SETS["adapters"], measure=True, tiny=True)
+    assert "not measured:" in capsys.readouterr().out and not list(tmp_path.iterdir())
