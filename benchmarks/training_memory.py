@@ -5,14 +5,16 @@
 Batch 1, rank 64, calls in bfloat16. The estimate goes through full-size networks on the meta device and needs no GPU.
 `--measure` trains random weights for a few updates and takes the peak of an update at the final size: PyTorch's own
 count on a CUDA device, or a count of the live tensors on the CPU, where what would wait in main memory counts too.
-`--tiny` does all of this with small networks, to try it. Results: benchmarks/results/training_memory.json, or with
-`--tiny` no file.
+A row that needs more main memory than the machine has is not trained. `--tiny` does all of this with small networks, to
+try it. Results: benchmarks/results/training_memory.json, row by row, or with `--tiny` no file. What was measured stays
+there until it is measured again.
 """
 
 import argparse
 import contextlib
 import datetime
 import gc
+import json
 import tempfile
 from pathlib import Path
 
@@ -22,16 +24,17 @@ from accelerate.state import AcceleratorState
 from demo.comparison import table
 from training.files import write_json
 from training.live_memory import LiveMemory
-from training.memory import GIB, estimate_memory, gib
+from training.memory import GIB, estimate_memory, gib, main_memory, ran_out_of_memory
 from training.plans import build_intervals, build_plan
 from training.processes import Processes
 from training.prompt_cache import PromptCache
-from training.setup import Setup
+from training.setup import Setup, loaded_in
 from training.trainer import Trainer
 
 from .memory_cases import CASES, SETS, TINY
 
 RESULTS = Path(__file__).parent / "results" / "training_memory.json"
+NAME = "python -m benchmarks.training_memory"
 UPDATES = 12  # at most, until one is of the last stage
 
 
@@ -59,8 +62,7 @@ def measured(case, overrides, estimate, device):
 def _trainer(case, config, estimate):
     backbone = case.made_backbone()
     plan, cache = build_plan(config, backbone), PromptCache(config.prompts.cache)
-    whole = config.model.mode == "three networks"
-    teacher = case.random_network(torch.float32 if whole else getattr(torch, config.train.precision))
+    teacher = case.random_network(loaded_in(config))
     intervals, prompts = build_intervals(config, plan), cache.texts
     setup = Setup(config, backbone, plan, intervals, cache, prompts, prompts, estimate, teacher, None)
     return Trainer(setup, Processes(config))
@@ -79,20 +81,41 @@ def _peak_of_last_stage(trainer, counted):
     return peak
 
 
+def main_need(case, overrides, estimate, device):
+    """The bytes of main memory without which a case is not measured: what waits, or the weights as they are made."""
+    values = sum(p.numel() for p in case.outline().parameters())
+    return max(estimate.waiting, values * loaded_in(case.config(overrides, device=device)).itemsize)
+
+
 def figures(case, overrides, *, measure, tiny):
     """{"device", "main", "parts"} in bytes, with "measured" where asked for."""
     device = "auto" if torch.cuda.is_available() or not tiny else "cpu"
     estimate = estimated(case, overrides, device)
     found = {"device": estimate.total, "main": estimate.waiting, "parts": dict(estimate.rows())}
-    if measure:
+    need, room = main_need(case, overrides, estimate, device), main_memory()
+    if measure and need > room:
+        print(f"not measured: {gib(need)} of main memory are needed, and there are {gib(room)}")
+    elif measure:
         try:
             found["measured"] = measured(case, overrides, estimate, device)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
             found["measured"] = None
         if torch.cuda.is_available():
             gc.collect()
             torch.cuda.empty_cache()
     return found
+
+
+def store(results, title, name, found):
+    """Write a row into the file ``results``; one that was measured is not replaced by an estimate. Returns the row."""
+    stored = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    rows = stored.setdefault("rows", {}).setdefault(title, {})
+    if "measured" in found or "measured" not in rows.get(name, {}):
+        rows[name] = found
+        write_json(results, {"gib": GIB, "rows": stored["rows"]})
+    return rows[name]
 
 
 def row(name, found):
@@ -101,31 +124,33 @@ def row(name, found):
     cells = [name, gib(found["device"]), gib(activations), gib(found["main"]) if found["main"] else ""]
     if "measured" in found:
         cells.append("does not fit" if found["measured"] is None else gib(found["measured"]))
+    else:
+        cells.append("missing")
     return cells
 
 
-def main():
+def main(argv=None, results=RESULTS):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="these networks")
     parser.add_argument("--measure", action="store_true", help="train random weights and measure")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try this command")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.measure and not (arguments.tiny or torch.cuda.is_available()):
         parser.error("--measure needs a CUDA device, or --tiny")
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "estimate, no GPU"
     made = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "device": where}
-    rows, head = {}, ["", "on the device", "of it activations", "in main memory"]
-    head += ["measured"] if arguments.measure else []
+    head = ["", "on the device", "of it activations", "in main memory", "measured"]
     for name in arguments.only:
-        case = (TINY if arguments.tiny else CASES)[name]
-        rows[case.title] = {
-            title: figures(case, overrides, measure=arguments.measure, tiny=arguments.tiny)
-            for title, overrides in SETS.items()
-        }
+        case, rows = (TINY if arguments.tiny else CASES)[name], {}
+        for title, overrides in SETS.items():
+            found = figures(case, overrides, measure=arguments.measure, tiny=arguments.tiny) | {"made": made}
+            rows[title] = found if arguments.tiny else store(results, case.title, title, found)
         print(f"\n{case.title} ({where})\n")
-        print(table(head, [row(title, found) for title, found in rows[case.title].items()]), flush=True)
-    if not arguments.tiny:
-        write_json(RESULTS, {"made": made, "gib": GIB, "rows": rows})
+        print(table(head, [row(title, found) for title, found in rows.items()]))
+        if not any("measured" in found for found in rows.values()):
+            tiny = " --tiny" if arguments.tiny else ""
+            print(f"measured: missing; run {NAME} --only {name} --measure{tiny}{'' if tiny else ' on a CUDA device'}")
+        print(flush=True)
 
 
 if __name__ == "__main__":

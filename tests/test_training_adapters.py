@@ -122,7 +122,8 @@ def test_gradients_equal_those_of_three_separate_networks(tmp_path, share, check
 
 
 def test_only_the_adapter_of_the_phase_moves(world):
-    assert distill(world, *ADAPTERS, "train.updates=2", "train.fake_only_updates=2", "train.ema=null") == 0
+    updates = ("train.updates=3", "train.fake_only_updates=2", "output.checkpoint_every=2")
+    assert distill(world, *ADAPTERS, *updates, "train.ema=null") == 0
     folder = world / "out" / "checkpoints" / "step_000002"
     start = adapted(network=tiny_wan(), moved=False).adapters
     assert equal(start["student"].state_dict(), tensors(folder / "student.safetensors"))

@@ -63,12 +63,25 @@ def test_eta_of_training_and_of_sampling_stay_apart():
     assert training_boundary(method).eta_switch == sampling_boundary(method).eta_switch == 0.1
 
 
+def test_what_three_networks_do_not_use_is_told_once(tmp_path, caplog):
+    given = ["model.rank=3", "model.targets=[to_q]", "model.base_dtype=bfloat16", "output.merge=true"]
+    make_setup(tmp_path, *given)
+    told = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    names = "model.rank, model.targets, model.base_dtype, output.merge"
+    assert told == [f"warning: {names}: not used by model.mode three networks"]
+    caplog.clear()
+    make_setup(tmp_path, *given, "model.mode=adapters")
+    make_setup(tmp_path)
+    assert "not used" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["train.btach=8"], ["unknown key 'train.btach'", "batch"]),
         (["colour=red"], ["unknown key 'colour'", "backbone"]),
         (["train.batch=many"], ["'train.batch'", "many"]),
+        (["train.updates=5", "train.fake_only_updates=5"], ["fake_only_updates 5 leaves none of 5 updates"]),
         (["train.batch='8'"], ["'train.batch'"]),
         (["train.batch=0"], ["'train.batch'", "greater than or equal to 1"]),
         (["train.batch=true"], ["'train.batch'"]),

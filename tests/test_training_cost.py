@@ -11,6 +11,7 @@ from benchmarks.training_cost.__main__ import main
 from benchmarks.training_cost.cases import FULL, TINY
 from benchmarks.training_cost.measure import Updates, standing_bytes
 from benchmarks.training_cost.plain_loop import PlainLoop
+from benchmarks.training_cost.runs import _random_setup
 from training.costs import plain_cost
 from training.processes import Processes
 from training.trainer import Trainer
@@ -114,6 +115,14 @@ def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(t
     assert per_sample["teacher"] == pytest.approx(2.0) and per_sample["fake"] == pytest.approx(2.0)
 
 
+def test_a_quantised_base_is_made_of_weights_in_the_precision_of_the_calls():
+    pytest.importorskip("bitsandbytes")
+    case = next(case for case in TINY if "Wan" in case.name)
+    for kind in ("int8", "nf4"):
+        config = case.config("model.mode=adapters", f"model.base_dtype={kind}", "train.device=cpu")
+        assert {p.dtype for p in _random_setup(case, config, "cpu").teacher.parameters()} == {torch.float32}
+
+
 def test_the_command_measures_a_case_in_tiny_and_says_what_is_missing(tmp_path, capsys):
     results = tmp_path / "results.json"
     name = next(case.name for case in TINY if "Wan" in case.name)
@@ -128,5 +137,6 @@ def test_the_command_measures_a_case_in_tiny_and_says_what_is_missing(tmp_path, 
     assert "Not measured for want of a GPU" in told
     for case in FULL:
         assert f'--device cuda --cases "{case.name}"' in told
+    assert '"Wan2.1 14B" --modes adapters --blocks 1' in told and "70 PFLOP" in told
     with pytest.raises(SystemExit, match="no case is called none"):
         main(["--device", "cpu", "--cases", "none"], results=results)

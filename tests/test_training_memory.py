@@ -1,5 +1,6 @@
 """The memory estimate against what tiny runs really hold."""
 
+import json
 import logging
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks.memory_cases import SETS, TINY
-from benchmarks.training_memory import figures, row
+from benchmarks import training_memory
+from benchmarks.training_memory import figures, main, row, store
 from training.config_files import load_config
 from training.live_memory import LiveMemory
-from training.memory import advice, estimate_memory, tell_memory
+from training.memory import advice, estimate_memory, ran_out_of_memory, tell_memory
 from training.processes import Processes
 from training.quantised import has_bitsandbytes, quantised_layers
 from training.trainer import Trainer
@@ -50,6 +52,13 @@ def trainer(pristine, tmp_path):
 
 def size_of(tensors):
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def power_of_two(count):
+    power = 1
+    while power < count:
+        power *= 2
+    return power
 
 
 def gradients_of(parameters):
@@ -207,18 +216,42 @@ def test_dry_run_shows_the_estimate_and_a_run_says_it_first(pristine, tmp_path, 
     assert caplog.records[0].getMessage().startswith("memory: weights in float32")
 
 
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (MemoryError(), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, full):
+    assert ran_out_of_memory(error) == full
+
+
 def test_what_waits_is_counted_in_main_memory(trainer):
-    """Three networks that wait, and the inputs of blocks, against sizes written out."""
+    """Three networks that wait, and the inputs of blocks, against sizes written out as powers of two."""
     base = sum(p.numel() for p in tiny_wan(layers=2).parameters())
     here, away = (trainer(f"train.offload={which}").setup.memory for which in ("none", "waiting"))
     assert here.waiting == 0 and here.weights["float32"] == 3 * 4 * base
     assert away.weights["float32"] == 2 * 4 * base and away.average == 0
-    assert away.waiting == 3 * 4 * base + here.optimiser + here.average and away.total < here.total
+    network = tiny_wan(layers=2)
+    weights = sum(power_of_two(4 * p.numel()) for p in network.parameters())
+    steps, buffers = 4 * len(list(network.parameters())), sum(power_of_two(b.nbytes) for b in network.buffers())
+    assert away.waiting == 3 * (weights + buffers) + 2 * (2 * weights + steps) + here.average
+    assert away.waiting > 3 * 4 * base + here.optimiser + here.average and away.total < here.total
     kept, parked = (
         trainer(*ADAPTERS, f"backbone.gradient_checkpointing={which}").setup.memory for which in ("true", "offload")
     )
     inputs = 3 * (16 * 16 + 4 + 6) * 128 * 4  # tokens, text and time of three samples
-    assert kept.waiting == 0 and parked.waiting == 2 * 2 * inputs  # of two blocks, for both passes
+    rounded = sum(power_of_two(3 * count * 128 * 4) for count in (16 * 16, 4, 6))
+    rounded += sum(power_of_two(3 * count * 128) for count in (16 * 16, 4, 6))  # the first stage's, a quarter
+    assert kept.waiting == 0 and parked.waiting == 2 * 2 * rounded  # of two blocks, for both passes
+    one = trainer(*ADAPTERS, "backbone.gradient_checkpointing=offload", "plan.sizes=[[32, 32]]", "plan.split='4'")
+    rounded = sum(power_of_two(3 * count * 128 * 4) for count in (16 * 16, 4, 6))
+    assert one.setup.memory.waiting == 2 * 2 * rounded > 2 * 2 * inputs
     assert 2 * 2 * 3 * 16 * 16 * 128 * 4 * 0.7 < kept.activations - parked.activations <= 2 * 2 * inputs
 
 
@@ -227,3 +260,23 @@ def test_the_benchmark_measures_what_it_estimates():
     assert sum(found["parts"].values()) == found["device"] and found["main"] == 0
     assert 0.8 < found["device"] / found["measured"] < 1.25
     assert len(row("adapters", found)) == 5
+
+
+def test_the_benchmark_keeps_what_was_measured(tmp_path):
+    results, estimate = tmp_path / "results.json", {"device": 2, "main": 0, "parts": {}}
+    measured = estimate | {"device": 1, "measured": 3}
+    assert store(results, "a", "x", estimate) == estimate and store(results, "a", "x", measured) == measured
+    assert store(results, "a", "x", estimate) == measured and store(results, "b", "x", estimate) == estimate
+    full = measured | {"measured": None}
+    assert store(results, "a", "x", full) == full and store(results, "a", "y", estimate) == estimate
+    assert json.loads(results.read_text())["rows"] == {"a": {"x": full, "y": estimate}, "b": {"x": estimate}}
+
+
+def test_the_benchmark_says_what_it_did_not_measure(tmp_path, capsys, monkeypatch):
+    main(["--tiny", "--only", "wan-1.3b"], results=tmp_path / "results.json")
+    assert "measured: missing; run python -m benchmarks.training_memory --only wan-1.3b --measure" in (
+        capsys.readouterr().out
+    )
+    monkeypatch.setattr(training_memory, "main_memory", lambda: 1000)
+    assert "measured" not in figures(TINY["wan-1.3b"], SETS["adapters"], measure=True, tiny=True)
+    assert "not measured:" in capsys.readouterr().out and not list(tmp_path.iterdir())

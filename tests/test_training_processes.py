@@ -53,6 +53,15 @@ def parts_of(world, update, folder="out"):
     return {name: dict(part) for name, part in checkpoint.parts.items()}
 
 
+def test_two_processes_merge_into_a_base_that_was_quantised(pristine, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    world = copy_world(pristine, tmp_path)
+    quantised = (*MODES["adapters"], "model.base_dtype=nf4", "output.merge=true", "train.updates=1", "train.batch=1")
+    distill_on(2, world, *quantised)
+    student, start = (load_wan_transformer(world / path) for path in ("out/student.safetensors", "teacher.safetensors"))
+    assert student.state_dict().keys() == start.state_dict().keys()
+
+
 def start_of(world, mode):
     setup = make_setup(world, *MODES[mode])
     networks = make_networks(setup, Processes(setup.config))

@@ -10,7 +10,8 @@ from backbone_world import NAMES, backbone_setup, tiny_network
 from rmd_core.errors import RMDError
 from training.backbones.base import move
 from training.config import ModelSection
-from training.networks import adapt
+from training.networks import adapt, make_networks
+from training.processes import Processes
 from training.quantised import QuantisedLinear, quantise, quantised_layers
 from training.wan_files import load_wan_transformer
 from training_world import copy_world, distill, make_setup, refused, tensors, tiny_wan, write_world
@@ -112,6 +113,14 @@ def test_what_is_quantised_in_wan():
     layers = [f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")]
     layers += ["ffn.net.0.proj", "ffn.net.2"]
     assert names == {f"blocks.{block}.{layer}" for block in (0, 1) for layer in layers}
+
+
+def test_the_runs_own_targets_are_quantised_and_counted(world):
+    setup = make_setup(world, *ADAPTERS, "model.base_dtype=nf4", "model.targets=[to_q, time_embedder.linear_2]")
+    networks = make_networks(setup, Processes(setup.config))
+    layers = quantised_layers(networks.teacher)
+    assert networks.base.layers["condition_embedder.time_embedder.linear_2"].get_base_layer() in layers
+    assert setup.memory.weights["nf4"] == sum(layer.weight.nbytes + layer.scales.nbytes for layer in layers)
 
 
 @pytest.mark.parametrize("kind", KINDS)

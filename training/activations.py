@@ -1,5 +1,7 @@
 """The activations of an update: one pass of each kind through the networks, on tensors without data."""
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +11,10 @@ from rmd_core.losses import fake_score_loss
 from .dry_calls import DryCalls
 from .estimate import Guidance, estimate_x0_eps
 from .live_memory import LiveMemory
-from .networks import adapt
+from .networks import adapt, adapted_layers
 from .quantised import is_quantised, quantise
 from .recomputing import Recomputing
+from .waiting import page_locked
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class DryNetworks:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes on the device beyond weights and gradients; ``parked``: bytes of block inputs in main memory meanwhile.
+    """Bytes on the device beyond weights and gradients; ``parked``: most bytes of main memory for block inputs.
 
     ``peak``: the most that an update holds. ``waiting``: what the student's pass holds while the fake score trains.
     """
@@ -52,7 +55,7 @@ def dry_networks(config, backbone, outline):
         if whole:
             return DryNetworks(network, network, list(network.requires_grad_(True).parameters()), recomputing, calls)
         if is_quantised(config.model.base_dtype):
-            quantise(network, config.model.base_dtype, targets=backbone.adapter_targets, device="meta")
+            quantise(network, config.model.base_dtype, targets=adapted_layers(config.model, backbone), device="meta")
         adapted = adapt(network, backbone, config.model)
         trained = list(adapted.adapters["fake"].parameters())
         if calls.autocast:  # by which adapters are cast
@@ -88,12 +91,28 @@ def measure_activations(config, backbone, networks, *, size, tokens):
     # The student's pass waits while the fake score trains, or else while the teacher is asked.
     waiting, passes = (held, 2) if holds_both(config) else (0, 1)
     peak = max(held + one_way.peak, waiting + both_ways.peak)
-    return Activations(peak, waiting, networks.recomputing.parked * passes)
+    shares = [math.prod(smaller) / math.prod(size) for smaller in config.plan.sizes]
+    return Activations(peak, waiting, _page_locked_inputs(networks.recomputing.parked, shares) * passes)
 
 
 def holds_both(config):
     """Whether the student's activations are held while the fake score trains."""
     return config.train.share_forward and config.train.accumulation == 1
+
+
+def _page_locked_inputs(parked, shares):
+    """The most bytes for ``parked`` inputs and for them at every stage, whose tensors are ``shares`` as large.
+
+    What a stage is done with is kept for others of the same rounded size alone. Inputs that are as large at every
+    stage (text, times) are small, and counted as if they were not.
+    """
+    most = Counter()
+    for share in shares:
+        asked = Counter()
+        for count, number in parked.items():
+            asked[page_locked(math.ceil(count * share))] += number
+        most |= asked
+    return sum(count * number for count, number in most.items())
 
 
 def _drop(parameter):

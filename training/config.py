@@ -204,6 +204,15 @@ class TrainSection(Section):
         "float32", description="of the network calls; all trained weights stay float32"
     )
 
+    @model_validator(mode="after")
+    def _student_trains(self):
+        if self.fake_only_updates >= self.updates:
+            raise ValueError(
+                f"fake_only_updates {self.fake_only_updates} leaves none of {self.updates} updates to train the "
+                "student in; give a smaller fake_only_updates or more updates"
+            )
+        return self
+
 
 class OutputSection(Section):
     """What is written, and how often."""
@@ -257,6 +266,14 @@ class Config(Section):
         alpha = _chosen(self.model.alpha, float(self.model.rank))
         base_dtype = _chosen(self.model.base_dtype, self.train.precision)
         return self.model.model_copy(update={"alpha": alpha, "base_dtype": base_dtype})
+
+    def unused(self):
+        """The names of keys that are for adapters and were given other values than their own, in another mode."""
+        if self.model.mode == "adapters":
+            return ()
+        keys = [("model", key) for key in ModelSection.model_fields if key != "mode"] + [("output", "merge")]
+        parts = [(f"{part}.{key}", getattr(self, part), key) for part, key in keys]
+        return tuple(name for name, part, key in parts if getattr(part, key) != type(part).model_fields[key].default)
 
     def to_yaml(self):
         """The configuration as YAML text that reads back as the same configuration."""

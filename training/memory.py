@@ -9,8 +9,9 @@ import torch
 from rmd_core.errors import RMDError
 
 from .activations import dry_networks, holds_both, measure_activations
-from .optim import optimiser_bytes
+from .optim import optimiser_bytes, state_sizes
 from .quantised import has_bitsandbytes, is_quantised, quantised_layers
+from .waiting import page_locked
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class MemoryEstimate:
 
     ``casts``: copies of weights in the precision of the calls, as long as a gradient needs them. ``size``: latent
     height and width of the final size, where the most is held. ``waiting``: bytes in main memory, of what is not on the
-    device all the time; of an optimiser whose states come for a step alone, ``optimiser`` is what they need beyond the
+    device all the time, page-locked tensors in the powers of two that PyTorch takes for them on CUDA; of an optimiser whose states come for a step alone, ``optimiser`` is what they need beyond the
     activations that are gone by then.
     """
 
@@ -90,7 +91,7 @@ def estimate_memory(config, backbone, outline, *, size, tokens, spread=1):
     average = 0 if config.train.ema is None else 4 * held
     waiting = activations.parked
     if waits:  # of three networks two are there at once, and the average is made in main memory
-        waiting += states + (3 * 4 * base + average if whole else 0)
+        waiting += _waiting(networks, outline, config) + (average if whole else 0)
         states, average = max(0, states // 2 + activations.waiting - activations.peak), 0 if whole else average
     return MemoryEstimate(
         trained=numel,
@@ -103,6 +104,15 @@ def estimate_memory(config, backbone, outline, *, size, tokens, spread=1):
         waiting=waiting,
         size=size,
     )
+
+
+def _waiting(networks, outline, config):
+    """Bytes of page-locked memory for both optimisers' states and, of three networks, for their weights."""
+    states = sum(map(page_locked, state_sizes(networks.trained, config.optimiser.kind)))
+    if config.model.mode == "adapters":
+        return 2 * states
+    sizes = [4 * p.numel() for p in outline.parameters()] + [buffer.nbytes for buffer in outline.buffers()]
+    return 2 * states + 3 * sum(map(page_locked, sizes))
 
 
 def _weights(config, networks, numel, base, spread):
@@ -182,8 +192,9 @@ def tell_memory(config, estimated, available, device):
 
 def ran_out_of_memory(error):
     """Whether an exception says that a device, or the main memory, had no room."""
-    told = "tried to allocate"  # by PyTorch's allocator on the CPU, in a plain RuntimeError
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or told in str(error)
+    # The first: PyTorch's allocator on the CPU, in a plain RuntimeError. The second: CUDA itself, for page-locked memory.
+    told = any(words in str(error) for words in ("tried to allocate", "out of memory"))
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and told)
 
 
 def device_memory(device):

@@ -24,10 +24,15 @@ def make_optimiser(network, *, lr, settings):
 
 def optimiser_bytes(parameters, kind):
     """The bytes of the state of an optimiser of this ``kind`` over parameters, shapes given on any device."""
+    tables = 2 * 4 * 256 if kind == "adamw8bit" else 0
+    return tables + sum(state_sizes(parameters, kind))
+
+
+def state_sizes(parameters, kind):
+    """The bytes of each tensor of such a state, without the tables that all parameters share."""
     if kind == "adamw":
-        return sum(2 * 4 * p.numel() + 4 for p in parameters)  # two moments, and a step count
-    tables = 2 * 4 * 256
-    return tables + sum(_bytes_in_8_bits(p.numel()) for p in parameters)
+        return [count for p in parameters for count in (4 * p.numel(), 4 * p.numel(), 4)]  # two moments, a step count
+    return [count for p in parameters for count in 2 * _moment_in_8_bits(p.numel())]
 
 
 def optimiser_tensors(optimiser):
@@ -78,6 +83,6 @@ def _shapes_8bit(optimiser, parameters):
     return {name: tensor.shape for name, tensor in optimiser_tensors(optimiser).items()}
 
 
-def _bytes_in_8_bits(numel):
-    """Of one parameter; bitsandbytes keeps those with fewer than 4096 values in float32."""
-    return 2 * 4 * numel if numel < 4096 else 2 * numel + 2 * 4 * (-(-numel // 256))
+def _moment_in_8_bits(numel):
+    """Bytes of a moment and its scales; bitsandbytes keeps those with fewer than 4096 values in float32."""
+    return (4 * numel,) if numel < 4096 else (numel, 4 * -(-numel // 256))

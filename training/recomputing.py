@@ -1,6 +1,7 @@
 """Blocks whose activations are recomputed in the backward pass, their inputs kept on the device or in main memory."""
 
 import contextlib
+from collections import Counter
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -12,13 +13,13 @@ class Recomputing:
 
     ``setting``: ``backbone.gradient_checkpointing``, true or ``offload``, by which the inputs of blocks wait in main
     memory. ``wrap(block)``: what to call in a block's place, the second time too; asked for when the block is called.
-    ``parked``: bytes of inputs that went to main memory so far.
+    ``parked``: how many inputs of how many bytes went to main memory so far.
     """
 
     def __init__(self, setting, wrap=None):
         self._away = setting == "offload"
         self._wrap = wrap
-        self.parked = 0
+        self.parked = Counter()
 
     def __call__(self, block, *inputs):
         call = self._wrap(block) if self._wrap else block
@@ -27,7 +28,7 @@ class Recomputing:
             return checkpoint(call, *inputs, use_reentrant=False)
 
     def _park(self, tensor):
-        self.parked += tensor.nbytes
+        self.parked[tensor.nbytes] += 1
         if tensor.is_meta:  # of a tensor without data only the shape has to wait
             return tensor.device, tensor.new_empty(0), tensor.shape
         if tensor.device.type == "cpu":

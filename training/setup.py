@@ -1,5 +1,6 @@
 """Everything a run needs before its first update, loaded and checked; all bad input is found here."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import PromptOrder, read_prompts
 from .quantised import is_quantised
 from .trackers import check_trackers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def _check_export(config, backbone, outline):
                 _check_layer(backbone, outline, name)
 
 
-def _loaded_in(config):
+def loaded_in(config):
     """The type of the teacher's weights; what is to be quantised is loaded in that of the calls."""
     if config.model.mode == "three networks":  # copies are trained in float32, which the teacher beside them shares
         return torch.float32
@@ -99,6 +102,8 @@ def prepare(config, *, spread=1, planned=None):
     """
     if spread > 1:
         check_spread(config)
+    if config.unused():
+        log.warning("warning: %s: not used by model.mode %s", ", ".join(config.unused()), config.model.mode)
     backbone, plan, intervals, outline = outline_run(config)
     _check_export(config, backbone, outline)
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
@@ -117,7 +122,7 @@ def prepare(config, *, spread=1, planned=None):
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
 
     memory = tell_memory(config, estimated, *device_memory(config.train.device))
-    teacher = backbone.load(located(config.backbone.base), dtype=_loaded_in(config)).requires_grad_(False)
+    teacher = backbone.load(located(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
     vae = backbone.load_vae(located(config.backbone.vae)) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
     return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, memory, teacher, vae)

@@ -145,6 +145,11 @@ def _tensors_of(network):
         yield (lambda tensor=tensor: tensor.data), (lambda value, tensor=tensor: setattr(tensor, "data", value))
 
 
+def page_locked(count):
+    """The bytes that a tensor of ``count`` bytes takes of page-locked memory: PyTorch rounds up to a power of two."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
 def _home(tensor, device):
     if torch.device(device).type == "cpu":
         return tensor

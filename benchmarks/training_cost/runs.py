@@ -7,7 +7,7 @@ from benchmarks.speed.networks import random_network
 from training.memory import estimate_memory
 from training.plans import build_intervals, build_plan
 from training.processes import Processes
-from training.setup import Setup, prepare
+from training.setup import Setup, loaded_in, prepare
 from training.trainer import Trainer
 
 PROMPTS = ("a red apple", "a blue cup", "a green leaf", "a yellow sun")
@@ -59,10 +59,7 @@ def estimated(case, config):
 def _random_setup(case, config, device):
     backbone, kind, network = case.network()
     backbone = type(backbone)(shift=config.backbone.shift)
-    # As setup.prepare loads it: float32 for three networks, packed from bfloat16 where the base is quantised.
-    whole = config.model.mode == "three networks"
-    dtype = torch.float32 if whole else getattr(torch, config.model.base_dtype, torch.bfloat16)
-    teacher = random_network(kind, network, device=device, dtype=dtype)
+    teacher = random_network(kind, network, device=device, dtype=loaded_in(config))
     plan = build_plan(config, backbone)
     return Setup(
         config=config,

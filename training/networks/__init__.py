@@ -1,12 +1,12 @@
 """Student, fake score and teacher of a run, as full networks or as adapters on one frozen base."""
 
-from .adapters import AdapterNetworks, adapt
+from .adapters import AdapterNetworks, adapt, adapted_layers
 from .base import Networks
 from .three_networks import ThreeNetworks
 
 MODES = {"adapters": AdapterNetworks, "three networks": ThreeNetworks}
 
-__all__ = ["Networks", "adapt", "make_networks"]
+__all__ = ["Networks", "adapt", "adapted_layers", "make_networks"]
 
 
 def make_networks(setup, processes):

@@ -17,7 +17,7 @@ class AdapterNetworks(Networks):
         device, spread = self.processes.device, self.processes.sharded
         backbone, settings, recomputed = self.setup.backbone, self.config.model, self.config.backbone
         if is_quantised(settings.base_dtype):
-            quantise(teacher, settings.base_dtype, targets=backbone.adapter_targets, device=device)
+            quantise(teacher, settings.base_dtype, targets=adapted_layers(settings, backbone), device=device)
         self.base = adapt(teacher if spread else teacher.to(device), backbone, settings).start(self.config.train.seed)
         if recomputed.gradient_checkpointing:
             self.base.enable_gradient_checkpointing(recomputed.gradient_checkpointing)
@@ -35,6 +35,8 @@ class AdapterNetworks(Networks):
 
     def export(self, path, *, update):
         if self.config.output.merge:
+            if is_quantised(self.config.model.base_dtype) and not self.processes.main:
+                return  # such a base is never spread, so no process waits for this one
             plain = self._plain() if self.processes.main else None
             merged = self.base.merged("student", dtype=getattr(torch, self.config.output.dtype), base=plain)
             if self.processes.main:
@@ -51,5 +53,10 @@ class AdapterNetworks(Networks):
 
 def adapt(network, backbone, settings):
     """An AdaptedNetwork with the adapters of student and fake score, by the configuration's model section."""
-    targets = settings.targets or backbone.adapter_targets
+    targets = adapted_layers(settings, backbone)
     return AdaptedNetwork(network, TRAINED, rank=settings.rank, alpha=settings.alpha, targets=targets)
+
+
+def adapted_layers(settings, backbone):
+    """The endings of the names of the layers that get an adapter, by the configuration's model section."""
+    return settings.targets or backbone.adapter_targets
