@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks.memory_cases import SETS, TINY
 from benchmarks import training_memory
+from benchmarks.memory_cases import SETS, TINY
 from benchmarks.training_memory import figures, main, row, store
 from training.config_files import load_config
 from training.live_memory import LiveMemory

@@ -25,8 +25,8 @@ class MemoryEstimate:
 
     ``casts``: copies of weights in the precision of the calls, as long as a gradient needs them. ``size``: latent
     height and width of the final size, where the most is held. ``waiting``: bytes in main memory, of what is not on the
-    device all the time, page-locked tensors in the powers of two that PyTorch takes for them on CUDA; of an optimiser whose states come for a step alone, ``optimiser`` is what they need beyond the
-    activations that are gone by then.
+    device all the time, page-locked tensors in the powers of two that PyTorch takes for them on CUDA; of an optimiser
+    whose states come for a step alone, ``optimiser`` is what they need beyond the activations that are gone by then.
     """
 
     trained: int  # number of values of one trained network or adapter
@@ -192,7 +192,7 @@ def tell_memory(config, estimated, available, device):
 
 def ran_out_of_memory(error):
     """Whether an exception says that a device, or the main memory, had no room."""
-    # The first: PyTorch's allocator on the CPU, in a plain RuntimeError. The second: CUDA itself, for page-locked memory.
+    # The first: PyTorch's allocator on the CPU, in a plain RuntimeError. The second: CUDA's, for page-locked memory.
     told = any(words in str(error) for words in ("tried to allocate", "out of memory"))
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and told)
 
