@@ -2,13 +2,15 @@
 
     python -m training.plot_run outputs/demo [outputs/other ...] --out curves.png
 
-Running means over 20 updates: both losses, and the three figures by which burnt colours show before the losses do.
+Running means over 20 updates: both losses, and the three figures by which burnt colours show before the losses do. For
+each stage the deviation of the clean latents in its first and last 10 updates is printed.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -24,23 +26,36 @@ PANELS = (
 )
 
 
-def read_run(folder):
-    """{figure: (updates, values)} of a run's folder. Raises RMDError where there is no record, or a damaged one."""
+def read_entries(folder):
+    """The entries of a run's record. Raises RMDError where there is none, or a damaged one."""
     path = Path(folder) / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        entries = [dict(json.loads(line)) for line in lines]
-        curves = {name: [(entry["update"], entry[name]) for entry in entries if name in entry] for name, _ in PANELS}
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise RMDError(f"{path}: cannot be read ({error.strerror or error}); name the output folder of a run") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError):
         raise RMDError(f"{path}: damaged, not one JSON object a line") from None
+
+
+def read_run(folder):
+    """{figure: (updates, values)} of a run's folder; raises RMDError as ``read_entries``."""
+    entries = [entry for entry in read_entries(folder) if "update" in entry]
+    curves = {name: [(entry["update"], entry[name]) for entry in entries if name in entry] for name, _ in PANELS}
     return {name: tuple(zip(*points)) for name, points in curves.items() if points}
 
 
 def running_mean(values, window=WINDOW):
     """The mean of each value and of those before it, at most ``window`` in all."""
     return [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
+
+
+def deviations(folder, count=10):
+    """{stage: (mean ``x0_std`` of its first ``count`` updates, of its last)} of a run; raises as ``read_entries``."""
+    stages = {}
+    for entry in read_entries(folder):
+        if "x0_std" in entry and "stage" in entry:
+            stages.setdefault(entry["stage"], []).append(entry["x0_std"])
+    return {stage: (fmean(found[:count]), fmean(found[-count:])) for stage, found in sorted(stages.items())}
 
 
 def draw(runs):
@@ -72,6 +87,9 @@ def main(arguments=None):
     try:
         figure = draw({folder.name: read_run(folder) for folder in given.runs})
         figure.savefig(given.out, dpi=100)
+        for folder in given.runs:
+            stages = ", ".join(f"stage {n}: {a:.2f} to {b:.2f}" for n, (a, b) in deviations(folder).items())
+            print(f"{folder.name}: deviation of the clean latents, {stages or 'not recorded'}")
     except (RMDError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
