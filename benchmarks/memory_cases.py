@@ -125,7 +125,7 @@ TINY = {
             "projection_class_embeddings_input_dim": 20 + 6 * 8,
             "norm_num_groups": 8,
         },
-        sizes=((32, 32), (64, 64)),
+        sizes=((8, 8), (16, 16)),
         text=64,
         pooled=20,
         rank=16,
