@@ -12,12 +12,14 @@ from .errors import RMDError
 class MethodPreset:
     """The settings that differ between published variants. Source: docs/method.md, presets.
 
-    mapping is "on" (levels are mapped between sizes) or "none". switch_noise is the rule at a change of size in the
+    mapping_train and mapping are "on" (levels are mapped between sizes) or "none": in the plan that a student is trained
+    with, and in a plan made by hand for a model that was not. switch_noise is the rule at a change of size in the
     sampler, loss_noise the one in the losses. eta_train and eta are the share of predicted noise in [0, 1] in training
     and at inference. offset_factor and split are those of `TimestepIntervals.from_plan`.
     """
 
     name: str
+    mapping_train: str
     mapping: str
     switch_noise: str
     loss_noise: str
@@ -34,6 +36,7 @@ PRESETS = MappingProxyType(
         for preset in (
             MethodPreset(
                 name="default",
+                mapping_train="none",
                 mapping="on",
                 switch_noise="exact",
                 loss_noise="exact",
@@ -45,6 +48,7 @@ PRESETS = MappingProxyType(
             ),
             MethodPreset(
                 name="paper-literal",
+                mapping_train="on",
                 mapping="on",
                 switch_noise="mix",
                 loss_noise="mix",
@@ -56,6 +60,7 @@ PRESETS = MappingProxyType(
             ),
             MethodPreset(
                 name="official-current",
+                mapping_train="none",
                 mapping="none",
                 switch_noise="fresh",
                 loss_noise="mix",
@@ -67,6 +72,7 @@ PRESETS = MappingProxyType(
             ),
             MethodPreset(
                 name="official-first",
+                mapping_train="none",
                 mapping="none",
                 switch_noise="mix",
                 loss_noise="mix",
@@ -78,6 +84,7 @@ PRESETS = MappingProxyType(
             ),
             MethodPreset(
                 name="official-7gpu",
+                mapping_train="none",
                 mapping="none",
                 switch_noise="fresh",
                 loss_noise="fresh",

@@ -7,12 +7,12 @@ from rmd_core.errors import RMDError
 from rmd_core.presets import PRESETS, preset
 
 TABLE = {
-    # name: mapping, switch noise, noise in the losses, eta in training, at inference, offset factor, split, upsampler
-    "default": ("on", "exact", "exact", 0.5, 0.5, 0.25, True, "bicubic"),
-    "paper-literal": ("on", "mix", "mix", 0.5, 0.5, 0.25, True, "bilinear"),
-    "official-current": ("none", "fresh", "mix", 0.5, 0.9, 0.25, True, "bilinear"),
-    "official-first": ("none", "mix", "mix", 0.9, 0.9, 0.5, True, "bilinear"),
-    "official-7gpu": ("none", "fresh", "fresh", 0.0, 0.0, 0.0, False, "bilinear"),
+    # name: mapping in training, of plans by hand, switch noise, noise in the losses, eta in training, at inference, offset factor, split, upsampler
+    "default": ("none", "on", "exact", "exact", 0.5, 0.5, 0.25, True, "bicubic"),
+    "paper-literal": ("on", "on", "mix", "mix", 0.5, 0.5, 0.25, True, "bilinear"),
+    "official-current": ("none", "none", "fresh", "mix", 0.5, 0.9, 0.25, True, "bilinear"),
+    "official-first": ("none", "none", "mix", "mix", 0.9, 0.9, 0.5, True, "bilinear"),
+    "official-7gpu": ("none", "none", "fresh", "fresh", 0.0, 0.0, 0.0, False, "bilinear"),
 }
 
 
@@ -25,6 +25,7 @@ def test_values(name):
     one = preset(name)
     assert one.name == name and one is PRESETS[name]
     assert TABLE[name] == (
+        one.mapping_train,
         one.mapping,
         one.switch_noise,
         one.loss_noise,

@@ -46,7 +46,7 @@ def test_presets_fill_in_what_is_left_out_and_single_keys_win(name):
         preset.offset_factor,
         preset.split,
     )
-    assert method.mapping == ("none" if preset.mapping == "none" else "area")
+    assert method.mapping == ("none" if preset.mapping_train == "none" else "area")
     own = (
         load_config(DEMO, [f"method.preset={name}", "method.eta_train=0.25", "method.switch_noise=exact"])
         .resolved()
@@ -170,12 +170,12 @@ def test_plan_follows_mapping_choices(tmp_path):
     config = load_config(write_world(tmp_path), ["method.mapping={ratio: 3.0}"]).resolved()
     setup = make_setup(tmp_path)
     assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(3.0)
-    assert setup.plan.stages[-1].ratio == pytest.approx(2.0)
+    assert setup.plan.stages[-1].ratio == 1.0  # the default preset trains without a mapping
     config = load_config(tmp_path / "config.yaml", ["method.mapping={shift: [3.0, 5.0]}"]).resolved()
     assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(5 / 3)
     assert yaml.safe_load(config.to_yaml())["method"]["mapping"] == {"shift": [3.0, 5.0]}
-    config = load_config(tmp_path / "config.yaml", ["method.mapping=none"]).resolved()
-    assert build_plan(config, setup.backbone).stages[-1].ratio == 1.0
+    config = load_config(tmp_path / "config.yaml", ["method.mapping=area"]).resolved()
+    assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(2.0)
 
 
 def test_digest_covers_what_decides_the_weights():

@@ -249,7 +249,7 @@ class Config(Section):
         method, preset = self.method, PRESETS[self.method.preset]
         eta_train = _chosen(method.eta_train, preset.eta_train)
         filled = {
-            "mapping": _chosen(method.mapping, "none" if preset.mapping == "none" else "area"),
+            "mapping": _chosen(method.mapping, "none" if preset.mapping_train == "none" else "area"),
             "upsampler": _chosen(method.upsampler, preset.upsampler),
             "switch_noise": _chosen(method.switch_noise, preset.switch_noise),
             "loss_noise": _chosen(method.loss_noise, preset.loss_noise),

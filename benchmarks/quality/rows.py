@@ -24,6 +24,7 @@ from .training import OUTPUTS, student_file, train
 SEEDS_OF_FLOOR = (901, 902, 903)
 GUIDANCE = 2.0  # of the teacher
 TEACHER_STEPS = 50
+MAPPED = "method.mapping=area"  # how a teacher samples a cascade; without distillation the mapping helps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ def curve_rows(student):
 
 def share_rows():
     """Teachers of short runs with and without low-resolution steps: (teacher, at the final size, in the cascade)."""
-    plan, boundary, eta = _sampling(())
+    plan, boundary, eta = _sampling((MAPPED,))
     rule, found = {"plan": plan, "boundary": boundary, "eta": eta, "guidance": GUIDANCE}, []
     for teacher in TEACHERS:
         single = _at_final_size(f"{teacher.name}_single", "4 steps, CFG 2", 4, GUIDANCE, teacher)
@@ -218,7 +219,7 @@ def _at_final_size(name, title, steps, guidance, teacher=None):
 
 
 def _cascade(name, title, guidance, *changes):
-    plan, boundary, eta = _sampling(changes)
+    plan, boundary, eta = _sampling((MAPPED, *changes))
     with_cfg = ", CFG 2" if guidance != 1.0 else ""
     name = f"cascade_{name}" + ("_cfg" if guidance != 1.0 else "")
     return SampledRow(name=name, title=title + with_cfg, plan=plan, boundary=boundary, eta=eta, guidance=guidance)

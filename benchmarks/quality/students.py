@@ -17,7 +17,7 @@ REVISION = 1  # raise it when the trainer or the sampler is changed so that the 
 # What every student shares, written out so that a change of the project's defaults moves no row.
 BASE = (
     "plan.steps=4", "plan.split=2+2", "plan.sizes=[[8,8],[16,16]]",
-    "method.preset=default", "method.upsampler=nearest", "method.mapping=area",
+    "method.preset=default", "method.upsampler=nearest", "method.mapping=none",
     "method.switch_noise=exact", "method.loss_noise=exact", "method.eta_train=0.5", "method.eta=0.5",
     "loss.cfg=2.0", "loss.fake_weighting=eps", "loss.fake_target=x0", "train.fake_steps=1",
     "optimiser.student_lr=1e-4", "optimiser.fake_lr=4e-4", "train.batch=16", "train.ema=0.985",
@@ -85,9 +85,9 @@ def _preset(name):
 DEFAULT = _main("rmd_2+2", "RMD 2+2")
 SINGLE = _main("single", "one resolution, 4 steps", "plan.split=4", "plan.sizes=[[16,16]]", marks=(64, 128, 192))
 CELLS = (
-    _main("nearest_none", "RMD 2+2, nearest, no mapping", "method.mapping=none"),
-    _main("bicubic_area", "RMD 2+2, bicubic, area mapping", "method.upsampler=bicubic"),
-    _main("bicubic_none", "RMD 2+2, bicubic, no mapping", "method.upsampler=bicubic", "method.mapping=none"),
+    _main("nearest_area", "RMD 2+2, nearest, area mapping", "method.mapping=area"),
+    _main("bicubic_none", "RMD 2+2, bicubic, no mapping", "method.upsampler=bicubic"),
+    _main("bicubic_area", "RMD 2+2, bicubic, area mapping", "method.upsampler=bicubic", "method.mapping=area"),
 )
 CHANGES = (
     _preset("official-current"),
