@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.node_overhead [--pairs 20]
 
 Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and a
-bicubic LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked. Both sides
+nearest-exact LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked. Both sides
 run in one process, one after the other, and each pair gives one ratio; the figures are the median and the quartiles of
 these. With previews, both show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. CPU time says the
 same with less of what else the machine does, and "outside" is the CPU time of a cascade that is not spent in the
@@ -110,7 +110,7 @@ class Pair:
             if latent is None:
                 latent = self.tiny.latent(stage.height, stage.width)
             else:
-                (latent,) = self.upscale(latent, "bicubic", 8 * stage.width, 8 * stage.height, "disabled")
+                (latent,) = self.upscale(latent, "nearest-exact", 8 * stage.width, 8 * stage.height, "disabled")
             (noise,) = self.sampling.RandomNoise.execute(SEED + stage.index).args
             sigmas = torch.tensor(self.plan.sigmas(stage), dtype=torch.float32)
             latent, _ = self.sampling.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args

@@ -27,7 +27,7 @@ class Boundary:
     [0, 1]. Raises RMDError for anything else. Source: docs/method.md, the boundary operation.
     """
 
-    upsampler: str = "bicubic"
+    upsampler: str = "nearest"
     switch_noise: str = "exact"
     eta_switch: float = 0.5
 

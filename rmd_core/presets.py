@@ -44,7 +44,7 @@ PRESETS = MappingProxyType(
                 eta=0.5,
                 offset_factor=0.25,
                 split=True,
-                upsampler="bicubic",
+                upsampler="nearest",
             ),
             MethodPreset(
                 name="paper-literal",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from .errors import RMDError
 
-UPSAMPLERS = ("bicubic", "nearest", "bilinear", "area")
+UPSAMPLERS = ("nearest", "bicubic", "bilinear", "area")
 
 _TORCH_MODES = {"bicubic": "bicubic", "nearest": "nearest-exact", "bilinear": "bilinear"}
 

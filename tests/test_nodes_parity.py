@@ -305,7 +305,7 @@ def test_noise_of_different_steps_and_stages_is_uncorrelated(nodes, tiny):
     drawn = [recorder.calls[0].x]
     for before, call in zip(recorder.calls, recorder.calls[1:]):
         alpha, sigma = alpha_sigma(plan, call.sigma)
-        drawn.append((call.x - alpha * upsample(before.x0, tuple(call.x.shape[-2:]), "bicubic")) / sigma)
+        drawn.append((call.x - alpha * upsample(before.x0, tuple(call.x.shape[-2:]), "nearest")) / sigma)
     for one, other in itertools.combinations(drawn, 2):
         count = one.numel()
         by_number = other.flatten()[:count]

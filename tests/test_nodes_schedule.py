@@ -55,7 +55,7 @@ def test_published_plans(plan, case):
     assert made.stages.split == split
     assert [step.timestep for step in made.stages.steps] == pytest.approx(timesteps, abs=0.01)
     assert made.final_px == (size[1], size[0]) and made.eta == 0.5 and made.cfg == 1.0
-    assert (made.boundary.upsampler, made.boundary.switch_noise, made.boundary.eta_switch) == ("bicubic", "exact", 0.5)
+    assert (made.boundary.upsampler, made.boundary.switch_noise, made.boundary.eta_switch) == ("nearest", "exact", 0.5)
 
 
 def test_comfyui_names_the_levels_as_the_plan_means_them(plan, tiny):
