@@ -93,7 +93,7 @@ def test_full_student(folder, load):
         "steps: 2+2 at 64x64 to 128x128 px",
         "sigmas: 1, 0.9, 0.75, 0.5",
         "flow, shift 3",
-        "mapping: area",
+        "mapping: none",
         "eta 0.5",
         "nearest, exact noise, eta 0.5",
         "CFG: 1",
