@@ -88,7 +88,7 @@ class FewStepProfile:
 
 # The two rules at a change of size. A model whose sampler draws fresh noise at every step (LCM and DMD kinds) expects
 # just that at the change too. A model for an Euler sampler expects its predicted noise back: `exact` gives it back and
-# stays white at the larger size; of its eta_switch, 0.5 was best or tied for networks that were not trained for the
-# cascade, on one tiny backbone. Interpolated noise (`mix`) is not white and was worse for them.
+# stays white at the larger size; eta_switch 0, 0.5 and 1 lie close together for a network that was not trained for the
+# cascade, on one tiny backbone (docs/quality.md). Interpolated noise (`mix`) is not white and was worse for it.
 FRESH_AT_SWITCH = Boundary("bicubic", "fresh", 0.0)
 EXACT_AT_SWITCH = Boundary("bicubic", "exact", 0.5)

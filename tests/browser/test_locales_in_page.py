@@ -1,19 +1,38 @@
 """The translations in the real frontend: titles, inputs and outputs of every node in each language."""
 
+from itertools import combinations
+
 import pytest
 
 from browser.session import WINDOW, Frontend
 from test_locales import SCRIPTS, locale
 
 SET_LANGUAGE = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
-ADD = """kinds => kinds.map((kind, number) => {
-  const node = LiteGraph.createNode(kind);
-  node.pos = [number % 4 * 420, Math.floor(number / 4) * 320];
-  app.graph.add(node);
-  const widgets = (node.widgets ?? []).map(widget => [widget.name, widget.label]);
-  const sockets = node.inputs.filter(input => !input.widget).map(one => [one.name, one.label ?? one.localized_name]);
-  return [node.title, Object.fromEntries([...sockets, ...widgets]), node.outputs.map(output => output.localized_name)];
-})"""
+ADD = """kinds => {
+  const bottoms = [0, 0, 0, 0];  // of four columns; each node goes to the shortest
+  return kinds.map(kind => {
+    const node = LiteGraph.createNode(kind);
+    app.graph.add(node);
+    const column = bottoms.indexOf(Math.min(...bottoms)), size = node.computeSize();
+    node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
+    node.pos = [column * 420, bottoms[column]];
+    bottoms[column] += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 40;
+    const widgets = (node.widgets ?? []).map(widget => [widget.name, widget.label]);
+    const sockets = node.inputs.filter(input => !input.widget).map(one => [one.name, one.label ?? one.localized_name]);
+    const outputs = node.outputs.map(output => output.localized_name);
+    return [node.title, Object.fromEntries([...sockets, ...widgets]), outputs];
+  });
+}"""
+BOXES = "() => app.graph._nodes.map(node => [node.title, ...node.boundingRect])"
+
+
+def overlapping(boxes):
+    """The pairs of titles whose boxes (left, top, width, height) meet."""
+    return [
+        (one[0], other[0])
+        for one, other in combinations(boxes, 2)
+        if all(one[1 + i] < other[1 + i] + other[3 + i] and other[1 + i] < one[1 + i] + one[3 + i] for i in (0, 1))
+    ]
 
 
 @pytest.mark.parametrize("language", SCRIPTS)
@@ -33,6 +52,7 @@ def test_every_node_is_in_the_users_language(frontend, keep_picture, language):
             assert outputs == named or kind == "RMD_LoadPromptEmbeddings"  # the frontend names bare types itself
         assert opened.errors == []
         keep_picture(f"nodes_{language}", opened.graph_picture())
+        assert overlapping(page.evaluate(BOXES)) == []
     finally:
         page.close()
         frontend.page.evaluate(SET_LANGUAGE, "en")

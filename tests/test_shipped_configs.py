@@ -1,0 +1,30 @@
+"""The table of what the shipped configurations take: every row is there, one is computed again, all fit their cards."""
+
+import re
+
+from benchmarks.markdown import stored_block
+from benchmarks.shipped_configs import CONFIGS, MARK, MODELS, PAGE, need, table
+
+ROWS = {line.split("`")[1].removesuffix(".yaml"): line for line in stored_block(PAGE, MARK).split("\n")[2:]}
+
+
+def test_every_shipped_configuration_has_its_row():
+    assert list(ROWS) == list(MODELS) and {*MODELS, "demo"} == {path.stem for path in CONFIGS.glob("*.yaml")}
+
+
+def test_a_row_is_what_the_command_makes_of_the_configuration():
+    assert table({"pixart_alpha": need("pixart_alpha")}).split("\n")[2] == ROWS["pixart_alpha"]
+
+
+def test_each_fits_the_card_that_its_first_lines_name():
+    for name, row in ROWS.items():
+        card = int(re.search(r"(\d+) GB\s+(?:# )?card", (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))[1])
+        assert float(row.split("|")[2].removesuffix(" GiB ")) * 2**30 < card * 1e9
+
+
+def test_each_names_its_teacher_and_prompts_on_the_page():
+    page = PAGE.read_text(encoding="utf-8")
+    for name in ROWS:
+        text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+        base, prompts = re.search(r"^  base: (\S+)", text, re.M)[1], re.search(r"prompts/(\w+)\.txt", text)[1]
+        assert re.search(rf"^\| `{re.escape(name)}\.yaml` \| {re.escape(base)} \| .* \| {prompts} \|$", page, re.M)
