@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.node_overhead [--pairs 20]
 
-Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and a
-nearest-exact LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked. Both sides
-run in one process, one after the other, and each pair gives one ratio; the figures are the median and the quartiles of
-these. With previews, both show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. CPU time says the
-same with less of what else the machine does, and "outside" is the CPU time of a cascade that is not spent in the
-network. Results: benchmarks/results/node_overhead.json.
+Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and
+a nearest-exact LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked.
+Both sides run in one process, one after the other, and each pair gives one ratio; the figures are the median and the
+quartiles of these. With previews, both show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. CPU
+time says the same with less of what else the machine does, and "outside" is the CPU time of a cascade that is not
+spent in the network. Results: benchmarks/results/node_overhead.json.
 """
 
 import argparse
@@ -178,6 +178,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=20, help="timed pairs of each case (default 20)")
     pairs = parser.parse_args().pairs
+    if pairs < 2:
+        parser.error(f"--pairs {pairs} gives no quartiles; take 2 or more")
     nodes, version = load_comfyui()
     rows, shown = {}, []
     for case in CASES:

@@ -12,8 +12,8 @@ from .errors import RMDError
 class MethodPreset:
     """The settings that differ between published variants. Source: docs/method.md, presets.
 
-    mapping_train and mapping are "on" (levels are mapped between sizes) or "none": in the plan that a student is trained
-    with, and in a plan made by hand for a model that was not. switch_noise is the rule at a change of size in the
+    mapping_train and mapping are "on" (levels are mapped between sizes) or "none": in the plan that a student is
+    trained with, and in a plan made by hand for another model. switch_noise is the rule at a change of size in the
     sampler, loss_noise the one in the losses. eta_train and eta are the share of predicted noise in [0, 1] in training
     and at inference. offset_factor and split are those of `TimestepIntervals.from_plan`.
     """

@@ -7,7 +7,8 @@ from rmd_core.errors import RMDError
 from rmd_core.presets import PRESETS, preset
 
 TABLE = {
-    # name: mapping in training, of plans by hand, switch noise, noise in the losses, eta in training, at inference, offset factor, split, upsampler
+    # name: mapping in training, of plans by hand, switch noise, noise in the losses, eta in training, at inference,
+    #       offset factor, split, upsampler
     "default": ("none", "on", "exact", "exact", 0.5, 0.5, 0.25, True, "nearest"),
     "paper-literal": ("on", "on", "mix", "mix", 0.5, 0.5, 0.25, True, "bilinear"),
     "official-current": ("none", "none", "fresh", "mix", 0.5, 0.9, 0.25, True, "bilinear"),
