@@ -17,7 +17,7 @@ from training.processes import Processes
 from training.quantised import has_bitsandbytes, quantised_layers
 from training.trainer import Trainer
 from training.wan_files import save_wan_transformer
-from training_world import copy_world, distill, make_setup, tiny_wan, write_world
+from training_world import copy_world, distill, make_setup, tiny_wan
 
 PLAN = ("plan.sizes=[[16, 16], [32, 32]]", "train.warmup_updates=0")
 ADAPTERS = ("model.mode=adapters", "model.rank=4")
@@ -30,21 +30,21 @@ def packed(*overrides, limits=()):
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
+def deeper(pristine, tmp_path_factory):
+    """The tiny world with a teacher of two blocks; to be copied, never to be changed."""
+    folder = copy_world(pristine, tmp_path_factory.mktemp("deeper"))
     save_wan_transformer(tiny_wan(layers=2), folder / "teacher.safetensors", dtype=torch.float32)
     return folder
 
 
 @pytest.fixture
-def trainer(pristine, tmp_path):
+def trainer(deeper, tmp_path):
     """A function that makes the trainer of a run."""
 
     def make(*overrides):
         AcceleratorState._reset_state(reset_partial_state=True)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        setup = make_setup(copy_world(pristine, folder), *PLAN, *overrides)
+        setup = make_setup(copy_world(deeper, folder), *PLAN, *overrides)
         return Trainer(setup, Processes(setup.config))
 
     return make
@@ -155,18 +155,18 @@ def test_live_memory_counts_what_is_held_and_forgets_what_is_gone():
         assert memory.live == 4 == total.nbytes
 
 
-def test_the_outline_has_the_shapes_of_the_network(pristine):
-    setup = make_setup(pristine)
-    outline = setup.backbone.outline(pristine / "teacher.safetensors")
+def test_the_outline_has_the_shapes_of_the_network(deeper):
+    setup = make_setup(deeper)
+    outline = setup.backbone.outline(deeper / "teacher.safetensors")
     ours, theirs = outline.state_dict(), setup.teacher.state_dict()
     assert all(p.is_meta for p in outline.parameters()) and outline.config == setup.teacher.config
     assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
 
 
-def test_advice_is_taken_until_it_fits(pristine, caplog):
-    config = load_config(pristine / "config.yaml", PLAN).resolved()
-    setup = make_setup(pristine, *PLAN)
-    outline = setup.backbone.outline(pristine / "teacher.safetensors")
+def test_advice_is_taken_until_it_fits(deeper, caplog):
+    config = load_config(deeper / "config.yaml", PLAN).resolved()
+    setup = make_setup(deeper, *PLAN)
+    outline = setup.backbone.outline(deeper / "teacher.safetensors")
 
     known = {}
 
@@ -179,11 +179,11 @@ def test_advice_is_taken_until_it_fits(pristine, caplog):
     whole = estimated(config).total
     assert advice(config, whole, estimated) == ([], estimated(config))
     first = ["train.precision=bfloat16", "backbone.gradient_checkpointing=true"]
-    wanted = estimated(load_config(pristine / "config.yaml", [*PLAN, *first]).resolved())
+    wanted = estimated(load_config(deeper / "config.yaml", [*PLAN, *first]).resolved())
     assert advice(config, wanted.total, estimated) == (first, wanted)
     overrides, estimate = advice(config, 1000, estimated)
     assert overrides[-2:] == ["model.mode=adapters", "model.base_dtype=bfloat16"] and 1000 < estimate.total < whole / 3
-    assert estimate == estimated(load_config(pristine / "config.yaml", [*PLAN, *overrides]).resolved())
+    assert estimate == estimated(load_config(deeper / "config.yaml", [*PLAN, *overrides]).resolved())
 
     caplog.set_level(logging.INFO)
     caplog.clear()
@@ -196,8 +196,8 @@ def test_advice_is_taken_until_it_fits(pristine, caplog):
     assert "still too much" in warnings[1] and all("\n" not in line for line in warnings)
 
 
-def test_dry_run_shows_the_estimate_and_a_run_says_it_first(pristine, tmp_path, capsys, caplog):
-    world = copy_world(pristine, tmp_path)
+def test_dry_run_shows_the_estimate_and_a_run_says_it_first(deeper, tmp_path, capsys, caplog):
+    world = copy_world(deeper, tmp_path)
     caplog.set_level(logging.INFO)
     assert distill(world, *ADAPTERS, flags=["--dry-run"]) == 0
     told = capsys.readouterr().out

@@ -14,24 +14,12 @@ from training.networks import adapt, make_networks
 from training.processes import Processes
 from training.quantised import QuantisedLinear, quantise, quantised_layers
 from training.wan_files import load_wan_transformer
-from training_world import copy_world, distill, make_setup, refused, tensors, tiny_wan, write_world
+from training_world import distill, make_setup, refused, tensors, tiny_wan
 
 pytest.importorskip("bitsandbytes")
 
 KINDS = {"int8": (1, 0.01), "nf4": (0.5, 0.11)}  # bytes of a weight, relative error for normal weights
 ADAPTERS = ("model.mode=adapters", "model.rank=3", "model.alpha=1.5")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 def plain_layer(rows=37, columns=128, dtype=torch.float32):

@@ -11,21 +11,9 @@ from training.live_memory import LiveMemory
 from training.optim import load_optimiser_tensors, make_optimiser, optimiser_bytes, optimiser_tensors
 from training.recomputing import Recomputing
 from training.waiting import Parked, ParkedOptimiser, Residence
-from training_world import copy_world, distill, equal, make_setup, refused, tensors, tiny_wan, write_world
+from training_world import distill, equal, make_setup, refused, tensors, tiny_wan
 
 ADAPTERS = ("model.mode=adapters", "model.rank=32")
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder)
-    return folder
-
-
-@pytest.fixture
-def world(pristine, tmp_path):
-    return copy_world(pristine, tmp_path)
 
 
 def same_run(world, changes, *settings):
