@@ -9,21 +9,10 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
+from training.backbones.sdxl import BASE as SDXL
+
 # What each publisher's config.json says; where it agrees with the class's own default it is left out. Sources beside
 # each; docs/backbones.md lists them.
-SDXL = {  # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
 PIXART = {  # PixArt-alpha/PixArt-XL-2-1024-MS and PixArt-Sigma-XL-2-1024-MS, transformer/config.json
     "num_layers": 28,
     "num_attention_heads": 16,

@@ -14,19 +14,13 @@ from rmd_core.header import save_safetensors
 from test_comfy_files import KEY_COMPLAINTS, load_in_comfy, relative_error, tell_difference
 from training.backbones import make_backbone
 from training.backbones.kl_vae import load_kl_vae
+from training.backbones.sdxl import BASE
 
-SDXL = {  # the depths of KOALA 700M, which ComfyUI loads as SDXL
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+SDXL = BASE | {  # the depths of KOALA 700M, which ComfyUI loads as SDXL
     "block_out_channels": (320, 320, 320),
     "layers_per_block": 1,
     "transformer_layers_per_block": (1, 2, 5),
     "attention_head_dim": (5, 5, 5),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
 }
 PIXART = {"num_layers": 1, "caption_channels": 4096, "sample_size": 128}
 SD3 = {
