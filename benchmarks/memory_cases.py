@@ -4,13 +4,13 @@ import json
 from dataclasses import dataclass
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel, WanTransformer3DModel
 
 from training.backbones import make_backbone
-from training.backbones.sdxl import BASE
 from training.config import Config
 from training.prompt_cache import write_prompt_cache
+
+from .full_size import SDXL, WAN_1_3B, WAN_14B
 
 COMMON = ("train.precision=bfloat16", "backbone.gradient_checkpointing=true")
 THREE = (*COMMON, "model.mode=three networks")
@@ -56,16 +56,6 @@ class Case:
         with torch.device("meta"):
             return self.kind(**self.network).eval()
 
-    def random_network(self, dtype):
-        """The network on the CPU with small random weights."""
-        with init_empty_weights(include_buffers=False):
-            network = self.kind(**self.network).eval()
-        generator = torch.Generator().manual_seed(0)
-        state = network.state_dict(keep_vars=True)
-        weights = {n: torch.empty(p.shape, dtype=dtype).normal_(0, 0.02, generator=generator) for n, p in state.items()}
-        network.load_state_dict(weights, assign=True)
-        return network.requires_grad_(False)
-
     def config(self, overrides, folder=".", device="auto"):
         """The resolved configuration with overrides, batch 1."""
         tree = {
@@ -102,19 +92,19 @@ _WAN = {"backbone": "wan", "kind": WanTransformer3DModel}
 _VIDEO = {**_WAN, "sizes": ((60, 104), (90, 160)), "frames": 21, "tokens": 512, "text": 4096}
 CASES = {
     "sdxl": Case(
-        title="SDXL, 512 to 1024", network=BASE, sizes=((64, 64), (128, 128)), text=2048, pooled=1280, **_SDXL
+        title="SDXL, 512 to 1024", network=SDXL, sizes=((64, 64), (128, 128)), text=2048, pooled=1280, **_SDXL
     ),
     "wan-1.3b": Case(
         title="Wan2.1-1.3B, 480p to 720p, 81 frames",
-        network={"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+        network=WAN_1_3B,
         **_VIDEO,
     ),
-    "wan-14b": Case(title="Wan2.1-14B, 480p to 720p, 81 frames", network={}, **_VIDEO),
+    "wan-14b": Case(title="Wan2.1-14B, 480p to 720p, 81 frames", network=WAN_14B, **_VIDEO),
 }
 TINY = {
     "sdxl": Case(
         title="SDXL, tiny",
-        network=BASE
+        network=SDXL
         | {
             "block_out_channels": (32, 64, 64),
             "layers_per_block": 1,

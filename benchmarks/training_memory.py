@@ -11,7 +11,6 @@ there until it is measured again.
 """
 
 import argparse
-import contextlib
 import datetime
 import gc
 import json
@@ -23,7 +22,6 @@ from accelerate.state import AcceleratorState
 
 from demo.comparison import table
 from training.files import write_json
-from training.live_memory import LiveMemory
 from training.memory import GIB, estimate_memory, gib, main_memory, ran_out_of_memory
 from training.plans import build_intervals, build_plan
 from training.processes import Processes
@@ -32,6 +30,8 @@ from training.setup import Setup, loaded_in
 from training.trainer import Trainer
 
 from .memory_cases import CASES, SETS, TINY
+from .peak_memory import PeakMemory
+from .speed.networks import random_network
 
 RESULTS = Path(__file__).parent / "results" / "training_memory.json"
 NAME = "python -m benchmarks.training_memory"
@@ -51,34 +51,31 @@ def measured(case, overrides, estimate, device):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         case.write_prompts(folder)
-        counted = contextlib.nullcontext() if device == "auto" else LiveMemory()
-        with counted:
-            trainer = _trainer(case, case.config(overrides, folder, device), estimate)
+        config = case.config(overrides, folder, device)
+        processes = Processes(config)
+        with PeakMemory(processes.device) as memory:
+            trainer = _trainer(case, config, estimate, processes)
             trainer.update(1)
             gc.collect()
-            return _peak_of_last_stage(trainer, counted)
+            return _peak_of_last_stage(trainer, memory)
 
 
-def _trainer(case, config, estimate):
+def _trainer(case, config, estimate, processes):
     backbone = case.made_backbone()
     plan, cache = build_plan(config, backbone), PromptCache(config.prompts.cache)
-    teacher = case.random_network(loaded_in(config))
+    teacher = random_network(case.kind, case.network, device="cpu", dtype=loaded_in(config))
     intervals, prompts = build_intervals(config, plan), cache.texts
     setup = Setup(config, backbone, plan, intervals, cache, prompts, prompts, estimate, teacher, None)
-    return Trainer(setup, Processes(config))
+    return Trainer(setup, processes)
 
 
-def _peak_of_last_stage(trainer, counted):
-    peak, last = None, len(trainer.setup.plan.stages)
+def _peak_of_last_stage(trainer, memory):
+    last = len(trainer.setup.plan.stages)
     for number in range(2, 2 + UPDATES):
-        if isinstance(counted, LiveMemory):
-            counted.peak = counted.live
-        else:
-            torch.cuda.reset_peak_memory_stats()
+        memory.restart()
         if trainer.update(number)["stage"] == last:
-            peak = counted.peak if isinstance(counted, LiveMemory) else torch.cuda.max_memory_allocated()
-            break
-    return peak
+            return memory.peak
+    return None
 
 
 def main_need(case, overrides, estimate, device):

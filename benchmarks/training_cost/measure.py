@@ -2,48 +2,14 @@
 
 import itertools
 import statistics
-import time
 from dataclasses import dataclass
 
-import torch
-
-from training.live_memory import LiveMemory
+from benchmarks.peak_memory import PeakMemory
+from benchmarks.speed.clock import DeviceClock
 
 from .plain_loop import PlainLoop
 
 WAYS = ("trainer", "plain")
-
-
-class Clock:
-    """Seconds of a device between two marks: events on an accelerator, CPU time of this process on the CPU."""
-
-    def __init__(self, device):
-        self._module = None if device.type == "cpu" else torch.get_device_module(device)
-
-    def seconds(self, work):
-        """The seconds that ``work()`` takes."""
-        if self._module is None:
-            began = time.process_time()
-            work()
-            return time.process_time() - began
-        began, ended = (self._module.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        work()
-        ended.record()
-        self._module.synchronize()
-        return began.elapsed_time(ended) / 1000
-
-    def peak(self, work):
-        """The most bytes that tensors hold on an accelerator while ``work()`` runs; on the CPU, those made in it."""
-        if self._module is None:
-            with LiveMemory() as memory:
-                work()
-            return memory.peak
-        self._module.empty_cache()
-        self._module.reset_peak_memory_stats()
-        work()
-        self._module.synchronize()
-        return self._module.max_memory_allocated()
 
 
 @dataclass(frozen=True)
@@ -88,12 +54,15 @@ class Updates:
 
 def timed(updates, count, *, warmup=1):
     """Seconds of an update for each way, ``count`` blocks of each, one way after the other and changing first."""
-    clock = Clock(updates.trainer.device)
+    clock = DeviceClock(updates.trainer.device)
     seconds = {way: [] for way in WAYS}
     for number, block in enumerate(itertools.islice(updates.blocks(), count + warmup)):
         for way in WAYS if number % 2 else reversed(WAYS):
-            spent = clock.seconds(lambda way=way, block=block: updates.run(way, block))
-            seconds[way].append(spent / len(block))
+            began = clock.mark()
+            updates.run(way, block)
+            ended = clock.mark()
+            clock.wait()
+            seconds[way].append(clock.seconds(began, ended) / len(block))
     return {way: spent[warmup:] for way, spent in seconds.items()}
 
 
@@ -116,12 +85,14 @@ def peaks(updates):
     It is one whose student is trained at the final size, where the most is held. To be asked for after ``timed``, when
     the optimisers have their states.
     """
-    clock, block = Clock(updates.trainer.device), next(updates.blocks())
-    still = standing_bytes(updates.trainer) if updates.trainer.device.type == "cpu" else 0
+    device, block = updates.trainer.device, next(updates.blocks())
+    still = standing_bytes(updates.trainer) if device.type == "cpu" else 0
     found = {}
     for way, phase in zip(WAYS, (0, 1)):  # the trainer's student shares the fake score's draw
         largest = max(block, key=lambda number, phase=phase: int(updates.plain.drawn(number)[phase].steps.max()))
-        found[way] = still + clock.peak(lambda way=way, number=largest: updates.run(way, [number]))
+        with PeakMemory(device) as memory:
+            updates.run(way, [largest])
+        found[way] = still + memory.peak
     return found
 
 
