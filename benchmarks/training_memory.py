@@ -21,8 +21,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from demo.comparison import table
+from training.errors import ran_out_of_memory
 from training.files import write_json
-from training.memory import GIB, estimate_memory, gib, main_memory, ran_out_of_memory
+from training.memory import GIB, estimate_memory, gib, main_memory
 from training.plans import build_intervals, build_plan
 from training.processes import Processes
 from training.prompt_cache import PromptCache

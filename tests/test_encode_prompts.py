@@ -153,6 +153,7 @@ def test_what_an_interrupted_file_would_have_held_is_kept(models, tmp_path):
             torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB"),
             "ran out of memory on cpu (CUDA out",
         ),
+        (RuntimeError("DefaultCPUAllocator: you tried to allocate 8 bytes"), "ran out of memory on cpu (DefaultCPU"),
         (RuntimeError("CUDA error: an illegal memory access was encountered\nline"), "failed on cpu (CUDA error: an"),
     ],
 )
@@ -163,6 +164,16 @@ def test_a_devices_failure_is_one_line_with_advice_and_keeps_what_is_encoded(mod
         encode_prompts(encoders, TEXTS, tmp_path, batch=1)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert PromptCache(tmp_path).texts == (TEXTS[0],)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("tried to allocate 8 B")])
+def test_encoders_that_do_not_fit_are_no_broken_folder(models, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.CLIPTextModel.from_pretrained", fail)
+    with pytest.raises(RMDError, match="the text encoders ran out of memory on cpu"):
+        encode_prompts(TextEncoders(models("sdxl")), TEXTS, tmp_path)
 
 
 def test_more_prompts_are_more_files_and_leave_the_old_ones_as_they_were(models, prompts, tmp_path, capsys):

@@ -141,16 +141,25 @@ def test_a_long_teacher_is_timed_by_some_of_its_steps(small, monkeypatch):
     assert (whole["steps_run"], set(whole["calls"])) == (4, {"4x4", "8x8"})
 
 
-def test_the_largest_batch_is_found_by_doubling():
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("tried to allocate 8 bytes")])
+def test_the_largest_batch_is_found_by_doubling(error):
     tried = []
 
     def fits(batch):
         tried.append(batch)
         if batch > 5:
-            raise torch.OutOfMemoryError("full")
+            raise error
 
     assert largest_batch(fits, 64) == 4 and tried == [1, 2, 4, 8]
     assert largest_batch(fits, 2) == 2
+
+
+def test_another_error_than_a_full_memory_is_no_batch_size():
+    def fails(batch):
+        raise RuntimeError(f"broken at {batch}")
+
+    with pytest.raises(RuntimeError, match="broken at 1"):
+        largest_batch(fails, 64)
 
 
 def test_the_headline_models_come_first():

@@ -11,8 +11,9 @@ from benchmarks import training_memory
 from benchmarks.memory_cases import SETS, TINY
 from benchmarks.training_memory import figures, main, row, store
 from training.config_files import load_config
+from training.errors import ran_out_of_memory
 from training.live_memory import LiveMemory
-from training.memory import advice, estimate_memory, ran_out_of_memory, tell_memory
+from training.memory import advice, estimate_memory, tell_memory
 from training.processes import Processes
 from training.quantised import has_bitsandbytes, quantised_layers
 from training.trainer import Trainer

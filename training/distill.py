@@ -36,7 +36,7 @@ def _distill(arguments):
     try:
         config = load_config(arguments.config, arguments.set).resolved()
         # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
-        from training.memory import ran_out_of_memory
+        from training.errors import ran_out_of_memory
         from training.processes import Processes
 
         processes = Processes(config)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, shown
 
+from .errors import ran_out_of_memory
 from .hub import ENCODERS, fetched
 from .prompt_cache import CacheFolder, open_cache
 from .prompts import read_prompts
@@ -109,7 +110,7 @@ def _on_device(device, batch):
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        how = "ran out of memory" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else "failed"
+        how = "ran out of memory" if ran_out_of_memory(error) else "failed"
         raise RMDError(
             f"the text encoders {how} on {device} ({' '.join(str(error).split())[:200]}); what is encoded by now is "
             f"kept, go on by python -m training.encode_prompts with a --batch below {batch}, --dtype bfloat16 or "

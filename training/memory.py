@@ -190,13 +190,6 @@ def tell_memory(config, estimated, available, device):
     return estimate
 
 
-def ran_out_of_memory(error):
-    """Whether an exception says that a device, or the main memory, had no room."""
-    # The first: PyTorch's allocator on the CPU, in a plain RuntimeError. The second: CUDA's, for page-locked memory.
-    told = any(words in str(error) for words in ("tried to allocate", "out of memory"))
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and told)
-
-
 def device_memory(device):
     """(bytes, name) of the device that ``train.device`` means: what is free on a GPU, all of the main memory else."""
     if device != "cpu" and torch.cuda.is_available():

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import NULL_PROMPT
 
+from .errors import ran_out_of_memory
 from .weight_files import ENCODER_STEM, refuse_packed, weight_files, weights_variant
 
 INDEX = "model_index.json"
@@ -126,9 +127,11 @@ class TextEncoders:
             )
             self._pipeline.set_progress_bar_config(disable=True)
             self._pipeline.to(self.device)
-        except (RMDError, torch.OutOfMemoryError, MemoryError):
+        except RMDError:
             raise
         except _LOADING as error:
+            if ran_out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise RMDError(f"{self.folder}: its text encoders cannot be loaded ({reason})") from None
         finally:

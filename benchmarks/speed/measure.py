@@ -3,7 +3,7 @@
 import statistics
 import time
 
-import torch
+from training.errors import ran_out_of_memory
 
 RUNS = (3, 10)  # at least and at most, as long as `SECONDS` are not up
 SECONDS = 15.0
@@ -87,7 +87,9 @@ def largest_batch(fits, most):
         following = max(1, 2 * batch)
         try:
             fits(following)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
             break
         batch = following
     return batch

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from rmd_core.errors import RMDError
+from training.errors import ran_out_of_memory
 from training.files import make_folder, write_json
 
 from .flops import count_flops
@@ -132,7 +133,9 @@ class Bench:
             if group.full and batch < 2:
                 return 0
             return self._rows(group, names, subject, batch)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
             log.warning("%s: its weights do not fit", group.model.name)
             return len(names)
         finally:

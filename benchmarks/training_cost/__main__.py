@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.node_overhead import cpu_name
 from training.costs import plain_cost, update_cost
+from training.errors import ran_out_of_memory
 from training.files import write_json
-from training.memory import ran_out_of_memory
 
 from .cases import DEMO, FULL, MODES, TINY
 from .measure import Updates, figures, peaks, timed
