@@ -76,6 +76,16 @@ def by_hand(name, pipeline, text):
     return torch.cat((row, long)), torch.cat([clip.text_embeds[0] for clip in clips])
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_encoders_load_in_their_precision_without_a_warning(models, name):
+    with TextEncoders(models(name), dtype=torch.bfloat16) as encoders:
+        parts = [part for part in encoders._pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        assert parts and {part.dtype for part in parts} == {torch.bfloat16}
+        (encoded,) = encoders.encode(["blue"])
+    assert encoded.embedding.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cache_holds_what_the_encoders_say(models, prompts, tmp_path, name):
     out = tmp_path / "new" / "cache"

@@ -123,7 +123,7 @@ class TextEncoders:
             for part in (part for part in self._parts if part.name.startswith("text_encoder")):
                 others[part.name] = self._whole_encoder(part)
             self._pipeline = self.family.pipeline.from_pretrained(
-                str(self.folder), torch_dtype=self.dtype, use_safetensors=True, local_files_only=True, **others
+                str(self.folder), use_safetensors=True, local_files_only=True, **others
             )
             self._pipeline.set_progress_bar_config(disable=True)
             self._pipeline.to(self.device)
