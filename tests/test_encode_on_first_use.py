@@ -1,6 +1,7 @@
 """A run that makes its own prompt cache first: the command's cache, made once, interrupted, by one of two processes."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,9 @@ from encoder_world import write_model
 from process_world import Run
 from rmd_core.prompt_cache import PromptCache
 from training.backbones import make_backbone
+from training.config_files import load_config
 from training.encode_prompts import main as encode
+from training.setup import prepare
 from training.text_encoders import FAMILIES, TextEncoders
 from training_world import copy_world, distill, metrics, refused
 
@@ -113,11 +116,25 @@ def test_a_dry_run_tells_what_a_run_would_encode_and_makes_no_cache(world, capsy
     assert distill(world, *sets, flags=["--dry-run"]) == refused(capsys, 2, "model_index")
 
 
-def test_the_memory_is_told_before_the_encoders_load(world, caplog):
+def test_the_memory_is_told_once_and_before_the_encoders_load(world, caplog):
     assert distill(world) == 0
     told = [record.message for record in caplog.records]
-    first = next(i for i, line in enumerate(told) if line.startswith("memory: "))
-    assert first < next(i for i, line in enumerate(told) if "encoded now by" in line)
+    (line,) = (i for i, line in enumerate(told) if line.startswith("memory: "))
+    assert line < next(i for i, line in enumerate(told) if "encoded now by" in line)
+    caplog.clear()
+    assert distill(world, f"output.folder={world}/more") == 0  # nothing to encode
+    again = [record.message for record in caplog.records if record.message.startswith("memory: ")]
+    assert [line.split(", of")[0] for line in again] == [told[line].split(", of")[0]]
+
+
+def test_the_memory_is_told_again_for_prompts_of_another_length(world):
+    assert distill(world) == 0
+    config = load_config(world / "config.yaml").resolved()
+    setup = prepare(config)
+    other = replace(setup.memory, tokens=setup.memory.tokens + 1, activations=0)
+    assert prepare(config, memory=other).memory == setup.memory
+    same = replace(setup.memory, activations=0)
+    assert prepare(config, memory=same).memory is same
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.tokens and family.name != "sd3"])

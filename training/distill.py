@@ -74,7 +74,7 @@ def _run(arguments, config, processes, held):
         processes.check_same(config)
         config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
         spread = processes.count if processes.sharded else 1
-        planned = None
+        planned = memory = None
         if config.prompts.encode_from is not None:
             # Imported only where it is needed: text encoders take seconds.
             from training.first_use import make_cache, planned_cache
@@ -83,9 +83,9 @@ def _run(arguments, config, processes, held):
                 with processes.together():
                     planned = planned_cache(config)
             else:
-                processes.first_alone(make_cache(config, device=processes.device, spread=spread))
+                memory = processes.first_alone(make_cache(config, device=processes.device, spread=spread))
         with processes.together():
-            setup = prepare(config, spread=spread, planned=planned)
+            setup = prepare(config, spread=spread, planned=planned, memory=memory)
         if arguments.dry_run:
             if processes.main:
                 print(dry_run_report(setup, processes=processes.count))

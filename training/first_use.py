@@ -36,8 +36,8 @@ def make_cache(config, *, device, spread=1):
     the encoders are not looked at. A step is a file of prompts, or one that is downloaded; what an interrupted run has
     encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder without
     encoders, encoders that did not make the cache or are not ``prompts.encoder``, and whatever else is wrong with the
-    configuration and can be told before. The memory that the training will need is told before the encoders load.
-    ``spread``: as in ``prepare``.
+    configuration and can be told before. The memory that the training will need is told before the encoders load; its
+    MemoryEstimate is what the generator returns, or None where nothing is lacking. ``spread``: as in ``prepare``.
     """
     wanted, folder = config.prompts, config.prompts.encode_from
     texts, lacking = _lacking(config)
@@ -50,7 +50,7 @@ def make_cache(config, *, device, spread=1):
         tokens = backbone.prompt_tokens
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=tokens, spread=spread)
 
-    tell_memory(config, estimated, *device_memory(config.train.device))
+    memory = tell_memory(config, estimated, *device_memory(config.train.device))
     yield from fetching(folder, ENCODERS)
     encoders = TextEncoders(located(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity
@@ -60,6 +60,7 @@ def make_cache(config, *, device, spread=1):
         )
     log.info("%s lacks %d prompts, which are encoded now by %s", wanted.cache, len(lacking), folder)
     yield from encoding(encoders, texts, wanted.cache, negative=wanted.negative)
+    return memory
 
 
 def planned_cache(config):

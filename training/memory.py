@@ -24,9 +24,10 @@ class MemoryEstimate:
     """Bytes on the device, by what they are for; ``activations`` is an estimate, the others are counted.
 
     ``casts``: copies of weights in the precision of the calls, as long as a gradient needs them. ``size``: latent
-    height and width of the final size, where the most is held. ``waiting``: bytes in main memory, of what is not on the
-    device all the time, page-locked tensors in the powers of two that PyTorch takes for them on CUDA; of an optimiser
-    whose states come for a step alone, ``optimiser`` is what they need beyond the activations that are gone by then.
+    height and width of the final size, where the most is held. ``tokens``: length of a prompt. ``waiting``: bytes in
+    main memory, of what is not on the device all the time, page-locked tensors in the powers of two that PyTorch takes
+    for them on CUDA; of an optimiser whose states come for a step alone, ``optimiser`` is what they need beyond the
+    activations that are gone by then.
     """
 
     trained: int  # number of values of one trained network or adapter
@@ -38,6 +39,7 @@ class MemoryEstimate:
     activations: int
     waiting: int
     size: tuple
+    tokens: int
 
     @property
     def total(self):
@@ -103,6 +105,7 @@ def estimate_memory(config, backbone, outline, *, size, tokens, spread=1):
         activations=activations.peak,
         waiting=waiting,
         size=size,
+        tokens=tokens,
     )
 
 

@@ -84,14 +84,19 @@ class Processes:
     def first_alone(self, steps, *, each_machine=False):
         """Process 0 goes through ``steps``, a generator, while the others wait; a step may take up to TIMEOUT.
 
-        ``each_machine``: the first process of each machine goes through its own.
+        ``each_machine``: the first process of each machine goes through its own. Returns what ``steps`` returns, None
+        in the processes that wait.
         """
-        first = self.accelerator.is_local_main_process if each_machine else self.main
-        over = False
-        while not over:
+        over, result = not (self.accelerator.is_local_main_process if each_machine else self.main), None
+        while True:
             with self.together():
-                over = not first or next(steps, self) is self
-            over = all(row[0] for row in self.gather([over]))
+                if not over:
+                    try:
+                        next(steps)
+                    except StopIteration as end:
+                        over, result = True, end.value
+            if all(row[0] for row in self.gather([over])):
+                return result
 
     def agree(self, problem):
         """The first problem (one line of text) that any process has, or None if none has."""

@@ -94,11 +94,12 @@ def _check_layer(backbone, outline, name):
         raise RMDError(f"model.targets: {error}, or set output.merge=true") from None
 
 
-def prepare(config, *, spread=1, planned=None):
+def prepare(config, *, spread=1, planned=None, memory=None):
     """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
 
     ``spread``: the number of processes that networks will be spread over, for the memory estimate. ``planned``: what
-    stands for a prompt cache that is not there yet (a CacheToBe); such a Setup can be told, not trained.
+    stands for a prompt cache that is not there yet (a CacheToBe); such a Setup can be told, not trained. ``memory``:
+    the MemoryEstimate of this run where it was told already; it is made anew for prompts of another length.
     """
     if spread > 1:
         check_spread(config)
@@ -121,7 +122,8 @@ def prepare(config, *, spread=1, planned=None):
             check_spread(config)
         return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
 
-    memory = tell_memory(config, estimated, *device_memory(config.train.device))
+    if memory is None or memory.tokens != cache.tokens:
+        memory = tell_memory(config, estimated, *device_memory(config.train.device))
     teacher = backbone.load(located(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
     vae = backbone.load_vae(located(config.backbone.vae)) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
