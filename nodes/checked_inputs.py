@@ -99,7 +99,10 @@ def _is_model(value: Any) -> bool:
 
 
 def _is_conditioning(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_prompt, value))
+    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_prompt, value)):
+        return False
+    pooled = (options.get("pooled_output") for _, options in value)
+    return _are_finite([*(text for text, _ in value), *(one for one in pooled if one is not None)])
 
 
 def _is_prompt(entry: Any) -> bool:
@@ -110,8 +113,21 @@ def _is_prompt(entry: Any) -> bool:
 
 
 def _is_embedding(value: Any, *, axes: int) -> bool:
-    right = isinstance(value, torch.Tensor) and value.ndim == axes and value.numel() > 0 and value.is_floating_point()
-    return right and bool(torch.isfinite(value).all())
+    return isinstance(value, torch.Tensor) and value.ndim == axes and value.numel() > 0 and value.is_floating_point()
+
+
+def _are_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether all values of all tensors are finite; a device is waited for once.
+
+    No sum with NaN or an infinity in it is finite, and a sum takes a tenth of the time that looking at every value
+    does. Where a sum is not, it may have overflown, and every value is looked at.
+    """
+    sums: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        sums.setdefault(tensor.device, []).append(tensor.sum().float())
+    if all(bool(torch.isfinite(torch.stack(parts).sum())) for parts in sums.values()):
+        return True
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def _is_latent(value: Any) -> bool:

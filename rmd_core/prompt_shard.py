@@ -58,7 +58,7 @@ class PromptShard:
         self.path = path
         self._file: TensorFile | None = TensorFile(path)
         self._header = self._file.header
-        self._whole: set[str] = set()  # the tensors whose bytes have been compared with their digest
+        self._checked: set[str] = set()  # the tensors that have been read once: as they were written, and finite
         entry = self._entry()
         self.encoder: str = entry["encoder"]
         self.keys = {text: key for key, text in entry["prompts"].items()}
@@ -113,17 +113,19 @@ class PromptShard:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _read(self, name: str) -> torch.Tensor:
-        tensor = self._opened().read(name)
-        if name in self._digests and name not in self._whole:
-            if self._sum(name) != self._digests[name]:
-                raise RMDError(
-                    f"{self.path}: damaged, the embedding {name[:80]!r} is not the one that was written; copy it again"
-                )
-            self._whole.add(name)
-        tensor = tensor.float()
+        tensor = self._opened().read(name).float()
+        if name not in self._checked:
+            self._check(name, tensor)
+            self._checked.add(name)
+        return tensor
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        if name in self._digests and self._sum(name) != self._digests[name]:
+            raise RMDError(
+                f"{self.path}: damaged, the embedding {name[:80]!r} is not the one that was written; copy it again"
+            )
         if not tensor.isfinite().all():
             raise RMDError(f"{self.path}: the embedding {name[:80]!r} holds values that are not finite; make it again")
-        return tensor
 
     def _sum(self, name: str) -> str:
         return self._opened().digest(name)

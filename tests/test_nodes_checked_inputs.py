@@ -88,6 +88,28 @@ def test_latents_and_prompts_hold_numbers(nodes, tiny, refused, value):
     refused(lambda: nodes.sample(model, plan, positive=prompt), "positive is ", "CONDITIONING", "finite")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_prompts_are_looked_at_anew_each_time(pack, dtype):
+    """In place, as another node may change them, in any of several; large numbers whose sum overflows are numbers."""
+    held = pack.nodes.checked_inputs._HELD["CONDITIONING"]
+    prompts = [[torch.ones(1, 3, 4, dtype=dtype), {"pooled_output": torch.ones(1, 5, dtype=dtype)}] for _ in range(2)]
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        prompts.append([torch.full((1, 2, 2), torch.finfo(dtype).max, dtype=dtype), {"pooled_output": None}])
+    assert held(prompts) and not held([])
+    for tensor in (prompts[0][0], prompts[1][1]["pooled_output"], prompts[2][0]):
+        for value in (math.nan, math.inf, -math.inf):
+            with torch.inference_mode():
+                place = tensor.view(-1)[-1]
+                before = place.clone()
+                place.fill_(value)
+                assert not held(prompts)
+                place.copy_(before)
+                assert held(prompts)
+    opposite = torch.ones(1, 3, 4, dtype=dtype)
+    opposite[0, 0, :2] = torch.tensor([math.inf, -math.inf])
+    assert not held([[opposite, {}]]) and held([[opposite.nan_to_num(), {}]])
+
+
 @pytest.mark.parametrize(("name", "other"), [("wan", "sdxl"), ("pixart", "sdxl"), ("sdxl", "sd3"), ("sd3", "sdxl")])
 def test_prompts_of_another_model(nodes, tiny, refused, name, other):
     model = tiny(name)

@@ -1,8 +1,11 @@
 """Prompt caches and single tensors, read by the core alone."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
@@ -54,6 +57,35 @@ def test_a_truncated_cache_is_refused(tmp_path, kept):
     with pytest.raises(RMDError, match="empty|truncated") as caught:
         PromptCache(tmp_path / "c.safetensors")
     assert "\n" not in str(caught.value)
+
+
+class Calls(TorchFunctionMode):
+    """Within the block, the names of PyTorch's functions as they are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        self.names.append(function.__name__)
+        return function(*arguments, **(named or {}))
+
+
+def test_what_is_not_finite_is_refused_and_each_tensor_looked_at_once(tmp_path):
+    path = tmp_path / "c.safetensors"
+    good = {text: torch.ones(1, 2) for text in ("", "a", "b", "c")}
+    pooled = good | {"c": torch.full((1, 2), math.inf)}
+    write_prompt_cache(
+        path, good | {"b": good["b"] * math.nan}, pooled={t: v[0] for t, v in pooled.items()}, encoder="toy"
+    )
+    cache = PromptCache(path)
+    for _ in range(2):
+        for read in (lambda: cache.batch(["a", "b"]), lambda: cache.pooled(["c"])):
+            with pytest.raises(RMDError, match="holds values that are not finite; make it again"):
+                read()
+    with Calls() as calls:
+        assert torch.equal(cache.batch(["c"]), cache.batch(["c"]))
+    assert calls.names.count("isfinite") == 1
 
 
 def test_the_demo_cache_by_another_reader():
