@@ -35,16 +35,17 @@ class PromptCache:
 
     `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `pooled_dim` that of a
     pooled one (None where there are none), `masked` whether the network masks the padding, `encoder` the name of the
-    text encoder that made them, `negative` the text that the null prompt was made of; give `encoder` to refuse a cache
-    made by another. Only headers are read at first. A prompt that two files hold is read from the first of them by
-    name. Raises RMDError for what is no prompt cache, and for files that do not go together.
+    text encoder that made them, `precisions` those that it ran in, as far as the files say, `negative` the text that
+    the null prompt was made of; give `encoder` to refuse a cache made by another. Only headers are read at first. A
+    prompt that two files hold is read from the first of them by name. Raises RMDError for what is no prompt cache, and
+    for files that do not go together.
     """
 
     def __init__(self, path: str | Path, *, encoder: str | None = None) -> None:
         self.path = path
         self._open: deque[PromptShard] = deque()
         self._of: dict[str, PromptShard] = {}
-        files = _files(path)
+        files, precisions = _files(path), set()
         first = _shard(files[0])
         if encoder is not None and first.encoder != encoder:
             raise RMDError(
@@ -54,10 +55,12 @@ class PromptCache:
             shard = first if file == files[0] else _shard(file)
             _refuse_unlike(first, shard)
             self._keep(shard)
+            precisions.add(shard.precision)
             for text in shard.keys:
                 self._of.setdefault(text, shard)
         self.encoder, self.tokens, self.dim = first.encoder, first.tokens, first.dim
         self.masked, self.pooled_dim, self.negative = first.masked, first.pooled_dim, first.negative
+        self.precisions = tuple(sorted(name for name in precisions if name is not None))
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 Optional metadata: `pooled`, the width of a pooled embedding that every prompt has under its key and `.pooled`;
 `masked`, true where the network masks the padding, so that a prompt alone is to be given without any; `negative`, the
-text that was encoded for the null prompt, where it is not the empty one; `digests`, the SHA-256 of each tensor's
-bytes.
+text that was encoded for the null prompt, where it is not the empty one; `precision`, the encoder's own, such as
+float32; `digests`, the SHA-256 of each tensor's bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class PromptShard:
     """The prompts of one file, by its header; a tensor is read when it is asked for.
 
     `keys`: tensor names by prompt. `tokens`, `dim`, `pooled_dim`, `masked`, `encoder`: as in `PromptCache`; `negative`:
-    the text that the null prompt was made of. Raises RMDError for a file that is no prompt cache.
+    the text that the null prompt was made of; `precision`: the encoder's, None where the file does not say it. Raises
+    RMDError for a file that is no prompt cache.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,11 +77,13 @@ class PromptShard:
         self.masked: bool = entry.get("masked", False)
         self.negative: str = entry.get("negative", NULL_PROMPT)
         self.pooled_dim: int | None = entry.get("pooled")
+        self.precision: str | None = entry.get("precision")
         self._digests: dict[str, str] = entry.get("digests", {})
         if (
             type(self.masked) is not bool
             or not isinstance(self.negative, str)
             or not isinstance(self._digests, dict)
+            or not isinstance(self.precision, (str, type(None)))
             or not (self.pooled_dim is None or type(self.pooled_dim) is int)
         ):
             raise self._damaged()

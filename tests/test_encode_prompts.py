@@ -186,6 +186,21 @@ def test_encoders_that_do_not_fit_are_no_broken_folder(models, tmp_path, monkeyp
         encode_prompts(TextEncoders(models("sdxl")), TEXTS, tmp_path)
 
 
+def test_a_cache_of_two_precisions_says_so(models, prompts, tmp_path, caplog):
+    model, out = models("pixart_alpha"), tmp_path / "cache"
+    assert run(model, prompts, out) == 0 and PromptCache(out).precisions == ("float32",)
+    first = contents(out)
+    assert run(model, prompts, out, "--dtype", "bfloat16") == 0 and "warning" not in caplog.text  # nothing to encode
+    caplog.clear()
+    prompts.write_text("another", encoding="utf-8")
+    assert run(model, prompts, out, "--dtype", "bfloat16") == 0
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "were encoded in float32" in warnings[0] and "in bfloat16;" in warnings[0]
+    assert PromptCache(out).precisions == ("bfloat16", "float32") and first.items() < contents(out).items()
+    assert "in bfloat16 and float32" in caplog.text
+    assert PromptCache(out / "prompts-00001.safetensors").precisions == ("bfloat16",)
+
+
 def test_more_prompts_are_more_files_and_leave_the_old_ones_as_they_were(models, prompts, tmp_path, capsys):
     model, out = models("pixart_sigma"), tmp_path / "cache"
     assert encode_prompts(TextEncoders(model), TEXTS[:2], out) == 2

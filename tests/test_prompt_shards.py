@@ -74,6 +74,17 @@ def test_a_cache_without_digests_has_the_same_one(tmp_path):
     assert PromptCache(path).digest(["", "red"]) == digest
 
 
+def test_the_encoders_precisions_are_told_as_far_as_they_are_known(tmp_path):
+    write(tmp_path / "c", "a", "red")
+    assert PromptCache(tmp_path / "c").precisions == ()
+    for name, precision in (("b", "float32"), ("c", "bfloat16"), ("d", "float32")):
+        write(tmp_path / "c", name, "blue", precision=precision)
+    assert PromptCache(tmp_path / "c").precisions == ("bfloat16", "float32")
+    write(tmp_path / "c", "e", "green", precision=["float32"])
+    with pytest.raises(RMDError, match="e.safetensors: its 'rmd.prompt_cache' metadata is damaged"):
+        PromptCache(tmp_path / "c")
+
+
 def test_few_files_are_open_at_once(tmp_path):
     count = MOST_OPEN + 40
     for number in range(count):

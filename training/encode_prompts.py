@@ -59,10 +59,18 @@ def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHA
             null = _stored(known)
         if not missing and null is not None:
             return
+        precision = str(encoders.dtype).removeprefix("torch.")
         settings = {
             **{"encoder": identity, "masked": encoders.masked, "tokens": encoders.length},
-            **{"negative": negative, "dtype": DTYPE},
+            **{"negative": negative, "precision": precision, "dtype": DTYPE},
         }
+        others = [] if known is None else [other for other in known.precisions if other != precision]
+        if others:
+            log.warning(
+                "warning: %s holds prompts that were encoded in %s, and those that it lacks are encoded in %s; for one "
+                "precision encode all of them into another cache",
+                *(out, " and ".join(others), precision),
+            )
         with _on_device(encoders.device, batch), encoders:
             null = null or _finite(negative, encoders.encode_null(negative))
             with tqdm(total=len(missing), unit="prompt", dynamic_ncols=True) as bar:
@@ -100,7 +108,10 @@ def main(argv=None):
         return _say(f"error: {' '.join(str(error).split())}", 2)
     except KeyboardInterrupt:
         return _say("stopped; the same command goes on where it was", 130)
-    log.info("%s: %d prompts, %d of them new, encoder %s", arguments.out, len(cache.texts), count, cache.encoder)
+    log.info(
+        "%s: %d prompts, %d of them new, encoder %s, in %s",
+        *(arguments.out, len(cache.texts), count, cache.encoder, " and ".join(cache.precisions) or "unknown precision"),
+    )
     return 0
 
 

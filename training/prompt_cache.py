@@ -27,12 +27,22 @@ def open_cache(path, *, encoder=None):
 
 
 def write_prompt_cache(
-    path, embeddings, *, encoder, pooled=None, masked=False, tokens=None, negative=NULL_PROMPT, dtype=torch.float16
+    path,
+    embeddings,
+    *,
+    encoder,
+    pooled=None,
+    masked=False,
+    tokens=None,
+    negative=NULL_PROMPT,
+    precision=None,
+    dtype=torch.float16,
 ):
     """Write ``{prompt: (tokens, dim) tensor}`` as one cache file; the null prompt is the empty text.
 
     ``pooled``: ``{prompt: (width,) tensor}`` for the same prompts, where the network takes it. ``masked``: whether the
-    network masks the padding. ``negative``: the text that the null prompt's embedding was made of.
+    network masks the padding. ``negative``: the text that the null prompt's embedding was made of. ``precision``: the
+    encoder's own, such as ``float32``; ``dtype``: that of the file.
 
     ``encoder``: a name for the text encoder that made the embeddings; a reader can insist on it. ``tokens``: the length
     to which a reader pads every prompt, None for the longest one now; give it to add longer prompts later, as a network
@@ -61,6 +71,8 @@ def write_prompt_cache(
         entry["masked"] = True
     if negative != NULL_PROMPT:
         entry["negative"] = negative
+    if precision is not None:
+        entry["precision"] = precision
     entry["digests"] = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     save_safetensors(path, tensors, {METADATA_KEY: json.dumps(entry, sort_keys=True)})
 
