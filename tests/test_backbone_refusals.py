@@ -37,6 +37,33 @@ def test_an_sdxl_model_of_other_noise_is_refused(tmp_path):
         backbone_setup("sdxl", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "told", "warned"),
+    [
+        ("sd3", {"shift": 3.0}, None),
+        ("sd3", {"shift": 1.5}, 1.5),
+        ("sd3", {"shift": 1.5, "use_dynamic_shifting": True}, None),
+        ("wan", {"flow_shift": 5}, 5.0),
+        ("wan", {"flow_shift": "5"}, None),
+        ("sdxl", {"shift": 2.0}, None),
+    ],
+)
+def test_a_scheduler_of_another_shift_is_told_once(tmp_path, caplog, name, told, warned):
+    write_backbone_world(name, tmp_path)
+    (tmp_path / "model" / "scheduler").mkdir()
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    for base in ("model", f"model/{'unet' if name == 'sdxl' else 'transformer'}"):
+        caplog.clear()
+        backbone_setup(name, tmp_path, f"backbone.base={tmp_path / base}")
+        warnings = [record.getMessage() for record in caplog.records if "shift" in record.getMessage()]
+        assert len(warnings) == (warned is not None)
+        assert not warnings or f"has shift {warned:g}, and backbone.shift is 3," in warnings[0]
+    if warned:
+        caplog.clear()
+        backbone_setup(name, tmp_path, f"backbone.shift={warned}")
+        assert "shift" not in caplog.text
+
+
 @pytest.mark.parametrize("marker", ["v_pred", "ztsnr", "edm_mean"])
 def test_marked_checkpoints_are_no_eps_models(tmp_path, marker):
     path = tmp_path / "model.safetensors"

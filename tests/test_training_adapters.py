@@ -72,7 +72,7 @@ def test_each_role_sees_its_own_adapter_and_the_teacher_none():
         assert again.state_dict().keys() == weights.keys()
 
 
-@pytest.mark.parametrize("targets", [("to_q", "to_nowhere"), ("norm2",)])
+@pytest.mark.parametrize("targets", [("to_q", "to_nowhere"), ("norm2",), ("to_q", "")])
 def test_wrong_targets_are_named(targets):
     with pytest.raises(RMDError, match="model.targets") as caught:
         AdaptedNetwork(tiny_wan(), ("student",), rank=2, alpha=2.0, targets=targets)

@@ -94,6 +94,8 @@ def _line(error):
         return f"unknown key '{place}'; allowed there: {', '.join(_fields(error['loc'][:-1]))}"
     if kind == "missing":
         return f"'{place}' is missing"
+    if kind == "string_pattern_mismatch":
+        return f"'{place}' is {json.dumps(error['input'])[:80]}; use letters, digits, '.', '_' and '-' alone"
     message = error["msg"].removeprefix("Value error, ")
     return f"'{place}': {message[:1].lower()}{message[1:]} (given: {json.dumps(error['input'], default=str)[:80]})"
 

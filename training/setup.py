@@ -10,11 +10,11 @@ from rmd_core.intervals import StageDraw, TimestepIntervals
 from rmd_core.plan import StagePlan
 
 from .backbones import Backbone, make_backbone
-from .backbones.checks import refuse_other_family
+from .backbones.checks import refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import Draws
 from .hub import located
-from .limits import check_libraries, check_rank, check_spread
+from .limits import check_libraries, check_name, check_rank, check_spread
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
@@ -60,6 +60,7 @@ def outline_run(config):
     """(backbone, plan, intervals, outline of the teacher): what is checked in no time, without prompts or weights."""
     check_trackers(config.output.trackers)
     check_libraries(config)
+    check_name(config)
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
@@ -75,7 +76,7 @@ def _check_export(config, backbone, outline):
     if config.model.mode == "adapters" and not config.output.merge:
         endings = tuple(f".{target}" for target in config.model.targets or ())  # the backbones' own are known to fit
         for name, _ in outline.named_modules():
-            if endings and f".{name}".endswith(endings):
+            if name and endings and f".{name}".endswith(endings):
                 _check_layer(backbone, outline, name)
 
 
@@ -106,6 +107,7 @@ def prepare(config, *, spread=1, planned=None, memory=None):
     if config.unused():
         log.warning("warning: %s: not used by model.mode %s", ", ".join(config.unused()), config.model.mode)
     backbone, plan, intervals, outline = outline_run(config)
+    warn_of_another_shift(backbone, located(config.backbone.base))
     _check_export(config, backbone, outline)
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts

@@ -1,8 +1,14 @@
 """What several backbones refuse."""
 
+import logging
 import re
 
 from rmd_core.errors import RMDError
+from rmd_core.logsnr import FlowCurve
+
+from .network_files import is_folder, scheduler_config
+
+log = logging.getLogger(__name__)
 
 _MADE = re.compile(r"(wan|sdxl|sd3|pixart-alpha|pixart-sigma)(-\d+)?-[0-9a-f]{12}")  # as encode_prompts names encoders
 
@@ -11,6 +17,19 @@ def refuse_shift(backbone, shift):
     """Raise RMDError for a flow shift given to a model that is no flow."""
     if shift is not None:
         raise RMDError(f"backbone.shift is {shift:g}, but {backbone.name} is no rectified flow; leave it out")
+
+
+def warn_of_another_shift(backbone, path):
+    """Log a warning where the scheduler in a Diffusers-format folder has another shift than a flow backbone's curve."""
+    told = scheduler_config(path) if isinstance(backbone.curve, FlowCurve) and is_folder(path) else {}
+    shift = told.get("flow_shift", told.get("shift"))
+    # A scheduler that computes its shift from each size has no one shift.
+    if type(shift) in (int, float) and shift != backbone.curve.shift and not told.get("use_dynamic_shifting"):
+        log.warning(
+            "warning: the scheduler of %s has shift %g, and backbone.shift is %g, which the plan's first size is named "
+            "by; set backbone.shift=%g unless another is meant",
+            *(path, shift, backbone.curve.shift, shift),
+        )
 
 
 def refuse_other_family(backbone, cache):

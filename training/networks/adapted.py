@@ -174,7 +174,7 @@ class _View:
 
 
 def _check_targets(network, targets):
-    names = [name for name, _ in network.named_modules()]
+    names = [name for name, _ in network.named_modules() if name]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise RMDError(f"model.targets: no layer's name ends in '{target}'; a layer is, for example, '{names[-1]}'")
