@@ -1,4 +1,4 @@
-"""200 mutated recipes, 200 mutated safetensors files and hostile ones: a right load or one clear line.
+"""200 mutated recipes, 360 mutated safetensors files and hostile ones: a right load or one clear line.
 
 RMD_HARD_USE=5 python -m pytest tests/test_hard_use_files.py -s    tries 5 times as many, and prints the table
 """
@@ -14,70 +14,13 @@ from safetensors import safe_open
 
 from hard_use import EFFORT
 from hard_use_contracts import check_plan
+from hard_use_files import FILES, Folder, held
 from mutations import joined, mutated_files, mutated_recipes, split_file
-from rmd_core.header import read_header, save_safetensors
-from rmd_core.recipe import RECIPE_KEY, write_metadata
-from student_files import TEACHER, lora_pairs, lora_tensors, metadata, recipe
-from training.backbones import make_backbone
-from training.prompt_cache import write_prompt_cache
-from training.wan_files import native_wan_state_dict, save_wan_transformer
-from training_world import tiny_wan
+from rmd_core.header import read_header
+from rmd_core.recipe import RECIPE_KEY
+from student_files import TEACHER
 
-NAME = "tried.safetensors"
 RECIPES = 200
-FILES = {"full student": 40, "LoRA student": 60, "prompt cache": 50, "teacher": 50}
-"""Kind of file -> mutations of it; 200 together."""
-
-PROMPTS = ("", "a red apple", "a blue cup \u4e2d")
-
-
-class Folder:
-    """models/ of the test's own, a good file of each kind, and what loads one."""
-
-    def __init__(self, path, nodes, base):
-        self.path, self.nodes, self.base = path, nodes, base
-        self.node = nodes.classes["RMD_LoadStudent"]
-        self.good = {kind: self._made(kind).read_bytes() for kind in FILES}
-
-    def place(self, kind):
-        """Where a file of a kind is put."""
-        folders = {"full student": "diffusion_models", "LoRA student": "loras", "prompt cache": "rmd_prompts"}
-        return self.path / folders.get(kind, "teachers") / NAME
-
-    def load(self, kind):
-        """The file at its place through the loader of its kind, as ComfyUI or the trainer would."""
-        path = self.place(kind)
-        if kind == "full student":
-            return self.node.execute(kind={"kind": "full model", "student": NAME, "weight_dtype": "default"}).args
-        if kind == "LoRA student":
-            return self.node.execute(kind={"kind": "LoRA", "student": NAME, "model": self.base, "strength": 1.0}).args
-        if kind == "prompt cache":
-            given = [self.nodes("RMD_LoadPromptEmbeddings", file=NAME, prompt=text)[0][0][0] for text in PROMPTS]
-            self.nodes.pack.rmd_core.prompt_cache.PromptCache(path).mask(PROMPTS)
-            return dict(zip(PROMPTS, given))
-        backbone = make_backbone("wan")
-        outline = backbone.outline(path)
-        network = backbone.load(path, dtype=torch.float32)
-        assert {n: t.shape for n, t in outline.state_dict().items()} == {
-            n: t.shape for n, t in network.state_dict().items()
-        }
-        return network
-
-    def _made(self, kind):
-        path = self.place(kind)
-        path.parent.mkdir(exist_ok=True)
-        if kind == "LoRA student":
-            save_safetensors(path, lora_tensors(lora_pairs()), metadata(adapter_alpha=6.0))
-        elif kind == "prompt cache":
-            embeddings = {
-                text: torch.randn(3, 16, generator=torch.Generator().manual_seed(len(text))) for text in PROMPTS
-            }
-            pooled = {text: value[0] for text, value in embeddings.items()}
-            write_prompt_cache(path, embeddings, encoder="toy", pooled=pooled)
-        else:
-            told = write_metadata(recipe(base_model="own"), title="own") if kind == "full student" else None
-            save_wan_transformer(tiny_wan(), path, dtype=torch.float16, metadata=told)
-        return path
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +45,6 @@ def reference(path):
 
 def same(got, expected):
     return got.shape == expected.shape and torch.equal(got.float().nan_to_num(), expected.nan_to_num())
-
-
-def held(kind, loaded):
-    """{name in the file: tensor} of what a loader made of a file."""
-    if kind == "full student":
-        return {name: tensor.cpu() for name, tensor in loaded[0].model.diffusion_model.state_dict().items()}
-    if kind == "teacher":
-        return native_wan_state_dict(loaded)
-    pairs = {key.removesuffix(".weight"): patches[0][1].weights for key, patches in loaded[0].patches.items()}
-    ends = (".lora_B.weight", ".lora_A.weight")
-    return {f"{key}{end}": weights[place] for key, weights in pairs.items() for place, end in enumerate(ends)}
 
 
 def judge(kind, path, loaded):
