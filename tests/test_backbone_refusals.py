@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backbone_world import backbone_setup, write_backbone_world
+from backbone_world import TINY, backbone_setup, random_network, write_backbone_world
 from encoder_world import write_model
 from rmd_core.errors import RMDError
 from training.backbones import make_backbone
 from training.export import base_name
 from training.text_encoders import TextEncoders
+from training_world import tiny_wan
 
 
 def weights(folder):
@@ -71,6 +72,19 @@ def test_marked_checkpoints_are_no_eps_models(tmp_path, marker):
     for load in (make_backbone("sdxl").outline, lambda p: make_backbone("sdxl").load(p, dtype=torch.float32)):
         with pytest.raises(RMDError, match=f"its tensor '{marker}' that it is no eps model"):
             load(path)
+
+
+@pytest.mark.parametrize("name", ["wan", "sd3", "pixart_sigma"])
+def test_a_foreign_tensor_of_a_long_name_is_told_in_one_short_line(tmp_path, name):
+    path, backbone = tmp_path / "model.safetensors", make_backbone(name)
+    heads = {"num_attention_heads": 1, "attention_head_dim": 72, "cross_attention_dim": 72}
+    changes = heads if name == "pixart_sigma" else {}
+    network = tiny_wan() if name == "wan" else random_network(TINY[name][0], TINY[name][1] | changes)
+    backbone.export(network, path, dtype=torch.float32, metadata={})
+    save_file({**load_file(path), "z\n" + "y" * 5000: torch.zeros(1)}, path)
+    with pytest.raises(RMDError, match=r"first 'z\\nyyyy") as caught:
+        backbone.load(path, dtype=torch.float32)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])

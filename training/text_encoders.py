@@ -151,7 +151,7 @@ class TextEncoders:
         )
         for words, keys in (("lack", told["missing_keys"]), ("have in another shape", told["mismatched_keys"])):
             if keys:
-                raise RMDError(f"{part}: its weights {words} {len(keys)} tensors, first '{min(map(str, keys))}'")
+                raise RMDError(f"{part}: its weights {words} {len(keys)} tensors, first {min(map(str, keys))[:80]!r}")
         return model
 
     def __exit__(self, *_):

@@ -148,7 +148,7 @@ def _check(model, tensors, path):
     if foreign:
         raise RMDError(
             f"{path} has {len(foreign)} tensors that a Wan2.1 text-to-video transformer does not have, "
-            f"first '{foreign[0]}'; use a text-to-video file"
+            f"first {foreign[0][:80]!r}; use a text-to-video file"
         )
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:

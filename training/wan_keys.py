@@ -69,6 +69,6 @@ def _rename(name, *, source, target):
         if rest == pair[source] or rest.startswith(pair[source] + "."):
             return head + pair[target] + rest[len(pair[source]) :]
     raise RMDError(
-        f"'{name}' is no key of a Wan2.1 text-to-video transformer; image-to-video, VACE and other variants "
+        f"{name[:80]!r} is no key of a Wan2.1 text-to-video transformer; image-to-video, VACE and other variants "
         "are not supported, use a text-to-video file"
     )

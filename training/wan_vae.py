@@ -42,7 +42,7 @@ def load_wan_vae(path, *, dtype=torch.float32):
         name for name, tensor in wanted.items() if tensor.shape != state[name].shape
     ]
     if wrong:
-        raise RMDError(f"{path} is no Wan2.1 autoencoder: {len(wrong)} tensors do not fit, first '{wrong[0]}'")
+        raise RMDError(f"{path} is no Wan2.1 autoencoder: {len(wrong)} tensors do not fit, first {wrong[0][:80]!r}")
     vae.load_state_dict(state, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
 

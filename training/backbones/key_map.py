@@ -73,7 +73,7 @@ class KeyMap:
         """A native state dict under diffusers names, stacks taken apart. Raises RMDError for a name outside the map."""
         foreign = sorted(state.keys() - self.entries.keys())
         if foreign:
-            raise RMDError(f"{len(foreign)} tensors are foreign to this network, first '{foreign[0]}'")
+            raise RMDError(f"{len(foreign)} tensors are foreign to this network, first {foreign[0][:80]!r}")
         ours = {}
         for name, tensor in state.items():
             source = self.entries[name]

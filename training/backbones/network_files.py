@@ -63,7 +63,7 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     left_over = [key for key in told["unexpected_keys"] if key not in ignored]
     for words, keys in (("lack", told["missing_keys"]), ("also hold", left_over)):
         if keys:
-            raise RMDError(f"{folder}: its weights {words} {len(keys)} tensors, first '{sorted(keys)[0]}'")
+            raise RMDError(f"{folder}: its weights {words} {len(keys)} tensors, first {sorted(keys)[0][:80]!r}")
     for key, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise RMDError(f"{folder}: '{key}' holds values that are not finite; the folder is damaged")
@@ -108,7 +108,7 @@ def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):
         raise RMDError(f"{path}: {error}") from None
     missing = sorted(wanted.keys() ^ state.keys())
     if missing:
-        raise RMDError(f"{path}: {len(missing)} tensors do not fit a {kind.__name__}, first '{missing[0]}'")
+        raise RMDError(f"{path}: {len(missing)} tensors do not fit a {kind.__name__}, first {missing[0][:80]!r}")
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
             raise RMDError(f"{path}: '{name}' has shape {tuple(state[name].shape)}, expected {shape}")
