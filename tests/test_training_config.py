@@ -93,6 +93,8 @@ def test_what_three_networks_do_not_use_is_told_once(tmp_path, caplog):
         (["plan.thresholds=[-2.5]"], ["either split or thresholds"]),
         (["plan.sizes=[[8, 8], [16]]"], ["plan.sizes"]),
         (["output.name=../x"], ["'output.name' is \"../x\"; use letters, digits"]),
+        (["output.name=.."], ["'output.name' is \"..\"; use letters, digits", "'.' but in front"]),
+        (["output.name='.student'"], ["'output.name' is \".student\"; use letters, digits"]),
         (["output.name=a/b"], ["'output.name' is \"a/b\"; use letters, digits"]),
         (["train=3"], ["'train'"]),
         (["train.batch.size=3"], ["'batch' is a value, not a section"]),
@@ -143,8 +145,6 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["output.name=.."], "output.name is '..'; begin it with a letter"),
-        (["output.name='.student'"], "output.name is '.student'; begin it with a letter"),
         (["model.mode=adapters", "model.targets=['']"], "no layer's name ends in ''"),
         (["plan.split=2+1"], "3 steps"),
         (["plan.split=2+x"], "2+x"),

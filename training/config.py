@@ -218,7 +218,7 @@ class OutputSection(Section):
     """What is written, and how often."""
 
     folder: File
-    name: str = Field("student", pattern=r"^[A-Za-z0-9._-]+$", description="file name of the student")
+    name: str = Field("student", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="file name of the student")
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     merge: bool = Field(False, description="adapters: write a whole student in place of a LoRA")
     checkpoint_every: Count = 100

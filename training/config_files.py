@@ -95,7 +95,7 @@ def _line(error):
     if kind == "missing":
         return f"'{place}' is missing"
     if kind == "string_pattern_mismatch":
-        return f"'{place}' is {json.dumps(error['input'])[:80]}; use letters, digits, '.', '_' and '-' alone"
+        return f"'{place}' is {json.dumps(error['input'])[:80]}; use letters, digits, '_', '-', and '.' but in front"
     message = error["msg"].removeprefix("Value error, ")
     return f"'{place}': {message[:1].lower()}{message[1:]} (given: {json.dumps(error['input'], default=str)[:80]})"
 

@@ -13,13 +13,6 @@ log = logging.getLogger(__name__)
 STRONG = 4.0  # alpha / rank above which an adapter's steps are known to be large
 
 
-def check_name(config):
-    """Raise RMDError for a name of the student that would hide its file, or mean a folder above."""
-    name = config.output.name
-    if name.startswith("."):
-        raise RMDError(f"output.name is '{name}'; begin it with a letter, a digit, _ or -")
-
-
 def check_libraries(config):
     """Raise RMDError where the configuration needs bitsandbytes and it is not there."""
     if is_quantised(config.model.base_dtype):

@@ -14,7 +14,7 @@ from .backbones.checks import refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import Draws
 from .hub import located
-from .limits import check_libraries, check_name, check_rank, check_spread
+from .limits import check_libraries, check_rank, check_spread
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
 from .prompt_cache import NULL_PROMPT, PromptCache
@@ -60,7 +60,6 @@ def outline_run(config):
     """(backbone, plan, intervals, outline of the teacher): what is checked in no time, without prompts or weights."""
     check_trackers(config.output.trackers)
     check_libraries(config)
-    check_name(config)
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
