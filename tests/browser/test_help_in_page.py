@@ -37,6 +37,8 @@ def test_the_help_is_in_the_users_language(frontend, keep_picture, language, nam
         for text in wanted:
             assert text in shown
             shown = shown.split(text, 1)[1]
+        widths = panel.locator("th:last-child").evaluate_all("cells => cells.map(cell => cell.offsetWidth)")
+        assert min(widths) > (200 if language == "zh" else 0), widths
         assert opened.errors == []
         keep_picture(f"help_{language}", page.screenshot())
     finally:
