@@ -16,7 +16,7 @@ BROWSER_SETUP = $(BIN)/python tests/comfyui_checkout.py && $(BIN)/python -m pip 
   && PYTHONPATH=tests $(BIN)/python -m browser.frontend_package
 
 LINT = $(BIN)/ruff check . && $(BIN)/mypy
-NODE_TESTS = tests/test_comfy_*.py tests/test_nodes_*.py tests/test_help_pages.py tests/test_locales.py \
+NODE_TESTS = tests/test_comfy_*.py tests/test_nodes_*.py tests/test_help_pages*.py tests/test_locales.py \
   tests/test_plan_picture.py tests/test_registry.py tests/test_subgraphs.py tests/test_trained_to_nodes.py \
   tests/test_workflow_files.py
 
