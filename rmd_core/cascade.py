@@ -28,10 +28,6 @@ Denoise = Callable[[torch.Tensor, Step], tuple[torch.Tensor, torch.Tensor]]
 """denoise(x, step) -> (x0, eps): one network call on the state x of `(B, C, [T,] step.height, step.width)`."""
 
 
-class Stopped(RMDError):
-    """Raised between two network calls once `stop()` is true."""
-
-
 class StageEnd(NamedTuple):
     """What a stage hands on: its last clean estimate, and the noise predicted beside it (None if not known)."""
 
@@ -51,8 +47,8 @@ class StageJob:
     """Everything a runner needs for one stage.
 
     x0 is None in the first stage, else the clean estimate upsampled to the stage's size; `white` is the noise to mix it
-    with, of the stage's full shape `(B, C, [T,] height, width)`. The runner forms the state (`first_state`), calls
-    `check()` before every network call and `report(index_in_stage, x0)` after it.
+    with, of the stage's full shape `(B, C, [T,] height, width)`. The runner forms the state (`first_state`) and calls
+    `report(index_in_stage, x0)` after every network call.
     """
 
     plan: StagePlan
@@ -61,17 +57,11 @@ class StageJob:
     white: torch.Tensor
     noise: NoiseSource
     report: Callable[[int, torch.Tensor], None]
-    stop: Callable[[], bool]
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """The steps of this stage, in order."""
         return tuple(step for step in self.plan.steps if step.stage == self.stage.index)
-
-    def check(self) -> None:
-        """Raise Stopped if the caller asked to stop."""
-        if self.stop():
-            raise Stopped(f"stopped in stage {self.stage.index + 1} of {len(self.plan.stages)}")
 
     def fresh(self, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
         """White noise of this stage for a purpose, float32 on the CPU."""
@@ -97,16 +87,15 @@ def run_cascade(
     noise: NoiseSource,
     boundary: Boundary | Sequence[Boundary],
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> CascadeResult:
     """Run every stage of a plan and return the clean estimate of the last step.
 
     shape is `(B, C)` or `(B, C, T)`, without height and width. boundary is one rule for every change of size, or a
-    sequence with one for each. `on_step(stage, index, x0)` is called after each network
-    call with the stage's index and the step's index in the whole plan; `stop()` is asked before each one.
+    sequence with one for each. `on_step(stage, index, x0)` is called after each network call with the stage's index and
+    the step's index in the whole plan; whatever it raises ends the run.
 
-    Raises RMDError for a shape or a sequence of another length or a runner whose result does not have the stage's size,
-    and Stopped when stop() is true. Source: docs/method.md, the sampler.
+    Raises RMDError for a shape or a sequence of another length, or a runner whose result does not have the stage's size.
+    Source: docs/method.md, the sampler.
     """
     end = None
     stage_x0 = []
@@ -114,7 +103,7 @@ def run_cascade(
     if len(rules) != len(plan.stages) - 1:
         raise RMDError(f"{len(rules)} boundaries came for {len(plan.stages)} stages; give one fewer than stages")
     for stage, rule in zip(plan.stages, [None, *rules]):
-        job = _stage_job(plan, stage, end, shape, noise, rule, on_step, stop)
+        job = _stage_job(plan, stage, end, shape, noise, rule, on_step)
         end = _checked(run_stage(job), job)
         stage_x0.append(end.x0)
     if end is None:
@@ -172,7 +161,6 @@ class DenoiserRunner:
         steps = job.steps
         x = self._place(first_state(job))
         for step in steps:
-            job.check()
             yield Visit(step, x)
             with torch.no_grad():
                 x0, eps = (self._place(part) for part in self.denoise(x, step))
@@ -214,7 +202,6 @@ def _stage_job(
     noise: NoiseSource,
     boundary: Boundary | None,
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> StageJob:
     def fresh(purpose: str, full_shape: tuple[int, ...]) -> torch.Tensor:
         return noise.draw(full_shape, stage.index, purpose)
@@ -232,7 +219,7 @@ def _stage_job(
         x0, white = None, fresh("start", (*shape, *size))
     else:
         x0, white = boundary.cross(end.x0, end.eps, size, fresh)
-    return StageJob(plan=plan, stage=stage, x0=x0, white=white, noise=noise, report=report, stop=stop or _never)
+    return StageJob(plan=plan, stage=stage, x0=x0, white=white, noise=noise, report=report)
 
 
 def _checked(end: StageEnd, job: StageJob) -> StageEnd:
@@ -244,7 +231,3 @@ def _checked(end: StageEnd, job: StageJob) -> StageEnd:
                 "a stage keeps the shape of its noise"
             )
     return end
-
-
-def _never() -> bool:
-    return False

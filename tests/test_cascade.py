@@ -9,7 +9,6 @@ from rmd_core.cascade import (
     Boundary,
     DenoiserRunner,
     StageEnd,
-    Stopped,
     run_cascade,
     trajectory,
 )
@@ -276,11 +275,16 @@ def test_steps_are_reported_in_order():
     assert torch.equal(seen[-1][2], result.x0)
 
 
-@pytest.mark.parametrize("allowed", range(4))
-def test_stop_is_asked_before_every_call(allowed):
+@pytest.mark.parametrize("allowed", range(1, 4))
+def test_what_the_callback_raises_ends_the_run_before_the_next_call(allowed):
     denoise = ToyDenoiser()
-    with pytest.raises(Stopped, match=f"stage {1 if allowed < 2 else 2} of 2"):
-        sample(make_plan(), denoise=denoise, stop=lambda: len(denoise.steps) >= allowed)
+
+    def stop(stage, index, x0):
+        if index + 1 == allowed:
+            raise InterruptedError(f"stage {stage + 1}")
+
+    with pytest.raises(InterruptedError, match=f"stage {1 if allowed <= 2 else 2}"):
+        sample(make_plan(), denoise=denoise, on_step=stop)
     assert len(denoise.steps) == allowed
 
 
