@@ -19,7 +19,7 @@ import torch
 
 from .boundary import Boundary
 from .errors import RMDError
-from .noise_sources import NoiseSource
+from .noise_sources import FreshNoise, SeededNoise
 from .noising import add_noise
 from .plan import Stage, StagePlan, Step
 from .renoise import check_eta, step_noise
@@ -47,25 +47,21 @@ class StageJob:
     """Everything a runner needs for one stage.
 
     x0 is None in the first stage, else the clean estimate upsampled to the stage's size; `white` is the noise to mix it
-    with, of the stage's full shape `(B, C, [T,] height, width)`. The runner forms the state (`first_state`) and calls
-    `report(index_in_stage, x0)` after every network call.
+    with, of the stage's full shape `(B, C, [T,] height, width)`; `fresh(purpose, shape)` gives more of it. The runner
+    forms the state (`first_state`) and calls `report(index_in_stage, x0)` after every network call.
     """
 
     plan: StagePlan
     stage: Stage
     x0: torch.Tensor | None
     white: torch.Tensor
-    noise: NoiseSource
+    fresh: FreshNoise
     report: Callable[[int, torch.Tensor], None]
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """The steps of this stage, in order."""
         return tuple(step for step in self.plan.steps if step.stage == self.stage.index)
-
-    def fresh(self, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """White noise of this stage for a purpose, float32 on the CPU."""
-        return self.noise.draw(shape, self.stage.index, purpose)
 
 
 StageRunner = Callable[[StageJob], StageEnd]
@@ -84,7 +80,7 @@ def run_cascade(
     run_stage: StageRunner,
     *,
     shape: tuple[int, ...],
-    noise: NoiseSource,
+    noise: SeededNoise,
     boundary: Boundary | Sequence[Boundary],
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> CascadeResult:
@@ -116,7 +112,7 @@ def trajectory(
     runner: DenoiserRunner,
     *,
     shape: tuple[int, ...],
-    noise: NoiseSource,
+    noise: SeededNoise,
     boundary: Boundary,
 ) -> Iterator[Visit]:
     """Yield the input of every step lazily, before the network is called on it.
@@ -199,27 +195,24 @@ def _stage_job(
     stage: Stage,
     end: StageEnd | None,
     shape: tuple[int, ...],
-    noise: NoiseSource,
+    noise: SeededNoise,
     boundary: Boundary | None,
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> StageJob:
-    def fresh(purpose: str, full_shape: tuple[int, ...]) -> torch.Tensor:
-        return noise.draw(full_shape, stage.index, purpose)
-
     first_index = sum(len(earlier.sigmas) for earlier in plan.stages[: stage.index])
 
     def report(index_in_stage: int, x0: torch.Tensor) -> None:
         if on_step is not None:
             on_step(stage.index, first_index + index_in_stage, x0)
 
-    size = (stage.height, stage.width)
+    size, fresh = (stage.height, stage.width), noise.of_stage(stage.index)
     if end is None or boundary is None:
         if len(shape) not in (2, 3):
             raise RMDError(f"the cascade's shape is {tuple(shape)}; give (B, C) or (B, C, T), without height and width")
         x0, white = None, fresh("start", (*shape, *size))
     else:
         x0, white = boundary.cross(end.x0, end.eps, size, fresh)
-    return StageJob(plan=plan, stage=stage, x0=x0, white=white, noise=noise, report=report)
+    return StageJob(plan=plan, stage=stage, x0=x0, white=white, fresh=fresh, report=report)
 
 
 def _checked(end: StageEnd, job: StageJob) -> StageEnd:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from math import sqrt
 
 import torch
 
 from .errors import RMDError
+from .noise_sources import FreshNoise
 from .upsample import box_average, check_enlargement, upsample
 
 SWITCH_NOISES = ("exact", "mix", "fresh")
-
-FreshNoise = Callable[[str, tuple[int, ...]], torch.Tensor]
-"""fresh(purpose, shape) -> white noise; purposes used here: "switch" (target size) and "switch-low" (source size)."""
 
 
 def check_eta(eta: float, name: str = "eta") -> float:

@@ -310,7 +310,9 @@ def test_a_foreign_stage_runner_gets_all_it_needs():
     assert torch.equal(jobs[1].x0, torch.ones(2, 3, *HIGH))
     assert torch.equal(jobs[1].white, SeededNoise(7).draw((2, 3, *HIGH), 1, "switch"))
     assert [step.index for step in jobs[1].steps] == [2, 3]
-    assert len({jobs[0].noise.seed(0, "sampler"), jobs[1].noise.seed(1, "sampler"), 7}) == 3
+    for job in jobs:
+        assert torch.equal(job.fresh("step-0", (2, 3)), SeededNoise(7).draw((2, 3), job.stage.index, "step-0"))
+    assert len({SeededNoise(7).seed(0, "sampler"), SeededNoise(7).seed(1, "sampler"), 7}) == 3
     assert seen == [(0, 0), (1, 2)]
     assert torch.equal(result.x0, torch.ones(2, 3, *HIGH))
 
