@@ -178,12 +178,10 @@ def first_state(job: StageJob) -> torch.Tensor:
     There the state is the noise alone when the stage starts at the curve's noisiest level (also for VP curves, whose
     alpha is not quite 0 there), and sigma times the noise otherwise.
     """
-    curve, sigma = job.plan.curve, job.stage.sigmas[0]
+    sigma = job.stage.sigmas[0]
     if job.x0 is not None:
         return _state_at(job.plan, sigma, job.x0, job.white)
-    if curve.logsnr(sigma) <= curve.logsnr(curve.sigma_max) + 1e-6:
-        return job.white
-    return sigma * job.white
+    return job.white if job.plan.curve.is_pure_noise(sigma) else sigma * job.white
 
 
 def _state_at(plan: StagePlan, sigma: float, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

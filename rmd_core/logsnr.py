@@ -93,6 +93,10 @@ class NoiseCurve(ABC):
     def as_dict(self) -> dict[str, Any]:
         """The curve as JSON values, read back by `curve_from_dict`."""
 
+    def is_pure_noise(self, sigma: float) -> bool:
+        """Whether a level is the noisiest of the table, or noisier."""
+        return self.logsnr(sigma) <= self.logsnr(self.sigma_max) + 1e-6
+
     def grid(self, steps: int) -> tuple[float, ...]:
         """The levels of K steps, table indices `floor(N k / K) - 1` for k = K..1 with N = table_size.
 
