@@ -3,7 +3,8 @@
 Import from the modules; this package itself exports nothing.
 
 Levels and plans: `logsnr` (noise curves), `mapping` (the same level at another size), `plan` (which step runs where),
-`intervals` (where the losses look), `presets` (named settings), `prediction` (network outputs), `seeds`.
+`intervals` (where the losses look), `presets` (named settings), `prediction` (network outputs), `broadcast` (a level
+for each sample), `seeds`.
 Running a plan: `upsample`, `renoise` and `boundary` (the change of size), `noising`, `noise_sources`, `cascade`.
 Training: `losses`.
 Files: `recipe` (how to sample a student again), `header` (safetensors), `tensor_file` (single tensors of one),

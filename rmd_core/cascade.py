@@ -90,7 +90,7 @@ def run_cascade(
     sequence with one for each. `on_step(stage, index, x0)` is called after each network call with the stage's index and
     the step's index in the whole plan; whatever it raises ends the run.
 
-    Raises RMDError for a shape or a sequence of another length, or a runner whose result does not have the stage's size.
+    Raises RMDError for a shape or a sequence of another length, or a runner whose result has not the stage's size.
     Source: docs/method.md, the sampler.
     """
     end = None

@@ -7,6 +7,7 @@ from math import sqrt
 
 import torch
 
+from .broadcast import widened
 from .errors import RMDError
 from .noise_sources import FreshNoise
 from .upsample import box_average, check_enlargement, upsample
@@ -62,7 +63,7 @@ def switch_noise(
         raise RMDError(f"switch noise {rule!r} is unknown; use one of {', '.join(SWITCH_NOISES)}")
     height, width = check_enlargement(eps, size_hw)
     high_shape = (*eps.shape[:-2], height, width)
-    working = eps.to(torch.promote_types(eps.dtype, torch.float32))
+    working = widened(eps)
     if rule == "exact":
         zeta = None if eta == 1.0 else fresh("switch-low", tuple(eps.shape))
         noise = step_noise(working, eta, zeta)
