@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from ..rmd_core.logsnr import NoiseCurve
-from ..rmd_core.mapping import map_level
 from ..rmd_core.plan import Stage
 from .bridge.sampling_plan import SamplingPlan
 from .picture_canvas import Canvas, Point
@@ -156,7 +155,7 @@ def _curve_points(axes: Axes, curve: NoiseCurve, ratio: float, start: float, end
 
 def _hand_over(canvas: Canvas, axes: Axes, curve: NoiseCurve, stage: Stage, following: Stage) -> None:
     """From the level at which a stage ends, on its own curve, to where the next size starts."""
-    before = axes.at(stage.end_base_sigma, curve.logsnr(map_level(curve, stage.end_base_sigma, stage.ratio)))
+    before = axes.at(stage.end_base_sigma, curve.logsnr(curve.with_ratio(stage.end_base_sigma, stage.ratio)))
     after = axes.at(following.base_sigmas[0], curve.logsnr(following.sigmas[0]))
     canvas.dashes((before[0], TOP), (before[0], BOTTOM), MUTED, 1.0, dash=3.0)
     if abs(after[1] - before[1]) > 24.0:

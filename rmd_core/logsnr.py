@@ -67,7 +67,11 @@ class NoiseCurve(ABC):
 
     @abstractmethod
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        """The level whose sigma / alpha is `ratio` times as large: its logSNR is lower by exactly 2 ln(ratio)."""
+        """The level at a larger size that shows what `sigma` shows at the smaller one: logSNR lower by 2 ln(ratio).
+
+        Its sigma / alpha is `ratio` times as large; 1 / ratio maps back. For a VP curve it may lie beyond the table.
+        Source: docs/method.md, the resolution mapping.
+        """
 
     @abstractmethod
     def at_ratio(self, ratio: float) -> NoiseCurve:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from .errors import RMDError
 from .logsnr import NoiseCurve
-from .mapping import ResolutionMap, Size, map_level
+from .mapping import ResolutionMap, Size
 from .plan_notes import MovedLevel, PlanNote, UnusedSize
 
 BaseGrid = int | Sequence[float]
@@ -123,7 +123,7 @@ class StagePlan:
         last = self.stages[-1]
         if base_sigma in last.base_sigmas:
             return last.sigmas[last.base_sigmas.index(base_sigma)]
-        return min(map_level(self.curve, base_sigma, last.ratio), self.curve.sigma_max)
+        return min(self.curve.with_ratio(base_sigma, last.ratio), self.curve.sigma_max)
 
     def cost(self, relative_cost: Callable[[int, int], float]) -> float:
         """Cost of all calls in calls at the final size, given the cost of a call at (height, width) in any unit."""
@@ -284,7 +284,7 @@ def _labels(
 ) -> tuple[float, ...]:
     labels: list[float] = []
     for index, sigma in enumerate(base, start=first_step):
-        exact = map_level(curve, sigma, ratio)
+        exact = curve.with_ratio(sigma, ratio)
         # Only the plan's very first call may use the last table entry: ComfyUI takes it for pure noise.
         last_index = curve.table_size - (2 if index else 1)
         label = curve.snapped(exact, last_index=last_index)
