@@ -130,7 +130,7 @@ def _panel(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
 
 def _stage_name(canvas: Canvas, axes: Axes, plan: SamplingPlan, stage: Stage) -> None:
     left, right = _span(axes, stage)
-    size = pixels(plan.cell_px, (stage.height, stage.width))
+    size = pixels(plan.cell_px, stage.size)
     if canvas.text_width(size, 14) + 12 <= right - left:
         canvas.text((left + 8, TOP + 8), size, 14, stage_colour(stage.index), halo=PANEL)
 
@@ -182,7 +182,7 @@ def _dots(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
 def _legend(canvas: Canvas, plan: SamplingPlan, thresholds: bool) -> None:
     x, y = float(LEFT), 538.0
     for stage in plan.stages.stages:
-        size = f"{pixels(plan.cell_px, (stage.height, stage.width))} px"
+        size = f"{pixels(plan.cell_px, stage.size)} px"
         if x > 700.0:  # room for the rest of the legend
             continue
         canvas.line([(x, y), (x + 18, y)], stage_colour(stage.index), 3.5)

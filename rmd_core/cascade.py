@@ -48,7 +48,7 @@ class StageJob:
 
     x0 is None in the first stage, else the clean estimate upsampled to the stage's size; `white` is the noise to mix it
     with, of the stage's full shape `(B, C, [T,] height, width)`; `fresh(purpose, shape)` gives more of it. The runner
-    forms the state (`first_state`) and calls `report(index_in_stage, x0)` after every network call.
+    forms the state (`first_state`) and calls `report(index in the plan, x0)` after every network call.
     """
 
     plan: StagePlan
@@ -160,7 +160,7 @@ class DenoiserRunner:
             yield Visit(step, x)
             with torch.no_grad():
                 x0, eps = (self._place(part) for part in self.denoise(x, step))
-                job.report(step.index_in_stage, x0)
+                job.report(step.index, x0)
                 if step is not steps[-1]:
                     fresh = None
                     if self.eta < 1.0:
@@ -197,13 +197,11 @@ def _stage_job(
     boundary: Boundary | None,
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> StageJob:
-    first_index = sum(len(earlier.sigmas) for earlier in plan.stages[: stage.index])
-
-    def report(index_in_stage: int, x0: torch.Tensor) -> None:
+    def report(index: int, x0: torch.Tensor) -> None:
         if on_step is not None:
-            on_step(stage.index, first_index + index_in_stage, x0)
+            on_step(stage.index, index, x0)
 
-    size, fresh = (stage.height, stage.width), noise.of_stage(stage.index)
+    size, fresh = stage.size, noise.of_stage(stage.index)
     if end is None or boundary is None:
         if len(shape) not in (2, 3):
             raise RMDError(f"the cascade's shape is {tuple(shape)}; give (B, C) or (B, C, T), without height and width")

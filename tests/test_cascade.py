@@ -294,7 +294,7 @@ def test_a_foreign_stage_runner_gets_all_it_needs():
 
     def run_stage(job):
         jobs.append(job)
-        job.report(0, job.white)
+        job.report(job.steps[0].index, job.white)
         return StageEnd(torch.ones_like(job.white), None)
 
     seen = []

@@ -55,15 +55,14 @@ class ComfyStageRunner:
         """Run a stage: ComfyUI mixes the picture so far with the noise, its callback shows x0 and x of each step."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         stage, settings = job.stage, self._settings[job.stage.index]
-        size = (stage.height, stage.width)
         sigmas = torch.tensor(self._plan.sigmas(stage), dtype=torch.float32)
         form = NoiseForm.of(settings.guider.model_patcher)
         if job.x0 is None:
-            picture, white = self._source.at(size), job.white
+            picture, white = self._source.at(stage.size), job.white
         else:
             picture, white = self._source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
-        last = _LastStep(form, sigmas, self._offset(stage.index), self._total)
-        guider = self._view(size, job).guider(settings.guider)
+        last = _LastStep(form, sigmas, job.steps[0].index, len(self._plan.stages.steps))
+        guider = self._view(job).guider(settings.guider)
         try:
             self.output = guider.sample(
                 white,
@@ -85,16 +84,9 @@ class ComfyStageRunner:
             ) from error
         return last.end(stage.index + 1)
 
-    def _view(self, size: tuple[int, int], job: StageJob) -> StageView:
-        plan = self._plan
-        return StageView(size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=job.white.ndim == 5)
-
-    def _offset(self, stage: int) -> int:
-        return sum(self._plan.stages.calls_per_stage[:stage])
-
-    @property
-    def _total(self) -> int:
-        return sum(self._plan.stages.calls_per_stage)
+    def _view(self, job: StageJob) -> StageView:
+        plan, video = self._plan, job.white.ndim == 5
+        return StageView(job.stage.size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=video)
 
 
 class _LastStep:
