@@ -66,7 +66,7 @@ class Trainer:
             embed=setup.embed,
             null=setup.embed([NULL_PROMPT]),
             micro_batch=self.config.train.batch,
-            agree=self.processes.agree if self.processes.count > 1 else None,
+            agree=self.processes.agree,
             backward=self.processes.accelerator.backward,
         )
 

@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 
 from ...rmd_core.cascade import StageEnd, StageJob
-from ...rmd_core.errors import RMDError
+from ...rmd_core.errors import RMDError, one_line
 from .noise_form import NoiseForm
 from .overrides import StageSettings
 from .sampling_plan import SamplingPlan
@@ -77,10 +77,9 @@ class ComfyStageRunner:
         except (RuntimeError, ValueError) as error:
             if isinstance(error, RMDError) or not MISFIT.search(str(error)):
                 raise  # such as out of memory, which ComfyUI knows how to meet
-            told = " ".join(str(error).split())
             raise RMDError(
-                f"the network of stage {stage.index + 1} cannot take what it was given ({told:.200}); encode the "
-                "prompts with the model's own text encoders, and make pictures beside them for this model"
+                f"the network of stage {stage.index + 1} cannot take what it was given ({one_line(error, 200)}); "
+                "encode the prompts with the model's own text encoders, and make pictures beside them for this model"
             ) from error
         return last.end(stage.index + 1)
 
