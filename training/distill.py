@@ -62,7 +62,7 @@ def _distill(arguments):
 
 
 def _run(arguments, config, processes, held):
-    from training.costs import dry_run_report
+    from training.dry_run import dry_run_report
     from training.hub import pin_models
     from training.processes import ProcessLost
     from training.run_folder import check_folder, claim_folder, data_digests, known_commits
