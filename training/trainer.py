@@ -13,7 +13,7 @@ from rmd_core.errors import RMDError
 
 from .backbones.base import move
 from .checkpoints import CheckpointStore
-from .files import write_failure
+from .files import writing
 from .metrics import MetricsFile, combine, latent_figures
 from .networks import make_networks
 from .objective import Objective
@@ -180,11 +180,8 @@ class Trainer:
     @contextlib.contextmanager
     def _writing(self):
         """For what process 0 writes: its failure is everybody's."""
-        with self.processes.together():
-            try:
-                yield
-            except OSError as error:
-                raise write_failure(self.folder, error) from None
+        with self.processes.together(), writing(self.folder):
+            yield
 
     def _stopped(self, error):
         latest = self.store.latest_path()
