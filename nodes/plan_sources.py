@@ -9,10 +9,11 @@ from typing import Any
 
 from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError
+from ..rmd_core.few_step import NOT_DISTILLED, FewStepProfile
 from ..rmd_core.plan import StagePlan, plan_from_split, plan_from_thresholds
 from ..rmd_core.plan_tail import plan_tail
 from ..rmd_core.presets import MethodPreset, preset
-from ..rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
+from ..rmd_core.profiles import PROFILES
 from ..rmd_core.recipe import Recipe
 from .bridge.bases import family_of
 from .bridge.checks import check_levels

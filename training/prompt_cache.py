@@ -14,11 +14,6 @@ from rmd_core.prompt_shard import METADATA_KEY, POOLED, SHARD_NAME, VERSION
 
 from .files import make_folder, writing
 
-__all__ = [
-    *("METADATA_KEY", "NULL_PROMPT", "CacheFolder", "PromptCache"),
-    *("open_cache", "prompt_key", "write_prompt_cache"),
-]
-
 
 def open_cache(path, *, encoder=None):
     """The PromptCache at ``path``, or None where nothing is cached yet. Raises RMDError for another encoder's."""

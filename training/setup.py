@@ -8,6 +8,7 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.intervals import StageDraw, TimestepIntervals
 from rmd_core.plan import StagePlan
+from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
 from .backbones import Backbone, make_backbone
 from .backbones.checks import refuse_other_family
@@ -17,7 +18,6 @@ from .hub import located
 from .limits import check_libraries, check_lora_names, check_rank, check_spread
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
-from .prompt_cache import NULL_PROMPT, PromptCache
 from .prompts import read_prompts
 from .quantised import is_quantised
 from .trackers import check_trackers

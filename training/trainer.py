@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from rmd_core.errors import RMDError
+from rmd_core.prompt_cache import NULL_PROMPT
 
 from .backbones.base import move
 from .checkpoints import CheckpointStore
@@ -18,7 +19,6 @@ from .metrics import MetricsFile, combine, latent_figures
 from .networks import make_networks
 from .objective import Objective
 from .plans import loss_boundary, sampling_boundary, training_boundary
-from .prompt_cache import NULL_PROMPT
 from .sharding import full
 from .trackers import start_trackers
 from .two_phase import NotFinite, TwoPhases, describe
