@@ -73,4 +73,4 @@ def check_lora_names(settings, backbone, outline):
 def _ending_in(targets, outline):
     """(name, layer) pairs of the layers whose names end in one of ``targets``."""
     endings = tuple(f".{target}" for target in targets)
-    return [(name, layer) for name, layer in outline.named_modules() if f".{name}".endswith(endings)]
+    return [(name, layer) for name, layer in outline.named_modules() if name and f".{name}".endswith(endings)]
