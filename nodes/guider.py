@@ -5,8 +5,8 @@ from comfy_api.latest import io
 
 from .bridge.cascade_guider import CascadeGuider
 from .checked_inputs import checked
-from .sampler_advanced import LATER_GUIDER, OVERRIDES
-from .sockets import CATEGORY, Overrides, Plan
+from .shared_inputs import stage_inputs
+from .sockets import CATEGORY, Plan
 
 
 class RMDGuider(io.ComfyNode):
@@ -27,8 +27,7 @@ class RMDGuider(io.ComfyNode):
             inputs=[
                 io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
-                io.Guider.Input("later_guider", optional=True, tooltip=LATER_GUIDER),
-                Overrides.Input("overrides", optional=True, tooltip=OVERRIDES),
+                *stage_inputs(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),

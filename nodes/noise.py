@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .bridge.stage_noise import StartNoise
 from .checked_inputs import checked
+from .shared_inputs import seed_input
 from .sockets import CATEGORY
 
 
@@ -22,14 +23,7 @@ class RMDNoise(io.ComfyNode):
             ),
             search_aliases=["cascade noise", "seed", "random noise"],
             inputs=[
-                io.Int.Input(
-                    "noise_seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The seed of the whole cascade.",
-                ),
+                seed_input("noise_seed", "The seed of the whole cascade."),
             ],
             outputs=[io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced and RMD Stage Upscale.")],
         )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from ..rmd_core.logsnr import NoiseCurve
-from ..rmd_core.mapping import map_level
 from ..rmd_core.plan import Stage
 from .bridge.sampling_plan import SamplingPlan
 from .picture_canvas import Canvas, Point
@@ -131,7 +130,7 @@ def _panel(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
 
 def _stage_name(canvas: Canvas, axes: Axes, plan: SamplingPlan, stage: Stage) -> None:
     left, right = _span(axes, stage)
-    size = pixels(plan.cell_px, (stage.height, stage.width))
+    size = pixels(plan.cell_px, stage.size)
     if canvas.text_width(size, 14) + 12 <= right - left:
         canvas.text((left + 8, TOP + 8), size, 14, stage_colour(stage.index), halo=PANEL)
 
@@ -156,7 +155,7 @@ def _curve_points(axes: Axes, curve: NoiseCurve, ratio: float, start: float, end
 
 def _hand_over(canvas: Canvas, axes: Axes, curve: NoiseCurve, stage: Stage, following: Stage) -> None:
     """From the level at which a stage ends, on its own curve, to where the next size starts."""
-    before = axes.at(stage.end_base_sigma, curve.logsnr(map_level(curve, stage.end_base_sigma, stage.ratio)))
+    before = axes.at(stage.end_base_sigma, curve.logsnr(curve.with_ratio(stage.end_base_sigma, stage.ratio)))
     after = axes.at(following.base_sigmas[0], curve.logsnr(following.sigmas[0]))
     canvas.dashes((before[0], TOP), (before[0], BOTTOM), MUTED, 1.0, dash=3.0)
     if abs(after[1] - before[1]) > 24.0:
@@ -183,7 +182,7 @@ def _dots(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
 def _legend(canvas: Canvas, plan: SamplingPlan, thresholds: bool) -> None:
     x, y = float(LEFT), 538.0
     for stage in plan.stages.stages:
-        size = f"{pixels(plan.cell_px, (stage.height, stage.width))} px"
+        size = f"{pixels(plan.cell_px, stage.size)} px"
         if x > 700.0:  # room for the rest of the legend
             continue
         canvas.line([(x, y), (x + 18, y)], stage_colour(stage.index), 3.5)

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError
+from ..rmd_core.few_step import NOT_DISTILLED, FewStepProfile
 from ..rmd_core.plan import StagePlan, plan_from_split, plan_from_thresholds
 from ..rmd_core.plan_tail import plan_tail
 from ..rmd_core.presets import MethodPreset, preset
-from ..rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
+from ..rmd_core.profiles import PROFILES
 from ..rmd_core.recipe import Recipe
 from .bridge.bases import family_of
 from .bridge.checks import check_levels
@@ -179,7 +180,7 @@ def kept_tail(plan: SamplingPlan, denoise: float) -> SamplingPlan:
     sigma = plan.stages.curve.comfy_sigma(first.sigma)
     note = (
         f"denoise {denoise:g}: the last {kept} of {len(steps)} steps run, from sigma {sigma:.4g} at "
-        f"{pixels(plan.cell_px, (first.height, first.width))} px; the latent is the picture they start from"
+        f"{pixels(plan.cell_px, first.size)} px; the latent is the picture they start from"
     )
     return replace(plan, stages=plan_tail(plan.stages, kept), notes=(*plan.notes, note))
 
@@ -201,7 +202,7 @@ def _by_method(
 
 
 def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -> SamplingPlan:
-    view.check_sizes([(stage.height, stage.width) for stage in stages.stages])
+    view.check_sizes([stage.size for stage in stages.stages])
     if stages.final_hw != final_hw:
         raise RMDError(
             f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "

@@ -40,7 +40,7 @@ def plan_table(plan: SamplingPlan, call_cost: CallCost) -> str:
 
 def sizes_line(plan: SamplingPlan) -> str:
     """Sizes and steps of the stages, such as `832x480 -> 1280x720 px, 3+3 steps`."""
-    shown = " -> ".join(pixels(plan.cell_px, (stage.height, stage.width)) for stage in plan.stages.stages)
+    shown = " -> ".join(pixels(plan.cell_px, stage.size) for stage in plan.stages.stages)
     calls = "+".join(map(str, plan.stages.calls_per_stage))
     return f"{shown} px, {calls} {'step' if calls == '1' else 'steps'}"
 
@@ -48,7 +48,7 @@ def sizes_line(plan: SamplingPlan) -> str:
 def step_costs(plan: SamplingPlan, call_cost: CallCost) -> tuple[float, ...]:
     """The cost of each step in calls at the final size."""
     full = call_cost(*plan.stages.final_hw)
-    return tuple(call_cost(step.height, step.width) / full for step in plan.stages.steps)
+    return tuple(call_cost(*step.size) / full for step in plan.stages.steps)
 
 
 def cost_line(plan: SamplingPlan, call_cost: CallCost) -> str:
@@ -69,7 +69,7 @@ def mapping_line(plan: SamplingPlan) -> str:
     for stage in plan.stages.stages:
         if stage.ratio != 1.0:
             shift = f" (shift {curve.shift * stage.ratio:.4g})" if isinstance(curve, FlowCurve) else ""
-            parts.append(f"r = {stage.ratio:.4g} at {pixels(plan.cell_px, (stage.height, stage.width))}{shift}")
+            parts.append(f"r = {stage.ratio:.4g} at {pixels(plan.cell_px, stage.size)}{shift}")
     return f"{name}: {', '.join(parts)}" if parts else f"{name}: one size, r = 1"
 
 
@@ -83,7 +83,7 @@ def boundary_line(plan: SamplingPlan) -> str:
 def _step_lines(plan: SamplingPlan, call_cost: CallCost) -> list[str]:
     lines = ["step stage     size px      sigma  timestep   logSNR   cost"]
     for step, cost in zip(plan.stages.steps, step_costs(plan, call_cost)):
-        size = pixels(plan.cell_px, (step.height, step.width))
+        size = pixels(plan.cell_px, step.size)
         sigma = plan.stages.curve.comfy_sigma(step.sigma)
         lines.append(
             f"{step.index + 1:4d} {step.stage + 1:5d} {size:>11}  {sigma:9.5f}  {step.timestep:8.2f}  "

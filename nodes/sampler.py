@@ -8,6 +8,7 @@ from .bridge.cascade_run import sample_cascade
 from .bridge.checks import check_no_negative
 from .bridge.step_function import rmd_step_sampler
 from .checked_inputs import checked
+from .shared_inputs import latent_image_input, seed_input
 from .sockets import CATEGORY, Plan
 
 
@@ -33,18 +34,10 @@ class RMDSampler(io.ComfyNode):
                     optional=True,
                     tooltip="What it does not show. Used, and needed, only when cfg is not 1.",
                 ),
-                io.Latent.Input(
-                    "latent_image",
-                    tooltip="A latent of the final size: empty, or a picture to start from or to paint into.",
-                ),
+                latent_image_input(),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same picture, bit for bit; each stage draws its own noise.",
+                seed_input(
+                    "seed", "The same seed gives the same picture, bit for bit; each stage draws its own noise."
                 ),
                 io.Float.Input(
                     "cfg",

@@ -5,13 +5,8 @@ from comfy_api.latest import io
 
 from .bridge.cascade_run import sample_cascade
 from .checked_inputs import checked
-from .sockets import CATEGORY, Overrides, Plan
-
-LATER_GUIDER = (
-    "For every stage but the first, such as another model, LoRA or conditioning with full-size pictures. "
-    "Without it one guider does all stages."
-)
-OVERRIDES = "Settings of single stages, from RMD Stage Override."
+from .shared_inputs import latent_image_input, seed_input, stage_inputs
+from .sockets import CATEGORY, Plan
 
 
 class RMDSamplerAdvanced(io.ComfyNode):
@@ -32,20 +27,11 @@ class RMDSamplerAdvanced(io.ComfyNode):
                 io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
                 io.Sampler.Input("sampler", tooltip="RMD Step Sampler, or euler, lcm, heun, dpmpp_2m and others."),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
-                io.Latent.Input(
-                    "latent_image",
-                    tooltip="A latent of the final size: empty, or a picture to start from or to paint into.",
+                latent_image_input(),
+                seed_input(
+                    "noise_seed", "The same seed gives the same picture. Every stage draws its own noise from it."
                 ),
-                io.Int.Input(
-                    "noise_seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same picture. Every stage draws its own noise from it.",
-                ),
-                io.Guider.Input("later_guider", optional=True, tooltip=LATER_GUIDER),
-                Overrides.Input("overrides", optional=True, tooltip=OVERRIDES),
+                *stage_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="output", tooltip="The result at the final size."),

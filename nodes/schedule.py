@@ -15,6 +15,7 @@ from .plan_picture import plan_picture
 from .plan_source_inputs import source_input
 from .plan_sources import SOURCES, asked_thresholds, kept_tail, sampling_plan
 from .plan_table import plan_table
+from .shared_inputs import size_inputs
 from .sockets import CATEGORY, Plan
 from .stage_pixels import final_cells
 
@@ -37,8 +38,7 @@ class RMDSchedule(io.ComfyNode):
             search_aliases=["multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will run the plan; it is not changed."),
-                _side("width"),
-                _side("height"),
+                *size_inputs("result", " Not used when a latent is connected."),
                 source_input(),
                 io.Float.Input(
                     "denoise",
@@ -105,8 +105,3 @@ class RMDSchedule(io.ComfyNode):
             result_height,
             ui=ui.PreviewImage(picture, cls=cls),
         )
-
-
-def _side(name: str) -> io.Int.Input:
-    tooltip = f"{name.capitalize()} of the result in pixels. Not used when a latent is connected."
-    return io.Int.Input(name, default=1024, min=16, max=16384, step=8, tooltip=tooltip)

@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError
-from .boundary_inputs import boundary_inputs
 from .bridge.overrides import StageOverride
 from .checked_inputs import checked
+from .shared_inputs import boundary_inputs
 from .sockets import CATEGORY, Overrides
 
 AS_PLANNED, OWN = "as in the plan", "own"

@@ -6,10 +6,9 @@ import math
 import re
 
 from ..rmd_core.errors import RMDError
+from ..rmd_core.mapping import Size
 from ..rmd_core.plan import stage_sizes
 from .bridge.model_view import ModelView
-
-Size = tuple[int, int]
 
 PIXELS = re.compile(r"([0-9]{1,9})\s*[xX*]\s*([0-9]{1,9})")
 

@@ -42,7 +42,7 @@ class RMDStageSigmas(io.ComfyNode):
     def execute(cls, plan: SamplingPlan, stage: int) -> io.NodeOutput:
         stages = plan.stages.stages
         if not 1 <= stage <= len(stages):
-            known = ", ".join(f"{one.index + 1} ({pixels(plan.cell_px, (one.height, one.width))} px)" for one in stages)
+            known = ", ".join(f"{one.index + 1} ({pixels(plan.cell_px, one.size)} px)" for one in stages)
             raise RMDError(f"stage {stage} does not exist; this plan has {known}")
         chosen = stages[stage - 1]
         return io.NodeOutput(stage_sigmas(plan, stage), chosen.width * plan.cell_px, chosen.height * plan.cell_px)

@@ -3,10 +3,10 @@
 from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
-from .boundary_inputs import boundary_inputs
 from .bridge.model_view import ModelView
 from .bridge.stage_crossing import cross_to
 from .checked_inputs import checked
+from .shared_inputs import boundary_inputs, size_inputs
 from .sockets import CATEGORY, Plan
 from .stage_pixels import final_cells
 
@@ -34,8 +34,7 @@ class RMDStageUpscale(io.ComfyNode):
                 io.Noise.Input(
                     "noise", tooltip="The noise that stage started with: RMD Noise, RandomNoise, or the last Upscale's."
                 ),
-                _side("width"),
-                _side("height"),
+                *size_inputs("next stage"),
                 *boundary_inputs(advanced=True),
                 Plan.Input(
                     "plan", optional=True, tooltip="If connected, its rule is used in place of the three above."
@@ -76,8 +75,3 @@ class RMDStageUpscale(io.ComfyNode):
             boundary=Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary,
         )
         return io.NodeOutput(latent, following)
-
-
-def _side(name: str) -> io.Int.Input:
-    tooltip = f"{name.capitalize()} of the next stage in pixels."
-    return io.Int.Input(name, default=1024, min=16, max=16384, step=8, tooltip=tooltip)

@@ -2,12 +2,13 @@
 
 Import from the modules; this package itself exports nothing.
 
-Levels and plans: `logsnr` (noise curves), `mapping` (the same level at another size), `plan` (which step runs where),
-`intervals` (where the losses look), `presets` (named settings), `prediction` (network outputs), `seeds`.
-Running a plan: `upsample`, `renoise` and `boundary` (the change of size), `noising`, `noise_sources`, `cascade`.
-Training: `losses`.
-Files: `recipe` (how to sample a student again), `header` (safetensors), `tensor_file` (single tensors of one),
-`prompt_cache` (prompt embeddings), `prompt_shard` (one file of them), `atomic_files` (the whole new file or the old
-one).
+Levels and plans: `logsnr` (noise curves), `mapping` (the ratio of two sizes), `plan` (which step runs where),
+`plan_notes`, `plan_tail` (the last steps of one), `intervals` (where the losses look), `presets` (named settings).
+Public few-step models: `few_step` (how one is sampled), `profiles` (all of them), `profiles_flow`, `profiles_vp`.
+Running a plan: `cascade`, `upsample`, `renoise` and `boundary` (the change of size), `noising`, `noise_sources`,
+`seeds`. Network outputs: `prediction`, `broadcast` (a level for each sample). Training: `losses`.
+Files: `recipe` (how to sample a student again), `recipe_fields`, `header` (safetensors), `tensor_file` (single tensors
+of one), `prompt_cache` (prompt embeddings), `prompt_shard` (one file of them), `atomic_files` (the whole new file or
+the old one).
 Every refusal is an `errors.RMDError`.
 """

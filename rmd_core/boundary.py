@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from .errors import RMDError
-from .renoise import SWITCH_NOISES, FreshNoise, check_eta, switch_noise
+from .noise_sources import FreshNoise
+from .renoise import SWITCH_NOISES, check_eta, switch_noise
 from .upsample import UPSAMPLERS, upsample
 
 

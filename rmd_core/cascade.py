@@ -19,17 +19,13 @@ import torch
 
 from .boundary import Boundary
 from .errors import RMDError
-from .noise_sources import NoiseSource
+from .noise_sources import FreshNoise, SeededNoise
 from .noising import add_noise
 from .plan import Stage, StagePlan, Step
 from .renoise import check_eta, step_noise
 
 Denoise = Callable[[torch.Tensor, Step], tuple[torch.Tensor, torch.Tensor]]
 """denoise(x, step) -> (x0, eps): one network call on the state x of `(B, C, [T,] step.height, step.width)`."""
-
-
-class Stopped(RMDError):
-    """Raised between two network calls once `stop()` is true."""
 
 
 class StageEnd(NamedTuple):
@@ -51,31 +47,21 @@ class StageJob:
     """Everything a runner needs for one stage.
 
     x0 is None in the first stage, else the clean estimate upsampled to the stage's size; `white` is the noise to mix it
-    with, of the stage's full shape `(B, C, [T,] height, width)`. The runner forms the state (`first_state`), calls
-    `check()` before every network call and `report(index_in_stage, x0)` after it.
+    with, of the stage's full shape `(B, C, [T,] height, width)`; `fresh(purpose, shape)` gives more of it. The runner
+    forms the state (`first_state`) and calls `report(index in the plan, x0)` after every network call.
     """
 
     plan: StagePlan
     stage: Stage
     x0: torch.Tensor | None
     white: torch.Tensor
-    noise: NoiseSource
+    fresh: FreshNoise
     report: Callable[[int, torch.Tensor], None]
-    stop: Callable[[], bool]
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """The steps of this stage, in order."""
         return tuple(step for step in self.plan.steps if step.stage == self.stage.index)
-
-    def check(self) -> None:
-        """Raise Stopped if the caller asked to stop."""
-        if self.stop():
-            raise Stopped(f"stopped in stage {self.stage.index + 1} of {len(self.plan.stages)}")
-
-    def fresh(self, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """White noise of this stage for a purpose, float32 on the CPU."""
-        return self.noise.draw(shape, self.stage.index, purpose)
 
 
 StageRunner = Callable[[StageJob], StageEnd]
@@ -94,19 +80,18 @@ def run_cascade(
     run_stage: StageRunner,
     *,
     shape: tuple[int, ...],
-    noise: NoiseSource,
+    noise: SeededNoise,
     boundary: Boundary | Sequence[Boundary],
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> CascadeResult:
     """Run every stage of a plan and return the clean estimate of the last step.
 
     shape is `(B, C)` or `(B, C, T)`, without height and width. boundary is one rule for every change of size, or a
-    sequence with one for each. `on_step(stage, index, x0)` is called after each network
-    call with the stage's index and the step's index in the whole plan; `stop()` is asked before each one.
+    sequence with one for each. `on_step(stage, index, x0)` is called after each network call with the stage's index and
+    the step's index in the whole plan; whatever it raises ends the run.
 
-    Raises RMDError for a shape or a sequence of another length or a runner whose result does not have the stage's size,
-    and Stopped when stop() is true. Source: docs/method.md, the sampler.
+    Raises RMDError for a shape or a sequence of another length, or a runner whose result has not the stage's size.
+    Source: docs/method.md, the sampler.
     """
     end = None
     stage_x0 = []
@@ -114,7 +99,7 @@ def run_cascade(
     if len(rules) != len(plan.stages) - 1:
         raise RMDError(f"{len(rules)} boundaries came for {len(plan.stages)} stages; give one fewer than stages")
     for stage, rule in zip(plan.stages, [None, *rules]):
-        job = _stage_job(plan, stage, end, shape, noise, rule, on_step, stop)
+        job = _stage_job(plan, stage, end, shape, noise, rule, on_step)
         end = _checked(run_stage(job), job)
         stage_x0.append(end.x0)
     if end is None:
@@ -127,7 +112,7 @@ def trajectory(
     runner: DenoiserRunner,
     *,
     shape: tuple[int, ...],
-    noise: NoiseSource,
+    noise: SeededNoise,
     boundary: Boundary,
 ) -> Iterator[Visit]:
     """Yield the input of every step lazily, before the network is called on it.
@@ -172,11 +157,10 @@ class DenoiserRunner:
         steps = job.steps
         x = self._place(first_state(job))
         for step in steps:
-            job.check()
             yield Visit(step, x)
             with torch.no_grad():
                 x0, eps = (self._place(part) for part in self.denoise(x, step))
-                job.report(step.index_in_stage, x0)
+                job.report(step.index, x0)
                 if step is not steps[-1]:
                     fresh = None
                     if self.eta < 1.0:
@@ -194,12 +178,10 @@ def first_state(job: StageJob) -> torch.Tensor:
     There the state is the noise alone when the stage starts at the curve's noisiest level (also for VP curves, whose
     alpha is not quite 0 there), and sigma times the noise otherwise.
     """
-    curve, sigma = job.plan.curve, job.stage.sigmas[0]
+    sigma = job.stage.sigmas[0]
     if job.x0 is not None:
         return _state_at(job.plan, sigma, job.x0, job.white)
-    if curve.logsnr(sigma) <= curve.logsnr(curve.sigma_max) + 1e-6:
-        return job.white
-    return sigma * job.white
+    return job.white if job.plan.curve.is_pure_noise(sigma) else sigma * job.white
 
 
 def _state_at(plan: StagePlan, sigma: float, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -211,28 +193,22 @@ def _stage_job(
     stage: Stage,
     end: StageEnd | None,
     shape: tuple[int, ...],
-    noise: NoiseSource,
+    noise: SeededNoise,
     boundary: Boundary | None,
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> StageJob:
-    def fresh(purpose: str, full_shape: tuple[int, ...]) -> torch.Tensor:
-        return noise.draw(full_shape, stage.index, purpose)
-
-    first_index = sum(len(earlier.sigmas) for earlier in plan.stages[: stage.index])
-
-    def report(index_in_stage: int, x0: torch.Tensor) -> None:
+    def report(index: int, x0: torch.Tensor) -> None:
         if on_step is not None:
-            on_step(stage.index, first_index + index_in_stage, x0)
+            on_step(stage.index, index, x0)
 
-    size = (stage.height, stage.width)
+    size, fresh = stage.size, noise.of_stage(stage.index)
     if end is None or boundary is None:
         if len(shape) not in (2, 3):
             raise RMDError(f"the cascade's shape is {tuple(shape)}; give (B, C) or (B, C, T), without height and width")
         x0, white = None, fresh("start", (*shape, *size))
     else:
         x0, white = boundary.cross(end.x0, end.eps, size, fresh)
-    return StageJob(plan=plan, stage=stage, x0=x0, white=white, noise=noise, report=report, stop=stop or _never)
+    return StageJob(plan=plan, stage=stage, x0=x0, white=white, fresh=fresh, report=report)
 
 
 def _checked(end: StageEnd, job: StageJob) -> StageEnd:
@@ -244,7 +220,3 @@ def _checked(end: StageEnd, job: StageJob) -> StageEnd:
                 "a stage keeps the shape of its noise"
             )
     return end
-
-
-def _never() -> bool:
-    return False

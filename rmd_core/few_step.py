@@ -9,7 +9,7 @@ from .boundary import Boundary
 from .errors import RMDError
 from .logsnr import NoiseCurve
 from .mapping import NoMap, ResolutionMap, Size
-from .plan import StagePlan, plan_from_split
+from .plan import StagePlan, plan_from_split, split_counts
 
 NOT_DISTILLED = "not distilled for the cascade"
 """What must be said wherever a profile is offered: its model never saw a change of size in training."""
@@ -74,16 +74,13 @@ class FewStepProfile:
 
         Raises RMDError for a split that is not of the profile's number of steps, and as `plan_from_split` does.
         """
-        if split is None:
-            split = self.split_over(len(sizes))
-        parts = split.split("+") if isinstance(split, str) else [str(part) for part in split]
-        counts = [int(part) for part in parts if part.strip().isdecimal()]
-        if len(counts) == len(parts) and sum(counts) != len(self.sigmas):
+        counts = self.split_over(len(sizes)) if split is None else split_counts(split)
+        if sum(counts) != len(self.sigmas):
             raise RMDError(
                 f"the split {'+'.join(map(str, counts))} has {sum(counts)} steps but {self.title} "
                 f"has {len(self.sigmas)}; give parts that sum to {len(self.sigmas)}"
             )
-        return plan_from_split(self.curve, split, sizes=sizes, mapping=self.mapping, steps=self.sigmas)
+        return plan_from_split(self.curve, counts, sizes=sizes, mapping=self.mapping, steps=self.sigmas)
 
 
 # The two rules at a change of size. A model whose sampler draws fresh noise at every step (LCM and DMD kinds) expects

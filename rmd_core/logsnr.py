@@ -67,7 +67,11 @@ class NoiseCurve(ABC):
 
     @abstractmethod
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        """The level whose sigma / alpha is `ratio` times as large: its logSNR is lower by exactly 2 ln(ratio)."""
+        """The level at a larger size that shows what `sigma` shows at the smaller one: logSNR lower by 2 ln(ratio).
+
+        Its sigma / alpha is `ratio` times as large; 1 / ratio maps back. For a VP curve it may lie beyond the table.
+        Source: docs/method.md, the resolution mapping.
+        """
 
     @abstractmethod
     def at_ratio(self, ratio: float) -> NoiseCurve:
@@ -92,6 +96,10 @@ class NoiseCurve(ABC):
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
         """The curve as JSON values, read back by `curve_from_dict`."""
+
+    def is_pure_noise(self, sigma: float) -> bool:
+        """Whether a level is the noisiest of the table, or noisier."""
+        return self.logsnr(sigma) <= self.logsnr(self.sigma_max) + 1e-6
 
     def grid(self, steps: int) -> tuple[float, ...]:
         """The levels of K steps, table indices `floor(N k / K) - 1` for k = K..1 with N = table_size.

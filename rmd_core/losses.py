@@ -6,8 +6,8 @@ from math import prod, sqrt
 
 import torch
 
+from .broadcast import LevelLike, broadcast_to, widened
 from .errors import RMDError
-from .prediction import broadcast_to
 
 FAKE_WEIGHTINGS = ("eps", "v", "min_snr5", "legacy")
 
@@ -18,9 +18,7 @@ HUBER_BASE = 1e-3
 HUBER_BASE_NUMEL = 4 * 64 * 64
 
 
-def fake_score_weight(
-    alpha: float | torch.Tensor, sigma: float | torch.Tensor, weighting: str
-) -> torch.Tensor:
+def fake_score_weight(alpha: LevelLike, sigma: LevelLike, weighting: str) -> torch.Tensor:
     """Weight of the squared x0 error at noise level (alpha, sigma), float64 of the levels' shape, always finite.
 
     - `eps`: SNR = (alpha/sigma)^2, which makes the loss the plain error of the noise (the authors' choice);
@@ -48,8 +46,8 @@ def fake_score_loss(
     x0_pred: torch.Tensor,
     x0_target: torch.Tensor,
     *,
-    alpha: float | torch.Tensor,
-    sigma: float | torch.Tensor,
+    alpha: LevelLike,
+    sigma: LevelLike,
     weighting: str,
 ) -> torch.Tensor:
     """Fake-score loss with the generator's x0 as target: mean over samples of `w(sigma_b) * mean (x0_pred - x0)^2`.
@@ -60,7 +58,7 @@ def fake_score_loss(
     unknown weighting or shapes that differ. Source: docs/method.md, training objective.
     """
     _same_shape(x0_pred, x0_target, "x0 prediction", "x0 target")
-    error = _working(x0_pred) - _working(x0_target.detach())
+    error = widened(x0_pred) - widened(x0_target.detach())
     weight = broadcast_to(fake_score_weight(alpha, sigma, weighting), error)
     return (weight * error.square()).mean()
 
@@ -70,9 +68,9 @@ def fake_score_loss_subinterval(
     *,
     x_t: torch.Tensor,
     noise: torch.Tensor,
-    fresh: float | torch.Tensor,
-    alpha: float | torch.Tensor,
-    sigma: float | torch.Tensor,
+    fresh: LevelLike,
+    alpha: LevelLike,
+    sigma: LevelLike,
 ) -> torch.Tensor:
     """Fake-score loss whose target is only the last noising step, unbiased also when the noise was inherited.
 
@@ -84,7 +82,7 @@ def fake_score_loss_subinterval(
     """
     _same_shape(x0_pred, x_t, "x0 prediction", "x_t")
     _same_shape(x0_pred, noise, "x0 prediction", "noise")
-    prediction = _working(x0_pred)
+    prediction = widened(x0_pred)
     b = torch.as_tensor(fresh, dtype=torch.float64)
     level = torch.as_tensor(sigma, dtype=torch.float64).clamp(min=SIGMA_FLOOR)
     gain = broadcast_to(b / level.square(), prediction)
@@ -111,7 +109,7 @@ def generator_loss(
     _same_shape(x0, teacher_x0, "x0", "teacher x0")
     _same_shape(x0, fake_x0, "x0", "fake x0")
     c = huber_constant(x0.shape[1:]) if huber_c is None else huber_c
-    sample = _working(x0)
+    sample = widened(x0)
     gap = fake_x0.detach().to(sample) - teacher_x0.detach().to(sample)
     difference = gap + (sample - sample.detach())  # the value is the gap to the last bit, the slope in x0 is 1
     weight = generator_weight(x0, teacher_x0, clip=clip).to(sample)
@@ -122,7 +120,7 @@ def generator_loss(
 
 def generator_weight(x0: torch.Tensor, teacher_x0: torch.Tensor, *, clip: float = 0.2) -> torch.Tensor:
     """Per-sample normaliser of the generator loss, `max(clip, mean |x0 - teacher|)`: `(B, 1, ..., 1)`, detached."""
-    distance = (_working(x0.detach()) - _working(teacher_x0.detach())).abs()
+    distance = (widened(x0.detach()) - widened(teacher_x0.detach())).abs()
     return distance.mean(dim=tuple(range(1, x0.ndim)), keepdim=True).clamp(min=clip)
 
 
@@ -132,10 +130,6 @@ def huber_constant(sample_shape: tuple[int, ...]) -> float:
     (4, 64, 64) gives 0.001 and Wan's (16, 21, 90, 160) 0.01718. Source: docs/method.md, training objective.
     """
     return HUBER_BASE * sqrt(prod(sample_shape) / HUBER_BASE_NUMEL)
-
-
-def _working(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _same_shape(left: torch.Tensor, right: torch.Tensor, left_name: str, right_name: str) -> None:

@@ -8,18 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from .errors import RMDError
-from .logsnr import Level, NoiseCurve
 
 Size = tuple[int, int]
-
-
-def map_level(curve: NoiseCurve, sigma: Level, ratio: float) -> Level:
-    """The level at the larger size that shows what `sigma` shows at the smaller one: logSNR lower by 2 ln(ratio).
-
-    Exact and continuous; ratio 1/r maps back. For a VP curve the result may lie beyond its table.
-    Source: docs/method.md, the resolution mapping.
-    """
-    return curve.with_ratio(sigma, ratio)
 
 
 @dataclass(frozen=True)

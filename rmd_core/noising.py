@@ -6,13 +6,11 @@ from typing import NamedTuple
 
 import torch
 
+from .broadcast import LevelLike, broadcast_to
 from .errors import RMDError
-from .prediction import broadcast_to
-
-Level = float | torch.Tensor
 
 
-def add_noise(x0: torch.Tensor, eps: torch.Tensor, *, alpha: Level, sigma: Level) -> torch.Tensor:
+def add_noise(x0: torch.Tensor, eps: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike) -> torch.Tensor:
     """The state `alpha x0 + sigma eps`.
 
     x0 and eps have one shape, any rank with the batch first; alpha and sigma are floats or `(B,)` tensors. The result
@@ -29,7 +27,13 @@ class Noised(NamedTuple):
 
 
 def noise_further(
-    x_s: torch.Tensor, *, alpha_s: Level, sigma_s: Level, alpha_t: Level, sigma_t: Level, noise: torch.Tensor
+    x_s: torch.Tensor,
+    *,
+    alpha_s: LevelLike,
+    sigma_s: LevelLike,
+    alpha_t: LevelLike,
+    sigma_t: LevelLike,
+    noise: torch.Tensor,
 ) -> Noised:
     """Take a state from level s to the noisier level t: `x_t = (a_t/a_s) x_s + b noise`, b^2 = s_t^2 - (a_t s_s/a_s)^2.
 
@@ -45,7 +49,7 @@ def noise_further(
 
 
 def further_coefficients(
-    *, alpha_s: Level, sigma_s: Level, alpha_t: Level, sigma_t: Level
+    *, alpha_s: LevelLike, sigma_s: LevelLike, alpha_t: LevelLike, sigma_t: LevelLike
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The two coefficients of `noise_further`, (alpha_t/alpha_s, b), as float64 tensors. RMDError if t < s."""
     a_s, s_s, a_t, s_t = (torch.as_tensor(level, dtype=torch.float64) for level in (alpha_s, sigma_s, alpha_t, sigma_t))

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from .errors import RMDError
 from .logsnr import NoiseCurve
-from .mapping import ResolutionMap, Size, map_level
+from .mapping import ResolutionMap, Size
 from .plan_notes import MovedLevel, PlanNote, UnusedSize
 
 BaseGrid = int | Sequence[float]
@@ -36,6 +36,11 @@ class Step:
     base_sigma: float
     next_sigma: float
 
+    @property
+    def size(self) -> Size:
+        """Latent (height, width)."""
+        return self.height, self.width
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -54,6 +59,11 @@ class Stage:
     base_sigmas: tuple[float, ...]
     end_base_sigma: float
     logsnr_interval: tuple[float, float]
+
+    @property
+    def size(self) -> Size:
+        """Latent (height, width)."""
+        return self.height, self.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +84,7 @@ class StagePlan:
     @property
     def split(self) -> str:
         """Steps per size as asked, such as "2+2"; a size without a step is a 0."""
-        return "+".join(str(count) for count in self.steps_asked)
+        return _text(self.steps_asked)
 
     @property
     def calls_per_stage(self) -> tuple[int, ...]:
@@ -89,7 +99,7 @@ class StagePlan:
     @property
     def final_hw(self) -> Size:
         """Latent height and width of the result: the size of the last stage that runs."""
-        return self.stages[-1].height, self.stages[-1].width
+        return self.stages[-1].size
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -123,11 +133,11 @@ class StagePlan:
         last = self.stages[-1]
         if base_sigma in last.base_sigmas:
             return last.sigmas[last.base_sigmas.index(base_sigma)]
-        return min(map_level(self.curve, base_sigma, last.ratio), self.curve.sigma_max)
+        return min(self.curve.with_ratio(base_sigma, last.ratio), self.curve.sigma_max)
 
     def cost(self, relative_cost: Callable[[int, int], float]) -> float:
         """Cost of all calls in calls at the final size, given the cost of a call at (height, width) in any unit."""
-        total = sum(relative_cost(step.height, step.width) for step in self.steps)
+        total = sum(relative_cost(*step.size) for step in self.steps)
         return total / relative_cost(*self.final_hw)
 
     def table(self) -> str:
@@ -162,7 +172,7 @@ def plan_from_split(
     one, because ComfyUI takes the last entry for pure noise. Raises RMDError for a split that does not fit, sizes that
     shrink, a grid that is not strictly decreasing within the curve, or two levels of a stage on one table entry.
     """
-    counts = _counts(split)
+    counts = split_counts(split)
     sizes = _sizes(sizes)
     if len(counts) != len(sizes):
         raise RMDError(f"the split {_text(counts)} has {len(counts)} stages but {len(sizes)} sizes came; give one each")
@@ -196,6 +206,19 @@ def plan_from_thresholds(
     for sigma in base:
         counts[sum(curve.logsnr(sigma) >= threshold for threshold in thresholds)] += 1
     return _build(curve, tuple(counts), base, sizes, mapping)
+
+
+def split_counts(split: str | Sequence[int]) -> tuple[int, ...]:
+    """Steps per size of a split such as "2+2" or (2, 2); raises RMDError for one that is no plan."""
+    try:
+        parts = split.split("+") if isinstance(split, str) else list(split)
+        counts = tuple(int(part) for part in parts)
+        whole = all(isinstance(part, str) or part == count for part, count in zip(parts, counts))
+    except (TypeError, ValueError):
+        counts, whole = (), False
+    if not whole or not counts or min(counts) < 0 or sum(counts) == 0:
+        raise RMDError(f"the split {split!r} is no plan; give steps per stage such as 2+2, at least one step in all")
+    return counts
 
 
 def base_grid(curve: NoiseCurve, steps: BaseGrid) -> tuple[float, ...]:
@@ -284,7 +307,7 @@ def _labels(
 ) -> tuple[float, ...]:
     labels: list[float] = []
     for index, sigma in enumerate(base, start=first_step):
-        exact = map_level(curve, sigma, ratio)
+        exact = curve.with_ratio(sigma, ratio)
         # Only the plan's very first call may use the last table entry: ComfyUI takes it for pure noise.
         last_index = curve.table_size - (2 if index else 1)
         label = curve.snapped(exact, last_index=last_index)
@@ -299,18 +322,6 @@ def _labels(
             )
         labels.append(label)
     return tuple(labels)
-
-
-def _counts(split: str | Sequence[int]) -> tuple[int, ...]:
-    try:
-        parts = split.split("+") if isinstance(split, str) else list(split)
-        counts = tuple(int(part) for part in parts)
-        whole = all(isinstance(part, str) or part == count for part, count in zip(parts, counts))
-    except (TypeError, ValueError):
-        counts, whole = (), False
-    if not whole or not counts or min(counts) < 0 or sum(counts) == 0:
-        raise RMDError(f"the split {split!r} is no plan; give steps per stage such as 2+2, at least one step in all")
-    return counts
 
 
 def _sizes(sizes: Sequence[Size]) -> tuple[Size, ...]:

@@ -4,26 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from .broadcast import LevelLike, broadcast_to, widened
 from .errors import RMDError
 
 PREDICTIONS = ("eps", "v", "flow")
-
-LevelLike = float | torch.Tensor
-
-
-def broadcast_to(level_B: LevelLike, x: torch.Tensor) -> LevelLike:
-    """A per-sample level `(B,)` shaped to multiply `x_B...` of any rank, on its device, float32 or x's wider type.
-
-    A float or a 0-d level is the same for every sample. Raises RMDError for a tensor that is not `(B,)`.
-    """
-    if not isinstance(level_B, torch.Tensor):
-        return float(level_B)
-    if level_B.dim() == 0:
-        return float(level_B)
-    if level_B.shape != x.shape[:1]:
-        raise RMDError(f"levels of shape {tuple(level_B.shape)} do not fit {x.shape[0]} samples; give one for each")
-    shape = (-1, *(1 for _ in x.shape[1:]))
-    return level_B.to(x.device, _working_dtype(x)).reshape(shape)
 
 
 def to_x0_eps(
@@ -36,7 +20,7 @@ def to_x0_eps(
     Raises RMDError for another prediction. Source: docs/method.md, predictions.
     """
     alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
-    output, x = output.to(_working_dtype(output)), x.to(_working_dtype(x))
+    output, x = widened(output), widened(x)
     if prediction == "eps":
         return (x - sigma * output) / alpha, output
     if prediction == "v":
@@ -57,7 +41,3 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: 
     if unconditional is None:
         raise RMDError(f"guidance of scale {scale:g} needs the unconditional prediction; pass it, or scale None")
     return torch.lerp(unconditional, conditional, float(scale))
-
-
-def _working_dtype(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

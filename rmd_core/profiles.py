@@ -5,11 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from .errors import RMDError
-from .few_step import NOT_DISTILLED, FewStepProfile
+from .few_step import FewStepProfile
 from .profiles_flow import FLOW_PROFILES
 from .profiles_vp import VP_PROFILES
-
-__all__ = ["NOT_DISTILLED", "PROFILES", "FewStepProfile", "profile"]
 
 PROFILES = MappingProxyType({one.key: one for one in (*VP_PROFILES, *FLOW_PROFILES)})
 """Every profile, by key; none was distilled for the cascade. Source: docs/profiles.md, profiles."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from math import sqrt
 
 import torch
 
+from .broadcast import widened
 from .errors import RMDError
+from .noise_sources import FreshNoise
 from .upsample import box_average, check_enlargement, upsample
 
 SWITCH_NOISES = ("exact", "mix", "fresh")
-
-FreshNoise = Callable[[str, tuple[int, ...]], torch.Tensor]
-"""fresh(purpose, shape) -> white noise; purposes used here: "switch" (target size) and "switch-low" (source size)."""
 
 
 def check_eta(eta: float, name: str = "eta") -> float:
@@ -65,7 +63,7 @@ def switch_noise(
         raise RMDError(f"switch noise {rule!r} is unknown; use one of {', '.join(SWITCH_NOISES)}")
     height, width = check_enlargement(eps, size_hw)
     high_shape = (*eps.shape[:-2], height, width)
-    working = eps.to(torch.promote_types(eps.dtype, torch.float32))
+    working = widened(eps)
     if rule == "exact":
         zeta = None if eta == 1.0 else fresh("switch-low", tuple(eps.shape))
         noise = step_noise(working, eta, zeta)

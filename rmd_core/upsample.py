@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
+from .broadcast import widened
 from .errors import RMDError
 
 UPSAMPLERS = ("nearest", "bicubic", "bilinear", "area")
@@ -33,16 +34,26 @@ def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Te
     height, width = check_enlargement(x, size_hw)
     if x.shape[-2:] == (height, width):
         return x
-    working = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if method == "area":
-        rows = box_average(x.shape[-2], height).to(working)
-        columns = box_average(x.shape[-1], width).to(working)
-        return (rows @ working @ columns.T).to(x.dtype)
-    maps = working.reshape(x.shape[0], -1, *x.shape[-2:])  # (B, C*T, H, W): time shares the channel axis
+        return area_average(x, (height, width))
+    maps = widened(x).reshape(x.shape[0], -1, *x.shape[-2:])  # (B, C*T, H, W): time shares the channel axis
     mode = _TORCH_MODES[method]
     align = None if method == "nearest" else False
     enlarged = F.interpolate(maps, size=(height, width), mode=mode, align_corners=align)
     return enlarged.reshape(*x.shape[:-2], height, width).to(x.dtype)
+
+
+def area_average(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """The exact box average of a tensor `(..., H, W)` at another size, larger or smaller, in its own dtype and place.
+
+    At equal size `x` itself comes back.
+    """
+    height, width = size_hw
+    if x.shape[-2:] == (height, width):
+        return x
+    working = widened(x)
+    rows, columns = box_average(x.shape[-2], height).to(working), box_average(x.shape[-1], width).to(working)
+    return (rows @ working @ columns.T).to(x.dtype)
 
 
 def check_enlargement(x: torch.Tensor, size_hw: tuple[int, int]) -> tuple[int, int]:

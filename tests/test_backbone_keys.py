@@ -85,7 +85,6 @@ def test_every_layer_that_a_lora_is_put_on_has_a_native_layer_of_its_shape(name)
 @pytest.mark.parametrize("name", STUDENTS)
 def test_native_names_go_back_to_diffusers_names(name):
     """A native file read back has the keys and shapes of the network it was written from."""
-    from training.backbones import pixart, sd3, sdxl
     from training.wan_files import wan_config
 
     backbone, network, _ = meta_student(name)
@@ -93,8 +92,7 @@ def test_native_names_go_back_to_diffusers_names(name):
     if backbone.name == "wan":
         arguments = wan_config(state, metadata, path="a file")
     else:
-        module = {"sdxl": sdxl, "sd3": sd3}.get(backbone.name, pixart)
-        arguments = module.native_config(state)
+        arguments = backbone.native_config(state)
     with torch.device("meta"):
         again = type(network)(**arguments)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}

@@ -9,7 +9,6 @@ from rmd_core.cascade import (
     Boundary,
     DenoiserRunner,
     StageEnd,
-    Stopped,
     run_cascade,
     trajectory,
 )
@@ -276,11 +275,16 @@ def test_steps_are_reported_in_order():
     assert torch.equal(seen[-1][2], result.x0)
 
 
-@pytest.mark.parametrize("allowed", range(4))
-def test_stop_is_asked_before_every_call(allowed):
+@pytest.mark.parametrize("allowed", range(1, 4))
+def test_what_the_callback_raises_ends_the_run_before_the_next_call(allowed):
     denoise = ToyDenoiser()
-    with pytest.raises(Stopped, match=f"stage {1 if allowed < 2 else 2} of 2"):
-        sample(make_plan(), denoise=denoise, stop=lambda: len(denoise.steps) >= allowed)
+
+    def stop(stage, index, x0):
+        if index + 1 == allowed:
+            raise InterruptedError(f"stage {stage + 1}")
+
+    with pytest.raises(InterruptedError, match=f"stage {1 if allowed <= 2 else 2}"):
+        sample(make_plan(), denoise=denoise, on_step=stop)
     assert len(denoise.steps) == allowed
 
 
@@ -290,7 +294,7 @@ def test_a_foreign_stage_runner_gets_all_it_needs():
 
     def run_stage(job):
         jobs.append(job)
-        job.report(0, job.white)
+        job.report(job.steps[0].index, job.white)
         return StageEnd(torch.ones_like(job.white), None)
 
     seen = []
@@ -306,7 +310,9 @@ def test_a_foreign_stage_runner_gets_all_it_needs():
     assert torch.equal(jobs[1].x0, torch.ones(2, 3, *HIGH))
     assert torch.equal(jobs[1].white, SeededNoise(7).draw((2, 3, *HIGH), 1, "switch"))
     assert [step.index for step in jobs[1].steps] == [2, 3]
-    assert len({jobs[0].noise.seed(0, "sampler"), jobs[1].noise.seed(1, "sampler"), 7}) == 3
+    for job in jobs:
+        assert torch.equal(job.fresh("step-0", (2, 3)), SeededNoise(7).draw((2, 3), job.stage.index, "step-0"))
+    assert len({SeededNoise(7).seed(0, "sampler"), SeededNoise(7).seed(1, "sampler"), 7}) == 3
     assert seen == [(0, 0), (1, 2)]
     assert torch.equal(result.x0, torch.ones(2, 3, *HIGH))
 

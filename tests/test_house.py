@@ -106,6 +106,13 @@ def test_every_source_says_what_it_is():
     assert not [where(path, 1) for path in sources() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
 
 
+@pytest.mark.parametrize("package", ["rmd_core", "nodes", "nodes/bridge", "training"])
+def test_the_first_file_of_a_package_names_every_other(package):
+    named = set(re.findall(r"`([a-z_0-9]+)", (ROOT / package / "__init__.py").read_text(encoding="utf-8")))
+    files = {path.stem for path in sources(package) if path.parent == ROOT / package}
+    assert files - {"__init__"} - named == set()
+
+
 @pytest.mark.parametrize("package", FORBIDDEN_IMPORTS)
 def test_packages_import_only_what_they_may(package):
     forbidden = FORBIDDEN_IMPORTS[package]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve
-from rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ShiftPairMap, map_from_dict, map_level
+from rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ShiftPairMap, map_from_dict
 
 unhurried = settings(deadline=None, max_examples=60)
 
@@ -27,7 +27,7 @@ sides = st.integers(1, 200)
 @unhurried
 @given(curve=curves, sigma=st.floats(1e-3, 0.999), ratio=ratios)
 def test_invariant_3_up_and_down_again_is_the_identity(curve, sigma, ratio):
-    back = map_level(curve, map_level(curve, sigma, ratio), 1.0 / ratio)
+    back = curve.with_ratio(curve.with_ratio(sigma, ratio), 1.0 / ratio)
     assert curve.comfy_sigma(back) == pytest.approx(curve.comfy_sigma(sigma), rel=1e-9)
     assert back == pytest.approx(sigma, abs=1e-12)
 
@@ -36,26 +36,26 @@ def test_invariant_3_up_and_down_again_is_the_identity(curve, sigma, ratio):
 @given(curve=curves, index=st.floats(0.0, 998.0), ratio=st.floats(1.0, 4.0))
 def test_invariant_3_logsnr_drops_by_2_ln_r(curve, index, ratio):
     sigma = curve.table_sigma(index)
-    drop = curve.logsnr(sigma) - curve.logsnr(map_level(curve, sigma, ratio))
+    drop = curve.logsnr(sigma) - curve.logsnr(curve.with_ratio(sigma, ratio))
     # Near pure noise the level itself, 1 - tiny, holds fewer digits of its logSNR.
-    assert drop == pytest.approx(2 * math.log(ratio), abs=1e-12 + 1e-15 / (1.0 - map_level(curve, sigma, ratio)))
+    assert drop == pytest.approx(2 * math.log(ratio), abs=1e-12 + 1e-15 / (1.0 - curve.with_ratio(sigma, ratio)))
 
 
 @unhurried
 @given(sigma=st.floats(1e-3, 0.999), ratio=ratios)
 def test_closed_forms(sigma, ratio):
     flow = ratio * sigma / (1 + (ratio - 1) * sigma)
-    assert map_level(FLOW, sigma, ratio) == pytest.approx(flow, rel=1e-12)
+    assert FLOW.with_ratio(sigma, ratio) == pytest.approx(flow, rel=1e-12)
     bar = 1 - sigma**2
     mapped_bar = bar / (bar + ratio**2 * (1 - bar))
-    assert map_level(SDXL, sigma, ratio) == pytest.approx(math.sqrt(1 - mapped_bar), rel=1e-12)
+    assert SDXL.with_ratio(sigma, ratio) == pytest.approx(math.sqrt(1 - mapped_bar), rel=1e-12)
 
 
 @unhurried
 @given(index=st.floats(0.0, 999.0), ratio=st.floats(1.0, 4.0))
 def test_a_flow_keeps_its_index_under_the_mapping(index, ratio):
     """Same index, shift r s: the curve of the larger size."""
-    assert map_level(FLOW, FLOW.table_sigma(index), ratio) == pytest.approx(
+    assert FLOW.with_ratio(FLOW.table_sigma(index), ratio) == pytest.approx(
         FLOW.at_ratio(ratio).table_sigma(index), rel=1e-12
     )
     assert FLOW.at_ratio(5 / 3) == FlowCurve(5.0)
@@ -68,7 +68,7 @@ def test_a_flow_keeps_its_index_under_the_mapping(index, ratio):
     + [(PIXART, 249, 386.3)],
 )
 def test_invariant_4_vp_reference_values(curve, t, expected):
-    assert curve.timestep(map_level(curve, curve.table_sigma(t), 2.0)) == pytest.approx(expected, abs=0.05)
+    assert curve.timestep(curve.with_ratio(curve.table_sigma(t), 2.0)) == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -84,30 +84,30 @@ def test_invariant_4_vp_reference_values(curve, t, expected):
     ],
 )
 def test_flow_reference_values(sigma, ratio, expected):
-    assert map_level(FLOW, sigma, ratio) == pytest.approx(expected, abs=6e-5)
+    assert FLOW.with_ratio(sigma, ratio) == pytest.approx(expected, abs=6e-5)
 
 
 @pytest.mark.parametrize("ratio, limit", [(2.0, 874), (1.5, 929), (4.0, 723)])
 def test_invariant_3_vp_saturates_at_the_known_timestep(ratio, limit):
     floor = SDXL.logsnr(SDXL.sigma_max)
-    assert SDXL.logsnr(map_level(SDXL, SDXL.table_sigma(limit - 1), ratio)) > floor
-    assert SDXL.logsnr(map_level(SDXL, SDXL.table_sigma(limit + 1), ratio)) < floor
+    assert SDXL.logsnr(SDXL.with_ratio(SDXL.table_sigma(limit - 1), ratio)) > floor
+    assert SDXL.logsnr(SDXL.with_ratio(SDXL.table_sigma(limit + 1), ratio)) < floor
 
 
 def test_invariant_3_the_limit_of_sdxl_at_ratio_2():
-    floor = map_level(SDXL, SDXL.sigma_max, 0.5)
+    floor = SDXL.with_ratio(SDXL.sigma_max, 0.5)
     assert SDXL.timestep(floor) == pytest.approx(874.27, abs=5e-3)
 
 
 def test_tensors_map_like_floats():
     sigma = torch.tensor([0.2, 0.9], dtype=torch.float64)
-    assert map_level(SDXL, sigma, 2.0).tolist() == [map_level(SDXL, value, 2.0) for value in sigma.tolist()]
+    assert SDXL.with_ratio(sigma, 2.0).tolist() == [SDXL.with_ratio(value, 2.0) for value in sigma.tolist()]
 
 
 def test_pure_noise_and_a_clean_picture_stay():
     for curve in (FLOW, SDXL):
-        assert map_level(curve, 0.0, 2.0) == 0.0
-        assert map_level(curve, 1.0, 2.0) == 1.0
+        assert curve.with_ratio(0.0, 2.0) == 0.0
+        assert curve.with_ratio(1.0, 2.0) == 1.0
 
 
 def test_area_ratio_of_wan():

@@ -8,7 +8,7 @@ import torch
 
 from rmd_core.intervals import TimestepIntervals
 from rmd_core.logsnr import FlowCurve, VPCurve
-from rmd_core.mapping import AreaMap, NoMap, map_level
+from rmd_core.mapping import AreaMap, NoMap
 from rmd_core.plan import plan_from_split, plan_from_thresholds
 from rmd_core.presets import PRESETS
 
@@ -68,13 +68,13 @@ def test_levels_after_a_switch():
     sdxl, pixart, sd35, wan = rows("backbone")
     for row, curve in ((sdxl, SDXL), (pixart, PIXART)):
         t, logsnr = numbers(row[1])
-        after = map_level(curve, curve.table_sigma(t), 2.0)
+        after = curve.with_ratio(curve.table_sigma(t), 2.0)
         assert curve.logsnr(curve.table_sigma(t)) == pytest.approx(logsnr, abs=5e-4)
         assert [curve.timestep(after), curve.logsnr(after)] == pytest.approx(numbers(row[3]), abs=0.05)
-    assert [map_level(FLOW, sigma, 2.0) for sigma in numbers(sd35[1])[-2:]] == pytest.approx(numbers(sd35[3]), abs=5e-5)
+    assert [FLOW.with_ratio(sigma, 2.0) for sigma in numbers(sd35[1])[-2:]] == pytest.approx(numbers(sd35[3]), abs=5e-5)
     assert FLOW.grid(6)[3] == pytest.approx(numbers(wan[1])[0])
     ratio = AreaMap().ratio(WAN_SIZES[0], WAN_SIZES[1], WAN_SIZES[1])
-    assert [map_level(FLOW, 0.75, r) for r in (ratio, 5 / 3)] == pytest.approx(numbers(wan[3]), abs=5e-5)
+    assert [FLOW.with_ratio(0.75, r) for r in (ratio, 5 / 3)] == pytest.approx(numbers(wan[3]), abs=5e-5)
 
 
 def test_presets():

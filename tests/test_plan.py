@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve
-from rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ShiftPairMap, map_level
+from rmd_core.mapping import AreaMap, FixedRatioMap, NoMap, ShiftPairMap
 from rmd_core.plan import base_grid, plan_from_split, plan_from_thresholds, stage_sizes
 from rmd_core.plan_notes import MovedLevel, UnusedSize
 
@@ -142,7 +142,7 @@ def test_flow_levels_are_the_base_levels_mapped_by_each_stages_ratio(split, mapp
     curve = FlowCurve(shift)
     plan = plan_from_split(curve, split, sizes=growing(len(split)), mapping=mapping)
     for step in plan.steps:
-        assert step.sigma == map_level(curve, step.base_sigma, plan.stages[step.stage].ratio)
+        assert step.sigma == curve.with_ratio(step.base_sigma, plan.stages[step.stage].ratio)
         assert step.timestep == pytest.approx(1000 * step.sigma)
         assert step.logsnr == curve.logsnr(step.sigma)
     assert all(isinstance(note, UnusedSize) for note in plan.notes)
@@ -153,7 +153,7 @@ def test_flow_levels_are_the_base_levels_mapped_by_each_stages_ratio(split, mapp
 def test_vp_levels_are_table_entries_nearest_to_the_mapped_level(curve, split, mapping):
     plan = plan_from_split(curve, split, sizes=growing(len(split)), mapping=mapping)
     for step in plan.steps:
-        exact = curve.timestep(map_level(curve, step.base_sigma, plan.stages[step.stage].ratio))
+        exact = curve.timestep(curve.with_ratio(step.base_sigma, plan.stages[step.stage].ratio))
         assert step.timestep == int(step.timestep) and step.sigma == curve.table_sigma(step.timestep)
         assert abs(step.timestep - exact) <= 0.5 + 1e-6 or (exact > 998 and step.timestep == 998)
         assert step.index == 0 or step.timestep <= 998
@@ -245,7 +245,7 @@ def test_levels_at_the_final_size(curve, split, mapping):
         if step.stage == last.index:
             assert mapped == step.sigma
         else:
-            assert mapped == min(map_level(curve, step.base_sigma, last.ratio), curve.sigma_max)
+            assert mapped == min(curve.with_ratio(step.base_sigma, last.ratio), curve.sigma_max)
     assert plan.at_final_size(0.0) == 0.0
 
 

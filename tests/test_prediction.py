@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmd_core.broadcast import broadcast_to
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve, VPCurve
-from rmd_core.prediction import PREDICTIONS, broadcast_to, guide, to_x0_eps
+from rmd_core.prediction import PREDICTIONS, guide, to_x0_eps
 
 unhurried = settings(deadline=None, max_examples=60)
 

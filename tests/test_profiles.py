@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from rmd_core.errors import RMDError
+from rmd_core.few_step import NOT_DISTILLED
 from rmd_core.logsnr import VPCurve
 from rmd_core.mapping import NoMap
-from rmd_core.profiles import NOT_DISTILLED, PROFILES, profile
+from rmd_core.profiles import PROFILES, profile
 
 PAGE = Path(__file__).parents[1] / "docs" / "profiles.md"
 FAMILIES = {"SDXL", "PixArt", "SD3", "WAN21", "Flux", "Lumina2", "QwenImage"}  # in ComfyUI's comfy/model_base.py

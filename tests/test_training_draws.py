@@ -8,9 +8,8 @@ import torch
 from rmd_core.intervals import StageDraw
 from training.backbones import make_backbone
 from training.config_files import load_config
-from training.draws import Draws
+from training.draws import Draws, PromptOrder
 from training.plans import build_intervals, build_plan
-from training.prompts import PromptOrder
 from training_world import write_world
 
 WAN = ("backbone.shift=3.0", "plan.steps=6", "plan.split=3+3", "plan.sizes=[[60, 104], [90, 160]]")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from process_world import Run
+from training.draws import PromptOrder
 from training.prompt_cache import write_prompt_cache
-from training.prompts import PromptOrder
 from training_world import PROMPTS, TEXT_DIM, distill, metrics
 
 LONG = ("train.updates=100000", "output.keep=100000")

@@ -8,8 +8,9 @@ import torch
 
 from rmd_core.errors import RMDError
 from rmd_core.header import read_metadata, save_safetensors
+from training.draws import PromptOrder
 from training.prompt_cache import METADATA_KEY, PromptCache, prompt_key, write_prompt_cache
-from training.prompts import PromptOrder, read_prompts
+from training.prompts import read_prompts
 from training_world import make_setup, write_world
 
 

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from rmd_core.errors import RMDError
 from rmd_core.header import save_safetensors
 
-from .files import make_folder, write_failure, write_json
+from .files import make_folder, write_json, writing
 from .processes import ProcessLost
 from .sharding import local
 from .tensor_files import open_tensors
@@ -145,11 +145,8 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _writing(self, final):
-        with self._together():
-            try:
-                yield
-            except OSError as error:
-                raise write_failure(final, error) from None
+        with self._together(), writing(final):
+            yield
 
     def _clear_partial(self):
         for path in self.folder.glob(".part-*"):

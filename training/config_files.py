@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 
 from .config import Config
 
@@ -59,7 +59,7 @@ def _parse(text, source):
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
         # The reader passes on what Python says of a date that is none (2020-13-45) or a number without digits (0b_).
-        raise RMDError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from None
+        raise RMDError(f"{source}: no valid YAML ({one_line(error)})") from None
 
 
 def _apply(tree, override):

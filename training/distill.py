@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "training"))]
 
-from rmd_core.errors import RMDError  # noqa: E402
+from rmd_core.errors import RMDError, one_line  # noqa: E402
 
 
 def main(argv=None):
@@ -51,7 +51,7 @@ def _distill(arguments):
         if not ran_out_of_memory(error):
             raise
         return _say(
-            f"the memory of {processes.device} ran out ({' '.join(str(error).split())[:200]}); --dry-run prints what a "
+            f"the memory of {processes.device} ran out ({one_line(error, 200)}); --dry-run prints what a "
             "run needs, and backbone.gradient_checkpointing, train.guidance_calls and train.offload can be changed to "
             "need less, also with --resume",
             1,
@@ -62,8 +62,9 @@ def _distill(arguments):
 
 
 def _run(arguments, config, processes, held):
-    from training.costs import dry_run_report
+    from training.dry_run import dry_run_report
     from training.hub import pin_models
+    from training.processes import ProcessLost
     from training.run_folder import check_folder, claim_folder, data_digests, known_commits
     from training.run_lock import RunLock
     from training.setup import prepare
@@ -103,12 +104,12 @@ def _run(arguments, config, processes, held):
             if processes.main:
                 claim_folder(config, data, folder, commits)
     except RMDError as error:
-        return _say(error, 2, everywhere=processes.is_lost(error))
+        return _say(error, 2, everywhere=isinstance(error, ProcessLost))
     with StopSignals(launcher=processes.count > 1) as signals:
         try:
             return trainer.run(signals)
         except RMDError as error:
-            return _say(error, 1, everywhere=processes.is_lost(error))
+            return _say(error, 1, everywhere=isinstance(error, ProcessLost))
 
 
 def _parser():
@@ -123,7 +124,7 @@ def _parser():
 def _say(error, code, *, everywhere=False):
     """Print an error once, in the first process of each machine; or in every process that is left."""
     if everywhere or int(os.environ.get("LOCAL_RANK", "0")) <= 0:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
     return code
 
 

@@ -50,6 +50,30 @@ class PhaseDraw:
         return SeededNoise(derive_seed(self.seed, purpose), self.items)
 
 
+class PromptOrder:
+    """An endless sequence over ``prompts``, shuffled anew in every pass.
+
+    The prompt at a position depends on the seed and the position only, so a resumed run needs no other state.
+    """
+
+    def __init__(self, prompts, seed):
+        self.prompts = tuple(prompts)
+        self.seed = seed
+        self._passes = {}
+
+    def take(self, start, count):
+        """The ``count`` prompts from position ``start`` on, as a list."""
+        size = len(self.prompts)
+        return [self.prompts[self._order(place // size)[place % size]] for place in range(start, start + count)]
+
+    def _order(self, number):
+        if number not in self._passes:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "prompt order", number))
+            order = torch.randperm(len(self.prompts), generator=generator).tolist()
+            self._passes = {n: o for n, o in self._passes.items() if n == number - 1} | {number: order}
+        return self._passes[number]
+
+
 class Draws:
     """All draws of a run, by update and phase."""
 

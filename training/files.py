@@ -1,5 +1,6 @@
 """Small files and folders of a run; files are written in one stroke."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -19,13 +20,17 @@ def write_json(path, value):
 
 def make_folder(path):
     """Create a folder and its parents. Raises RMDError where that fails."""
-    try:
+    with writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A block that writes ``path``: an OSError in it is raised as the RMDError that says so."""
+    try:
+        yield
     except OSError as error:
-        raise write_failure(path, error) from None
-
-
-def write_failure(path, error):
-    """The RMDError for an OSError met while writing ``path``."""
-    reason = error.strerror or str(error)
-    return RMDError(f"{path}: could not be written ({reason}); free some space or choose another output folder")
+        reason = error.strerror or str(error)
+        raise RMDError(
+            f"{path}: could not be written ({reason}); free some space or choose another output folder"
+        ) from None

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 
 from .weight_files import ENCODER_STEM, FILE_ENDINGS, NETWORK_STEM, refuse_absent, weight_files
 
@@ -210,7 +210,7 @@ def _named(folder):
 
 def _refusal(hub, part, error, missing):
     """The RMDError that a failed call amounts to."""
-    reason = " ".join(str(error).split())[:160]
+    reason = one_line(error, 160)
     if isinstance(error, GatedRepoError):
         return RMDError(
             f"{hub} is gated: accept its licence on {constants.ENDPOINT}/{hub.name}, then set HF_TOKEN to a token of "

@@ -39,11 +39,10 @@ def check_rank(settings, backbone, outline):
 
     ``settings``: the configuration's model section.
     """
-    endings = tuple(f".{target}" for target in settings.targets or backbone.adapter_targets)
     widths = {
         name: min(layer.weight.shape[0], layer.weight[0].numel())
-        for name, layer in outline.named_modules()
-        if f".{name}".endswith(endings) and isinstance(getattr(layer, "weight", None), torch.Tensor)
+        for name, layer in _ending_in(settings.targets or backbone.adapter_targets, outline)
+        if isinstance(getattr(layer, "weight", None), torch.Tensor)
     }
     narrow = min(widths, key=widths.get, default=None)
     if narrow is not None and settings.rank > widths[narrow]:
@@ -57,3 +56,21 @@ def check_rank(settings, backbone, outline):
             "1 to 2 times the rank are usual",
             *(settings.alpha, settings.rank, settings.alpha / settings.rank),
         )
+
+
+def check_lora_names(settings, backbone, outline):
+    """Raise RMDError for a layer with an adapter that no LoRA file of ComfyUI's can hold.
+
+    ``settings``: as above. Only its own targets are looked at; the backbones' are known to fit.
+    """
+    for name, _ in _ending_in(settings.targets or (), outline):
+        try:
+            backbone.native_layer(outline, name)
+        except RMDError as error:
+            raise RMDError(f"model.targets: {error}, or set output.merge=true") from None
+
+
+def _ending_in(targets, outline):
+    """(name, layer) pairs of the layers whose names end in one of ``targets``."""
+    endings = tuple(f".{target}" for target in targets)
+    return [(name, layer) for name, layer in outline.named_modules() if name and f".{name}".endswith(endings)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from rmd_core.atomic_files import write_atomically
 from rmd_core.errors import RMDError
 
-from .files import write_failure
+from .files import writing
 
 SATURATED = 3.0  # a latent value beyond three standard deviations of the data
 
@@ -59,11 +59,8 @@ class MetricsFile:
 
     def append(self, entry):
         """Write one entry. Raises RMDError when the disk is full."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise write_failure(self.path, error) from None
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 def _update_of(line):

@@ -88,11 +88,7 @@ class Objective:
         levels = torch.tensor([step.sigma for step in self.plan.steps], dtype=torch.float64)
         x0, eps = self._x0_eps(student, x_in, levels[draw.steps], conditioning)
         eps = eps.detach()
-        source = draw.noise("loss")
-
-        def fresh(purpose, shape):
-            return source.draw(shape, draw.stage, purpose)
-
+        fresh = draw.noise("loss").of_stage(draw.stage)
         if draw.stage == len(self.plan.stages) - 1:
             new = fresh("step", tuple(eps.shape)) if self.eta < 1.0 else None
             return Estimate(x0, step_noise(eps, self.eta, new))

@@ -10,7 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs, get_int_from_env, is_torch_
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 
 TIMEOUT = timedelta(minutes=30)  # how long processes wait for one that lives but does not come
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -42,7 +42,7 @@ class Processes:
         except (RuntimeError, ValueError) as error:  # torch.distributed has no narrower ones
             if announced() == 1:
                 raise
-            raise RMDError(f"the processes of this run did not find each other ({_one_line(error)})") from None
+            raise RMDError(f"the processes of this run did not find each other ({one_line(error)})") from None
         self.count = self.accelerator.num_processes
         self.rank = self.accelerator.process_index
         self.device = self.accelerator.device
@@ -159,13 +159,8 @@ class Processes:
             return None
         return ProcessLost(
             f"process {self.rank + 1} of {self.count}: another process of this run is gone or does not answer "
-            f"({_one_line(error)[:120]}); see what it printed, then continue from the last checkpoint with --resume"
+            f"({one_line(error, 120)}); see what it printed, then continue from the last checkpoint with --resume"
         )
-
-    @staticmethod
-    def is_lost(error):
-        """Whether an error tells that the processes are no longer together."""
-        return isinstance(error, ProcessLost)
 
     def _exchange(self, call, *arguments, **named):
         try:
@@ -200,7 +195,3 @@ def _buckets(gradients):
         size += gradient.numel()
     if bucket:
         yield bucket
-
-
-def _one_line(error):
-    return " ".join(str(error).split())

@@ -12,12 +12,7 @@ from rmd_core.header import save_safetensors, tensor_digest
 from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, prompt_key, shard_files
 from rmd_core.prompt_shard import METADATA_KEY, POOLED, SHARD_NAME, VERSION
 
-from .files import make_folder, write_failure
-
-__all__ = [
-    *("METADATA_KEY", "NULL_PROMPT", "CacheFolder", "PromptCache"),
-    *("open_cache", "prompt_key", "write_prompt_cache"),
-]
+from .files import make_folder, writing
 
 
 def open_cache(path, *, encoder=None):
@@ -104,14 +99,14 @@ class CacheFolder:
         """
         make_folder(self.path)
         lock = filelock.FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RMDError(
-                f"another process is adding prompts to {self.path}; wait until it has ended, and start this one again"
-            ) from None
-        except OSError as error:
-            raise write_failure(self.path, error) from None
+        with writing(self.path):
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise RMDError(
+                    f"another process is adding prompts to {self.path}; wait until it has ended, and start this one "
+                    "again"
+                ) from None
         try:
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)

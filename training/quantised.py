@@ -9,7 +9,7 @@ import importlib.util
 
 import torch
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 
 BLOCK = 64  # values that share a scale, in float32
 BITS = {"int8": 8, "nf4": 4}
@@ -32,8 +32,9 @@ def bitsandbytes_for(setting):
     try:
         import bitsandbytes
     except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RMDError(f"{setting} needs bitsandbytes, which cannot be imported ({reason}); install it again") from None
+        raise RMDError(
+            f"{setting} needs bitsandbytes, which cannot be imported ({one_line(error, 200)}); install it again"
+        ) from None
     return bitsandbytes
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import yaml
 
 from rmd_core.errors import RMDError
+from rmd_core.prompt_cache import NULL_PROMPT
 
 from .backbones.network_files import is_folder
 from .config import decisive
 from .files import make_folder, write_json, write_text
 from .hub import located
-from .prompt_cache import NULL_PROMPT
 from .run_lock import NAME as LOCK
 
 VERSION = 2  # 1 had a digest of the whole prompt cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rmd_core.errors import RMDError
 
-from .files import make_folder, write_failure
+from .files import make_folder, writing
 
 try:
     import fcntl
@@ -36,10 +36,8 @@ class RunLock:
 
     def __enter__(self):
         make_folder(self.folder)
-        try:
+        with writing(self.folder / NAME):
             self._file = open(self.folder / NAME, "ab")
-        except OSError as error:
-            raise write_failure(self.folder / NAME, error) from None
         try:
             _lock(self._file)
         except OSError as error:

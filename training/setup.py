@@ -8,17 +8,17 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.intervals import StageDraw, TimestepIntervals
 from rmd_core.plan import StagePlan
+from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
 from .backbones import Backbone, make_backbone
 from .backbones.checks import refuse_other_family, warn_of_another_shift
 from .config import Config
-from .draws import Draws
+from .draws import Draws, PromptOrder
 from .hub import located
-from .limits import check_libraries, check_rank, check_spread
+from .limits import check_libraries, check_lora_names, check_rank, check_spread
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
 from .plans import build_intervals, build_plan
-from .prompt_cache import NULL_PROMPT, PromptCache
-from .prompts import PromptOrder, read_prompts
+from .prompts import read_prompts
 from .quantised import is_quantised
 from .trackers import check_trackers
 
@@ -70,28 +70,12 @@ def outline_run(config):
     return backbone, plan, intervals, outline
 
 
-def _check_export(config, backbone, outline):
-    """Raise RMDError for an adapted layer that no LoRA file of ComfyUI's can hold, before anything is trained."""
-    if config.model.mode == "adapters" and not config.output.merge:
-        endings = tuple(f".{target}" for target in config.model.targets or ())  # the backbones' own are known to fit
-        for name, _ in outline.named_modules():
-            if name and endings and f".{name}".endswith(endings):
-                _check_layer(backbone, outline, name)
-
-
 def loaded_in(config):
     """The type of the teacher's weights; what is to be quantised is loaded in that of the calls."""
     if config.model.mode == "three networks":  # copies are trained in float32, which the teacher beside them shares
         return torch.float32
     kind = config.model.base_dtype
     return getattr(torch, config.train.precision if is_quantised(kind) else kind)
-
-
-def _check_layer(backbone, outline, name):
-    try:
-        backbone.native_layer(outline, name)
-    except RMDError as error:
-        raise RMDError(f"model.targets: {error}, or set output.merge=true") from None
 
 
 def prepare(config, *, spread=1, planned=None, memory=None):
@@ -107,7 +91,8 @@ def prepare(config, *, spread=1, planned=None, memory=None):
         log.warning("warning: %s: not used by model.mode %s", ", ".join(config.unused()), config.model.mode)
     backbone, plan, intervals, outline = outline_run(config)
     warn_of_another_shift(backbone, located(config.backbone.base))
-    _check_export(config, backbone, outline)
+    if config.model.mode == "adapters" and not config.output.merge:
+        check_lora_names(config.model, backbone, outline)
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts
     if not prompts:

@@ -3,7 +3,7 @@
 import torch
 from safetensors import SafetensorError, safe_open
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 from rmd_core.header import read_header
 
 
@@ -16,9 +16,8 @@ def open_tensors(path):
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise RMDError(
-            f"{path}: not a safetensors file that can be read ({reason}); copy or download it again"
+            f"{path}: not a safetensors file that can be read ({one_line(error)}); copy or download it again"
         ) from None
 
 

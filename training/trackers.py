@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 
 from .board import Board
 
@@ -51,7 +51,7 @@ class OutsideTracker:
             call(*arguments, **named)
         except Exception as error:  # these packages have many kinds of their own
             self._failed = True
-            log.warning("%s: no further figures (%s)", self._tracker.name, " ".join(str(error).split())[:200])
+            log.warning("%s: no further figures (%s)", self._tracker.name, one_line(error, 200))
 
 
 def flat_settings(config):
@@ -72,8 +72,8 @@ def _outside(name, config, folder):
             tracker.start()
         tracker.store_init_configuration(flat_settings(config))
     except Exception as error:  # as above
-        reason = " ".join(str(error).split())[:200]
         raise RMDError(
-            f"output.trackers: {name} could not be started ({reason}); set it up, or take it out of the list"
+            f"output.trackers: {name} could not be started ({one_line(error, 200)}); set it up, or take it out of "
+            "the list"
         ) from None
     return OutsideTracker(tracker)

@@ -10,15 +10,15 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from rmd_core.errors import RMDError
+from rmd_core.prompt_cache import NULL_PROMPT
 
 from .backbones.base import move
 from .checkpoints import CheckpointStore
-from .files import write_failure
+from .files import writing
 from .metrics import MetricsFile, combine, latent_figures
 from .networks import make_networks
 from .objective import Objective
 from .plans import loss_boundary, sampling_boundary, training_boundary
-from .prompt_cache import NULL_PROMPT
 from .sharding import full
 from .trackers import start_trackers
 from .two_phase import NotFinite, TwoPhases, describe
@@ -66,7 +66,7 @@ class Trainer:
             embed=setup.embed,
             null=setup.embed([NULL_PROMPT]),
             micro_batch=self.config.train.batch,
-            agree=self.processes.agree if self.processes.count > 1 else None,
+            agree=self.processes.agree,
             backward=self.processes.accelerator.backward,
         )
 
@@ -180,11 +180,8 @@ class Trainer:
     @contextlib.contextmanager
     def _writing(self):
         """For what process 0 writes: its failure is everybody's."""
-        with self.processes.together():
-            try:
-                yield
-            except OSError as error:
-                raise write_failure(self.folder, error) from None
+        with self.processes.together(), writing(self.folder):
+            yield
 
     def _stopped(self, error):
         latest = self.store.latest_path()

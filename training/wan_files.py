@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 from rmd_core.header import read_header, save_safetensors
 
 from .tensor_files import cast_weight, finite_weights, read_tensors
@@ -117,8 +117,7 @@ def _made(tensors, metadata, path):
     try:
         return WanTransformer3DModel(**config)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RMDError(f"{path}: no Wan2.1 transformer has the sizes of its tensors ({reason})") from None
+        raise RMDError(f"{path}: no Wan2.1 transformer has the sizes of its tensors ({one_line(error)})") from None
 
 
 def _layers(tensors, path):

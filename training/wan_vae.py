@@ -5,7 +5,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 
 from .tensor_files import finite_weights, read_tensors
 
@@ -35,8 +35,7 @@ def load_wan_vae(path, *, dtype=torch.float32):
             vae = AutoencoderKLWan(base_dim=tensors[_WIDTH_KEY].shape[0], z_dim=CHANNELS)
         state = convert_wan_vae_to_diffusers(weights)
     except (ArithmeticError, AssertionError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RMDError(f"{path} is no Wan2.1 autoencoder ({reason})") from None
+        raise RMDError(f"{path} is no Wan2.1 autoencoder ({one_line(error)})") from None
     wanted = vae.state_dict()
     wrong = sorted(wanted.keys() ^ state.keys()) or [
         name for name, tensor in wanted.items() if tensor.shape != state[name].shape

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .class_names import class_names
+
 
 @dataclass(frozen=True)
 class Family:
@@ -106,7 +108,7 @@ def plain_name(name: str) -> str:
 
 def is_a(model: Any, network: str) -> bool:
     """Whether a MODEL is of ComfyUI's model class of that name, or of one derived from it."""
-    return any(base.__name__ == network for base in type(model.model).__mro__)
+    return network in class_names(model.model)
 
 
 def structure_of(model: Any) -> Structure | None:

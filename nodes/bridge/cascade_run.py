@@ -109,15 +109,11 @@ def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: Sourc
         eta = getattr(setting.sampler, "extra_options", {}).get("eta", plan.eta)
         if sampler_name(setting.sampler) == "rmd" and abs(eta - plan.eta) > 1e-6:
             logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
-    if not source.empty and source.mask is None and _starts_at_pure_noise(plan):
+    from_noise = plan.stages.curve.is_pure_noise(plan.stages.steps[0].sigma)
+    if not source.empty and source.mask is None and from_noise:
         logger.warning(
             "the latent holds a picture, but the plan starts from pure noise and will not show it; "
             "lower denoise in RMD Schedule to start from the picture"
         )
-    if source.empty and not _starts_at_pure_noise(plan):
+    if source.empty and not from_noise:
         logger.warning("the plan starts from a picture, but the latent is empty; encode one, or set denoise to 1")
-
-
-def _starts_at_pure_noise(plan: SamplingPlan) -> bool:
-    curve, first = plan.stages.curve, plan.stages.stages[0].sigmas[0]
-    return curve.logsnr(first) <= curve.logsnr(curve.sigma_max) + 1e-6

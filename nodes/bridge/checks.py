@@ -53,7 +53,7 @@ def check_model(plan: SamplingPlan, view: ModelView, stage: Stage) -> None:
     """Raise RMDError for a model that the plan was not made for, or a stage of a size that it cannot take."""
     if view.kind != plan.kind:
         raise RMDError(f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model")
-    view.check_sizes([(stage.height, stage.width)])
+    view.check_sizes([stage.size])
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:

@@ -1,4 +1,4 @@
-"""LATENTs: the size and shape a model needs, and the same picture at a smaller size."""
+"""LATENTs: in the form that a model takes, and as a sampler node gives them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import comfy.sample
 import torch
 
 from ...rmd_core.errors import RMDError
-from ...rmd_core.upsample import box_average
 
 RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 
@@ -46,17 +45,6 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
             "use an empty latent or an encoded picture of the same model family"
         )
     return {**{key: value for key, value in latent.items() if key not in RATIO_KEYS}, "samples": samples}
-
-
-def shrink(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """The area average of a tensor `(..., H, W)` at a size of at most H x W, in its own dtype and on its device."""
-    height, width = size_hw
-    if tuple(x.shape[-2:]) == (height, width):
-        return x
-    working = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    rows = box_average(x.shape[-2], height).to(working)
-    columns = box_average(x.shape[-1], width).to(working)
-    return (rows @ working @ columns.T).to(x.dtype)
 
 
 def finished(samples: torch.Tensor) -> torch.Tensor:

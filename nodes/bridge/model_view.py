@@ -11,6 +11,7 @@ import torch
 
 from ...rmd_core.errors import RMDError
 from ...rmd_core.logsnr import FlowCurve, NoiseCurve, VPCurve
+from .class_names import class_names
 from .sampling_plan import ModelKind
 
 RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
@@ -101,13 +102,12 @@ class ModelView:
             )
 
 
-def _rmd_shift(network_class: Any) -> float | None:
-    names = [base.__name__ for base in type(network_class).__mro__]
-    return next((RMD_SHIFTS[name] for name in names if name in RMD_SHIFTS), None)
+def _rmd_shift(network: Any) -> float | None:
+    return next((RMD_SHIFTS[name] for name in class_names(network) if name in RMD_SHIFTS), None)
 
 
 def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
-    kinds = {base.__name__ for base in type(sampling).__mro__}
+    kinds = set(class_names(sampling))
     if "CONST" in kinds and "IMG_TO_IMG_FLOW" not in kinds:
         shift = float(getattr(sampling, "shift", 1.0))
         return FlowCurve(math.exp(shift) if "ModelSamplingFlux" in kinds else shift), "flow"
@@ -115,7 +115,7 @@ def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
     if discrete and kinds & {"EPS", "V_PREDICTION"} and not kinds & {"X0", "EDM"}:
         return _vp_curve(sampling.sigmas)
     raise RMDError(
-        f"{name} uses {type(sampling).__mro__[1].__name__} noise, which RMD has no logSNR curve for; "
+        f"{name} uses {class_names(sampling)[1]} noise, which RMD has no logSNR curve for; "
         "use a rectified-flow, eps or v model with a discrete table"
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .class_names import class_names
+
 
 @dataclass(frozen=True)
 class NoiseForm:
@@ -23,7 +25,7 @@ class NoiseForm:
     def of(cls, model: Any) -> NoiseForm:
         """The form of a MODEL."""
         sampling = model.get_model_object("model_sampling")
-        flow = any(base.__name__ == "CONST" for base in type(sampling).__mro__)
+        flow = "CONST" in class_names(sampling)
         return cls(flow, float(getattr(sampling, "noise_scale", 1.0)) if flow else 1.0)
 
     def state(self, x0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

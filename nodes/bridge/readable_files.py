@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
-from ...rmd_core.errors import RMDError
+from ...rmd_core.errors import RMDError, one_line
 
 
 @contextmanager
@@ -19,10 +19,11 @@ def readable(student: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError) as error:
-        told = " ".join(str(error).split())
         raise RMDError(
-            f"{student}: ComfyUI misses a tensor in this file ({told:.200}); copy it again or export it again"
+            f"{student}: ComfyUI misses a tensor in this file ({one_line(error, 200)}); copy it again or export it "
+            "again"
         ) from error
     except (SafetensorError, OSError) as error:
-        told = " ".join(str(error).split())
-        raise RMDError(f"{student}: this file cannot be read ({told:.200}); copy it again or export it again") from None
+        raise RMDError(
+            f"{student}: this file cannot be read ({one_line(error, 200)}); copy it again or export it again"
+        ) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...rmd_core.boundary import Boundary
-from ...rmd_core.mapping import map_level
 from ...rmd_core.plan import Stage, StagePlan
 
 
@@ -63,7 +62,7 @@ class SamplingPlan:
         if stage.end_base_sigma == 0.0:
             return self.sigmas(stage)
         curve = self.stages.curve
-        end = map_level(curve, stage.end_base_sigma, stage.ratio)
+        end = curve.with_ratio(stage.end_base_sigma, stage.ratio)
         return (*self._levels(stage), curve.comfy_sigma(end))
 
     def _levels(self, stage: Stage) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 import comfy.sampler_helpers
 import torch
 
-from .latents import shrink
+from ...rmd_core.upsample import area_average
 from .noise_form import NoiseForm
 
 
@@ -25,7 +25,7 @@ class SourcePicture:
 
     def at(self, size_hw: tuple[int, int]) -> torch.Tensor:
         """The samples at a stage's size, as they came otherwise."""
-        return shrink(self._samples, size_hw)
+        return area_average(self._samples, size_hw)
 
     def start(
         self, x0: torch.Tensor, white: torch.Tensor, *, form: NoiseForm, sigma: torch.Tensor

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...rmd_core.errors import RMDError
-from .latents import shrink
+from ...rmd_core.upsample import area_average
 
 Entry = dict[str, Any]
 """One entry of a guider's conditioning: options by name, as ComfyUI keeps them inside a guider."""
@@ -112,7 +112,7 @@ class StageView:
             return value
         size = tuple(value.shape[-2:])
         if size == self.final_hw:
-            return shrink(value, self.stage_hw)
+            return area_average(value, self.stage_hw)
         in_pixels = size == tuple(side * self.cell_px for side in self.final_hw)
         if name in ON_THE_GRID or (in_pixels and name not in FREE_PIXELS):
             wanted = " x ".join(str(side) for side in self.final_hw)

@@ -57,13 +57,9 @@ def cross_to(
     check_stage(output, noise)
     started = StageSeed.of(noise.seed)  # a NOISE may serve several samplers, so the items are the LATENT's
     seed = StageSeed(started.cascade, started.stage, batch_items(output)).next_stage()
-
-    def fresh(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return seed.source.draw(shape, seed.stage, purpose)
-
     eps = form.eps(state, x0, last.float())
     _check_deviation(eps)
-    crossing = boundary.cross(x0, eps, size_hw, fresh)
+    crossing = boundary.cross(x0, eps, size_hw, seed.fresh)
     samples = finished(model.model.process_latent_out(crossing.x0))
     return {**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(crossing.noise.cpu(), seed)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...rmd_core.errors import RMDError
-from ...rmd_core.noise_sources import SeededNoise
+from ...rmd_core.noise_sources import FreshNoise, SeededNoise
 
 
 class StageSeed(int):
@@ -36,6 +36,11 @@ class StageSeed(int):
         """The noise of the cascade."""
         return SeededNoise(self.cascade, self.items)
 
+    @property
+    def fresh(self) -> FreshNoise:
+        """The noise of this stage."""
+        return self.source.of_stage(self.stage)
+
     def next_stage(self) -> StageSeed:
         """The seed of the stage after this one."""
         return StageSeed(self.cascade, self.stage + 1, self.items)
@@ -59,7 +64,7 @@ class StartNoise:
     def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
         """Noise for a LATENT, float32 on the CPU; a core sampler reads `seed` after this, with the LATENT's items."""
         self.seed = StageSeed(self.seed.cascade, 0, batch_items(latent))
-        return self.seed.source.draw(tuple(latent["samples"].shape), 0, "start")
+        return self.seed.fresh("start", tuple(latent["samples"].shape))
 
 
 class SwitchNoise:

@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 
 from ...rmd_core.cascade import StageEnd, StageJob
-from ...rmd_core.errors import RMDError
+from ...rmd_core.errors import RMDError, one_line
 from .noise_form import NoiseForm
 from .overrides import StageSettings
 from .sampling_plan import SamplingPlan
@@ -55,15 +55,14 @@ class ComfyStageRunner:
         """Run a stage: ComfyUI mixes the picture so far with the noise, its callback shows x0 and x of each step."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         stage, settings = job.stage, self._settings[job.stage.index]
-        size = (stage.height, stage.width)
         sigmas = torch.tensor(self._plan.sigmas(stage), dtype=torch.float32)
         form = NoiseForm.of(settings.guider.model_patcher)
         if job.x0 is None:
-            picture, white = self._source.at(size), job.white
+            picture, white = self._source.at(stage.size), job.white
         else:
             picture, white = self._source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
-        last = _LastStep(form, sigmas, self._offset(stage.index), self._total)
-        guider = self._view(size, job).guider(settings.guider)
+        last = _LastStep(form, sigmas, job.steps[0].index, len(self._plan.stages.steps))
+        guider = self._view(job).guider(settings.guider)
         try:
             self.output = guider.sample(
                 white,
@@ -78,23 +77,15 @@ class ComfyStageRunner:
         except (RuntimeError, ValueError) as error:
             if isinstance(error, RMDError) or not MISFIT.search(str(error)):
                 raise  # such as out of memory, which ComfyUI knows how to meet
-            told = " ".join(str(error).split())
             raise RMDError(
-                f"the network of stage {stage.index + 1} cannot take what it was given ({told:.200}); encode the "
-                "prompts with the model's own text encoders, and make pictures beside them for this model"
+                f"the network of stage {stage.index + 1} cannot take what it was given ({one_line(error, 200)}); "
+                "encode the prompts with the model's own text encoders, and make pictures beside them for this model"
             ) from error
         return last.end(stage.index + 1)
 
-    def _view(self, size: tuple[int, int], job: StageJob) -> StageView:
-        plan = self._plan
-        return StageView(size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=job.white.ndim == 5)
-
-    def _offset(self, stage: int) -> int:
-        return sum(self._plan.stages.calls_per_stage[:stage])
-
-    @property
-    def _total(self) -> int:
-        return sum(self._plan.stages.calls_per_stage)
+    def _view(self, job: StageJob) -> StageView:
+        plan, video = self._plan, job.white.ndim == 5
+        return StageView(job.stage.size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=video)
 
 
 class _LastStep:

@@ -53,9 +53,7 @@ def sample_rmd(
             x = x0
             continue
         share = 1.0 if index == last else eta
-        fresh = None
-        if share < 1.0:
-            fresh = seed.source.draw(tuple(x.shape), seed.stage, f"step-{index}")
+        fresh = seed.fresh(f"step-{index}", tuple(x.shape)) if share < 1.0 else None
         eps = x if share == 0.0 else form.eps(x, x0, sigma)  # at 0 nothing of it is used
         x = form.state(x0, step_noise(eps, share, fresh), following)
     return x

@@ -14,6 +14,7 @@ from ...rmd_core.header import read_metadata
 from ...rmd_core.logsnr import VPCurve
 from ...rmd_core.recipe import RECIPE_KEY, Recipe
 from .bases import bases_of, family_of, is_a, known_base, plain_name, structure_of
+from .class_names import class_names
 from .model_view import ModelView
 
 SAME_TABLE = 1e-2
@@ -148,7 +149,7 @@ def _same_table(ours: VPCurve, theirs: VPCurve) -> bool:
 
 
 def _prediction(model: Any) -> str:
-    kinds = {base.__name__ for base in type(model.get_model_object("model_sampling")).__mro__}
+    kinds = class_names(model.get_model_object("model_sampling"))
     if "CONST" in kinds:
         return "flow"
     return "v" if "V_PREDICTION" in kinds else "eps"

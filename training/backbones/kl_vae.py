@@ -7,7 +7,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 
 from ..tensor_files import finite_weights, read_tensors
 from .network_files import is_folder, load_component
@@ -65,6 +65,5 @@ def _load_file(path, *, scaling, shift):
         state = convert_ldm_vae_checkpoint(tensors, arguments)
         vae.load_state_dict(state, strict=True, assign=True)
     except (ArithmeticError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RMDError(f"{path} is no AutoencoderKL in native key names ({reason})") from None
+        raise RMDError(f"{path} is no AutoencoderKL in native key names ({one_line(error, 200)})") from None
     return vae.eval()

@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers.utils import logging as diffusers_logging
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 from rmd_core.header import read_header, save_safetensors
 
 from ..tensor_files import cast_weight, finite_weights, read_tensors
@@ -59,7 +59,7 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, ArithmeticError, AssertionError) as error:
-        raise RMDError(f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+        raise RMDError(f"{folder}: its weights cannot be loaded ({one_line(error, 300)})") from None
     left_over = [key for key in told["unexpected_keys"] if key not in ignored]
     for words, keys in (("lack", told["missing_keys"]), ("also hold", left_over)):
         if keys:
@@ -87,7 +87,7 @@ def outline_component(kind, path, *, component, aliases=()):
         AssertionError,
         NotImplementedError,
     ) as error:
-        raise RMDError(f"{folder}: its configuration makes no model ({' '.join(str(error).split())[:300]})") from None
+        raise RMDError(f"{folder}: its configuration makes no model ({one_line(error, 300)})") from None
 
 
 def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):

@@ -8,20 +8,17 @@ from diffusers import PixArtTransformer2DModel
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import VPCurve
 
-from .base import Backbone, network_dtype
+from .base import network_dtype
 from .checks import check_width, refuse_shift
-from .kl_vae import decode_kl, load_kl_vae
-from .network_files import is_folder, load_component, load_native, outline_component, outline_native, save_native
+from .keyed import KeyedBackbone
 from .pixart_keys import UNUSED, pixart_keys
 
 HEAD = 72
 GRID = 32  # positions run from 0 to 32 at every size: 64 patches over interpolation 2 at 1024 px
-ALIASES = ("Transformer2DModel",)  # the class PixArt alpha's folders name
-LEFT_OVER = ("caption_projection.y_embedding",)  # a caption for dropout in training, which early folders hold
 SMALLEST_MEAN = 32  # ComfyUI rounds the mean side over 64 to the scale of its positions, and 0 ends in an error
 
 
-class PixArtBackbone(Backbone):
+class PixArtBackbone(KeyedBackbone):
     """PixArt: eps prediction on linear betas; eps are the first 4 of 8 output channels, padding is masked."""
 
     prediction = "eps"
@@ -29,8 +26,12 @@ class PixArtBackbone(Backbone):
     multiple = 2
     pixels_per_cell = 8
     temporal = False
-    adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2")
-    scaling: float  # of the autoencoder's latents
+    kind = PixArtTransformer2DModel
+    keys = staticmethod(pixart_keys)
+    aliases = ("Transformer2DModel",)  # the class PixArt alpha's folders name
+    left_over = ("caption_projection.y_embedding",)  # a caption for dropout in training, which early folders hold
+    unused = UNUSED
+    adapter_targets = (*KeyedBackbone.adapter_targets, "ff.net.0.proj", "ff.net.2")
     captions: int  # length of the original release's captions
     told_sizes: bool  # whether the network is told resolution and aspect ratio
 
@@ -38,35 +39,25 @@ class PixArtBackbone(Backbone):
         refuse_shift(self, shift)
         self.curve = VPCurve.linear(1e-4, 0.02)
 
-    def load(self, path, *, dtype):
-        if is_folder(path):
-            network = load_component(
-                PixArtTransformer2DModel,
-                path,
-                component="transformer",
-                dtype=dtype,
-                aliases=ALIASES,
-                ignored=LEFT_OVER,
-            )
-        else:
-            network = load_native(
-                PixArtTransformer2DModel,
-                path,
-                config_of=native_config,
-                keys_of=lambda config: pixart_keys(config.num_layers),
-                dtype=dtype,
-                ignored=UNUSED,
-            )
-        return self._checked(network, path)
+    @staticmethod
+    def native_config(tensors):
+        """Constructor arguments for a native file, from its shapes; heads are 72 wide, as in every release."""
+        width, channels = tensors["x_embedder.proj.weight"].shape[:2]
+        table = tensors.get("pos_embed")
+        side = 2 * math.isqrt(table.shape[1]) if table is not None else 128
+        return {
+            "sample_size": side,
+            "num_layers": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+            "num_attention_heads": width // HEAD,
+            "attention_head_dim": HEAD,
+            "cross_attention_dim": width,
+            "in_channels": channels,
+            "out_channels": tensors["final_layer.linear.weight"].shape[0] // 4,
+            "caption_channels": tensors["y_embedder.y_proj.fc1.weight"].shape[1],
+            "use_additional_conditions": "csize_embedder.mlp.0.weight" in tensors,
+        }
 
-    def outline(self, path):
-        if is_folder(path):
-            network = outline_component(PixArtTransformer2DModel, path, component="transformer", aliases=ALIASES)
-        else:
-            network = outline_native(PixArtTransformer2DModel, path, config_of=native_config, ignored=UNUSED)
-        return self._checked(network, path)
-
-    def _checked(self, network, path):
+    def checked(self, network, path):
         if bool(network.config.use_additional_conditions) != self.told_sizes:
             told = "is" if network.config.use_additional_conditions else "is not"
             raise RMDError(
@@ -130,21 +121,9 @@ class PixArtBackbone(Backbone):
         computes positions as diffusers and the original code do at any size.
         """
         config = network.config
-        native = pixart_keys(config.num_layers).to_native(network.state_dict())
+        native = super().native_state(network)
         like = native["y_embedder.y_proj.fc1.weight"]
         return native | {"y_embedder.y_embedding": like.new_zeros(self.captions, config.caption_channels)}
-
-    def native_layer(self, network, layer):
-        return pixart_keys(network.config.num_layers).native_layer(layer)
-
-    def export(self, network, path, *, dtype, metadata):
-        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
-
-    def load_vae(self, path):
-        return load_kl_vae(path, channels=self.channels, scaling=self.scaling)
-
-    def decode(self, vae, latents):
-        return decode_kl(vae, latents, scaling=self.scaling)
 
 
 class PixArtAlphaBackbone(PixArtBackbone):
@@ -169,21 +148,3 @@ class PixArtSigmaBackbone(PixArtBackbone):
     scaling = 0.13025
     captions = 300
     told_sizes = False
-
-
-def native_config(tensors):
-    """Constructor arguments for a native file, from its shapes; heads are 72 wide, as in every release."""
-    width, channels = tensors["x_embedder.proj.weight"].shape[:2]
-    table = tensors.get("pos_embed")
-    side = 2 * math.isqrt(table.shape[1]) if table is not None else 128
-    return {
-        "sample_size": side,
-        "num_layers": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-        "num_attention_heads": width // HEAD,
-        "attention_head_dim": HEAD,
-        "cross_attention_dim": width,
-        "in_channels": channels,
-        "out_channels": tensors["final_layer.linear.weight"].shape[0] // 4,
-        "caption_channels": tensors["y_embedder.y_proj.fc1.weight"].shape[1],
-        "use_additional_conditions": "csize_embedder.mlp.0.weight" in tensors,
-    }

@@ -6,8 +6,8 @@ UNUSED = ("pos_embed", "y_embedder.y_embedding")
 """Native tensors that diffusers has no use for: a position table, which it computes, and a caption for dropout."""
 
 
-def pixart_keys(layers):
-    """The KeyMap of a ``PixArtTransformer2DModel`` of ``layers`` blocks, with or without size conditioning."""
+def pixart_keys(config):
+    """The KeyMap of a ``PixArtTransformer2DModel`` of this configuration, with or without size conditioning."""
     keys = KeyMap()
     embedders = (
         ("t_embedder", "timestep_embedder"),
@@ -23,7 +23,7 @@ def pixart_keys(layers):
     keys.add("y_embedder.y_proj.fc2", "caption_projection.linear_2")
     keys.add("final_layer.linear", "proj_out")
     keys.add_tensor("final_layer.scale_shift_table", "scale_shift_table")
-    for i in range(layers):
+    for i in range(config.num_layers):
         native, ours = f"blocks.{i}", f"transformer_blocks.{i}"
         keys.add_tensor(f"{native}.scale_shift_table", f"{ours}.scale_shift_table")
         keys.add(f"{native}.attn.qkv", *(f"{ours}.attn1.to_{part}" for part in "qkv"))

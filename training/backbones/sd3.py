@@ -8,18 +8,16 @@ from diffusers import SD3Transformer2DModel
 from rmd_core.errors import RMDError
 from rmd_core.logsnr import FlowCurve
 
-from .base import Backbone, network_dtype
+from .base import network_dtype
 from .checks import check_width, refuse_masked
-from .kl_vae import decode_kl, load_kl_vae
-from .network_files import is_folder, load_component, load_native, outline_component, outline_native, save_native
+from .keyed import KeyedBackbone
 from .sd3_keys import sd3_keys
 
 NATIVE_SHIFT = 3.0
-SCALING, SHIFT = 1.5305, 0.0609
 HEAD = 64
 
 
-class SD3Backbone(Backbone):
+class SD3Backbone(KeyedBackbone):
     """SD3: rectified flow, 16 latent channels, timestep = 1000 sigma, sequence and pooled text."""
 
     name = "sd3"
@@ -31,8 +29,11 @@ class SD3Backbone(Backbone):
     pixels_per_cell = 8
     size_conditioning = "none"
     temporal = False
+    kind = SD3Transformer2DModel
+    keys = staticmethod(sd3_keys)
+    scaling, latent_shift = 1.5305, 0.0609
     adapter_targets = (
-        *Backbone.adapter_targets,
+        *KeyedBackbone.adapter_targets,
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
@@ -40,27 +41,28 @@ class SD3Backbone(Backbone):
     def __init__(self, *, shift=None):
         self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
 
-    def load(self, path, *, dtype):
-        if is_folder(path):
-            network = load_component(SD3Transformer2DModel, path, component="transformer", dtype=dtype)
-        else:
-            network = load_native(
-                SD3Transformer2DModel,
-                path,
-                config_of=native_config,
-                keys_of=lambda config: sd3_keys(config.num_layers),
-                dtype=dtype,
-            )
-        return self._checked(network, path)
+    @staticmethod
+    def native_config(tensors):
+        """Constructor arguments for a native file, from its shapes, as ComfyUI reads them."""
+        width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
+        layers = {int(name.split(".")[1]) for name in tensors if name.startswith("joint_blocks.")}
+        dual = [i for i in sorted(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors]
+        return {
+            "patch_size": patch,
+            "in_channels": channels,
+            "out_channels": tensors["final_layer.linear.weight"].shape[0] // patch**2,
+            "num_layers": len(layers),
+            "attention_head_dim": HEAD,
+            "num_attention_heads": width // HEAD,
+            "joint_attention_dim": tensors["context_embedder.weight"].shape[1],
+            "caption_projection_dim": width,
+            "pooled_projection_dim": tensors["y_embedder.mlp.0.weight"].shape[1],
+            "pos_embed_max_size": math.isqrt(tensors["pos_embed"].shape[1]),
+            "dual_attention_layers": tuple(dual),
+            "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in tensors else None,
+        }
 
-    def outline(self, path):
-        if is_folder(path):
-            network = outline_component(SD3Transformer2DModel, path, component="transformer")
-        else:
-            network = outline_native(SD3Transformer2DModel, path, config_of=native_config)
-        return self._checked(network, path)
-
-    def _checked(self, network, path):
+    def checked(self, network, path):
         channels = (network.config.in_channels, network.config.out_channels)
         if channels != (self.channels, self.channels):
             raise RMDError(f"{path}: its transformer takes and gives {channels} channels; SD3.5 has 16 and 16")
@@ -108,39 +110,3 @@ class SD3Backbone(Backbone):
             "text": torch.zeros(1, tokens, network.config.joint_attention_dim, device=device),
             "pooled": torch.zeros(1, network.config.pooled_projection_dim, device=device),
         }
-
-    def native_state(self, network):
-        return sd3_keys(network.config.num_layers).to_native(network.state_dict())
-
-    def native_layer(self, network, layer):
-        return sd3_keys(network.config.num_layers).native_layer(layer)
-
-    def export(self, network, path, *, dtype, metadata):
-        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
-
-    def load_vae(self, path):
-        return load_kl_vae(path, channels=self.channels, scaling=SCALING, shift=SHIFT)
-
-    def decode(self, vae, latents):
-        return decode_kl(vae, latents, scaling=SCALING, shift=SHIFT)
-
-
-def native_config(tensors):
-    """Constructor arguments for a native file, from its shapes, as ComfyUI reads them."""
-    width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
-    layers = {int(name.split(".")[1]) for name in tensors if name.startswith("joint_blocks.")}
-    dual = [i for i in sorted(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors]
-    return {
-        "patch_size": patch,
-        "in_channels": channels,
-        "out_channels": tensors["final_layer.linear.weight"].shape[0] // patch**2,
-        "num_layers": len(layers),
-        "attention_head_dim": HEAD,
-        "num_attention_heads": width // HEAD,
-        "joint_attention_dim": tensors["context_embedder.weight"].shape[1],
-        "caption_projection_dim": width,
-        "pooled_projection_dim": tensors["y_embedder.mlp.0.weight"].shape[1],
-        "pos_embed_max_size": math.isqrt(tensors["pos_embed"].shape[1]),
-        "dual_attention_layers": tuple(dual),
-        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in tensors else None,
-    }

@@ -3,8 +3,8 @@
 from .key_map import KeyMap
 
 
-def sd3_keys(layers):
-    """The KeyMap of an ``SD3Transformer2DModel`` of ``layers`` blocks; the last one drops the text."""
+def sd3_keys(config):
+    """The KeyMap of an ``SD3Transformer2DModel`` whose configuration is ``config``; its last block drops the text."""
     keys = KeyMap()
     keys.add("context_embedder", "context_embedder")
     keys.add("x_embedder.proj", "pos_embed.proj")
@@ -14,8 +14,8 @@ def sd3_keys(layers):
         keys.add(f"{native}.mlp.2", f"time_text_embed.{ours}.linear_2")
     keys.add("final_layer.adaLN_modulation.1", "norm_out.linear", swapped=True)
     keys.add("final_layer.linear", "proj_out")
-    for i in range(layers):
-        last = i == layers - 1
+    for i in range(config.num_layers):
+        last = i == config.num_layers - 1
         native, ours = f"joint_blocks.{i}", f"transformer_blocks.{i}"
         keys.add(f"{native}.x_block.adaLN_modulation.1", f"{ours}.norm1.linear")
         keys.add(f"{native}.context_block.adaLN_modulation.1", f"{ours}.norm1_context.linear", swapped=last)

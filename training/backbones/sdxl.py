@@ -7,21 +7,12 @@ from rmd_core.errors import RMDError
 from rmd_core.header import read_header
 from rmd_core.logsnr import VPCurve
 
-from .base import Backbone, network_dtype
+from .base import network_dtype
 from .checks import check_width, refuse_masked, refuse_shift
-from .kl_vae import decode_kl, load_kl_vae
-from .network_files import (
-    is_folder,
-    load_component,
-    load_native,
-    outline_component,
-    outline_native,
-    save_native,
-    scheduler_config,
-)
+from .keyed import KeyedBackbone
+from .network_files import is_folder, scheduler_config
 from .sdxl_keys import sdxl_keys
 
-SCALING = 0.13025
 TIME_IDS = 6
 BASE = {  # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
     "sample_size": 128,
@@ -44,7 +35,7 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 MARKERS = {"v_pred", "ztsnr", "edm_mean", "edm_vpred.sigma_max"}
 
 
-class SDXLBackbone(Backbone):
+class SDXLBackbone(KeyedBackbone):
     """SDXL: eps prediction on scaled linear betas; told the table index, the pooled text and the size of the stage."""
 
     name = "sdxl"
@@ -56,25 +47,32 @@ class SDXLBackbone(Backbone):
     pixels_per_cell = 8
     size_conditioning = "stage"
     temporal = False
-    adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+    kind = UNet2DConditionModel
+    keys = staticmethod(sdxl_keys)
+    component = "unet"
+    scaling = 0.13025
+    adapter_targets = (*KeyedBackbone.adapter_targets, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 
     def __init__(self, *, shift=None):
         refuse_shift(self, shift)
         self.curve = VPCurve.scaled_linear(BETAS["beta_start"], BETAS["beta_end"])
 
-    def load(self, path, *, dtype):
-        if not is_folder(path):
-            _refuse_other_predictions(path)
-            return load_native(UNet2DConditionModel, path, config_of=native_config, keys_of=sdxl_keys, dtype=dtype)
-        return self._checked(load_component(UNet2DConditionModel, path, component="unet", dtype=dtype), path)
+    @staticmethod
+    def native_config(tensors):
+        """Those of SDXL base, the only architecture such files are read in."""
+        return dict(BASE) if tensors["label_emb.0.0.weight"].shape[1] == 2816 else None
 
-    def outline(self, path):
-        if not is_folder(path):
-            _refuse_other_predictions(path)
-            return outline_native(UNet2DConditionModel, path, config_of=native_config)
-        return self._checked(outline_component(UNet2DConditionModel, path, component="unet"), path)
+    def check_file(self, path):
+        """Raise RMDError for a checkpoint with one of the empty tensors by which ComfyUI knows a v or EDM model."""
+        found = sorted(MARKERS & read_header(path).tensors.keys())
+        if found:
+            raise RMDError(
+                f"{path} says by its tensor '{found[0]}' that it is no eps model; only those can be distilled"
+            )
 
-    def _checked(self, network, path):
+    def checked(self, network, path):
+        if not is_folder(path):
+            return network
         told = scheduler_config(path)
         kind = told.get("prediction_type", "epsilon")
         if kind != "epsilon":
@@ -114,34 +112,7 @@ class SDXLBackbone(Backbone):
             "pooled": torch.zeros(1, self._pooled(network), device=device),
         }
 
-    def native_state(self, network):
-        return sdxl_keys(network.config).to_native(network.state_dict())
-
-    def native_layer(self, network, layer):
-        return sdxl_keys(network.config).native_layer(layer)
-
-    def export(self, network, path, *, dtype, metadata):
-        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
-
-    def load_vae(self, path):
-        return load_kl_vae(path, channels=self.channels, scaling=SCALING)
-
-    def decode(self, vae, latents):
-        return decode_kl(vae, latents, scaling=SCALING)
-
     @staticmethod
     def _pooled(network):
         config = network.config
         return config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
-
-
-def native_config(tensors):
-    """Constructor arguments for a native file: those of SDXL base, the only architecture such files are read in."""
-    return dict(BASE) if tensors["label_emb.0.0.weight"].shape[1] == 2816 else None
-
-
-def _refuse_other_predictions(path):
-    """Raise RMDError for a checkpoint with one of the empty tensors by which ComfyUI knows a v or EDM model."""
-    found = sorted(MARKERS & read_header(path).tensors.keys())
-    if found:
-        raise RMDError(f"{path} says by its tensor '{found[0]}' that it is no eps model; only those can be distilled")

@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 from rmd_core.seeds import derive_seed
 
 from ..lora_file import Factors
@@ -187,7 +187,7 @@ def _inject(network, settings, name):
         try:
             inject_adapter_in_model(settings, network, name)
         except ValueError as error:
-            raise RMDError(f"model.targets: {' '.join(str(error).split())}") from None
+            raise RMDError(f"model.targets: {one_line(error)}") from None
 
 
 def _fitting(tensor, dtype):
