@@ -64,8 +64,8 @@ def _main(name, title, *changes, marks=(80, 160, 240)):
     return Student(name=name, title=title, changes=changes, seeds=SEEDS, marks=marks, cost=240)
 
 
-def _change(name, title, *changes, updates=160):
-    return Student(name=name, title=title, changes=changes, marks=(updates,), cost=160)
+def _change(name, title, *changes, updates=160, seeds=SEEDS[:1]):
+    return Student(name=name, title=title, changes=changes, seeds=seeds, marks=(updates,), cost=160)
 
 
 def _boundary(rule, eta):
@@ -101,7 +101,7 @@ CHANGES = (
     _change("split_1+3", "RMD 1+3", "plan.split=1+3", updates=159),
     _change("split_3+1", "RMD 3+1", "plan.split=3+1", updates=161),
     _change("split_1+1+2", "RMD 1+1+2", "plan.split=1+1+2", THREE_SIZES, updates=162),
-    _change("target_subinterval", "fake target subinterval", "loss.fake_target=subinterval"),
+    _change("target_subinterval", "fake target subinterval, 3 seeds", "loss.fake_target=subinterval", seeds=SEEDS),
     _change("weighting_v", "fake weighting v", "loss.fake_weighting=v"),
     _change("weighting_min_snr5", "fake weighting min_snr5", "loss.fake_weighting=min_snr5"),
     _change("weighting_legacy", "fake weighting legacy", "loss.fake_weighting=legacy"),
