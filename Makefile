@@ -43,10 +43,11 @@ browser: $(INSTALLED) ## open and run the example workflows in a real ComfyUI pa
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
-workflows: $(INSTALLED) ## make workflows/ and subgraphs/ again with the real frontend
+workflows: $(INSTALLED) ## make workflows/, subgraphs/ and the pictures of the help pages with the real frontend
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_workflows
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_subgraphs
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_help_pictures
 
 lint: $(INSTALLED) ## run ruff, and mypy on rmd_core
 	$(LINT)

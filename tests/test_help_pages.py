@@ -102,6 +102,10 @@ class TestPage:
         title, *found = (heading for heading in sections(page) if ": " not in heading)
         assert found == SECTIONS and "RMD" in title
 
+    def test_begins_with_the_picture_of_the_node(self, page, schemas):
+        text = next(iter(sections(page).values())).lstrip()
+        assert text.startswith(f"![{schemas[page.stem].display_name}](images/{page.stem}.png)\n")
+
     def test_the_title_is_the_name_of_the_node(self, page, schemas):
         assert next(iter(sections(page))) == schemas[page.stem].display_name
 
@@ -161,4 +165,6 @@ def test_the_server_gives_the_pages(server):
     from comfy_server import PACK
 
     for page in PAGES:
-        assert server.get(f"/extensions/{PACK}/docs/{page.name}") == page.read_bytes()
+        for path in (page, page.parent / "images" / f"{page.stem}.png"):
+            inside = path.relative_to(page.parent).as_posix()
+            assert server.get(f"/extensions/{PACK}/docs/{inside}") == path.read_bytes()

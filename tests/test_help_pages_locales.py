@@ -76,10 +76,11 @@ def beside(name, own):
     return f"**{own}**" if name == own else f"**{own}** ({name})"
 
 
-def test_every_page_is_there_in_every_language_and_no_other_file():
+def test_every_page_is_there_in_every_language_with_its_picture_and_no_other_file():
     folder = ROOT / "web" / "docs"
     wanted = [page.name for page in PAGES]
     wanted += [f"{page.stem}/{language}.md" for page in PAGES for language in SCRIPTS]
+    wanted += [f"images/{page.stem}.png" for page in PAGES]
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == set(wanted)
 
 

@@ -15,7 +15,7 @@ KIND = "RMD_StageOverride"
 
 def seen(path):
     """What a reader sees of a page, from top to bottom: its texts without the marks, a table cell by cell."""
-    texts = [text.lstrip("#- ") for _, text in blocks(path) if not re.fullmatch(r"[|-]+", text)]
+    texts = [text.lstrip("#- ") for _, text in blocks(path) if not re.fullmatch(r"[|-]+|!\[.*", text)]
     parts = [part for text in texts for part in (cells(text) if text[0] == "|" else [text])]
     return [re.sub(r"\*\*|`|<[^>]+>", "", part) for part in parts]
 
@@ -37,6 +37,7 @@ def test_the_help_is_in_the_users_language(frontend, keep_picture, language, nam
         for text in wanted:
             assert text in shown
             shown = shown.split(text, 1)[1]
+        assert panel.locator("img").evaluate_all("pictures => pictures.map(one => one.naturalWidth > 200)") == [True]
         widths = panel.locator("th:last-child").evaluate_all("cells => cells.map(cell => cell.offsetWidth)")
         assert min(widths) > (200 if language == "zh" else 0), widths
         assert opened.errors == []
