@@ -19,11 +19,11 @@ from torch.nn import Module, Parameter
 
 from benchmarks.node_overhead import cpu_name
 from rmd_core.boundary import Boundary
-from rmd_core.noise_sources import SeededNoise
+from rmd_core.files import write_json
+from rmd_core.noise import SeededNoise
 from training.backbones import make_backbone
-from training.files import write_json
-from training.live_memory import FusedAttention, LiveMemory
-from training.sampling import sample_latents
+from training.memory import FusedAttention, LiveMemory
+from training.sample import sample_latents
 
 from .markdown import markdown_table, replace_block
 from .speed.models import FULL
@@ -60,8 +60,15 @@ def sample(model, network, way, *, device):
     backbone = make_backbone(model.backbone)
     conditioning = random_conditioning(backbone, network, tokens=model.tokens, batch=1, device=device, seed=1)
     return sample_latents(
-        backbone, network, way.plan, conditioning=conditioning, noise=SeededNoise(0), boundary=Boundary(), eta=0.5,
-        frames=model.frames, device=device,
+        backbone,
+        network,
+        way.plan,
+        conditioning=conditioning,
+        noise=SeededNoise(0),
+        boundary=Boundary(),
+        eta=0.5,
+        frames=model.frames,
+        device=device,
     )
 
 
@@ -92,11 +99,17 @@ def overhead_table(stored):
         figures = stored["rows"].get(model.name)
         if figures:
             few, rmd = figures["few"], figures["rmd"]
-            rows.append([
-                model.name, "+".join(map(str, model.split)), f"{few['peak'] / 2**20:,.0f} MiB",
-                f"{rmd['peak'] / 2**20:,.0f} MiB", f"{rmd['peak'] / few['peak']:.3f}",
-                f"{1000 * few['seconds']:.3g} ms", f"{1000 * rmd['seconds']:.3g} ms",
-            ])
+            rows.append(
+                [
+                    model.name,
+                    "+".join(map(str, model.split)),
+                    f"{few['peak'] / 2**20:,.0f} MiB",
+                    f"{rmd['peak'] / 2**20:,.0f} MiB",
+                    f"{rmd['peak'] / few['peak']:.3f}",
+                    f"{1000 * few['seconds']:.3g} ms",
+                    f"{1000 * rmd['seconds']:.3g} ms",
+                ]
+            )
     head = ["", "steps", "peak, one size", "peak, cascade", "ratio", "own time, one size", "own time, cascade"]
     return markdown_table(head, rows)
 
@@ -121,7 +134,8 @@ def main():
     for model in FULL:
         stored["rows"][model.name] = {
             name: {"peak": peak_memory(model, way), "seconds": own_seconds(model, way)}
-            for name, way in model.ways.items() if name in ("few", "rmd")
+            for name, way in model.ways.items()
+            if name in ("few", "rmd")
         }
         write_json(RESULTS, stored)
     replace_block(PAGE, MARK, overhead_block(stored))

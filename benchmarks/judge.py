@@ -7,7 +7,7 @@ from torch.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 
 from demo import files
 from demo.world.catalogue import BACKGROUNDS, CONCEPTS, SEEN_STYLES
-from training.tensor_files import read_tensors
+from rmd_core.files import read_tensors
 
 WIDTHS = (16, 32, 64, 64, 64)
 HEADS = {"concept": len(CONCEPTS), "style": len(SEEN_STYLES), "background": len(BACKGROUNDS)}

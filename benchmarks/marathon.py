@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.node_overhead import cpu_name
 from demo.comparison import table
-from training.files import write_json
+from rmd_core.files import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "marathon.json"

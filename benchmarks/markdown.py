@@ -1,7 +1,7 @@
 """Tables in Markdown, and the pages that hold generated ones between two marks."""
 
 from rmd_core.errors import RMDError
-from training.files import write_text
+from rmd_core.files import write_text
 
 
 def markdown_table(head, rows, *, left=1):

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel, WanTransformer3DModel
 
 from training.backbones import make_backbone
 from training.config import Config
-from training.prompt_cache import write_prompt_cache
+from training.prompts import write_prompt_cache
 
 from .full_size import SDXL, WAN_1_3B, WAN_14B
 

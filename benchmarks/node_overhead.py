@@ -26,7 +26,7 @@ import torch
 from PIL import ImageOps
 
 from demo.comparison import table
-from training.files import write_json
+from rmd_core.files import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "node_overhead.json"
@@ -187,11 +187,26 @@ def main():
         pair.check()
         rows[case.title] = figures = pair.time(pairs)
         wall, outside = figures["wall"], figures["outside"]
-        shown.append([case.title, f"{wall['rmd_ms']:.1f}", f"{wall['core_ms']:.1f}", f"{wall['ratio']:.3f}",
-                      f"{wall['low']:.3f} to {wall['high']:.3f}", f"{figures['cpu']['ratio']:.3f}",
-                      f"{outside['rmd_ms']:.1f}", f"{outside['core_ms']:.1f}"])
-    made = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "comfyui": version, "pairs": pairs,
-            "cpu": cpu_name(), "threads": torch.get_num_threads()}
+        shown.append(
+            [
+                case.title,
+                f"{wall['rmd_ms']:.1f}",
+                f"{wall['core_ms']:.1f}",
+                f"{wall['ratio']:.3f}",
+                f"{wall['low']:.3f} to {wall['high']:.3f}",
+                f"{figures['cpu']['ratio']:.3f}",
+                f"{outside['rmd_ms']:.1f}",
+                f"{outside['core_ms']:.1f}",
+            ]
+        )
+    made = {
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "comfyui": version,
+        "pairs": pairs,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
     write_json(RESULTS, {"made": made, "rows": rows})
     print(table(["", "RMD ms", "core ms", "ratio", "quartiles", "CPU ratio", "outside RMD", "core"], shown))
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from training.live_memory import LiveMemory
+from training.memory import LiveMemory
 
 
 class PeakMemory:

@@ -35,7 +35,7 @@ def patches(pictures, generator, *, side=7, per_picture=16):
     for picture in pictures:
         ys = torch.randint(height - side + 1, (per_picture,), generator=generator).tolist()
         xs = torch.randint(width - side + 1, (per_picture,), generator=generator).tolist()
-        found += [picture[:, y:y + side, x:x + side] for y, x in zip(ys, xs)]
+        found += [picture[:, y : y + side, x : x + side] for y, x in zip(ys, xs)]
     stack = torch.stack(found)
     return (stack - stack.mean((2, 3), keepdim=True)).flatten(1)
 
@@ -52,7 +52,5 @@ def sliced_wasserstein(a, b, seed, *, directions=256):
 
 def diversity(features, concepts):
     """Mean distance of features to the mean of their concept."""
-    spread = [
-        (features[concepts == c] - features[concepts == c].mean(0)).norm(dim=1).mean() for c in concepts.unique()
-    ]
+    spread = [(features[concepts == c] - features[concepts == c].mean(0)).norm(dim=1).mean() for c in concepts.unique()]
     return torch.stack(spread).mean().item()

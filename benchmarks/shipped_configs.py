@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from training.backbones import make_backbone
-from training.config_files import load_config
-from training.costs import update_cost
-from training.memory import GIB, estimate_memory
+from training.config import load_config
+from training.memory import GIB, estimate_memory, update_cost
 from training.plans import build_plan
 
 from .full_size import ARCHITECTURES

@@ -21,12 +21,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from demo.comparison import table
-from training.errors import ran_out_of_memory
-from training.files import write_json
+from rmd_core.files import write_json
 from training.memory import GIB, estimate_memory, gib, main_memory
+from training.offload import ran_out_of_memory
+from training.parallel import Processes
 from training.plans import build_intervals, build_plan
-from training.processes import Processes
-from training.prompt_cache import PromptCache
+from training.prompts import PromptCache
 from training.setup import Setup, loaded_in
 from training.trainer import Trainer
 

@@ -1,6 +1,6 @@
 """The demo: distil the shipped teacher into an RMD student, sample both, print a table, write a picture.
 
-    python -m demo [--updates N] [--out FOLDER]
+python -m demo [--updates N] [--out FOLDER]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from benchmarks.judge import judge_pictures, load_judge
 from rmd_core.boundary import Boundary
 from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
-from training.prompt_cache import PromptCache
+from training.prompts import PromptCache
 
 from . import files
 from .comparison import comparison_picture, table
@@ -93,11 +93,17 @@ def main():
         slowest = slowest or seconds
         right = accuracy(judge, pictures, prompts)
         guided = "" if way.guidance == 1.0 else " x 2 (CFG)"
-        lines.append([
-            way.title, way.sides + guided, f"{way.units:.2f}", f"{1000 * seconds:.1f} ms", f"{slowest / seconds:.1f} x",
-            f"{100 * right:.0f} %",
-        ])
-        rows.append((way.title, f"{way.sides}{guided}\n{1000 * seconds:.0f} ms a picture", pictures[:len(CONCEPTS)]))
+        lines.append(
+            [
+                way.title,
+                way.sides + guided,
+                f"{way.units:.2f}",
+                f"{1000 * seconds:.1f} ms",
+                f"{slowest / seconds:.1f} x",
+                f"{100 * right:.0f} %",
+            ]
+        )
+        rows.append((way.title, f"{way.sides}{guided}\n{1000 * seconds:.0f} ms a picture", pictures[: len(CONCEPTS)]))
         print(f"sampled: {way.title}", flush=True)
     head = ["", "steps at each size", "cost", "time a picture", "faster", "named right"]
     print("\n" + table(head, lines))
@@ -108,7 +114,7 @@ def main():
         "\nnamed right: by the shipped judge, over 24 pictures."
     )
     picture = args.out / "comparison.png"
-    comparison_picture(rows, prompts[:len(CONCEPTS)]).save(picture)
+    comparison_picture(rows, prompts[: len(CONCEPTS)]).save(picture)
     print(f"\npicture: {picture}\nstudent: {student}")
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from rmd_core.boundary import Boundary
-from rmd_core.mapping import NoMap
-from rmd_core.noise_sources import SeededNoise
+from rmd_core.noise import SeededNoise
 from rmd_core.plan import StagePlan, plan_from_split
-from training.estimate import Guidance
-from training.prompt_cache import NULL_PROMPT
-from training.sampling import sample_latents
+from rmd_core.schedule import NoMap
+from training.objective import Guidance
+from training.prompts import NULL_PROMPT
+from training.sample import sample_latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
     """
     latents, spent = [], 0.0
     for start in range(0, len(prompts), batch):
-        texts = prompts[start:start + batch]
+        texts = prompts[start : start + batch]
         guidance = None
         if way.guidance != 1.0:
             guidance = Guidance(way.guidance, backbone.conditioning(cache, [NULL_PROMPT] * len(texts)))
@@ -65,8 +65,14 @@ def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
         for _ in range(timings):
             began = time.process_time()
             x0 = sample_latents(
-                backbone, way.network, way.plan, conditioning=backbone.conditioning(cache, texts), noise=noise,
-                boundary=way.boundary, eta=way.eta, guidance=guidance,
+                backbone,
+                way.network,
+                way.plan,
+                conditioning=backbone.conditioning(cache, texts),
+                noise=noise,
+                boundary=way.boundary,
+                eta=way.eta,
+                guidance=guidance,
             ).x0
             seconds.append(time.process_time() - began)
         latents.append(x0)

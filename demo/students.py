@@ -11,6 +11,10 @@ def student_way(title, path, backbone):
     """The Way that the recipe of a student's file asks for. Raises RMDError for a file without a recipe."""
     recipe = read_recipe(path)
     return Way(
-        title=title, network=backbone.load(path, dtype=torch.float32), plan=recipe.plan(), boundary=recipe.boundary(),
-        eta=recipe.eta, guidance=recipe.cfg,
+        title=title,
+        network=backbone.load(path, dtype=torch.float32),
+        plan=recipe.plan(),
+        boundary=recipe.boundary(),
+        eta=recipe.eta,
+        guidance=recipe.cfg,
     )

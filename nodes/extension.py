@@ -3,18 +3,11 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .folders import offer_folders
-from .guider import RMDGuider
-from .load_prompts import RMDLoadPromptEmbeddings
-from .load_student import RMDLoadStudent
-from .noise import RMDNoise
+from .loader_nodes import RMDLoadPromptEmbeddings, RMDLoadStudent
+from .plan_nodes import RMDSchedule
 from .renames import register_renames
-from .sampler import RMDSampler
-from .sampler_advanced import RMDSamplerAdvanced
-from .schedule import RMDSchedule
-from .stage_override import RMDStageOverride
-from .stage_sigmas import RMDStageSigmas
-from .stage_upscale import RMDStageUpscale
-from .step_sampler import RMDStepSampler
+from .sampler_nodes import RMDGuider, RMDSampler, RMDSamplerAdvanced, RMDStageOverride, RMDStepSampler
+from .stage_nodes import RMDNoise, RMDStageSigmas, RMDStageUpscale
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     RMDLoadStudent,

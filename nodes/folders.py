@@ -6,8 +6,7 @@ from pathlib import Path
 import folder_paths
 
 from ..rmd_core.errors import RMDError
-from ..rmd_core.prompt_cache import shard_files
-from ..rmd_core.prompt_shard import SHARD_NAME
+from ..rmd_core.prompt_cache import SHARD_NAME, shard_files
 
 PROMPTS = "rmd_prompts"
 """Folder key of prompt caches: models/rmd_prompts for the user's own."""

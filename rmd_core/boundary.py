@@ -1,16 +1,192 @@
-"""The boundary between two stages: how a clean estimate and its noise reach a larger size."""
+"""Upsampling of latents: height and width only, half-pixel centres, no antialias.
+Noise re-injection: what is added to a clean estimate before the next step, inside a stage and at a switch.
+The boundary between two stages: how a clean estimate and its noise reach a larger size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .errors import RMDError
-from .noise_sources import FreshNoise
-from .renoise import SWITCH_NOISES, check_eta, switch_noise
-from .upsample import UPSAMPLERS, upsample
+from .noise import FreshNoise
+from .noising import widened
+
+UPSAMPLERS = ("nearest", "bicubic", "bilinear", "area")
+
+_TORCH_MODES = {"bicubic": "bicubic", "nearest": "nearest-exact", "bilinear": "bilinear"}
+
+
+def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Tensor:
+    """Enlarge the last two axes of a latent to `size_hw`; time and every other axis stay as they are.
+
+    x is `(B, C, H, W)` or `(B, C, T, H, W)` of any floating dtype (half precisions are computed in float32 and cast
+    once at the end); the result has the same rank, dtype and device, and gradients flow through it. At equal size `x`
+    itself comes back. The kernels have torch's semantics: half-pixel centres, no antialias, bicubic a = -0.75. `area`
+    is exact fractional box averaging: each target cell is the mean of the source over the box it covers. It is chosen
+    over `interpolate(mode="area")`, which gives every source cell a box touches the same weight however thin the
+    sliver, because only the exact form keeps the mean of the picture and shifts nothing; the two agree at whole
+    ratios (where both equal `nearest`) and at 2:3.
+
+    Raises RMDError for an unknown method, another rank, or a target smaller than the source in either axis.
+    Source: docs/method.md, the boundary operation.
+    """
+    if method not in UPSAMPLERS:
+        raise RMDError(f"upsampler {method!r} is unknown; use one of {', '.join(UPSAMPLERS)}")
+    height, width = check_enlargement(x, size_hw)
+    if x.shape[-2:] == (height, width):
+        return x
+    if method == "area":
+        return area_average(x, (height, width))
+    maps = widened(x).reshape(x.shape[0], -1, *x.shape[-2:])  # (B, C*T, H, W): time shares the channel axis
+    mode = _TORCH_MODES[method]
+    align = None if method == "nearest" else False
+    enlarged = F.interpolate(maps, size=(height, width), mode=mode, align_corners=align)
+    return enlarged.reshape(*x.shape[:-2], height, width).to(x.dtype)
+
+
+def area_average(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """The exact box average of a tensor `(..., H, W)` at another size, larger or smaller, in its own dtype and place.
+
+    At equal size `x` itself comes back.
+    """
+    height, width = size_hw
+    if x.shape[-2:] == (height, width):
+        return x
+    working = widened(x)
+    rows, columns = box_average(x.shape[-2], height).to(working), box_average(x.shape[-1], width).to(working)
+    return (rows @ working @ columns.T).to(x.dtype)
+
+
+def check_enlargement(x: torch.Tensor, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return `size_hw` as two ints; RMDError unless x is 4-D or 5-D and neither axis gets smaller."""
+    if x.ndim not in (4, 5):
+        raise RMDError(f"a latent of shape {tuple(x.shape)} has {x.ndim} axes; use (B, C, H, W) or (B, C, T, H, W)")
+    height, width = (int(cells) for cells in size_hw)
+    if height < x.shape[-2] or width < x.shape[-1]:
+        raise RMDError(
+            f"cannot go from {x.shape[-2]}x{x.shape[-1]} to {height}x{width} cells: stages may only grow; "
+            "give each stage at least the height and width of the one before"
+        )
+    return height, width
+
+
+@lru_cache(maxsize=128)
+def box_average(n_source: int, n_target: int) -> torch.Tensor:
+    """Row-stochastic matrix (n_target, n_source), float64: each target cell averages the source over its own extent.
+
+    Works in both directions; entry [i, j] is the share of target box i, `[i, i+1) * n_source/n_target`, that lies in
+    source cell j. Integer arithmetic keeps the overlaps exact. The result is shared: treat it as read-only.
+    """
+    target = torch.arange(n_target, dtype=torch.int64).unsqueeze(1)
+    source = torch.arange(n_source, dtype=torch.int64).unsqueeze(0)
+    # In units of 1/n_target source cells, target box i is [i, i+1)*n_source and source cell j is [j, j+1)*n_target.
+    low = torch.maximum(target * n_source, source * n_target)
+    high = torch.minimum((target + 1) * n_source, (source + 1) * n_target)
+    return (high - low).clamp(min=0).double() / n_source
+
+
+SWITCH_NOISES = ("exact", "mix", "fresh")
+
+
+def check_eta(eta: float, name: str = "eta") -> float:
+    """Return eta as a float; RMDError unless it is a number in [0, 1]."""
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0.0 <= eta <= 1.0:
+        raise RMDError(f"{name} is {eta!r}; it must be a number from 0 (all fresh noise) to 1 (all predicted noise)")
+    return float(eta)
+
+
+def step_noise(eps: torch.Tensor, eta: float, fresh: torch.Tensor | None) -> torch.Tensor:
+    """Mix predicted and fresh noise inside a stage: `eta eps + sqrt(1 - eta^2) fresh`.
+
+    eps and fresh have one shape, any rank; fresh is moved to the dtype and device of eps. eta 0 uses nothing of eps
+    (not even its NaNs), eta 1 nothing of fresh, which may then be None. Raises RMDError for eta outside [0, 1] or
+    shapes that differ. Source: docs/method.md, the sampler.
+    """
+    eta = check_eta(eta)
+    if eta == 1.0:
+        return eps
+    if fresh is None or fresh.shape != eps.shape:
+        came = None if fresh is None else tuple(fresh.shape)
+        raise RMDError(f"fresh noise is {came} beside predicted noise {tuple(eps.shape)}; draw it in the same shape")
+    fresh = fresh.to(eps)
+    return fresh if eta == 0.0 else eta * eps + sqrt(1.0 - eta * eta) * fresh
+
+
+def switch_noise(
+    eps: torch.Tensor, size_hw: tuple[int, int], *, rule: str, eta: float, fresh: FreshNoise, upsampler: str
+) -> torch.Tensor:
+    """Noise for the first state at a larger size, from the noise predicted at the smaller one.
+
+    eps is `(B, C, H, W)` or `(B, C, T, H, W)`; the result has its dtype and device and the height and width of
+    `size_hw`. Rules:
+
+    - `exact`: `Q^T (eta eps + sqrt(1-eta^2) zeta) + (I - Q^T Q) xi` with the orthonormal rows Q of `orthonormal_rows`
+      per axis. White for every ratio and every eta when eps is; reading it back with Q returns what went in.
+    - `mix`: `eta upsample(eps) + sqrt(1-eta^2) xi`, the authors' interpolated noise, coloured for eta > 0.
+    - `fresh`: xi alone.
+
+    xi is `fresh("switch", shape at size_hw)` and zeta `fresh("switch-low", eps.shape)`; only what a rule uses is
+    drawn. eta 0 uses nothing of eps; eta 1 draws no zeta; at equal size Q is the identity, so xi drops out.
+
+    Raises RMDError for an unknown rule, eta outside [0, 1], or a target smaller than eps.
+    Source: docs/method.md, the boundary operation.
+    """
+    eta = check_eta(eta)
+    if rule not in SWITCH_NOISES:
+        raise RMDError(f"switch noise {rule!r} is unknown; use one of {', '.join(SWITCH_NOISES)}")
+    height, width = check_enlargement(eps, size_hw)
+    high_shape = (*eps.shape[:-2], height, width)
+    working = widened(eps)
+    if rule == "exact":
+        zeta = None if eta == 1.0 else fresh("switch-low", tuple(eps.shape))
+        noise = step_noise(working, eta, zeta)
+        if eps.shape[-2:] != (height, width):
+            noise = embed_noise(noise, fresh("switch", high_shape))
+    elif rule == "fresh" or eta == 0.0:
+        noise = fresh("switch", high_shape).to(working)
+    else:
+        predicted = upsample(working, (height, width), upsampler)
+        noise = step_noise(predicted, eta, None if eta == 1.0 else fresh("switch", high_shape))
+    return noise.to(eps.dtype)
+
+
+def embed_noise(low: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
+    """White noise at the size of xi whose low band is `low`: `xi + Q^T (low - Q xi)`.
+
+    low is `(B, C, [T,] h, w)` in float32 or float64, xi `(B, C, [T,] H, W)` with H >= h and W >= w; the result takes
+    dtype and device of low. Each batch item is computed by itself, so its bits do not depend on its neighbours.
+    """
+    rows = orthonormal_rows(low.shape[-2], xi.shape[-2]).to(low)
+    columns = orthonormal_rows(low.shape[-1], xi.shape[-1]).to(low)
+    items = []
+    for low_item, xi_item in zip(low, xi.to(low), strict=True):
+        missing = low_item.clone() - rows @ xi_item.clone() @ columns.T  # clone: one memory alignment for any batch
+        items.append(xi_item + rows.T @ missing @ columns)
+    return torch.stack(items)
+
+
+@lru_cache(maxsize=128)
+def orthonormal_rows(n_low: int, n_high: int) -> torch.Tensor:
+    """Area-Loewdin matrix Q (n_low, n_high), float64, with orthonormal rows: Q = (B B^T)^(-1/2) B, B = box averaging.
+
+    Q reads n_high cells down to n_low; Q^T embeds them back. A constant maps to a constant times sqrt(n_high/n_low),
+    and at a whole ratio Q is sqrt(ratio) times the block mean. Equal sizes give the identity. The result is shared:
+    treat it as read-only. Raises RMDError unless 1 <= n_low <= n_high.
+    Source: docs/method.md, exact noise at a switch; symmetric orthogonalisation after Loewdin (1950).
+    """
+    if not 1 <= n_low <= n_high:
+        raise RMDError(f"no orthonormal rows from {n_high} down to {n_low} cells; need 1 <= low <= high")
+    if n_low == n_high:
+        return torch.eye(n_low, dtype=torch.float64)
+    average = box_average(n_high, n_low)
+    eigenvalues, vectors = torch.linalg.eigh(average @ average.T)
+    inverse_root = vectors @ torch.diag(eigenvalues.rsqrt()) @ vectors.T
+    return inverse_root @ average
 
 
 class Crossing(NamedTuple):

@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from .boundary import Boundary
+from .boundary import Boundary, check_eta, step_noise
 from .errors import RMDError
-from .noise_sources import FreshNoise, SeededNoise
+from .noise import FreshNoise, SeededNoise
 from .noising import add_noise
 from .plan import Stage, StagePlan, Step
-from .renoise import check_eta, step_noise
 
 Denoise = Callable[[torch.Tensor, Step], tuple[torch.Tensor, torch.Tensor]]
 """denoise(x, step) -> (x0, eps): one network call on the state x of `(B, C, [T,] step.height, step.width)`."""

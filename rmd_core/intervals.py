@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from .errors import RMDError
-from .logsnr import NoiseCurve
 from .plan import StagePlan
+from .schedule import NoiseCurve
 
 TOP_INDEX = 980
 """Upper end, exclusive, of the drawn table indices: noisier states show the teacher next to nothing."""

@@ -6,8 +6,8 @@ from math import prod, sqrt
 
 import torch
 
-from .broadcast import LevelLike, broadcast_to, widened
 from .errors import RMDError
+from .noising import LevelLike, broadcast_to, widened
 
 FAKE_WEIGHTINGS = ("eps", "v", "min_snr5", "legacy")
 

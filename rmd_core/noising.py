@@ -1,4 +1,6 @@
-"""Adding noise: to a clean latent, and to a state that is already noisy."""
+"""Levels and latents brought together: a level for each sample shaped to multiply, and the type they are worked in.
+Network outputs and what they mean: (x0, eps) from eps, v and flow predictions, and guidance.
+Adding noise: to a clean latent, and to a state that is already noisy."""
 
 from __future__ import annotations
 
@@ -6,8 +8,68 @@ from typing import NamedTuple
 
 import torch
 
-from .broadcast import LevelLike, broadcast_to
 from .errors import RMDError
+
+LevelLike = float | torch.Tensor
+"""One level for all samples (a float or a 0-d tensor), or one for each, `(B,)`."""
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """A tensor in the type that is computed in: float64 where it is that already, else float32."""
+    return x.to(_working_dtype(x))
+
+
+def broadcast_to(level_B: LevelLike, x: torch.Tensor) -> LevelLike:
+    """A per-sample level `(B,)` shaped to multiply `x_B...` of any rank, on its device, float32 or x's wider type.
+
+    A float or a 0-d level is the same for every sample. Raises RMDError for a tensor that is not `(B,)`.
+    """
+    if not isinstance(level_B, torch.Tensor) or level_B.dim() == 0:
+        return float(level_B)
+    if level_B.shape != x.shape[:1]:
+        raise RMDError(f"levels of shape {tuple(level_B.shape)} do not fit {x.shape[0]} samples; give one for each")
+    shape = (-1, *(1 for _ in x.shape[1:]))
+    return level_B.to(x.device, _working_dtype(x)).reshape(shape)
+
+
+def _working_dtype(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+PREDICTIONS = ("eps", "v", "flow")
+
+
+def to_x0_eps(
+    output: torch.Tensor, x: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike, prediction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clean estimate and the noise estimate, `(x0, eps)`, of a network output at `x = alpha x0 + sigma eps`.
+
+    output and x `(B, ...)` of any rank; alpha and sigma a float or `(B,)`; prediction is one of `PREDICTIONS`: "eps" is
+    the noise, "v" is `alpha eps - sigma x0` (VP), "flow" is `eps - x0`. Half types are worked and returned in float32.
+    Raises RMDError for another prediction. Source: docs/method.md, predictions.
+    """
+    alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
+    output, x = widened(output), widened(x)
+    if prediction == "eps":
+        return (x - sigma * output) / alpha, output
+    if prediction == "v":
+        return alpha * x - sigma * output, sigma * x + alpha * output
+    if prediction == "flow":
+        return x - sigma * output, x + alpha * output
+    raise RMDError(f"prediction {prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: float | None) -> torch.Tensor:
+    """Classifier-free guidance, `unconditional + scale (conditional - unconditional)`, of outputs or of x0 alike.
+
+    With scale None or 1 the conditional one is returned as it is and the other is not needed (None).
+    Raises RMDError when another scale comes without it.
+    """
+    if scale is None or scale == 1.0:
+        return conditional
+    if unconditional is None:
+        raise RMDError(f"guidance of scale {scale:g} needs the unconditional prediction; pass it, or scale None")
+    return torch.lerp(unconditional, conditional, float(scale))
 
 
 def add_noise(x0: torch.Tensor, eps: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike) -> torch.Tensor:

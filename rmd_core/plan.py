@@ -1,4 +1,6 @@
-"""Stage plans: which step runs at which size and at which noise level, frozen before anything runs."""
+"""What a user should know about a plan, as values: whoever shows them words sizes in cells or in pixels.
+Stage plans: which step runs at which size and at which noise level, frozen before anything runs.
+The last steps of a plan: what remains of it when a picture is already there to start from."""
 
 from __future__ import annotations
 
@@ -8,9 +10,52 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .errors import RMDError
-from .logsnr import NoiseCurve
-from .mapping import ResolutionMap, Size
-from .plan_notes import MovedLevel, PlanNote, UnusedSize
+from .schedule import NoiseCurve, ResolutionMap, Size
+
+NameSize = Callable[[Size], str]
+"""Words for a size given as (height, width) in latent cells."""
+
+
+def in_cells(size: Size) -> str:
+    """A size in latent cells, such as "64 x 64"."""
+    return f"{size[0]} x {size[1]}"
+
+
+@dataclass(frozen=True)
+class UnusedSize:
+    """A size at which no step runs."""
+
+    size: Size
+
+    def text(self, name_size: NameSize = in_cells) -> str:
+        """The note as a sentence."""
+        return f"no step runs at {name_size(self.size)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedLevel:
+    """A step whose level moved to an entry of the curve's table.
+
+    `step` counts over the plan from 0. `exact` is the timestep of the level that was wanted, None where that lies
+    beyond the table; `timestep` is the entry used.
+    """
+
+    step: int
+    size: Size
+    exact: float | None
+    timestep: float
+
+    def text(self, name_size: NameSize = in_cells) -> str:
+        """The note as a sentence."""
+        wanted = "beyond the model's table" if self.exact is None else f"timestep {self.exact:.1f}"
+        return (
+            f"step {self.step + 1} at {name_size(self.size)}: the exact level is {wanted}; "
+            f"timestep {self.timestep:.0f} is used"
+        )
+
+
+PlanNote = UnusedSize | MovedLevel
+
 
 BaseGrid = int | Sequence[float]
 """How the steps of a plan are given: their number (the curve's own grid), or their levels, noisiest first."""
@@ -355,3 +400,24 @@ def _listed(values: Sequence[float]) -> str:
 
 def _text(counts: Sequence[int]) -> str:
     return "+".join(str(count) for count in counts)
+
+
+def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
+    """The plan of the last `steps` steps alone, at the same sizes and levels; the plan itself if that is all of them.
+
+    A size that loses its steps keeps its place with a 0 ("0+2"), so that levels stay mapped from the plan's first size.
+    Raises RMDError unless steps is from 1 to the number of steps of the plan.
+    """
+    total = len(plan.base_sigmas)
+    if not 1 <= steps <= total:
+        raise RMDError(f"the last {steps} of {total} steps are no plan; keep 1 to {total}")
+    if steps == total:
+        return plan
+    counts, dropped = [], total - steps
+    for count in plan.steps_asked:
+        gone = min(count, dropped)
+        dropped -= gone
+        counts.append(count - gone)
+    return plan_from_split(
+        plan.curve, counts, sizes=plan.sizes, mapping=plan.mapping, steps=plan.base_sigmas[total - steps :]
+    )

@@ -4,8 +4,8 @@ import torch
 from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 
 from training.backbones import make_backbone
-from training.config_files import load_config
-from training.prompt_cache import PromptCache, write_prompt_cache
+from training.config import load_config
+from training.prompts import PromptCache, write_prompt_cache
 from training.setup import prepare
 from training_world import PROMPTS, tiny_wan
 

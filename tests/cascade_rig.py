@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rmd_core.noise_sources import SeededNoise
+from rmd_core.noise import SeededNoise
 
 SEED = 5
 TINY = {  # name in comfy_models -> the sizes in cells of two stages that it can take

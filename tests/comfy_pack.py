@@ -11,7 +11,7 @@ NAME = "rmd_pack"  # ComfyUI makes a name from the folder's path; any name that 
 
 
 class Package:
-    """A package whose submodules are imported when they are asked for: `pack.nodes.schedule`."""
+    """A package whose submodules are imported when they are asked for: `pack.nodes.plan_nodes`."""
 
     def __init__(self, module):
         self._module = module

@@ -35,7 +35,7 @@ def comfy(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pack(comfy):
-    """This repository imported as ComfyUI imports a pack; its submodules come when asked for: `pack.nodes.schedule`."""
+    """This repository imported as ComfyUI imports a pack; its submodules come when asked for: `pack.nodes.inputs`."""
     import comfy_pack
 
     return comfy_pack.import_pack()

@@ -3,12 +3,12 @@
 import torch
 
 from backbone_world import TINY, random_network, tiny_network
-from rmd_core.header import save_safetensors
+from rmd_core.files import save_safetensors
 from rmd_core.recipe import write_metadata
 from student_files import lora_pairs, lora_tensors, metadata, recipe
 from training.backbones import make_backbone
-from training.backbones.pixart_keys import UNUSED
-from training.prompt_cache import write_prompt_cache
+from training.backbones.pixart import UNUSED
+from training.prompts import write_prompt_cache
 from training_world import tiny_wan
 
 NAME = "tried.safetensors"

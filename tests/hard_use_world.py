@@ -290,7 +290,7 @@ class World:
         yield Named("no noise", Noise_EmptyNoise)
         for seed in (0, 2**64, -1, "x", None, 1.5):
             yield Named(f"random noise of {seed!r}", lambda seed=seed: Noise_RandomNoise(seed))
-        later = self.nodes.pack.nodes.bridge.stage_noise
+        later = self.nodes.pack.nodes.bridge.sampling
         yield Named("later noise", lambda: later.SwitchNoise(torch.zeros(1, 16, 1, 12, 16), later.StageSeed(5, 1)))
 
     def values(self, entry, usual):

@@ -33,7 +33,7 @@ class Schedules:
 
     def run(self, name, size, source, **others):
         """The node's NodeOutput."""
-        node = self.pack.nodes.schedule.RMDSchedule
+        node = self.pack.nodes.plan_nodes.RMDSchedule
         return node.execute(model=self.tiny(name).patcher, width=size[0], height=size[1], source=source, **others)
 
     def plan(self, name, size, source, *, denoise=1.0):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rmd_core.header import read_metadata, save_safetensors
+from rmd_core.files import read_metadata, save_safetensors
 from rmd_core.recipe import read_recipe, write_metadata
 
 MODELS = Path(__file__).parents[1] / "demo" / "models"

@@ -8,13 +8,12 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-from rmd_core.header import save_safetensors
-from training.config_files import load_config
+from rmd_core.files import read_tensors, save_safetensors
+from training.backbones.wan import save_wan_transformer
+from training.config import load_config
 from training.distill import main
-from training.prompt_cache import write_prompt_cache
+from training.prompts import write_prompt_cache
 from training.setup import prepare
-from training.tensor_files import read_tensors
-from training.wan_files import save_wan_transformer
 
 TEXT_DIM = 16
 PROMPTS = ("a red apple", "a blue cup", "a green leaf", "a yellow sun", "a white cloud")

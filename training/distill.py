@@ -1,4 +1,5 @@
-"""Distil a text-to-image or text-to-video model into a few-step, multi-resolution student.
+"""Ctrl-C and SIGTERM as a wish that the loop grants after the update at hand.
+Distil a text-to-image or text-to-video model into a few-step, multi-resolution student.
 
     python training/distill.py --config training/configs/demo.yaml [--set train.batch=8 ...] [--dry-run] [--resume]
 
@@ -9,14 +10,52 @@ Exit codes: 0 done; 1 the run failed (a value that is not finite, a full disk); 
 import argparse
 import logging
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from rmd_core.errors import RMDError, one_line  # noqa: E402
+
+
+class StopSignals:
+    """Within the block the first SIGINT or SIGTERM is noted in ``received``; a second one acts at once.
+
+    With ``launcher`` a second one does nothing: a launcher passes on what its processes may have got already, and ends
+    them itself when they take too long.
+    """
+
+    def __init__(self, *, launcher=False):
+        self.received = None
+        self._launcher = launcher
+        self._before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        self._restore()
+
+    @property
+    def exit_code(self):
+        """128 plus the signal's number, as shells have it."""
+        return 128 + self.received
+
+    def _note(self, number, _frame):
+        self.received = self.received or number
+        if not self._launcher:
+            self._restore()
+
+    def _restore(self):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "training"))]
-
-from rmd_core.errors import RMDError, one_line  # noqa: E402
 
 
 def main(argv=None):
@@ -31,13 +70,13 @@ def main(argv=None):
 
 
 def _distill(arguments):
-    from training.config_files import load_config
+    from training.config import load_config
 
     try:
         config = load_config(arguments.config, arguments.set).resolved()
         # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
-        from training.errors import ran_out_of_memory
-        from training.processes import Processes
+        from training.offload import ran_out_of_memory
+        from training.parallel import Processes
 
         processes = Processes(config)
     except RMDError as error:
@@ -62,13 +101,11 @@ def _distill(arguments):
 
 
 def _run(arguments, config, processes, held):
-    from training.dry_run import dry_run_report
     from training.hub import pin_models
-    from training.processes import ProcessLost
-    from training.run_folder import check_folder, claim_folder, data_digests, known_commits
-    from training.run_lock import RunLock
+    from training.memory import dry_run_report
+    from training.parallel import ProcessLost
+    from training.run import RunLock, check_folder, claim_folder, data_digests, known_commits
     from training.setup import prepare
-    from training.stopping import StopSignals
     from training.trainer import Trainer
 
     try:
@@ -78,7 +115,7 @@ def _run(arguments, config, processes, held):
         planned = memory = None
         if config.prompts.encode_from is not None:
             # Imported only where it is needed: text encoders take seconds.
-            from training.first_use import make_cache, planned_cache
+            from training.encode_prompts import make_cache, planned_cache
 
             if arguments.dry_run:
                 with processes.together():

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rmd_core.noise_sources import SeededNoise
-from rmd_core.seeds import derive_seed
+from rmd_core.noise import SeededNoise, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,25 @@
-"""Prompt lists: one a line, or objects with a prompt."""
+"""Prompt lists: one a line, or objects with a prompt.
+Prompt embeddings written: one safetensors file, or a folder of such files; rmd_core.prompt_cache reads both."""
 
+import contextlib
 import json
 from pathlib import Path
 
+import filelock
+import torch
+
 from rmd_core.errors import RMDError
+from rmd_core.files import make_folder, save_safetensors, tensor_digest, writing
+from rmd_core.prompt_cache import (
+    METADATA_KEY,
+    NULL_PROMPT,
+    POOLED,
+    SHARD_NAME,
+    VERSION,
+    PromptCache,
+    prompt_key,
+    shard_files,
+)
 
 
 def read_prompts(path):
@@ -38,3 +54,115 @@ def _prompt_of(line, number, path):
     if not isinstance(prompt, str) or not prompt.strip():
         raise RMDError(f'{path}, line {number}: expected an object like {{"prompt": "a red apple"}}')
     return prompt.strip()
+
+
+def open_cache(path, *, encoder=None):
+    """The PromptCache at ``path``, or None where nothing is cached yet. Raises RMDError for another encoder's."""
+    path = Path(path)
+    return PromptCache(path, encoder=encoder) if path.is_file() or shard_files(path) else None
+
+
+def write_prompt_cache(
+    path,
+    embeddings,
+    *,
+    encoder,
+    pooled=None,
+    masked=False,
+    tokens=None,
+    negative=NULL_PROMPT,
+    precision=None,
+    dtype=torch.float16,
+):
+    """Write ``{prompt: (tokens, dim) tensor}`` as one cache file; the null prompt is the empty text.
+
+    ``pooled``: ``{prompt: (width,) tensor}`` for the same prompts, where the network takes it. ``masked``: whether the
+    network masks the padding. ``negative``: the text that the null prompt's embedding was made of. ``precision``: the
+    encoder's own, such as ``float32``; ``dtype``: that of the file.
+
+    ``encoder``: a name for the text encoder that made the embeddings; a reader can insist on it. ``tokens``: the length
+    to which a reader pads every prompt, None for the longest one now; give it to add longer prompts later, as a network
+    sees the padding. Raises RMDError for an embedding of the wrong shape or a file that cannot be written.
+    """
+    widths = {tuple(value.shape[1:]) for value in embeddings.values()}
+    if len(widths) != 1 or len(next(iter(widths))) != 1:
+        raise RMDError(
+            f"prompt embeddings must all be (tokens, dim) with one dim, got trailing shapes {sorted(widths)}"
+        )
+    if NULL_PROMPT not in embeddings:
+        raise RMDError("a prompt cache needs the embedding of the empty text, the null prompt")
+    widths = {tuple(value.shape) for value in (pooled or {}).values()}
+    if pooled is not None and (pooled.keys() != embeddings.keys() or len(widths) != 1 or len(next(iter(widths))) != 1):
+        raise RMDError(f"every prompt needs a pooled embedding of one width, got shapes {sorted(widths)}")
+    longest = max(len(value) for value in embeddings.values())
+    if tokens is not None and tokens < longest:
+        raise RMDError(f"a prompt has {longest} tokens, more than the {tokens} that every prompt is padded to")
+    prompts = {prompt_key(text): text for text in embeddings}
+    entry = {"version": VERSION, "encoder": encoder, "tokens": tokens or longest, "prompts": prompts}
+    tensors = {prompt_key(text): value.to(dtype) for text, value in embeddings.items()}
+    if pooled is not None:
+        entry["pooled"] = len(next(iter(pooled.values())))
+        tensors |= {prompt_key(text) + POOLED: value.to(dtype) for text, value in pooled.items()}
+    if masked:
+        entry["masked"] = True
+    if negative != NULL_PROMPT:
+        entry["negative"] = negative
+    if precision is not None:
+        entry["precision"] = precision
+    entry["digests"] = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    save_safetensors(path, tensors, {METADATA_KEY: json.dumps(entry, sort_keys=True)})
+
+
+class CacheFolder:
+    """A prompt cache that is added to: a folder of files (shards), each written once, in one stroke, by one process.
+
+    Raises RMDError for a path that is a file or named like one.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if self.path.is_file():
+            raise RMDError(
+                f"{path} is one file, to which nothing is added; move it into a folder of its own, such as "
+                f"{self.path.with_suffix('')}, and give that"
+            )
+        if self.path.suffix in (".safetensors", ".sft"):
+            raise RMDError(
+                f"{path}: a prompt cache is made as a folder of safetensors files; give a folder's name, such as "
+                f"{self.path.with_suffix('')}"
+            )
+
+    @contextlib.contextmanager
+    def alone(self):
+        """For the time that prompts are added: no other process may, and what a killed one has half written goes.
+
+        Makes the folder. Raises RMDError where another process is adding prompts.
+        """
+        make_folder(self.path)
+        lock = filelock.FileLock(self.path / ".lock")
+        with writing(self.path):
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise RMDError(
+                    f"another process is adding prompts to {self.path}; wait until it has ended, and start this one "
+                    "again"
+                ) from None
+        try:
+            for part in self.path.glob(".*.part"):
+                part.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def add(self, encoded, **settings):
+        """Write ``{prompt: Encoded}``, the null prompt among them, as one more file; ``settings``: as for a file."""
+        numbers = (SHARD_NAME.fullmatch(path.name) for path in shard_files(self.path))
+        number = 1 + max((int(match[1]) for match in numbers if match), default=-1)
+        pooled = {text: value.pooled for text, value in encoded.items()}
+        write_prompt_cache(
+            self.path / f"prompts-{number:05d}.safetensors",
+            {text: value.embedding for text, value in encoded.items()},
+            pooled=None if pooled[NULL_PROMPT] is None else pooled,
+            **settings,
+        )

@@ -11,16 +11,15 @@ from rmd_core.plan import StagePlan
 from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
 from .backbones import Backbone, make_backbone
-from .backbones.checks import refuse_other_family, warn_of_another_shift
+from .backbones.base import refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import Draws, PromptOrder
 from .hub import located
-from .limits import check_libraries, check_lora_names, check_rank, check_spread
 from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
-from .plans import build_intervals, build_plan
+from .plans import build_intervals, build_plan, check_libraries, check_lora_names, check_rank, check_spread
 from .prompts import read_prompts
 from .quantised import is_quantised
-from .trackers import check_trackers
+from .record import check_trackers
 
 log = logging.getLogger(__name__)
 

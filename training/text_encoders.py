@@ -22,8 +22,8 @@ from transformers.utils import logging as transformers_logging
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import NULL_PROMPT
 
-from .errors import ran_out_of_memory
-from .weight_files import ENCODER_STEM, refuse_packed, weight_files, weights_variant
+from .hub import ENCODER_STEM, refuse_packed, weight_files, weights_variant
+from .offload import ran_out_of_memory
 
 INDEX = "model_index.json"
 _READ = (".json", ".txt", ".model", ".safetensors")  # what is read of encoders and tokenizers

@@ -4,9 +4,8 @@ import math
 
 from matplotlib.figure import Figure
 
-from rmd_core.logsnr import FlowCurve, VPCurve
-from rmd_core.mapping import AreaMap, ShiftPairMap
 from rmd_core.plan import plan_from_split
+from rmd_core.schedule import AreaMap, FlowCurve, ShiftPairMap, VPCurve
 
 COLOURS = ("#2a78b8", "#d9731a")  # the smaller size, the larger
 DARK, PALE = "#333333", "#bbbbbb"
@@ -58,8 +57,16 @@ def _stages(axes, plan, sizes):
     arrow = {"arrowstyle": "-|>", "color": DARK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 8}
     axes.annotate("", xy=(switch, after), xytext=(switch, before), arrowprops=arrow, zorder=3)
     axes.plot(switch, before, "o", color="white", markeredgecolor=COLOURS[0], markersize=7, zorder=4)
-    axes.annotate("switch: upsampled,\nmade noisier", xy=(switch, before), xytext=(10, 6), textcoords="offset points",
-                  fontsize=9, color=DARK, va="bottom", ha="right")
+    axes.annotate(
+        "switch: upsampled,\nmade noisier",
+        xy=(switch, before),
+        xytext=(10, 6),
+        textcoords="offset points",
+        fontsize=9,
+        color=DARK,
+        va="bottom",
+        ha="right",
+    )
 
 
 def _steps(axes, plan):
@@ -69,8 +76,9 @@ def _steps(axes, plan):
         axes.plot(*at, "o", color=COLOURS[step.stage], markersize=15, zorder=5)
         axes.text(*at, str(step.index + 1), color="white", ha="center", va="center_baseline", fontsize=10, zorder=6)
         if level != step.logsnr:
-            axes.annotate("pure noise", xy=at, xytext=(12, 0), textcoords="offset points", fontsize=9, color=DARK,
-                          va="center")
+            axes.annotate(
+                "pure noise", xy=at, xytext=(12, 0), textcoords="offset points", fontsize=9, color=DARK, va="center"
+            )
 
 
 def _place(curve, sigma):

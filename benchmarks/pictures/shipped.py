@@ -7,12 +7,11 @@ import torch
 from demo import files
 from demo.sampling import Way, single_resolution
 from demo.students import student_way
-from rmd_core.boundary import Boundary
-from rmd_core.noise_sources import SeededNoise
+from rmd_core.boundary import Boundary, orthonormal_rows
+from rmd_core.noise import SeededNoise
 from rmd_core.recipe import read_recipe
-from rmd_core.renoise import orthonormal_rows
 from training.backbones import make_backbone
-from training.prompt_cache import PromptCache
+from training.prompts import PromptCache
 
 TEACHER_STEPS, GUIDANCE = 50, 2.0
 
@@ -36,9 +35,7 @@ def load_shipped():
     student = student_way("student", files.STUDENT, backbone)
     network = backbone.load(files.TEACHER, dtype=torch.float32)
     plan = single_resolution(curve, TEACHER_STEPS, student.plan.final_hw)
-    teacher = Way(
-        title="teacher", network=network, plan=plan, boundary=Boundary(), eta=1.0, guidance=GUIDANCE
-    )
+    teacher = Way(title="teacher", network=network, plan=plan, boundary=Boundary(), eta=1.0, guidance=GUIDANCE)
     cascade = replace(student, title="cascade without distillation", network=network)
     return Shipped(backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS), teacher, cascade, student)
 

@@ -5,8 +5,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from demo.world.catalogue import prompt
 from rmd_core.cascade import DenoiserRunner, run_cascade
-from rmd_core.noise_sources import SeededNoise
-from training.estimate import estimate_x0_eps
+from rmd_core.noise import SeededNoise
+from training.objective import estimate_x0_eps
 
 from .shipped import to_pixels
 
@@ -30,8 +30,12 @@ def estimates(shipped):
         found.append((way.plan.steps[index], to_pixels(backbone.decode(shipped.vae, x0))))
 
     run_cascade(
-        way.plan, DenoiserRunner(denoise, eta=way.eta), shape=backbone.latent_shape(len(PROMPTS), 1),
-        noise=SeededNoise(SEED), boundary=way.boundary, on_step=keep,
+        way.plan,
+        DenoiserRunner(denoise, eta=way.eta),
+        shape=backbone.latent_shape(len(PROMPTS), 1),
+        noise=SeededNoise(SEED),
+        boundary=way.boundary,
+        on_step=keep,
     )
     return found
 

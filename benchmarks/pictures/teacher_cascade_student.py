@@ -4,17 +4,20 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from demo.world.catalogue import prompt
-from training.estimate import Guidance
-from training.prompt_cache import NULL_PROMPT
-from training.sampling import sample_latents
+from training.objective import Guidance
+from training.prompts import NULL_PROMPT
+from training.sample import sample_latents
 
 from .shipped import SharedStart, to_pixels
 
 PROMPTS = tuple(
     prompt(concept, style, background)
     for concept, style, background in (
-        ("mushroom", "noto", "blue"), ("doughnut", "fluent", "pink"), ("burger", "noto", "green"),
-        ("panda", "fluent", "orange"), ("sunglasses", "noto", "black"),
+        ("mushroom", "noto", "blue"),
+        ("doughnut", "fluent", "pink"),
+        ("burger", "noto", "green"),
+        ("panda", "fluent", "orange"),
+        ("sunglasses", "noto", "black"),
     )
 )
 SEED = 7
@@ -30,8 +33,14 @@ def sample(shipped, way):
         guidance = Guidance(way.guidance, backbone.conditioning(shipped.cache, [NULL_PROMPT] * len(PROMPTS)))
     noise = SharedStart(SEED, tuple(range(len(PROMPTS))), shipped.student.plan.final_hw)
     latents = sample_latents(
-        backbone, way.network, way.plan, conditioning=backbone.conditioning(shipped.cache, PROMPTS), noise=noise,
-        boundary=way.boundary, eta=way.eta, guidance=guidance,
+        backbone,
+        way.network,
+        way.plan,
+        conditioning=backbone.conditioning(shipped.cache, PROMPTS),
+        noise=noise,
+        boundary=way.boundary,
+        eta=way.eta,
+        guidance=guidance,
     ).x0
     return to_pixels(backbone.decode(shipped.vae, latents))
 

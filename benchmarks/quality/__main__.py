@@ -18,7 +18,7 @@ from threading import Lock
 import torch
 
 from rmd_core.errors import RMDError
-from training.files import make_folder
+from rmd_core.files import make_folder
 
 from . import timing
 from .report import report, update_page

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from rmd_core.errors import RMDError
-from training.files import write_text
+from rmd_core.files import write_text
 
 from .scoring import PROMPTS, REPEATS
 from .tables import Tables

@@ -12,7 +12,7 @@ from demo.sampling import Way, single_resolution
 from demo.students import student_way
 from rmd_core.boundary import Boundary
 from training.backbones import make_backbone
-from training.config_files import load_config
+from training.config import load_config
 from training.plans import build_plan, sampling_boundary
 
 from .damage import DAMAGES

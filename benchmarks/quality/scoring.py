@@ -9,8 +9,8 @@ from demo.make.vae import decode, encode, flatten_convolutions
 from demo.sampling import make_latents
 from demo.world.catalogue import BACKGROUNDS, CONCEPTS, SEEN_STYLES, TEACHER_STYLES, prompt
 from demo.world.drawings import Drawings, draw_jitter
-from training.prompt_cache import PromptCache
-from training.wan_vae import load_wan_vae
+from training.backbones.wan import load_wan_vae
+from training.prompts import PromptCache
 
 PROMPTS = [prompt(c, s, b) for s in TEACHER_STYLES for c in CONCEPTS for b in BACKGROUNDS]
 REPEATS = 2  # pictures of each prompt in a row

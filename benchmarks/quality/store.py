@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rmd_core.errors import RMDError
-from training.files import make_folder, write_json
+from rmd_core.files import make_folder, write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality"
 

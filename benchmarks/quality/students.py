@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from demo import files
-from training.config import decisive
-from training.config_files import load_config
+from training.config import decisive, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "training" / "configs" / "demo.yaml"

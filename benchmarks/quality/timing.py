@@ -9,8 +9,8 @@ import torch
 from demo import files
 from demo.sampling import make_latents
 from rmd_core.errors import RMDError
-from training.files import make_folder, write_json
-from training.prompt_cache import PromptCache
+from rmd_core.files import make_folder, write_json
+from training.prompts import PromptCache
 
 from .rows import SampledRow, all_rows, backbone
 from .scoring import PROMPTS

@@ -64,8 +64,11 @@ def main():
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         torch.set_num_threads(1)
-    models = [model for model in (FULL + TINY if args.models else FULL if device.type != "cpu" else TINY)
-              if args.models is None or model.name in args.models]
+    models = [
+        model
+        for model in (FULL + TINY if args.models else FULL if device.type != "cpu" else TINY)
+        if args.models is None or model.name in args.models
+    ]
     made = made_with(device)
     try:
         results = Results.open(results_path(device, made["device"]), made)

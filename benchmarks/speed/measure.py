@@ -3,7 +3,7 @@
 import statistics
 import time
 
-from training.errors import ran_out_of_memory
+from training.offload import ran_out_of_memory
 
 RUNS = (3, 10)  # at least and at most, as long as `SECONDS` are not up
 SECONDS = 15.0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from benchmarks.full_size import ARCHITECTURES, VAES
-from rmd_core.mapping import AreaMap, ResolutionMap, ShiftPairMap
+from rmd_core.schedule import AreaMap, ResolutionMap, ShiftPairMap
 from training.backbones import make_backbone
 
 from .ways import cascade, single_size

@@ -35,28 +35,43 @@ class Ratios:
 
 def flop_table(counts):
     """The arithmetic of the full-size models: one call, one decoding, and the speed-ups that it allows."""
-    head = ["", "low, high", "TFLOP a call", "low / high", "decoding", "teacher", "steps", "few steps", "RMD",
-            "RMD / few", "1+1+2", "with decoding: few", "RMD"]
+    head = [
+        "",
+        "low, high",
+        "TFLOP a call",
+        "low / high",
+        "decoding",
+        "teacher",
+        "steps",
+        "few steps",
+        "RMD",
+        "RMD / few",
+        "1+1+2",
+        "with decoding: few",
+        "RMD",
+    ]
     rows = []
     for model in FULL:
         ratios = Ratios(model, counts[model.name])
         low, high = (ratios.sizes[size_name(size)] / 1e12 for size in (model.low, model.high))
         three = f"{ratios.of('three'):.1f} x" if "three" in model.ways else "-"
-        rows.append([
-            model.name,
-            f"{_pixels(model.low)}, {_pixels(model.high)}",
-            f"{low:,.4g}, {high:,.4g}",
-            f"{ratios.low_to_high:.3f}",
-            f"{ratios.decode / 1e12:.1f}",
-            f"{model.teacher_steps} x 2",
-            "+".join(map(str, model.split)),
-            f"{ratios.of('few'):.1f} x",
-            f"**{ratios.of('rmd'):.1f} x**",
-            f"{ratios.of('rmd') / ratios.of('few'):.2f} x",
-            three,
-            f"{ratios.of('few', decoded=True):.1f} x",
-            f"{ratios.of('rmd', decoded=True):.1f} x",
-        ])
+        rows.append(
+            [
+                model.name,
+                f"{_pixels(model.low)}, {_pixels(model.high)}",
+                f"{low:,.4g}, {high:,.4g}",
+                f"{ratios.low_to_high:.3f}",
+                f"{ratios.decode / 1e12:.1f}",
+                f"{model.teacher_steps} x 2",
+                "+".join(map(str, model.split)),
+                f"{ratios.of('few'):.1f} x",
+                f"**{ratios.of('rmd'):.1f} x**",
+                f"{ratios.of('rmd') / ratios.of('few'):.2f} x",
+                three,
+                f"{ratios.of('few', decoded=True):.1f} x",
+                f"{ratios.of('rmd', decoded=True):.1f} x",
+            ]
+        )
     return markdown_table(head, rows)
 
 
@@ -68,11 +83,17 @@ def time_table(results):
         cells = [_time(found.get(name)) for name in TITLES]
         decode = results.rows.get(Group(model=group.model, mode="eager", full=False).key("decode"))
         rmd = found.get("rmd")
-        rows.append([
-            group.model.name, group.mode, str(next(iter(found.values()))["batch"]), *cells,
-            _time(decode), f"{100 * rmd['outside']:.1f} %" if rmd else "-",
-            ", ".join(_memory(found.get(name)) for name in ("few", "rmd")) if _on_gpu(found) else "-",
-        ])
+        rows.append(
+            [
+                group.model.name,
+                group.mode,
+                str(next(iter(found.values()))["batch"]),
+                *cells,
+                _time(decode),
+                f"{100 * rmd['outside']:.1f} %" if rmd else "-",
+                ", ".join(_memory(found.get(name)) for name in ("few", "rmd")) if _on_gpu(found) else "-",
+            ]
+        )
     return markdown_table(head, rows, left=2)
 
 
@@ -86,9 +107,11 @@ def ratio_table(results):
         cells = [_ratio(found, name, ratios) for name in ("few", "rmd", "three")]
         both = [_ratio(found, name, ratios, decode) for name in ("few", "rmd")]
         cost = f"{measured_low_to_high(group.model, found['rmd']):.3f} ({ratios.low_to_high:.3f})"
-        rows.append([
-            group.model.name, group.mode, str(found["rmd"]["batch"]), *cells, cost, *both
-        ] if "rmd" in found else [group.model.name, group.mode, "-", *cells, "-", *both])
+        rows.append(
+            [group.model.name, group.mode, str(found["rmd"]["batch"]), *cells, cost, *both]
+            if "rmd" in found
+            else [group.model.name, group.mode, "-", *cells, "-", *both]
+        )
     return markdown_table(head, rows, left=2)
 
 
@@ -137,8 +160,10 @@ def page_block(all_results):
         parts += [
             f"### On {made['device']}",
             f"{made['precision']}, {versions}, {made['date']}.",
-            "Time a sample, median (quartiles):", time_table(results),
-            "Times faster than the teacher (by arithmetic alone):", ratio_table(results),
+            "Time a sample, median (quartiles):",
+            time_table(results),
+            "Times faster than the teacher (by arithmetic alone):",
+            ratio_table(results),
         ]
         if headlines(results):
             parts += ["Against the paper:", headlines(results)]
@@ -160,11 +185,16 @@ def readme_block(all_results):
     for model in FULL:
         ratios = Ratios(model, counts[model.name])
         cells = [_best(results, model) for results in measured] or ["not yet"]
-        rows.append([
-            model.name, f"{model.teacher_steps} x 2, {'+'.join(map(str, model.split))}",
-            f"{model.paper:g} x" if model.paper else "-", f"{ratios.of('rmd'):.1f} x",
-            f"{ratios.of('rmd', decoded=True):.1f} x", *cells,
-        ])
+        rows.append(
+            [
+                model.name,
+                f"{model.teacher_steps} x 2, {'+'.join(map(str, model.split))}",
+                f"{model.paper:g} x" if model.paper else "-",
+                f"{ratios.of('rmd'):.1f} x",
+                f"{ratios.of('rmd', decoded=True):.1f} x",
+                *cells,
+            ]
+        )
     known = "and measured" if measured else "not yet measured, for want of a GPU"
     return (
         f"RMD against the teacher with guidance at full size: the arithmetic of the network calls, {known} (`python -m "

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from rmd_core.errors import RMDError
-from training.errors import ran_out_of_memory
-from training.files import make_folder, write_json
+from rmd_core.files import make_folder, write_json
+from training.offload import ran_out_of_memory
 
 from .flops import count_flops
 from .measure import largest_batch, measure_decoding, measure_way

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from rmd_core.boundary import Boundary
-from rmd_core.noise_sources import SeededNoise
+from rmd_core.noise import SeededNoise
 from training.backbones import make_backbone
-from training.estimate import Guidance
-from training.sampling import sample_latents
+from training.objective import Guidance
+from training.sample import sample_latents
 
 from .clock import DeviceClock, TimedNetwork
 from .networks import compile_in_place, random_conditioning, random_network

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from rmd_core.mapping import NoMap
 from rmd_core.plan import StagePlan, plan_from_split
+from rmd_core.schedule import NoMap
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.node_overhead import cpu_name
-from training.costs import plain_cost, update_cost
-from training.errors import ran_out_of_memory
-from training.files import write_json
+from rmd_core.files import write_json
+from training.memory import plain_cost, update_cost
+from training.offload import ran_out_of_memory
 
 from .cases import DEMO, FULL, MODES, TINY
 from .measure import Updates, figures, peaks, timed
@@ -114,8 +114,13 @@ def main(argv=None, results=RESULTS):
         raise SystemExit("error: PyTorch finds no GPU; leave --device out, or try --device cpu --tiny")
     logging.getLogger("training").setLevel(logging.ERROR)
     hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name()
-    made = {"hardware": hardware, "torch": torch.__version__, "threads": torch.get_num_threads(),
-            "blocks": arguments.blocks, "date": datetime.date.today().isoformat()}
+    made = {
+        "hardware": hardware,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "blocks": arguments.blocks,
+        "date": datetime.date.today().isoformat(),
+    }
     stored = json.loads(results.read_text()) if results.exists() else {"rows": {}}
     for case in chosen_cases(arguments):
         for mode in arguments.modes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.full_size import ARCHITECTURES
 from training.backbones import make_backbone
-from training.config_files import load_config
+from training.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 MODES = ("adapters", "three networks")

@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from rmd_core.cascade import DenoiserRunner, trajectory
 from training.backbones.base import move
-from training.estimate import estimate_x0_eps
+from training.objective import estimate_x0_eps
 
 
 class PlainLoop:

@@ -5,8 +5,8 @@ from accelerate.state import AcceleratorState
 
 from benchmarks.speed.networks import random_network
 from training.memory import estimate_memory
+from training.parallel import Processes
 from training.plans import build_intervals, build_plan
-from training.processes import Processes
 from training.setup import Setup, loaded_in, prepare
 from training.trainer import Trainer
 

@@ -1,6 +1,6 @@
 """Train the judge on drawings of four styles, plain and through the autoencoder.
 
-    OMP_NUM_THREADS=1 python -m demo.make.judge --cpu-minutes 3
+OMP_NUM_THREADS=1 python -m demo.make.judge --cpu-minutes 3
 """
 
 import argparse
@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.judge import Judge
-from rmd_core.header import save_safetensors
-from training.wan_vae import decode_latents, load_wan_vae
+from rmd_core.files import save_safetensors
+from training.backbones.wan import decode_latents, load_wan_vae
 
 from .. import files
 from ..world.catalogue import CONCEPTS, HELD_OUT_STYLES, SEEN_STYLES
@@ -69,12 +69,18 @@ def main():
         optimiser.step()
         step += 1
     save_safetensors(files.JUDGE, {key: value for key, value in judge.state_dict().items() if "tracked" not in key})
-    print(json.dumps(dict(
-        steps=step, loss=round(loss.item(), 4),
-        held_out_jitters=accuracy(judge, drawings),
-        held_out_jitters_through_autoencoder=accuracy(judge, drawings, vae),
-        held_out_drawings=accuracy(judge, Drawings(HELD_OUT_STYLES)),
-    ), indent=1))
+    print(
+        json.dumps(
+            dict(
+                steps=step,
+                loss=round(loss.item(), 4),
+                held_out_jitters=accuracy(judge, drawings),
+                held_out_jitters_through_autoencoder=accuracy(judge, drawings, vae),
+                held_out_drawings=accuracy(judge, Drawings(HELD_OUT_STYLES)),
+            ),
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def latent_pool(encode, jitters, generator):
     """
     drawings = Drawings(TEACHER_STYLES)
     index, background = torch.meshgrid(
-        torch.arange(len(drawings)), torch.arange(len(drawings.backgrounds)), indexing="ij")
+        torch.arange(len(drawings)), torch.arange(len(drawings.backgrounds)), indexing="ij"
+    )
     index, background = index.reshape(-1).repeat(jitters), background.reshape(-1).repeat(jitters)
     jitter = draw_jitter(len(index), generator, held_out=False)
     pool = {}

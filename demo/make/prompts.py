@@ -1,9 +1,9 @@
 """Write the demo's prompts: a text file to train on, and their embeddings in the trainer's cache format.
 
-    python -m demo.make.prompts
+python -m demo.make.prompts
 """
 
-from training.prompt_cache import write_prompt_cache
+from training.prompts import write_prompt_cache
 
 from .. import files
 from ..world.catalogue import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt

@@ -17,8 +17,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import distributed
 
-from training.wan_files import save_wan_transformer
-from training.wan_vae import load_wan_vae
+from training.backbones.wan import load_wan_vae, save_wan_transformer
 
 from .. import files
 from ..world.catalogue import TEACHER_STYLES
@@ -29,8 +28,17 @@ from .muon import Muon
 from .vae import encode, flatten_convolutions
 
 CONFIG = dict(
-    patch_size=(1, 2, 2), num_attention_heads=1, attention_head_dim=128, in_channels=16, out_channels=16,
-    text_dim=WIDTH, freq_dim=256, ffn_dim=384, num_layers=8, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+    patch_size=(1, 2, 2),
+    num_attention_heads=1,
+    attention_head_dim=128,
+    in_channels=16,
+    out_channels=16,
+    text_dim=WIDTH,
+    freq_dim=256,
+    ffn_dim=384,
+    num_layers=8,
+    cross_attn_norm=True,
+    qk_norm="rms_norm_across_heads",
 )
 # side in px -> (pictures in a batch of one process, shift of the noise levels)
 SIZES = {128: (24, 2.0), 96: (40, 1.5), 64: (64, 1.0)}

@@ -23,8 +23,15 @@ from ..world.catalogue import HELD_OUT_STYLES, SEEN_STYLES
 from ..world.drawings import Drawings
 from .muon import Muon
 
-CONFIG = dict(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
-              temperal_downsample=[False, True, True], dropout=0.0)
+CONFIG = dict(
+    base_dim=8,
+    z_dim=16,
+    dim_mult=[1, 2, 4, 4],
+    num_res_blocks=2,
+    attn_scales=[],
+    temperal_downsample=[False, True, True],
+    dropout=0.0,
+)
 LATENT_NOISE = 0.08  # of a latent of about unit size
 LATENT_PENALTY = 2e-3  # on the mean square of the latent
 
@@ -90,7 +97,7 @@ def crops(pictures, generator, side=64):
     """One random crop of each picture, on any pixel."""
     span = pictures.shape[-1] - side
     corner = torch.randint(span + 1, (len(pictures), 2), generator=generator).tolist()
-    return torch.stack([p[:, y:y + side, x:x + side] for p, (y, x) in zip(pictures, corner)])
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, corner)])
 
 
 def batch(drawings, generator, size, *, whole):
@@ -195,8 +202,18 @@ def main():
             vae.load_state_dict(averaged)
             torch.save(averaged, args.out / "vae.part")
             os.replace(args.out / "vae.part", args.out / "vae.pt")
-            print(json.dumps(dict(step=step, share=round(share, 3), loss=round(error.item(), 4),
-                                  cpu=round(time.process_time()), **report(vae))), flush=True)
+            print(
+                json.dumps(
+                    dict(
+                        step=step,
+                        share=round(share, 3),
+                        loss=round(error.item(), 4),
+                        cpu=round(time.process_time()),
+                        **report(vae),
+                    )
+                ),
+                flush=True,
+            )
             vae.load_state_dict(live)
     if rank == 0:
         torch.save(averaged, args.out / "vae.pt")

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
-from rmd_core.header import save_safetensors
-from training.wan_vae import load_wan_vae
+from rmd_core.files import save_safetensors
+from training.backbones.wan import load_wan_vae
 
 from .. import files
 from ..world.catalogue import TEACHER_STYLES
@@ -67,8 +67,9 @@ def latent_statistics(frame_vae, count=2304):
     """Mean and deviation (16,) of the latents of the teacher's pictures at the final size."""
     pictures = Drawings(TEACHER_STYLES)
     generator = torch.Generator().manual_seed(3)
-    latents = torch.cat([
-        tiny.encode(frame_vae, pictures.sample(32, generator, side=128)[0]) for _ in range(count // 32)])
+    latents = torch.cat(
+        [tiny.encode(frame_vae, pictures.sample(32, generator, side=128)[0]) for _ in range(count // 32)]
+    )
     return latents.mean((0, 2, 3)).double(), latents.std((0, 2, 3)).double()
 
 

@@ -1,6 +1,6 @@
 """Draws icon.png and banner.png, which the registry shows: one disc, coarse where it is begun, smooth where it ends.
 
-    python docs/images/make_icon.py
+python docs/images/make_icon.py
 """
 
 from __future__ import annotations

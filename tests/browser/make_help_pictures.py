@@ -1,6 +1,6 @@
 """Makes web/docs/images/NODE.png, the pictures of the help pages: each node as the real frontend draws it.
 
-    PYTHONPATH=tests python -m browser.make_help_pictures
+PYTHONPATH=tests python -m browser.make_help_pictures
 """
 
 from __future__ import annotations

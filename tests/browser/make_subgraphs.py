@@ -1,6 +1,6 @@
 """Makes subgraphs/*.json, the blueprints that ComfyUI offers beside its nodes, with the real frontend.
 
-    PYTHONPATH=tests python -m browser.make_subgraphs [name ...]
+PYTHONPATH=tests python -m browser.make_subgraphs [name ...]
 """
 
 from __future__ import annotations

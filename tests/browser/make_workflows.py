@@ -1,6 +1,6 @@
 """Makes workflows/*.json and their thumbnails from tests/workflows/*.json with the real frontend.
 
-    PYTHONPATH=tests python -m browser.make_workflows [name ...]
+PYTHONPATH=tests python -m browser.make_workflows [name ...]
 """
 
 from __future__ import annotations

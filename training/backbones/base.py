@@ -1,9 +1,29 @@
-"""What the trainer asks of a model family."""
+"""What the trainer asks of a model family.
+What several backbones refuse.
+A model family whose native files are a renaming of diffusers' tensors: it is a few facts and a KeyMap."""
 
+import logging
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from rmd_core.errors import RMDError
+from rmd_core.schedule import FlowCurve
+
+from .files import (
+    decode_kl,
+    is_folder,
+    load_component,
+    load_kl_vae,
+    load_native,
+    outline_component,
+    outline_native,
+    save_native,
+    scheduler_config,
+)
 
 
 class Backbone(ABC):
@@ -120,3 +140,117 @@ def join(first, second):
 def move(conditioning, device):
     """The conditioning on a device."""
     return {name: tensor.to(device) for name, tensor in conditioning.items()}
+
+
+log = logging.getLogger(__name__)
+
+_MADE = re.compile(r"(wan|sdxl|sd3|pixart-alpha|pixart-sigma)(-\d+)?-[0-9a-f]{12}")  # as encode_prompts names encoders
+
+
+def refuse_shift(backbone, shift):
+    """Raise RMDError for a flow shift given to a model that is no flow."""
+    if shift is not None:
+        raise RMDError(f"backbone.shift is {shift:g}, but {backbone.name} is no rectified flow; leave it out")
+
+
+def warn_of_another_shift(backbone, path):
+    """Log a warning where the scheduler in a Diffusers-format folder has another shift than a flow backbone's curve."""
+    told = scheduler_config(path) if isinstance(backbone.curve, FlowCurve) and is_folder(path) else {}
+    shift = told.get("flow_shift", told.get("shift"))
+    # A scheduler that computes its shift from each size has no one shift.
+    if type(shift) in (int, float) and shift != backbone.curve.shift and not told.get("use_dynamic_shifting"):
+        log.warning(
+            "warning: the scheduler of %s has shift %g, and backbone.shift is %g, which the plan's first size is named "
+            "by; set backbone.shift=%g unless another is meant",
+            *(path, shift, backbone.curve.shift, shift),
+        )
+
+
+def refuse_other_family(backbone, cache):
+    """Raise RMDError for a cache that says it was made by the text encoders of another model family."""
+    made = _MADE.fullmatch(cache.encoder)
+    if made is not None and made[1] != backbone.name.replace("_", "-"):
+        raise RMDError(
+            f"{cache.path} was made by the text encoders of {made[1]} ({cache.encoder}), not by those of "
+            f"{backbone.name}; use a cache of its own"
+        )
+
+
+def refuse_masked(cache):
+    """Raise RMDError for a cache whose prompts are for a network that masks their padding."""
+    if cache.masked:
+        raise RMDError(f"{cache.path} was made for a network that masks the padding, this one does not; make its own")
+
+
+def check_width(cache, found, wanted, what="embeddings"):
+    """Raise RMDError unless the cache's ``what`` have the width that the network takes; ``found`` None: it has none."""
+    if found is None:
+        raise RMDError(
+            f"{cache.path} holds no {what}, which this network needs; make it with python -m training.encode_prompts"
+        )
+    if found != wanted:
+        raise RMDError(
+            f"{cache.path} holds {what} of width {found}, but the transformer takes {wanted}; "
+            "use the cache of its own text encoder"
+        )
+
+
+class KeyedBackbone(Backbone):
+    """A family of one diffusers class, with Stable Diffusion's kind of autoencoder.
+
+    What follows here is read from the facts; ``checked`` is the place for what else a network must be.
+    """
+
+    kind: type  # the diffusers class
+    component: str = "transformer"  # its folder
+    aliases: tuple = ()  # other names of the class in configurations
+    left_over: tuple = ()  # tensors of a folder that the class has no place for
+    unused: tuple = ()  # native tensors that it has no use for
+    keys: Callable  # keys(config): the KeyMap of a network of this configuration
+    scaling: float  # of the autoencoder
+    latent_shift: float = 0.0
+
+    @staticmethod
+    @abstractmethod
+    def native_config(tensors):
+        """Constructor arguments for a native file, from the shapes of its tensors; None for another network's."""
+
+    def check_file(self, path):  # noqa: B027 - most say nothing
+        """Raise RMDError for a native file that says in its header that it is no such network."""
+
+    def checked(self, network, path):
+        """The network. Raises RMDError for one that cannot be distilled."""
+        return network
+
+    def load(self, path, *, dtype):
+        if is_folder(path):
+            names = {"aliases": self.aliases, "ignored": self.left_over}
+            network = load_component(self.kind, path, component=self.component, dtype=dtype, **names)
+        else:
+            self.check_file(path)
+            reading = {"config_of": self.native_config, "keys_of": self.keys, "ignored": self.unused}
+            network = load_native(self.kind, path, dtype=dtype, **reading)
+        return self.checked(network, path)
+
+    def outline(self, path):
+        if is_folder(path):
+            network = outline_component(self.kind, path, component=self.component, aliases=self.aliases)
+        else:
+            self.check_file(path)
+            network = outline_native(self.kind, path, config_of=self.native_config, ignored=self.unused)
+        return self.checked(network, path)
+
+    def native_state(self, network):
+        return self.keys(network.config).to_native(network.state_dict())
+
+    def native_layer(self, network, layer):
+        return self.keys(network.config).native_layer(layer)
+
+    def export(self, network, path, *, dtype, metadata):
+        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
+
+    def load_vae(self, path):
+        return load_kl_vae(path, channels=self.channels, scaling=self.scaling, shift=self.latent_shift)
+
+    def decode(self, vae, latents):
+        return decode_kl(vae, latents, scaling=self.scaling, shift=self.latent_shift)

@@ -1,0 +1,123 @@
+"""Conditioning at a stage: whatever is bound to a place or a size in the picture follows the stage's size."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...rmd_core.boundary import area_average
+from ...rmd_core.errors import RMDError
+
+Entry = dict[str, Any]
+"""One entry of a guider's conditioning: options by name, as ComfyUI keeps them inside a guider."""
+
+SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis it lies along
+    "width": 1,
+    "height": 0,
+    "target_width": 1,
+    "target_height": 0,
+    "crop_w": 1,
+    "crop_h": 0,
+}
+
+# ComfyUI brings these to the size of each stage itself, or they are no pictures.
+LEFT_ALONE = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
+
+# Pictures beside the picture: a network for images takes them at any size, one for video lays them on its own grid.
+REFERENCES = {"reference_latents", "context_latents"}
+
+# Laid cell by cell on the latent: another size than its own would fail inside the network.
+ON_THE_GRID = {"time_dim_concat", "vace_frames", "vace_mask", "control_video", "pose_video_latent"}
+
+# In pixels, and right at any size: masks that ComfyUI resizes, and faces of a size of their own.
+FREE_PIXELS = {"concat_mask", "face_video_pixels"}
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage as conditioning sees it: sizes are (height, width) in latent cells.
+
+    size_conditioning is the recipe's: SDXL is told the size of the `stage` or of the `final` picture, `none` leaves
+    what the prompt says. video is whether the latents have a time axis.
+    """
+
+    stage_hw: tuple[int, int]
+    final_hw: tuple[int, int]
+    cell_px: int
+    size_conditioning: str
+    video: bool
+
+    def guider(self, guider: Any) -> Any:
+        """A guider with its conditioning brought to this stage; the guider that came stays as it is.
+
+        One that keeps no conditioning in ComfyUI's way passes through.
+        """
+        if not hasattr(guider, "original_conds"):
+            return guider
+        lists = {name: [self.entry(entry) for entry in entries] for name, entries in guider.original_conds.items()}
+        changed = copy.copy(guider)
+        changed.original_conds = lists
+        return changed
+
+    def entry(self, entry: Entry) -> Entry:
+        """One entry at this stage's size.
+
+        Absolute areas and SDXL sizes are scaled, tensors on the latent's grid (I2V and inpaint latents, VACE frames)
+        are averaged over area. Percentage areas, masks, ControlNet hints and references need nothing: ComfyUI sizes
+        them in each stage. Raises RMDError for what cannot follow.
+        """
+        changed = self._told_size(entry)
+        if self.stage_hw == self.final_hw:
+            return changed
+        if "gligen" in entry:
+            raise RMDError("GLIGEN boxes cannot follow a change of size; remove the GLIGEN node or sample at one size")
+        if "area" in entry:
+            changed["area"] = self._area(entry["area"])
+        for name in entry:
+            if name not in LEFT_ALONE and not (name in REFERENCES and not self.video):
+                changed[name] = self._picture(name, changed[name])
+        return changed
+
+    def _told_size(self, entry: Entry) -> Entry:
+        changed = dict(entry)
+        if self.size_conditioning == "stage":
+            for name in SIZE_OPTIONS.keys() & entry.keys():
+                axis = SIZE_OPTIONS[name]
+                changed[name] = round(entry[name] * self.stage_hw[axis] / self.final_hw[axis])
+        elif self.size_conditioning == "final":
+            for name in ("height", "width"):
+                changed.setdefault(name, self.final_hw[SIZE_OPTIONS[name]] * self.cell_px)
+        return changed
+
+    def _area(self, area: tuple[Any, ...]) -> tuple[Any, ...]:
+        """(size..., origin...) in cells of the final picture, height and width last in each half, at this stage."""
+        if area[0] == "percentage":
+            return area
+        half = len(area) // 2
+        scaled = list(area)
+        for axis, (stage, final) in enumerate(zip(self.stage_hw, self.final_hw), start=half - 2):
+            begin, end = area[half + axis], area[half + axis] + area[axis]
+            first = min(round(begin * stage / final), stage - 1)
+            scaled[half + axis] = first
+            scaled[axis] = max(1, min(round(end * stage / final), stage) - first)
+        return tuple(scaled)
+
+    def _picture(self, name: str, value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
+            return type(value)(self._picture(name, item) for item in value)
+        if not isinstance(value, torch.Tensor) or value.ndim < 4:
+            return value
+        size = tuple(value.shape[-2:])
+        if size == self.final_hw:
+            return area_average(value, self.stage_hw)
+        in_pixels = size == tuple(side * self.cell_px for side in self.final_hw)
+        if name in ON_THE_GRID or (in_pixels and name not in FREE_PIXELS):
+            wanted = " x ".join(str(side) for side in self.final_hw)
+            raise RMDError(
+                f"the conditioning {name!r} is {size[0]} x {size[1]} and cannot follow to a smaller stage, only "
+                f"{wanted} cells can; make it for the final size, or sample at one size"
+            )
+        return value

@@ -1,0 +1,204 @@
+"""ComfyUI's classes by name, so that none has to be imported which another version lacks.
+How ComfyUI writes a noisy state: mixed for flow models, sigma on top of the picture for eps and v models.
+What RMD must know about a ComfyUI MODEL: its noise curve, its latents, the sizes it takes, and what a call costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...rmd_core.errors import RMDError
+from ...rmd_core.schedule import FlowCurve, NoiseCurve, VPCurve
+
+
+def class_names(value: Any) -> tuple[str, ...]:
+    """The name of an object's class, then of those it derives from, the nearest first."""
+    return tuple(base.__name__ for base in type(value).__mro__)
+
+
+@dataclass(frozen=True)
+class NoiseForm:
+    """States and predicted noise in ComfyUI's own terms, at its sigma.
+
+    Flow: `x = sigma s eps + (1 - sigma) x0` with the model's noise scale s (1 for almost all). Others, in ComfyUI's
+    variance-exploding form: `x = x0 + sigma eps`. All tensors are in the model's own latent space, any rank.
+    """
+
+    flow: bool
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, model: Any) -> NoiseForm:
+        """The form of a MODEL."""
+        sampling = model.get_model_object("model_sampling")
+        flow = "CONST" in class_names(sampling)
+        return cls(flow, float(getattr(sampling, "noise_scale", 1.0)) if flow else 1.0)
+
+    def state(self, x0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The state at sigma of a clean picture and noise."""
+        return (1.0 - sigma) * x0 + sigma * (self.scale * eps) if self.flow else x0 + sigma * eps
+
+    def eps(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The noise in a state at sigma > 0, given its clean picture."""
+        return (x - (1.0 - sigma) * x0) / (sigma * self.scale) if self.flow else (x - x0) / sigma
+
+    def unscaled(self, output: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The state at sigma < 1 that a sampler node put out: core divides a flow's last state by 1 - sigma."""
+        return output * (1.0 - sigma) if self.flow else output
+
+
+RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
+"""Base flow shift RMD uses, by ComfyUI's class and what derives from it (docs/method.md, noise levels)."""
+
+VP_TABLES = {
+    "scaled-linear betas": VPCurve.scaled_linear(0.00085, 0.012),
+    "linear betas": VPCurve.linear(1e-4, 0.02),
+}
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a plan must fit: a model's family, its noise table (`flow`, or the name of a VP table) and its latents.
+
+    `name` is ComfyUI's class of the model; the family is what it says before an underscore, so that a plan for WAN21
+    also runs WAN21_Vace, and one for Wan does not run Qwen-Image, which shares its latents.
+    """
+
+    name: str = field(compare=False)
+    table: str
+    latents: str
+    family: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", self.name.partition("_")[0])
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.latents} latents, {self.table})"
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """Facts about one loaded model, read from it and never written to it.
+
+    curve is the model's own, with the shift that its loader gave it. channels, dimensions (2 for pictures, 3 with time)
+    and cell_px describe its latents; multiple is the patch size in cells to which stages are rounded. rmd_shift is the
+    flow shift RMD uses for the family, None where it knows none and for VP models.
+    """
+
+    kind: ModelKind
+    curve: NoiseCurve
+    channels: int
+    dimensions: int
+    cell_px: int
+    multiple: int
+    rmd_shift: float | None
+    network: Any
+
+    @classmethod
+    def of(cls, model: Any) -> ModelView:
+        """Read a MODEL; RMDError for a kind of noise that has no curve here."""
+        sampling = model.get_model_object("model_sampling")
+        latents = model.get_model_object("latent_format")
+        name = type(model.model).__name__
+        if latents.latent_dimensions not in (2, 3):
+            raise RMDError(f"{name} has latents without height and width; use a model for pictures or videos")
+        curve, table = _curve(sampling, name)
+        network = model.get_model_object("diffusion_model")
+        return cls(
+            kind=ModelKind(name, table, type(latents).__name__),
+            curve=curve,
+            channels=latents.latent_channels,
+            dimensions=latents.latent_dimensions,
+            cell_px=int(getattr(latents, "spacial_downscale_ratio", 8)),
+            multiple=_multiple(model.model.model_config.unet_config, network),
+            rmd_shift=_rmd_shift(model.model) if curve.kind == "flow" else None,
+            network=network,
+        )
+
+    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raise RMDError for a stage size (height, width in cells) at which ComfyUI's network would fail."""
+        for height, width in sizes:
+            if min(height, width) < 1:
+                raise RMDError(f"a stage of {width}x{height} cells has no picture in it; use a larger size")
+            if self.kind.name.startswith("PixArt"):
+                self._check_pixart(height, width)
+            self._check_positions(height, width)
+
+    def relative_cost(self, height: int, width: int, frames: int = 1) -> float:
+        """Cost of a call in arbitrary units: linear layers and attention by tokens, or the area for a UNet.
+
+        Per token and block a transformer of width d spends about 12 d^2 multiplications in linear layers and 2 n d in
+        attention over n tokens.
+        """
+        tokens = frames * math.ceil(height / self.multiple) * math.ceil(width / self.multiple)
+        hidden = _hidden_width(self.network)
+        return float(height * width * frames) if hidden is None else tokens * (6.0 * hidden + tokens)
+
+    def _check_pixart(self, height: int, width: int) -> None:
+        if height % 2 or width % 2 or (height + width) / 2 <= 32:
+            px = self.cell_px
+            raise RMDError(
+                f"PixArt cannot run a stage of {width * px}x{height * px} px in ComfyUI; sides must be multiples of "
+                f"{2 * px} px and their mean above {32 * px} px: choose larger stages, such as 512x512 before 1024x1024"
+            )
+
+    def _check_positions(self, height: int, width: int) -> None:
+        table = getattr(self.network, "pos_embed_max_size", None)
+        if table is None or getattr(self.network, "pos_embed", None) is None:
+            return
+        patch = self.multiple
+        if max(math.ceil(height / patch), math.ceil(width / patch)) > table:
+            most = table * patch * self.cell_px
+            raise RMDError(
+                f"a stage of {width * self.cell_px}x{height * self.cell_px} px is beyond this model's position table; "
+                f"use at most {most} px a side"
+            )
+
+
+def _rmd_shift(network: Any) -> float | None:
+    return next((RMD_SHIFTS[name] for name in class_names(network) if name in RMD_SHIFTS), None)
+
+
+def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
+    kinds = set(class_names(sampling))
+    if "CONST" in kinds and "IMG_TO_IMG_FLOW" not in kinds:
+        shift = float(getattr(sampling, "shift", 1.0))
+        return FlowCurve(math.exp(shift) if "ModelSamplingFlux" in kinds else shift), "flow"
+    discrete = "ModelSamplingDiscrete" in kinds and "ModelSamplingDiscreteEDM" not in kinds
+    if discrete and kinds & {"EPS", "V_PREDICTION"} and not kinds & {"X0", "EDM"}:
+        return _vp_curve(sampling.sigmas)
+    raise RMDError(
+        f"{name} uses {class_names(sampling)[1]} noise, which RMD has no logSNR curve for; "
+        "use a rectified-flow, eps or v model with a discrete table"
+    )
+
+
+def _vp_curve(comfy_sigmas: torch.Tensor) -> tuple[VPCurve, str]:
+    """The curve of a table of sigma / alpha; a well-known table is recognised, and then exact in float64."""
+    table = -2.0 * torch.log(comfy_sigmas.double().cpu())
+    for name, curve in VP_TABLES.items():
+        if curve.table_size == len(table) and torch.allclose(curve.table_logsnr, table, atol=1e-4, rtol=0.0):
+            return curve, name
+    alpha_bar = torch.sigmoid(table)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    betas = (1.0 - alpha_bar / before).tolist()
+    return VPCurve(tuple(betas)), f"own table of {len(betas)} ending at logSNR {table[-1]:.3f}"
+
+
+def _multiple(config: dict[str, Any], network: Any) -> int:
+    patch = getattr(network, "patch_size", None)
+    if patch is not None:
+        return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)
+    return 2 ** (len(config["channel_mult"]) - 1) if "channel_mult" in config else 1
+
+
+def _hidden_width(network: Any) -> int | None:
+    for name in ("dim", "hidden_size", "inner_dim"):
+        width = getattr(network, name, None)
+        if isinstance(width, int):
+            return width
+    return None

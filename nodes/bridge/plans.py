@@ -1,0 +1,473 @@
+"""What an RMD_PLAN wire carries: the stages, the rules between and inside them, and the kind of model they are for.
+Sizes as a user writes them, in pixels and factors, as the latent sizes of a plan.
+What the widgets of a plan source mean on one model: lists of numbers, levels, the base curve and the mapping.
+Where a plan comes from: a student's recipe, thresholds, an explicit split, or a profile of a few-step model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ...rmd_core.boundary import Boundary
+from ...rmd_core.errors import RMDError
+from ...rmd_core.plan import Stage, StagePlan, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
+from ...rmd_core.presets import MethodPreset, preset
+from ...rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
+from ...rmd_core.recipe import Recipe
+from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size, VPCurve
+from .model import ModelKind, ModelView
+from .student import family_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """A stage plan with everything else that a sampler needs; nothing in it is bound to one loaded model.
+
+    eta is the share of predicted noise inside a stage, cfg the guidance to sample with, size_conditioning what SDXL is
+    told about the picture (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
+    cell. origin says in a few words where the plan comes from, notes are sentences for the user.
+    """
+
+    stages: StagePlan
+    kind: ModelKind
+    boundary: Boundary
+    eta: float
+    cfg: float
+    size_conditioning: str
+    cell_px: int
+    origin: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def final_px(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+        height, width = self.stages.final_hw
+        return height * self.cell_px, width * self.cell_px
+
+    def sigmas(self, stage: Stage) -> tuple[float, ...]:
+        """ComfyUI's sigmas of a stage's steps, then 0.0: the stage runs to its clean estimate."""
+        return (*self._levels(stage), 0.0)
+
+    def open_sigmas(self, stage: Stage) -> tuple[float, ...]:
+        """The same, but a stage before the last stops at the next level of the plan, as its own size names it."""
+        if stage.end_base_sigma == 0.0:
+            return self.sigmas(stage)
+        curve = self.stages.curve
+        end = curve.with_ratio(stage.end_base_sigma, stage.ratio)
+        return (*self._levels(stage), curve.comfy_sigma(end))
+
+    def _levels(self, stage: Stage) -> list[float]:
+        return [self.stages.curve.comfy_sigma(sigma) for sigma in stage.sigmas]
+
+
+PURE_NOISE = 1e-5
+"""A stage that starts within this share of sigma_max is scaled by ComfyUI as pure noise."""
+
+
+def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
+    """Raise RMDError for a first level beyond the model's noise, or a later stage that starts at pure noise.
+
+    ComfyUI scales a start at its sigma_max as pure noise, so a stage with a picture must start below it.
+    """
+    first = plan.sigmas(stage)[0]
+    if first > sigma_max * (1.0 + PURE_NOISE):
+        raise RMDError(
+            f"stage {stage.index + 1} starts at sigma {first:.6g}, above this model's sigma_max {sigma_max:.6g}; "
+            "use levels of this model"
+        )
+    if stage.index and first >= sigma_max * (1.0 - PURE_NOISE):
+        raise RMDError(
+            f"stage {stage.index + 1} would start at sigma {first:.6g}, which ComfyUI takes for pure noise "
+            f"(sigma_max {sigma_max:.6g}); run one more step before the change of size, or use a smaller size ratio"
+        )
+
+
+PIXELS = re.compile(r"([0-9]{1,9})\s*[xX*]\s*([0-9]{1,9})")
+
+
+def final_cells(view: ModelView, *, width: int, height: int) -> Size:
+    """Latent (height, width) of a result in pixels; RMDError, naming the nearest size, unless whole cells fill it."""
+    return _cells(view, width, height)
+
+
+def stage_cells(view: ModelView, final_hw: Size, earlier: str) -> tuple[Size, ...]:
+    """Latent sizes of all stages: those in `earlier`, then `final_hw`.
+
+    earlier is a comma list, one entry for each stage before the last: a factor in (0, 1] of the final sides, rounded to
+    the model's patches, or width x height in pixels, such as "0.5" or "832x480". Raises RMDError for anything else, for
+    pixels that are not whole cells, and for sizes that shrink.
+    """
+    entries = [entry.strip() for entry in re.split("[,;]", earlier) if entry.strip()]
+    sizes = (*(_stage_size(view, final_hw, entry) for entry in entries), final_hw)
+    for before, after in zip(sizes, sizes[1:]):
+        if after[0] < before[0] or after[1] < before[1]:
+            raise RMDError(
+                f"the size shrinks from {pixels(view.cell_px, before)} to {pixels(view.cell_px, after)} px; "
+                "in earlier_sizes give sizes that grow towards the final one"
+            )
+    return sizes
+
+
+def pixels(cell_px: int, size_hw: Size) -> str:
+    """A latent size as `width x height` in pixels, without spaces."""
+    return f"{size_hw[1] * cell_px}x{size_hw[0] * cell_px}"
+
+
+def _stage_size(view: ModelView, final_hw: Size, entry: str) -> Size:
+    if both := PIXELS.fullmatch(entry):
+        return _cells(view, int(both[1]), int(both[2]))
+    try:
+        factor = float(entry)
+    except ValueError:
+        factor = math.nan
+    if not 0.0 < factor <= 1.0:
+        raise RMDError(
+            f"{entry!r:.80} in earlier_sizes is no size; for each stage before the last give a factor above 0 and at "
+            "most 1, such as 0.5, or width x height in pixels, such as 832x480"
+        )
+    return stage_sizes(final_hw, (factor, 1.0), multiple=view.multiple)[0]
+
+
+def _cells(view: ModelView, width: int, height: int) -> Size:
+    px = view.cell_px
+    if min(width, height) < 1 or width % px or height % px:
+        near = "x".join(str(px * max(1, math.floor(side / px + 0.5))) for side in (width, height))
+        raise RMDError(
+            f"a size of {width}x{height} px is not made of whole latent cells; "
+            f"sides are multiples of {px} px here: use {near}"
+        )
+    return height // px, width // px
+
+
+AUTO, AREA, NATIVE_SHIFTS, NONE = "auto", "area", "native shifts 3 to 5", "none"
+MAPPINGS = (AUTO, AREA, NATIVE_SHIFTS, NONE)
+
+MOST_DIGITS = 9
+"""Of a whole number in a text: nothing that a plan counts needs more."""
+
+WAN_480P, WAN_720P = 832 * 480, 1280 * 720
+"""Areas in pixels at which Wan's own shifts are 3 and 5; a size counts as one of them within a tenth."""
+
+
+def numbers(text: str, name: str, *, example: str = "-5, -2.5") -> tuple[float, ...]:
+    """The numbers of a list with commas or blanks between them; RMDError, naming the widget, for anything else."""
+    try:
+        values = tuple(float(part) for part in re.split(r"[\s,;]+", text.strip()) if part)
+    except ValueError:
+        values = (math.nan,)
+    if not all(math.isfinite(value) for value in values):
+        raise RMDError(f"{name} is {text!r:.80}; use numbers with commas between them, such as {example}")
+    return values
+
+
+def step_counts(split: str) -> tuple[int, ...]:
+    """Steps for each stage of a split such as "2+2"; RMDError for text that is none."""
+    parts = [part.strip() for part in split.split("+")]
+    numeric = all(part.isdecimal() and part.isascii() and len(part) <= MOST_DIGITS for part in parts)
+    if not numeric or not any(int(part) for part in parts):
+        raise RMDError(
+            f"the split {split!r:.80} is no plan; give steps for each stage with + between them, such as 2+2"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...]:
+    """The levels of a list of ComfyUI sigmas, one for each step; a closing 0 is left out.
+
+    Raises RMDError unless they fall strictly from at most the model's largest sigma and are as many as the steps.
+    """
+    values = numbers(sigmas, "sigmas", example="1.0, 0.75")
+    if len(values) == steps + 1 and values[-1] == 0.0:
+        values = values[:-1]
+    most = curve.comfy_sigma(curve.sigma_max)
+    falling = all(before > after for before, after in zip(values, values[1:]))
+    if len(values) != steps or not falling or not all(value > 0.0 for value in values):
+        raise RMDError(
+            f"sigmas is {sigmas!r:.80} for {steps} steps; give {steps} numbers above 0 that fall, "
+            "as ComfyUI names them, or leave it empty for the curve's own grid"
+        )
+    if values[0] > most * (1.0 + 1e-4):
+        raise RMDError(
+            f"the first sigma is {values[0]:g}, above this model's largest, {most:.6g}; start at {most:.6g} or below"
+        )
+    return tuple(min(curve.from_comfy_sigma(value), curve.sigma_max) for value in values)
+
+
+def base_curve(view: ModelView, base_shift: float) -> tuple[NoiseCurve, tuple[str, ...]]:
+    """The curve of the first size, and what to tell about its shift.
+
+    base_shift is a flow shift, or 0 for RMD's for the model type, or the model's own where RMD knows none. Raises
+    RMDError for a shift on a model that has none.
+    """
+    if not 0.0 <= base_shift < float("inf"):
+        raise RMDError(f"base_shift is {base_shift!r}; use a positive flow shift, or 0 for auto")
+    if not isinstance(view.curve, FlowCurve):
+        if base_shift:
+            raise RMDError(
+                f"base_shift is {base_shift:g}, but {view.kind} is no flow model and has no shift; set base_shift to 0"
+            )
+        return view.curve, ()
+    if base_shift:
+        curve, whose = FlowCurve(base_shift), "set on the node"
+    elif view.rmd_shift is not None:
+        curve, whose = FlowCurve(view.rmd_shift), "RMD"
+    else:
+        note = f"base shift {view.curve.shift:.4g} is the model's own: RMD knows none for {view.kind.family}"
+        return view.curve, (note,)
+    return curve, shift_notes(view, curve, whose)
+
+
+def shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, ...]:
+    """One sentence with both shifts where a plan's flow shift is not the one that the model was loaded with."""
+    if not isinstance(curve, FlowCurve) or abs(curve.shift - view.curve.shift) < 1e-6 * curve.shift:
+        return ()
+    return (
+        f"base shift {curve.shift:.4g} ({whose}), the loader's is {view.curve.shift:.4g}; "
+        "RMD sets its own sigmas, so the loader's is not used",
+    )
+
+
+def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[Size]) -> ResolutionMap:
+    """The mapping of a choice in `MAPPINGS`; `auto` follows the method, and for Wan from 480p to 720p the shifts.
+
+    Raises RMDError for another name, and for shifts on a model that has none.
+    """
+    if name not in MAPPINGS:
+        raise RMDError(f"the mapping {name!r:.80} is unknown; use one of {', '.join(MAPPINGS)}")
+    if name == NONE or (name == AUTO and rules.mapping == "none"):
+        return NoMap()
+    if name == AREA:
+        return AreaMap()
+    if name == NATIVE_SHIFTS and not isinstance(view.curve, FlowCurve):
+        raise RMDError(f"the mapping {name!r} needs a flow model, this is {view.kind}; use area or auto")
+    native = name == NATIVE_SHIFTS or _is_wan_480p_to_720p(view, sizes)
+    return ShiftPairMap(3.0, 5.0) if native else AreaMap()
+
+
+def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
+    """Whether two curves are of one kind and, for VP models, of one table (flow shifts may differ)."""
+    if isinstance(curve, VPCurve) and isinstance(other, VPCurve):
+        mine, theirs = curve.table_logsnr, other.table_logsnr
+        return len(mine) == len(theirs) and torch.allclose(mine, theirs, atol=1e-3, rtol=0.0)
+    return curve.kind == other.kind
+
+
+def _is_wan_480p_to_720p(view: ModelView, sizes: Sequence[Size]) -> bool:
+    first, last = (height * width * view.cell_px**2 for height, width in (sizes[0], sizes[-1]))
+    near = abs(first / WAN_480P - 1.0) <= 0.1 and abs(last / WAN_720P - 1.0) <= 0.1
+    return view.kind.family == "WAN21" and near
+
+
+SOURCES = RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
+
+
+def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) -> SamplingPlan:
+    """The plan of one choice of the node: `source["source"]` names it, the other entries are its widgets.
+
+    final_hw is the latent size of the result. Raises RMDError for values that make no plan on this model.
+    """
+    values = dict(source)
+    build = {RECIPE: recipe_plan, THRESHOLDS: threshold_plan, SPLIT: split_plan, PROFILE: profile_plan}
+    name = values.pop("source")
+    if name not in build:
+        raise RMDError(f"the plan source {name!r} is unknown; use {', '.join(build)}")
+    return build[name](view, final_hw, **values)
+
+
+def asked_thresholds(source: Mapping[str, Any]) -> tuple[float, ...]:
+    """The logSNR thresholds of a choice, for showing; empty where a split was given outright."""
+    if source["source"] == RECIPE:
+        return source["recipe"].thresholds or ()
+    return numbers(source["thresholds"], "thresholds") if source["source"] == THRESHOLDS else ()
+
+
+def recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingPlan:
+    """The plan a student was trained on, at any final size; RMDError if it was trained on another model type."""
+    trained_for = family_of(recipe.architecture)
+    fits = same_noise(recipe.curve, view.curve) and (trained_for is None or trained_for.network == view.kind.family)
+    if not fits or recipe.pixels_per_cell != view.cell_px:
+        raise RMDError(
+            f"this recipe was made for another model type: {recipe.architecture} ({recipe.curve.describe()}, "
+            f"{recipe.pixels_per_cell} px a cell), the model is {view.kind} with {view.cell_px} px a cell; "
+            "connect the student's own model"
+        )
+    notes = shift_notes(view, recipe.curve, "the recipe's")
+    if final_hw != recipe.final_hw:
+        trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))
+        notes += (f"the student was trained for {trained} px; at {now} px its size ratios and levels are kept",)
+    return _checked(
+        view,
+        final_hw,
+        recipe.plan(final_hw),
+        boundary=recipe.boundary(),
+        eta=recipe.eta,
+        cfg=recipe.cfg,
+        size_conditioning=recipe.size_conditioning,
+        origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
+        notes=notes,
+    )
+
+
+def threshold_plan(
+    view: ModelView,
+    final_hw: Size,
+    *,
+    steps: int,
+    thresholds: str,
+    earlier_sizes: str,
+    mapping: str,
+    base_shift: float,
+    method: str,
+) -> SamplingPlan:
+    """A plan whose steps change size where the logSNR of the curve's own grid passes a threshold.
+
+    thresholds is a comma list, one entry for each size of `earlier_sizes` (see `stage_cells`); mapping is one of
+    `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the name of a preset. Raises RMDError.
+    """
+    levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
+    if len(levels) != len(sizes) - 1:
+        raise RMDError(
+            f"thresholds has {len(levels)} entries, earlier_sizes {len(sizes) - 1}; give as many of each, "
+            "one less than there are stages"
+        )
+    curve, notes = base_curve(view, base_shift)
+    rules = preset(method)
+    stages = plan_from_thresholds(
+        curve, steps, thresholds=levels, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes)
+    )
+    listed = ", ".join(f"{level:g}" for level in levels) or "none"
+    return _by_method(view, final_hw, stages, rules, f"{steps} steps, thresholds {listed}, method {method}", notes)
+
+
+def split_plan(
+    view: ModelView,
+    final_hw: Size,
+    *,
+    split: str,
+    sigmas: str,
+    earlier_sizes: str,
+    mapping: str,
+    base_shift: float,
+    method: str,
+) -> SamplingPlan:
+    """A plan with a given number of steps for each size, such as "2+2".
+
+    sigmas is a comma list of ComfyUI's sigmas, one a step, as the first size names them; empty means the curve's own
+    grid, and a closing 0 is allowed. The rest as in `threshold_plan`. Raises RMDError.
+    """
+    counts, sizes = step_counts(split), stage_cells(view, final_hw, earlier_sizes)
+    _check_split(counts, sizes)
+    curve, notes = base_curve(view, base_shift)
+    rules = preset(method)
+    levels = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
+    stages = plan_from_split(curve, counts, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes), steps=levels)
+    origin = f"split {stages.split}, {'own sigmas' if levels else 'the grid of the curve'}, method {method}"
+    return _by_method(view, final_hw, stages, rules, origin, notes)
+
+
+def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
+    """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
+
+    profile is a title of `profile_titles`; split "auto" is the profile's own, or all steps at one size where
+    `earlier_sizes` is empty. Raises RMDError for a profile of another family.
+    """
+    chosen = _profile(view, profile)
+    sizes = stage_cells(view, final_hw, earlier_sizes)
+    counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else step_counts(split)
+    _check_split(counts, sizes)
+    strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
+    files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
+    return _checked(
+        view,
+        final_hw,
+        chosen.plan(sizes, counts),
+        boundary=chosen.boundary,
+        eta=chosen.eta,
+        cfg=chosen.cfg,
+        size_conditioning=told_size(view),
+        origin=f"profile {chosen.title}, {NOT_DISTILLED}",
+        notes=(*shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
+    )
+
+
+def profile_titles() -> list[str]:
+    """The titles of all profiles, as the drop-down lists them."""
+    return [profile.title for profile in PROFILES.values()]
+
+
+def told_size(view: ModelView) -> str:
+    """What SDXL is told without a recipe: each stage's own size, as CLIPTextEncode does; others are told nothing."""
+    return "stage" if view.kind.family == "SDXL" else "none"
+
+
+def kept_tail(plan: SamplingPlan, denoise: float) -> SamplingPlan:
+    """The last `round(denoise * steps)` steps of a plan, at least one; RMDError for a denoise outside (0, 1]."""
+    if not 0.0 < denoise <= 1.0:
+        raise RMDError(f"denoise is {denoise!r}; use a number above 0, up to 1, which runs the whole plan")
+    steps = plan.stages.steps
+    kept = max(1, math.floor(denoise * len(steps) + 0.5))
+    if kept == len(steps) and denoise == 1.0:
+        return plan
+    if kept == len(steps):
+        most = (len(steps) - 0.5) / len(steps)
+        note = f"denoise {denoise:g} keeps all {kept} steps; only below {most:.3g} does a step fall away"
+        return replace(plan, notes=(*plan.notes, note))
+    first = steps[-kept]
+    sigma = plan.stages.curve.comfy_sigma(first.sigma)
+    note = (
+        f"denoise {denoise:g}: the last {kept} of {len(steps)} steps run, from sigma {sigma:.4g} at "
+        f"{pixels(plan.cell_px, first.size)} px; the latent is the picture they start from"
+    )
+    return replace(plan, stages=plan_tail(plan.stages, kept), notes=(*plan.notes, note))
+
+
+def _by_method(
+    view: ModelView, final_hw: Size, stages: StagePlan, rules: MethodPreset, origin: str, notes: tuple[str, ...]
+) -> SamplingPlan:
+    return _checked(
+        view,
+        final_hw,
+        stages,
+        boundary=Boundary(rules.upsampler, rules.switch_noise, rules.eta),
+        eta=rules.eta,
+        cfg=1.0,
+        size_conditioning=told_size(view),
+        origin=origin,
+        notes=notes,
+    )
+
+
+def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -> SamplingPlan:
+    view.check_sizes([stage.size for stage in stages.stages])
+    if stages.final_hw != final_hw:
+        raise RMDError(
+            f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "
+            "lower the last threshold, use more steps, or give the last stage a step"
+        )
+    plan = SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
+    for stage in stages.stages:
+        check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
+    return plan
+
+
+def _profile(view: ModelView, title: str) -> FewStepProfile:
+    fitting = [profile for profile in PROFILES.values() if profile.family == view.kind.family]
+    fitting = [profile for profile in fitting if same_noise(profile.curve, view.curve)]
+    for profile in fitting:
+        if profile.title == title:
+            return profile
+    listed = "; ".join(profile.title for profile in fitting) or "none so far, so choose thresholds or a split"
+    raise RMDError(f"the profile {title!r} is not for this model, {view.kind}; those that fit it: {listed}")
+
+
+def _check_split(counts: tuple[int, ...], sizes: tuple[Size, ...]) -> None:
+    if len(counts) != len(sizes):
+        raise RMDError(
+            f"the split {'+'.join(map(str, counts))} needs {len(counts) - 1} earlier_sizes, {len(sizes) - 1} came; "
+            "give every size but the last there, or change the split"
+        )

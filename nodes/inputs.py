@@ -1,0 +1,266 @@
+"""The types of our own that travel on wires.
+The inputs that several nodes ask for, written once.
+What comes into a node, held against its schema: ComfyUI checks what stands in a widget, not what a link brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..rmd_core.boundary import SWITCH_NOISES, UPSAMPLERS, Boundary
+from ..rmd_core.errors import RMDError
+from ..rmd_core.recipe import Recipe
+from .bridge.plans import SamplingPlan
+from .bridge.sampling import StageOverride
+
+Plan = io.Custom("RMD_PLAN")
+"""A `SamplingPlan`: what runs at which size and level, and by which rules."""
+
+RecipeSocket = io.Custom("RMD_RECIPE")
+"""A `Recipe`, read from a student's file."""
+
+Overrides = io.Custom("RMD_OVERRIDES")
+"""A tuple of `StageOverride`s: what one stage does otherwise than the plan."""
+
+CATEGORY = "RMD"
+
+
+USUAL = Boundary()
+
+
+def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
+    """Widgets whose values are the arguments of `Boundary`, with its defaults; folded away where `advanced`."""
+    return [
+        io.Combo.Input(
+            "upsampler",
+            options=list(UPSAMPLERS),
+            default=USUAL.upsampler,
+            advanced=advanced,
+            tooltip="How the clean estimate is enlarged. A student wants the one it was trained with.",
+        ),
+        io.Combo.Input(
+            "switch_noise",
+            options=list(SWITCH_NOISES),
+            default=USUAL.switch_noise,
+            advanced=advanced,
+            tooltip=(
+                "Noise at the larger size. exact: predicted and fresh noise, white at any ratio. "
+                "mix: interpolated predicted noise and fresh noise. fresh: new noise alone."
+            ),
+        ),
+        io.Float.Input(
+            "eta_switch",
+            default=USUAL.eta_switch,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=advanced,
+            tooltip="Share of predicted noise at the switch: 0 is all fresh, 1 all predicted. Not used by fresh.",
+        ),
+    ]
+
+
+def seed_input(name: str, tooltip: str) -> io.Int.Input:
+    """The seed of a cascade, as core's sampler nodes ask for theirs."""
+    return io.Int.Input(name, default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
+
+
+def size_inputs(picture: str, condition: str = "") -> list[io.Int.Input]:
+    """Width and height of a `picture` in pixels; `condition` is a sentence on when they count."""
+    return [
+        io.Int.Input(
+            side,
+            default=1024,
+            min=16,
+            max=16384,
+            step=8,
+            tooltip=f"{side.capitalize()} of the {picture} in pixels.{condition}",
+        )
+        for side in ("width", "height")
+    ]
+
+
+def latent_image_input() -> io.Latent.Input:
+    """The latent that a cascade is sampled into."""
+    return io.Latent.Input(
+        "latent_image", tooltip="A latent of the final size: empty, or a picture to start from or to paint into."
+    )
+
+
+def stage_inputs() -> list[io.Input]:
+    """What single stages do otherwise; both are optional."""
+    return [
+        io.Guider.Input(
+            "later_guider",
+            optional=True,
+            tooltip=(
+                "For every stage but the first, such as another model, LoRA or conditioning with full-size pictures. "
+                "Without it one guider does all stages."
+            ),
+        ),
+        Overrides.Input("overrides", optional=True, tooltip="Settings of single stages, from RMD Stage Override."),
+    ]
+
+
+def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """Decorate a node's `execute` (below `classmethod`): it then gets what its schema says, or is not called.
+
+    Numbers come as int and float within the limits of their widgets, also over a link; text is text; each socket holds
+    an object of its kind. Inputs that the schema does not name pass as they are. Raises RMDError that names the input.
+    """
+
+    @wraps(execute)
+    def checked_execute(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
+        schema = cls.SCHEMA or cls.GET_SCHEMA()
+        return execute(cls, **_checked_all(schema.inputs, inputs, schema.display_name))
+
+    return checked_execute
+
+
+def _checked_all(entries: list[Any], inputs: dict[str, Any], node: str) -> dict[str, Any]:
+    """A copy of the inputs with every one that has an entry checked; what is left out stays out."""
+    result = dict(inputs)
+    for entry in entries:
+        value = inputs.get(entry.id)
+        if value is not None:
+            result[entry.id] = _checked(entry, value, node)
+        elif entry.id in inputs and not entry.optional:
+            raise RMDError(f"{entry.id} came to {node} as nothing at all; connect a node that gives one, or type it in")
+    return result
+
+
+def _checked(entry: Any, value: Any, node: str) -> Any:
+    if isinstance(entry, io.Int.Input):
+        return _number(entry, value, node, Integral, int)
+    if isinstance(entry, io.Float.Input):
+        return _number(entry, value, node, Real, float)
+    if isinstance(entry, io.DynamicCombo.Input):
+        return _choice(entry, value, node)
+    kind = entry.io_type
+    if kind in _HELD and not _HELD[kind](value):
+        advice = _ADVICE.get(kind, f"connect a {kind}")
+        raise RMDError(f"{entry.id} is {_shown(value)}, which {node} cannot take as {kind}; {advice}")
+    return value
+
+
+def _number(entry: Any, value: Any, node: str, kind: type, make: Callable[[Any], Any]) -> Any:
+    low, high = entry.min, entry.max
+    if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high:
+        return make(value)
+    whole = "a whole number" if kind is Integral else "a number"
+    raise RMDError(f"{entry.id} is {_shown(value)}; {node} takes {whole} from {low:g} to {high:g}")
+
+
+def _choice(entry: Any, value: Any, node: str) -> dict[str, Any]:
+    options = {option.key: option.inputs for option in entry.options}
+    chosen = value.get(entry.id) if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not isinstance(chosen, str) or chosen not in options:
+        raise RMDError(f"{entry.id} of {node} is {_shown(chosen)}; use one of {', '.join(map(repr, options))}")
+    missing = [inner.id for inner in options[chosen] if not inner.optional and value.get(inner.id) is None]
+    if missing:
+        raise RMDError(f"{entry.id} is {chosen!r}, for which {node} also needs {missing[0]}; give it a value")
+    return _checked_all(options[chosen], value, node)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: on one line, cut if it is long; the type of what is no plain value."""
+    if value is None or isinstance(value, (str, bool, float)):
+        text = repr(value)
+    elif isinstance(value, int):
+        text = repr(value) if abs(value) < 10**60 else "a number of more than 60 digits"
+    elif isinstance(value, torch.Tensor):
+        text = f"a tensor of shape {tuple(value.shape)}"
+    else:
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _has(*names: str) -> Callable[[Any], bool]:
+    return lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in names)
+
+
+def _is_model(value: Any) -> bool:
+    return _has("get_model_object", "model", "clone")(value)
+
+
+def _is_conditioning(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_prompt, value)):
+        return False
+    pooled = (options.get("pooled_output") for _, options in value)
+    return _are_finite([*(text for text, _ in value), *(one for one in pooled if one is not None)])
+
+
+def _is_prompt(entry: Any) -> bool:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[1], dict):
+        return False
+    pooled = entry[1].get("pooled_output")
+    return _is_embedding(entry[0], axes=3) and (pooled is None or _is_embedding(pooled, axes=2))
+
+
+def _is_embedding(value: Any, *, axes: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == axes and value.numel() > 0 and value.is_floating_point()
+
+
+def _are_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether all values of all tensors are finite; a device is waited for once.
+
+    No sum with NaN or an infinity in it is finite, and a sum takes a tenth of the time that looking at every value
+    does. Where a sum is not, it may have overflown, and every value is looked at.
+    """
+    sums: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        sums.setdefault(tensor.device, []).append(tensor.sum().float())
+    if all(bool(torch.isfinite(torch.stack(parts).sum())) for parts in sums.values()):
+        return True
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _is_latent(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    samples = value.get("samples")
+    return isinstance(samples, torch.Tensor) or getattr(samples, "is_nested", False)
+
+
+def _is_sigmas(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(torch.isfinite(value).all())
+
+
+def _is_noise(value: Any) -> bool:
+    return _has("generate_noise", "seed")(value) and isinstance(value.seed, Integral)
+
+
+def _are_overrides(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, StageOverride) for one in value)
+
+
+_HELD: dict[str, Callable[[Any], bool]] = {
+    io.String.io_type: lambda value: isinstance(value, str),
+    io.Combo.io_type: lambda value: isinstance(value, str),
+    io.Model.io_type: _is_model,
+    io.Conditioning.io_type: _is_conditioning,
+    io.Latent.io_type: _is_latent,
+    io.Sigmas.io_type: _is_sigmas,
+    io.Noise.io_type: _is_noise,
+    io.Guider.io_type: lambda value: _has("sample", "model_patcher")(value) and _is_model(value.model_patcher),
+    io.Sampler.io_type: lambda value: _has("sample")(value) and not hasattr(value, "model_patcher"),
+    Plan.io_type: lambda value: isinstance(value, SamplingPlan),
+    RecipeSocket.io_type: lambda value: isinstance(value, Recipe),
+    Overrides.io_type: _are_overrides,
+}
+
+_ADVICE = {
+    io.String.io_type: "connect text, or type it in",
+    io.Combo.io_type: "choose one of the list",
+    io.Conditioning.io_type: "connect at least one prompt, encoded to finite numbers",
+    io.Latent.io_type: "connect an empty latent or an encoded picture",
+    io.Sigmas.io_type: "connect a list of finite sigmas, such as that of RMD Stage Sigmas",
+    Plan.io_type: "connect the plan of RMD Schedule",
+    RecipeSocket.io_type: "connect the recipe of RMD Load Student",
+    Overrides.io_type: "connect RMD Stage Override",
+}

@@ -1,0 +1,230 @@
+"""What RMD Load Student tells about a student, as a block of text.
+RMD Load Student: a distilled model or LoRA as MODEL, with the recipe by which it is to be sampled.
+RMD Load Prompt Embeddings: a prompt's conditioning out of a cache file, without a text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..rmd_core.errors import RMDError
+from ..rmd_core.prompt_cache import PromptCache, shown
+from ..rmd_core.recipe import Recipe, read_recipe
+from . import inputs
+from .bridge.student import WEIGHT_DTYPES, Findings, apply_lora, check_network, check_source, load_full
+from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, safetensors_files
+from .inputs import CATEGORY, checked
+
+TOLD = {
+    "none": "nothing",
+    "stage": "the size of the stage",
+    "final": "the size of the result",
+}
+
+
+def student_report(recipe: Recipe, findings: Findings, *, file: str, applied: str) -> str:
+    """The recipe line by line, then what was checked and what could not be; `applied` says how it was loaded."""
+    lines = [
+        f"student: {file} ({applied})",
+        f"base: {recipe.base_model} ({recipe.architecture}, predicts {recipe.prediction})",
+        f"steps: {_stages(recipe)}",
+        f"sigmas: {', '.join(f'{sigma:.6g}' for sigma in recipe.sigmas)} (as the first size names them)",
+        f"noise: {recipe.curve.describe()}",
+        f"mapping: {recipe.mapping.describe()}",
+        f"inside a stage: eta {recipe.eta:g}",
+        f"at a change of size: {recipe.upsampler}, {recipe.switch_noise} noise, eta {recipe.eta_switch:g}",
+        f"CFG: {recipe.cfg:g}",
+        f"prompt encoder: {recipe.prompt_encoder}",
+        f"told about the size: {TOLD[recipe.size_conditioning]}",
+        f"trained: {recipe.training_step} updates, configuration {recipe.config_digest[:12]}",
+    ]
+    if recipe.thresholds is not None:
+        levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
+        lines.insert(4, f"thresholds: {levels} (logSNR)")
+    return "\n".join([*lines, *_listed("checked", findings.checked), *_listed("NOT checked", findings.unchecked)])
+
+
+def _stages(recipe: Recipe) -> str:
+    sides = ((width, height) for height, width in recipe.stage_sizes())
+    sizes = [f"{width * recipe.pixels_per_cell}x{height * recipe.pixels_per_cell}" for width, height in sides]
+    used = [size for size, count in zip(sizes, recipe.split) if count]
+    return f"{'+'.join(map(str, recipe.split))} at {' to '.join(used)} px (width x height in training)"
+
+
+def _listed(title: str, sentences: Iterable[str]) -> list[str]:
+    return [f"{title}: {sentence}" for sentence in sentences]
+
+
+FULL, LORA = "full model", "LoRA"
+FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
+STUDENT_FILE = "A student's file, from models/diffusion_models or, a LoRA, models/loras; it carries the recipe."
+
+
+class RMDLoadStudent(io.ComfyNode):
+    """A student file -> MODEL, the Recipe in its header, and a report.
+
+    Raises RMDError for a file without a recipe, a student of the other kind, or one whose recipe names another base
+    than the model is. Source: docs/method.md, the recipe.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RMD_LoadStudent",
+            display_name="RMD Load Student",
+            category=inputs.CATEGORY,
+            description="Loads a model or LoRA distilled for the cascade and reads from its file how to sample it. "
+            "Connect recipe to RMD Schedule.",
+            search_aliases=["load distilled model", "few-step", "recipe"],
+            inputs=[
+                io.DynamicCombo.Input(
+                    "kind",
+                    options=[
+                        io.DynamicCombo.Option(FULL, _full_inputs()),
+                        io.DynamicCombo.Option(LORA, _lora_inputs()),
+                    ],
+                    tooltip="A full model from models/diffusion_models, or a LoRA from models/loras on its base model.",
+                )
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The student, ready for any sampler."),
+                inputs.RecipeSocket.Output("recipe", tooltip="Steps, sigmas, sizes and rules of the student."),
+                io.String.Output("report", tooltip="The recipe in words, what was checked and what could not be."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, kind: dict[str, Any] | None = None, **_: Any) -> str:
+        chosen = kind if isinstance(kind, dict) else {}
+        return fingerprint(FOLDERS.get(chosen.get("kind"), ""), chosen.get("student"))
+
+    @classmethod
+    @checked
+    def execute(cls, kind: dict[str, Any] | None = None, **_left_over: Any) -> io.NodeOutput:
+        if kind is None:  # ComfyUI leaves out a dynamic choice that it does not know
+            raise RMDError(f"kind is none of the choices of RMD Load Student; set it to {FULL!r} or {LORA!r}")
+        chosen, student = kind["kind"], kind["student"]
+        path = find_file(FOLDERS[chosen], student)
+        recipe = read_recipe(path)
+        _check_kind(recipe, chosen, student)
+        if chosen == FULL:
+            model, loaded = load_full(path, weight_dtype=kind["weight_dtype"], student=student)
+            findings, applied = check_network(recipe, model, student) + loaded, FULL
+        else:
+            base, strength = kind["model"], kind["strength"]
+            findings = check_network(recipe, base, student) + check_source(recipe, base, student)
+            model, loaded = apply_lora(base, path, recipe, strength=strength, student=student)
+            findings, applied = findings + loaded, _lora_words(recipe, strength)
+        return io.NodeOutput(model, recipe, student_report(recipe, findings, file=student, applied=applied))
+
+
+def _full_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "student",
+            options=safetensors_files(FOLDERS[FULL]),
+            tooltip=STUDENT_FILE,
+        ),
+        io.Combo.Input(
+            "weight_dtype",
+            options=list(WEIGHT_DTYPES),
+            default="default",
+            advanced=True,
+            tooltip="As in Load Diffusion Model: default keeps the file's precision, fp8 saves memory.",
+        ),
+    ]
+
+
+def _lora_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "student",
+            options=safetensors_files(FOLDERS[LORA]),
+            tooltip=STUDENT_FILE,
+        ),
+        io.Model.Input("model", tooltip="The base model that the LoRA was distilled from."),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.01,
+            advanced=True,
+            tooltip="1 is what the student was trained with; anything else is another model.",
+        ),
+    ]
+
+
+def _check_kind(recipe: Recipe, chosen: str, student: str) -> None:
+    adapter = recipe.adapter_alpha is not None
+    if adapter != (chosen == LORA):
+        held, other = ("LoRA", LORA) if adapter else ("full model", FULL)
+        raise RMDError(
+            f"{student} is a {held} by its recipe; set kind to {other!r} and keep it in models/{FOLDERS[other]}"
+        )
+
+
+def _lora_words(recipe: Recipe, strength: float) -> str:
+    words = f"LoRA, alpha {recipe.adapter_alpha:g}, strength {strength:g}"
+    return words if strength == 1.0 else f"{words}: the student was trained at strength 1"
+
+
+class RMDLoadPromptEmbeddings(io.ComfyNode):
+    """One prompt of a trainer's prompt cache as CONDITIONING (1, tokens, dim) in float32, as the network was given it.
+
+    Zero-padded to the cache's length unless the network takes a mask; with the pooled part (1, width) if there is one.
+
+    Raises RMDError, naming the prompts that look alike, for one that is not in the file.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RMD_LoadPromptEmbeddings",
+            display_name="RMD Load Prompt Embeddings",
+            category=CATEGORY,
+            description="Reads the embedding of one prompt from a prompt cache made for training, so that no text "
+            "encoder has to be loaded.",
+            search_aliases=["prompt cache", "text embedding", "no text encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=prompt_caches(),
+                    tooltip="Prompt cache in models/rmd_prompts; the demo's is always there.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="A prompt of the cache, word for word; empty for the null prompt, the usual negative.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="The prompt's embedding as in training, pooled part included.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file=None, **_) -> str:
+        return cache_fingerprint(file)
+
+    @classmethod
+    @checked
+    def execute(cls, file: str, prompt: str) -> io.NodeOutput:
+        cache = PromptCache(find_cache(file))
+        text = prompt if prompt in cache else prompt.strip()
+        if text not in cache:
+            raise RMDError(_not_there(cache, file, text))
+        # Without a pooled part it is None, as ComfyUI's own encoders of sequences alone (T5, UMT5) give it.
+        return io.NodeOutput([[cache.embedding(text), {"pooled_output": cache.pooled([text])}]])
+
+
+def _not_there(cache: PromptCache, file: str, text: str) -> str:
+    if not text:
+        return f"{file} has no null prompt; choose one of its {len(cache.texts)} prompts or another file"
+    alike = cache.closest(text)
+    advice = f"the closest are {', '.join(map(shown, alike))}" if alike else f"one is {shown(cache.texts[0])}"
+    return (
+        f"the prompt {shown(text)} is not among the {len(cache.texts)} of {file}; {advice}: "
+        "use one of them word for word, or add yours to the cache"
+    )

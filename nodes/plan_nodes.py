@@ -1,0 +1,224 @@
+"""The dynamic choice of RMD Schedule: what each plan source asks for.
+RMD Schedule: what runs at which size and level, as a plan, as a table and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..rmd_core.errors import RMDError
+from ..rmd_core.presets import PRESETS
+from .bridge.latents import final_latent
+from .bridge.model import ModelView
+from .bridge.plans import (
+    AUTO,
+    MAPPINGS,
+    PROFILE,
+    RECIPE,
+    SOURCES,
+    SPLIT,
+    THRESHOLDS,
+    asked_thresholds,
+    final_cells,
+    kept_tail,
+    profile_titles,
+    sampling_plan,
+)
+from .bridge.show import plan_picture, plan_table
+from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
+
+
+def source_input() -> io.DynamicCombo.Input:
+    """The input `source`; the values of an option are the keyword arguments of its function in `plan_sources`."""
+    # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget.
+    options = [
+        io.DynamicCombo.Option(THRESHOLDS, [*_thresholds(), _earlier_sizes(), *_method()]),
+        io.DynamicCombo.Option(SPLIT, [_split("2+2"), _sigmas(), _earlier_sizes(), *_method()]),
+        io.DynamicCombo.Option(RECIPE, [RecipeSocket.Input("recipe", tooltip="The recipe of RMD Load Student.")]),
+        io.DynamicCombo.Option(PROFILE, [*_profile(), _earlier_sizes()]),
+    ]
+    return io.DynamicCombo.Input(
+        "source",
+        options=options,
+        tooltip=(
+            "Where the plan comes from: a student's own recipe, logSNR thresholds, a split given outright, "
+            "or the settings of a public few-step model."
+        ),
+    )
+
+
+def _split(default: str) -> io.String.Input:
+    return io.String.Input(
+        "split",
+        default=default,
+        tooltip="Steps at each size, smallest first, such as 2+2 or 1+1+2. A profile also takes auto: its own split.",
+    )
+
+
+def _earlier_sizes() -> io.String.Input:
+    return io.String.Input(
+        "earlier_sizes",
+        default="0.5",
+        tooltip=(
+            "Sizes of the stages before the last, with commas: factors of the final sides (0.5) or "
+            "width x height in pixels (832x480). Empty for a plan of one size."
+        ),
+    )
+
+
+def _sigmas() -> io.String.Input:
+    return io.String.Input(
+        "sigmas",
+        default="",
+        advanced=True,
+        tooltip="ComfyUI's sigma of each step, as the first size names it, falling. Empty: the curve's own grid.",
+    )
+
+
+def _thresholds() -> list[io.Input]:
+    return [
+        io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Network calls in all."),
+        io.String.Input(
+            "thresholds",
+            default="-2.5",
+            tooltip=(
+                "logSNR at which the next size takes over, rising, one for each earlier size. "
+                "-2.5 gives 2+2 for SDXL, PixArt and SD3.5 at 4 steps and 3+3 for Wan at 6."
+            ),
+        ),
+    ]
+
+
+def _profile() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "profile",
+            options=profile_titles(),
+            tooltip="A public few-step model with its own levels. These models were not distilled for the cascade.",
+        ),
+        _split("auto"),
+    ]
+
+
+def _method() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "mapping",
+            options=list(MAPPINGS),
+            default=AUTO,
+            advanced=True,
+            tooltip=(
+                "How levels move with the size. auto: as the method says; Wan from 480p to 720p by its native shifts, "
+                "else by the area."
+            ),
+        ),
+        io.Float.Input(
+            "base_shift",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            advanced=True,
+            tooltip=(
+                "Flow shift of the first size. 0: RMD's 3 for Wan and SD3.5, whatever the loader says; the "
+                "model's own for other families. Must be 0 for models without a shift (SDXL, PixArt)."
+            ),
+        ),
+        io.Combo.Input(
+            "method",
+            options=list(PRESETS),
+            default="default",
+            advanced=True,
+            tooltip="Settings that published variants disagree on: mapping, noise at the switch, eta, upsampler.",
+        ),
+    ]
+
+
+ONE_FRAME = "the cost is that of a picture (one latent frame); for a video connect the latent"
+
+
+class RMDSchedule(io.ComfyNode):
+    """Model, size and plan source in; plan, table, picture and the values that go with them out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RMD_Schedule",
+            display_name="RMD Schedule",
+            category=CATEGORY,
+            description=(
+                "Makes the plan of a cascade: the first steps at a small size, the last ones at the final size, each "
+                "at the noise level that its size needs. Shows the levels, the steps and what each of them costs."
+            ),
+            search_aliases=["multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will run the plan; it is not changed."),
+                *size_inputs("result", " Not used when a latent is connected."),
+                source_input(),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Below 1 only this share of the steps run, the last ones, starting from a picture.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="If connected, its size replaces width and height, and its frames count in the cost.",
+                ),
+            ],
+            outputs=[
+                Plan.Output(display_name="plan", tooltip="For RMD Sampler and the other RMD nodes."),
+                io.String.Output(display_name="table", tooltip="The plan as text."),
+                io.Image.Output(display_name="picture", tooltip="The plan as a picture."),
+                io.Float.Output(display_name="cfg", tooltip="The guidance to sample with."),
+                io.Int.Output(display_name="width", tooltip="Width of the result in pixels, for an empty latent."),
+                io.Int.Output(display_name="height", tooltip="Height of the result in pixels."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        model: Any,
+        width: int,
+        height: int,
+        source: dict[str, Any] | None = None,
+        denoise: float = 1.0,
+        latent: dict[str, Any] | None = None,
+        **_left_over: Any,  # links of a choice that is no longer taken
+    ) -> io.NodeOutput:
+        if source is None:  # ComfyUI leaves out a dynamic choice that it does not know
+            raise RMDError(f"source is none of the choices of RMD Schedule; use {', '.join(SOURCES)}")
+        view = ModelView.of(model)
+        frames = 1
+        if latent is None:
+            final_hw = final_cells(view, width=width, height=height)
+        else:
+            shape = final_latent(model, latent)["samples"].shape
+            final_hw, frames = (shape[-2], shape[-1]), shape[2] if len(shape) == 5 else 1
+        plan = kept_tail(sampling_plan(view, final_hw, source), denoise)
+        if latent is None and view.dimensions == 3:
+            plan = replace(plan, notes=(*plan.notes, ONE_FRAME))
+
+        def call_cost(cells_high: int, cells_wide: int) -> float:
+            return view.relative_cost(cells_high, cells_wide, frames)
+
+        picture = plan_picture(plan, call_cost, asked_thresholds(source))
+        result_height, result_width = plan.final_px
+        return io.NodeOutput(
+            plan,
+            plan_table(plan, call_cost),
+            picture,
+            plan.cfg,
+            result_width,
+            result_height,
+            ui=ui.PreviewImage(picture, cls=cls),
+        )

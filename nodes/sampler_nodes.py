@@ -1,0 +1,237 @@
+"""RMD Sampler: a whole cascade in one node.
+RMD Sampler (Advanced): a cascade from a guider and a sampler of one's own.
+RMD Guider: a cascade for core's SamplerCustomAdvanced.
+RMD Step Sampler: the sampler a student is trained with, for any custom sampling node.
+RMD Stage Override: what one stage does otherwise."""
+
+import comfy.samplers
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..rmd_core.boundary import Boundary
+from ..rmd_core.errors import RMDError
+from .bridge.sampling import CascadeGuider, StageOverride, check_no_negative, rmd_step_sampler, sample_cascade
+from .inputs import CATEGORY, Overrides, Plan, boundary_inputs, checked, latent_image_input, seed_input, stage_inputs
+
+
+class RMDSampler(io.ComfyNode):
+    """Model, prompts, latent and plan in, latent out."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_Sampler",
+            display_name="RMD Sampler",
+            category=CATEGORY,
+            description=(
+                "Samples a plan in one go: the first steps on a small latent, the rest at the final size, "
+                "with previews at each size."
+            ),
+            search_aliases=["cascade sampler", "multi-resolution sampler", "few-step sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the plan was made with."),
+                io.Conditioning.Input("positive", tooltip="What the picture shows."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What it does not show. Used, and needed, only when cfg is not 1.",
+                ),
+                latent_image_input(),
+                Plan.Input("plan", tooltip="The plan of RMD Schedule."),
+                seed_input(
+                    "seed", "The same seed gives the same picture, bit for bit; each stage draws its own noise."
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance. Distilled students are made for 1.0, which also halves the work.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The result at the final size.")],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, model, positive, latent_image, plan, seed, cfg, negative=None) -> io.NodeOutput:
+        if negative is None:
+            check_no_negative(cfg)
+        guider = comfy.samplers.CFGGuider(model)
+        prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+        guider.inner_set_conds(prompts)
+        guider.set_cfg(cfg)
+        callback = latent_preview.prepare_callback(model, len(plan.stages.steps))
+        result = sample_cascade(
+            plan, latent_image, guider=guider, sampler=rmd_step_sampler(plan.eta), seed=seed, callback=callback
+        )
+        return io.NodeOutput(result.latent())
+
+
+class RMDSamplerAdvanced(io.ComfyNode):
+    """Guider, sampler, plan and latent in; the result and the clean estimate of every stage out."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_SamplerAdvanced",
+            display_name="RMD Sampler (Advanced)",
+            category=CATEGORY,
+            description=(
+                "Samples a plan with a guider and a sampler of your own, and gives the picture of every stage. "
+                "Noise between steps is the sampler's: connect the plan to RMD Step Sampler for the plan's eta."
+            ),
+            search_aliases=["cascade sampler", "multi-resolution sampler", "SamplerCustomAdvanced"],
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
+                io.Sampler.Input("sampler", tooltip="RMD Step Sampler, or euler, lcm, heun, dpmpp_2m and others."),
+                Plan.Input("plan", tooltip="The plan of RMD Schedule."),
+                latent_image_input(),
+                seed_input(
+                    "noise_seed", "The same seed gives the same picture. Every stage draws its own noise from it."
+                ),
+                *stage_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="output", tooltip="The result at the final size."),
+                io.Latent.Output(
+                    display_name="stages",
+                    is_output_list=True,
+                    tooltip="The clean estimate at the end of every stage, smallest first.",
+                ),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, guider, sampler, plan, latent_image, noise_seed, later_guider=None, overrides=()) -> io.NodeOutput:
+        callback = latent_preview.prepare_callback(guider.model_patcher, len(plan.stages.steps))
+        result = sample_cascade(
+            plan,
+            latent_image,
+            guider=guider,
+            sampler=sampler,
+            seed=noise_seed,
+            later_guider=later_guider,
+            overrides=overrides or (),
+            callback=callback,
+        )
+        return io.NodeOutput(result.latent(), result.stage_latents())
+
+
+class RMDGuider(io.ComfyNode):
+    """Guider and plan in, a guider that runs the plan out."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_Guider",
+            display_name="RMD Guider",
+            category=CATEGORY,
+            description=(
+                "Makes core's SamplerCustomAdvanced run a whole plan. Its noise socket then only gives the seed "
+                "(DisableNoise counts as seed 0; RMD Noise also keeps batch_index), and its sigmas socket nothing: "
+                "the levels are the plan's."
+            ),
+            search_aliases=["cascade guider"],
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
+                Plan.Input("plan", tooltip="The plan of RMD Schedule."),
+                *stage_inputs(),
+            ],
+            outputs=[
+                io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="The levels of all stages, for the sigmas socket of the same node."
+                ),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, guider, plan, later_guider=None, overrides=()) -> io.NodeOutput:
+        levels = [sigma for stage in plan.stages.stages for sigma in plan.sigmas(stage)[:-1]]
+        cascade = CascadeGuider(guider, plan, later_guider=later_guider, overrides=overrides or ())
+        return io.NodeOutput(cascade, torch.tensor([*levels, 0.0], dtype=torch.float32))
+
+
+class RMDStepSampler(io.ComfyNode):
+    """A SAMPLER with the eta rule."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_StepSampler",
+            display_name="RMD Step Sampler",
+            category=CATEGORY,
+            description=(
+                "One model call a step, then predicted and fresh noise mixed by eta. For flow, eps and v models. "
+                "A step that ends above sigma 0 is made with the predicted noise alone, for RMD Stage Upscale."
+            ),
+            search_aliases=["lcm", "euler", "eta", "renoise"],
+            inputs=[
+                io.Float.Input(
+                    "eta",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of predicted noise between steps: 0 is all fresh (LCM), 1 all predicted (Euler).",
+                ),
+                Plan.Input("plan", optional=True, tooltip="If connected, its eta is used in place of the number."),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For RMD Sampler (Advanced) or core nodes.")],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, eta, plan=None) -> io.NodeOutput:
+        return io.NodeOutput(rmd_step_sampler(eta if plan is None else plan.eta))
+
+
+AS_PLANNED, OWN = "as in the plan", "own"
+
+
+class RMDStageOverride(io.ComfyNode):
+    """One stage's guider, sampler and boundary; several of these nodes make a chain."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_StageOverride",
+            display_name="RMD Stage Override",
+            category=CATEGORY,
+            description="Gives one stage its own guider, sampler or way of being entered. Chain several of these.",
+            search_aliases=["stage settings", "per-stage guider", "per-stage sampler"],
+            inputs=[
+                io.Int.Input("stage", default=2, min=1, max=64, tooltip="Which stage of those that run, from 1."),
+                io.DynamicCombo.Input(
+                    "boundary",
+                    options=[
+                        io.DynamicCombo.Option(AS_PLANNED, []),
+                        io.DynamicCombo.Option(OWN, boundary_inputs()),
+                    ],
+                    tooltip="How the stage takes over the picture of the stage before it.",
+                ),
+                io.Guider.Input("guider", optional=True, tooltip="Model and prompts of this stage alone."),
+                io.Sampler.Input("sampler", optional=True, tooltip="The sampler of this stage alone."),
+                Overrides.Input("overrides", optional=True, tooltip="Overrides of other stages, to add this one to."),
+            ],
+            outputs=[
+                Overrides.Output(display_name="overrides", tooltip="For RMD Sampler (Advanced) or RMD Guider."),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, stage, boundary=None, guider=None, sampler=None, overrides=(), **_left_over) -> io.NodeOutput:
+        if boundary is None:  # ComfyUI leaves out a dynamic choice that it does not know
+            raise RMDError(f"boundary is none of the choices of RMD Stage Override; use {AS_PLANNED!r} or {OWN!r}")
+        rule = None
+        if boundary["boundary"] == OWN:
+            rule = Boundary(boundary["upsampler"], boundary["switch_noise"], boundary["eta_switch"])
+        own = StageOverride(stage=stage - 1, guider=guider, sampler=sampler, boundary=rule)
+        return io.NodeOutput((*(overrides or ()), own))

@@ -1,0 +1,229 @@
+"""The boundary of a hand-built graph: from what a core sampler node put out to what the next one needs.
+RMD Stage Sigmas: one stage of a plan for a hand-built graph.
+RMD Stage Upscale: the change of size in a hand-built graph.
+RMD Noise: the noise an RMD Sampler starts from, for hand-built graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..rmd_core.boundary import Boundary
+from ..rmd_core.errors import RMDError
+from .bridge.latents import final_latent, finished
+from .bridge.model import ModelView, NoiseForm
+from .bridge.plans import SamplingPlan, final_cells, pixels
+from .bridge.sampling import StageSeed, StartNoise, SwitchNoise, batch_items
+from .inputs import CATEGORY, Plan, boundary_inputs, checked, seed_input, size_inputs
+
+STAGE = "rmd_stage"
+"""Key of a LATENT that came out of RMD Stage Upscale: the number of its stage, 0 being the first."""
+
+LEAST, MOST = 1 / 3, 3.0
+"""Deviation of noise that a network may plausibly have predicted."""
+
+
+def cross_to(
+    size_hw: tuple[int, int],
+    *,
+    output: dict[str, Any],
+    denoised_output: dict[str, Any],
+    sigmas: torch.Tensor,
+    model: Any,
+    noise: Any,
+    boundary: Boundary,
+) -> tuple[dict[str, Any], SwitchNoise]:
+    """The LATENT and NOISE of the next stage, of size_hw = (height, width) in cells.
+
+    output and denoised_output are those of the stage's sampler node, sigmas what it ran, noise what it started with.
+    The last step must have been Euler's (RMD Step Sampler makes it so), onto a sigma above 0: the predicted noise is
+    the difference of both pictures there. Raises RMDError otherwise, and for a size below the stage's.
+    """
+    if len(sigmas) < 2:
+        raise RMDError(f"the sigmas hold {len(sigmas)} level(s), which is no step; connect those the stage has run")
+    last = sigmas[-1].cpu().double()
+    if not 0.0 < last < 1.0 and NoiseForm.of(model).flow or last <= 0.0:
+        raise RMDError(
+            f"the stage ended at sigma {last:g}, where the predicted noise is lost; "
+            "end it at the next level with RMD Stage Sigmas"
+        )
+    output, denoised_output = final_latent(model, output), final_latent(model, denoised_output)
+    if output["samples"].shape != denoised_output["samples"].shape:
+        raise RMDError("output and denoised_output differ in shape; connect both outputs of one sampler node")
+    if "noise_mask" in output:
+        raise RMDError(
+            "a latent with a noise mask cannot cross by hand, as the full-size source is not here; "
+            "use RMD Sampler or RMD Guider for inpainting"
+        )
+    form, to_model = NoiseForm.of(model), model.model.process_latent_in
+    x0 = to_model(denoised_output["samples"].float())
+    state = form.unscaled(to_model(output["samples"].float()), last.float())
+    check_stage(output, noise)
+    started = StageSeed.of(noise.seed)  # a NOISE may serve several samplers, so the items are the LATENT's
+    seed = StageSeed(started.cascade, started.stage, batch_items(output)).next_stage()
+    eps = form.eps(state, x0, last.float())
+    _check_deviation(eps)
+    crossing = boundary.cross(x0, eps, size_hw, seed.fresh)
+    samples = finished(model.model.process_latent_out(crossing.x0))
+    return {**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(crossing.noise.cpu(), seed)
+
+
+def check_stage(output: dict[str, Any], noise: Any) -> None:
+    """Raise RMDError for a NOISE of another stage than the LATENT's: two stages would draw the same numbers."""
+    came, wanted = StageSeed.of(noise.seed).stage, output.get(STAGE, 0)
+    if came != wanted:
+        raise RMDError(
+            f"the noise is that of stage {came + 1}, the output that of stage {wanted + 1}; "
+            "connect the noise which the sampler node of this output was given"
+        )
+
+
+def _check_deviation(eps: torch.Tensor) -> None:
+    deviation = eps.std().item() if eps.numel() > 1 else 1.0
+    if not LEAST < deviation < MOST:
+        raise RMDError(
+            f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the sigmas "
+            "that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler or euler"
+        )
+
+
+class RMDStageSigmas(io.ComfyNode):
+    """The SIGMAS and the size of one stage; a stage before the last stops at the next level of the plan."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RMD_StageSigmas",
+            display_name="RMD Stage Sigmas",
+            category=CATEGORY,
+            description=(
+                "One stage of a plan for a graph of SamplerCustomAdvanced nodes. A stage before the last stops "
+                "above 0, so that RMD Stage Upscale can recover the clean picture and the noise from its two outputs."
+            ),
+            search_aliases=["split sigmas", "multi-resolution sigmas", "stage size"],
+            inputs=[
+                Plan.Input("plan", tooltip="The plan of RMD Schedule."),
+                io.Int.Input("stage", default=1, min=1, max=64, tooltip="Which stage of those that run, from 1."),
+            ],
+            outputs=[
+                io.Sigmas.Output(display_name="sigmas", tooltip="The stage's sigmas for SamplerCustomAdvanced."),
+                io.Int.Output(display_name="width", tooltip="Width of the stage in pixels."),
+                io.Int.Output(display_name="height", tooltip="Height of the stage in pixels."),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, plan: SamplingPlan, stage: int) -> io.NodeOutput:
+        stages = plan.stages.stages
+        if not 1 <= stage <= len(stages):
+            known = ", ".join(f"{one.index + 1} ({pixels(plan.cell_px, one.size)} px)" for one in stages)
+            raise RMDError(f"stage {stage} does not exist; this plan has {known}")
+        chosen = stages[stage - 1]
+        return io.NodeOutput(stage_sigmas(plan, stage), chosen.width * plan.cell_px, chosen.height * plan.cell_px)
+
+
+def stage_sigmas(plan: SamplingPlan, stage: int) -> torch.Tensor:
+    """The open sigmas of a stage (counted from 1), float32 on the CPU; RMDError unless they fall strictly."""
+    sigmas = torch.tensor(plan.open_sigmas(plan.stages.stages[stage - 1]), dtype=torch.float32)
+    if not bool((sigmas[:-1] > sigmas[1:]).all()):
+        listed = ", ".join(f"{sigma:.6g}" for sigma in sigmas.tolist())
+        raise RMDError(
+            f"the sigmas of stage {stage}, {listed}, do not fall; "
+            "use fewer steps, a smaller size ratio or a later switch"
+        )
+    return sigmas
+
+
+class RMDStageUpscale(io.ComfyNode):
+    """A stage's outputs in, LATENT and NOISE of the next stage out."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_StageUpscale",
+            display_name="RMD Stage Upscale",
+            category=CATEGORY,
+            description=(
+                "Takes a stage to a larger size: connect LATENT and NOISE to the next SamplerCustomAdvanced. "
+                "The stage before must end above sigma 0 (RMD Stage Sigmas) with RMD Step Sampler or euler. "
+                "Conditioning is not sized here: areas in pixels and fixed SDXL sizes are for RMD Sampler."
+            ),
+            search_aliases=["latent upscale", "renoise", "stage switch"],
+            inputs=[
+                io.Latent.Input("output", tooltip="The output of the stage's SamplerCustomAdvanced."),
+                io.Latent.Input("denoised_output", tooltip="The denoised_output of the same node."),
+                io.Sigmas.Input("sigmas", tooltip="The sigmas that stage has run, from RMD Stage Sigmas."),
+                io.Model.Input("model", tooltip="The model that stage was sampled with."),
+                io.Noise.Input(
+                    "noise", tooltip="The noise that stage started with: RMD Noise, RandomNoise, or the last Upscale's."
+                ),
+                *size_inputs("next stage"),
+                *boundary_inputs(advanced=True),
+                Plan.Input(
+                    "plan", optional=True, tooltip="If connected, its rule is used in place of the three above."
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The enlarged clean estimate."),
+                io.Noise.Output(display_name="noise", tooltip="The noise to start the next stage with."),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        output,
+        denoised_output,
+        sigmas,
+        model,
+        noise,
+        width,
+        height,
+        upsampler,
+        switch_noise,
+        eta_switch,
+        plan=None,
+    ) -> io.NodeOutput:
+        view = ModelView.of(model)
+        size = final_cells(view, width=width, height=height)
+        view.check_sizes([size])
+        latent, following = cross_to(
+            size,
+            output=output,
+            denoised_output=denoised_output,
+            sigmas=sigmas,
+            model=model,
+            noise=noise,
+            boundary=Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary,
+        )
+        return io.NodeOutput(latent, following)
+
+
+class RMDNoise(io.ComfyNode):
+    """A seed in, a NOISE out that later stages can follow."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_Noise",
+            display_name="RMD Noise",
+            category=CATEGORY,
+            description=(
+                "Noise for the first stage of a hand-built cascade: with the same seed, the numbers RMD Sampler uses. "
+                "An item of a batch gets the same noise whatever the size of the batch."
+            ),
+            search_aliases=["cascade noise", "seed", "random noise"],
+            inputs=[
+                seed_input("noise_seed", "The seed of the whole cascade."),
+            ],
+            outputs=[io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced and RMD Stage Upscale.")],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, noise_seed) -> io.NodeOutput:
+        return io.NodeOutput(StartNoise(noise_seed))

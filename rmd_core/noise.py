@@ -1,0 +1,76 @@
+"""Seeds by hash and noise by name: every draw has an address, and no draw depends on another.
+Where a cascade's noise comes from: a seed, in sampling and in training alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .errors import RMDError
+
+
+def derive_seed(seed: int, *parts: int | str) -> int:
+    """A 63-bit seed from a seed and the address of a draw, by SHA-256 over both.
+
+    The parts are integers or text, and their order and type count: 1 and "1" give different seeds. The result is the
+    same on every machine and in every version of Python. Raises RMDError for a part of another type.
+    """
+    for part in (seed, *parts):
+        if isinstance(part, bool) or not isinstance(part, (int, str)):
+            raise RMDError(f"a seed cannot be derived from {part!r}; use integers and text")
+    address = json.dumps([seed, *parts], separators=(",", ":")).encode("ascii")
+    return int.from_bytes(hashlib.sha256(address).digest()[:8], "big") >> 1
+
+
+def noise(
+    shape: Sequence[int], seed: int, stage: int, purpose: str, *, items: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Standard normal noise `(B, ...)`, float32 on the CPU, addressed by seed, stage, purpose and batch item.
+
+    Item i comes from its own generator seeded with `derive_seed(seed, stage, purpose, i)`, so it does not depend on the
+    batch size; `items` names other items than 0..B-1. The global random state is untouched.
+    PyTorch's CPU generator uses the low 32 bits of a seed, so among a million draws a few share their numbers.
+    Raises RMDError for an empty shape or when `items` does not name B items.
+    """
+    if len(shape) == 0:
+        raise RMDError("noise needs a shape with a batch axis, such as (B, C, H, W); got an empty one")
+    names = range(shape[0]) if items is None else items
+    if len(names) != shape[0]:
+        raise RMDError(f"{len(names)} items were named for a batch of {shape[0]}; name one per batch item")
+    result = torch.empty(tuple(shape), dtype=torch.float32)
+    for row, item in zip(result, names):
+        generator = torch.Generator().manual_seed(derive_seed(seed, stage, purpose, int(item)))
+        row.copy_(torch.randn(tuple(shape[1:]), generator=generator, dtype=torch.float32))
+    return result
+
+
+FreshNoise = Callable[[str, tuple[int, ...]], torch.Tensor]
+"""fresh(purpose, shape) -> white noise `(B, ...)` of one stage, float32 on the CPU."""
+
+
+class SeededNoise:
+    """Noise derived by hash from (seed, stage, purpose, item): repeatable, and no draw depends on another.
+
+    Purposes in use: `start` (the first state), `switch` and `switch-low` (a change of size), `step-0`, `step-1`, ...
+    (after each step of a stage), and `sampler` for the seed of a foreign sampler. `items` numbers the batch items
+    (default 0, 1, ...), so that one item of a batch can be drawn again by itself.
+    """
+
+    def __init__(self, seed: int, items: Sequence[int] | None = None) -> None:
+        self._seed = seed
+        self._items = items
+
+    def draw(self, shape: tuple[int, ...], stage: int, purpose: str) -> torch.Tensor:
+        """White noise of `shape`, `(B, ...)`, float32 on the CPU."""
+        return noise(shape, self._seed, stage, purpose, items=self._items)
+
+    def of_stage(self, stage: int) -> FreshNoise:
+        """The noise of one stage, by purpose and shape."""
+        return lambda purpose, shape: self.draw(shape, stage, purpose)
+
+    def seed(self, stage: int, purpose: str) -> int:
+        """A seed for code that draws its own noise, such as a stochastic sampler."""
+        return derive_seed(self._seed, stage, purpose)

@@ -1,0 +1,468 @@
+"""Noise curves: sigma, logSNR and timestep of rectified flow and of variance-preserving models, both ways.
+
+A level is named by sigma in [0, 1]: `x = alpha x0 + sigma eps` with alpha = 1 - sigma (flow) or sqrt(1 - sigma^2) (VP).
+logSNR is `ln(alpha^2 / sigma^2)`, the natural logarithm; pure noise of a flow has sigma 1 and logSNR -inf.
+Every method that takes a level takes a float or a tensor and gives a float or a float64 tensor of the same shape.
+
+Resolution mapping: the same coarse information at a larger size needs a noisier level, by 2 ln r of logSNR."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from .errors import RMDError
+
+Level = TypeVar("Level", float, torch.Tensor)
+NAMED_SCHEDULES = ("scaled_linear", "linear")
+
+
+class NoiseCurve(ABC):
+    """What a model family means by a noise level. Source: docs/method.md, noise levels."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def sigma_max(self) -> float:
+        """The noisiest level of the model's table."""
+
+    @property
+    @abstractmethod
+    def table_size(self) -> int:
+        """Number of entries of the model's table; index 0 is the cleanest."""
+
+    @abstractmethod
+    def alpha(self, sigma: Level) -> Level:
+        """The share of the picture at a level."""
+
+    @abstractmethod
+    def logsnr(self, sigma: Level) -> Level:
+        """`ln(alpha^2 / sigma^2)` of a level."""
+
+    @abstractmethod
+    def sigma_from_logsnr(self, logsnr: Level) -> Level:
+        """The level of a logSNR, the inverse of `logsnr`."""
+
+    @abstractmethod
+    def timestep(self, sigma: Level) -> Level:
+        """What the network is told at a level: 1000 sigma (flow), the fractional table index (VP)."""
+
+    @abstractmethod
+    def sigma_from_timestep(self, timestep: Level) -> Level:
+        """The level of a network timestep, the inverse of `timestep`."""
+
+    @abstractmethod
+    def table_sigma(self, index: Level) -> Level:
+        """The level of a table index in [0, table_size - 1], fractional ones too."""
+
+    @abstractmethod
+    def table_index(self, sigma: Level) -> Level:
+        """The fractional table index of a level, the inverse of `table_sigma`."""
+
+    @abstractmethod
+    def with_ratio(self, sigma: Level, ratio: float) -> Level:
+        """The level at a larger size that shows what `sigma` shows at the smaller one: logSNR lower by 2 ln(ratio).
+
+        Its sigma / alpha is `ratio` times as large; 1 / ratio maps back. For a VP curve it may lie beyond the table.
+        Source: docs/method.md, the resolution mapping.
+        """
+
+    @abstractmethod
+    def at_ratio(self, ratio: float) -> NoiseCurve:
+        """The curve of a size whose levels are mapped by `ratio`: the shift times ratio (flow), the same table (VP)."""
+
+    @abstractmethod
+    def snapped(self, sigma: float, *, last_index: int) -> float:
+        """The nearest level the model can be told: a table entry up to last_index (VP), the level itself (flow)."""
+
+    @abstractmethod
+    def comfy_sigma(self, sigma: Level) -> Level:
+        """ComfyUI's name of a level: sigma / alpha (VP), sigma itself (flow)."""
+
+    @abstractmethod
+    def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
+        """The level of a ComfyUI sigma, the inverse of `comfy_sigma`."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The curve in a few words."""
+
+    @abstractmethod
+    def as_dict(self) -> dict[str, Any]:
+        """The curve as JSON values, read back by `curve_from_dict`."""
+
+    def is_pure_noise(self, sigma: float) -> bool:
+        """Whether a level is the noisiest of the table, or noisier."""
+        return self.logsnr(sigma) <= self.logsnr(self.sigma_max) + 1e-6
+
+    def grid(self, steps: int) -> tuple[float, ...]:
+        """The levels of K steps, table indices `floor(N k / K) - 1` for k = K..1 with N = table_size.
+
+        Sampler and trainer both use this grid. Raises RMDError unless 1 <= steps <= table_size.
+        Source: docs/method.md, the step grid.
+        """
+        size = self.table_size
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= size:
+            raise RMDError(f"{steps!r} steps cannot be placed on a table of {size}; use 1 to {size}")
+        return tuple(self.table_sigma(float(size * k // steps - 1)) for k in range(steps, 0, -1))
+
+    def grid_at(self, timesteps: Sequence[float]) -> tuple[float, ...]:
+        """The levels of given network timesteps, for a grid of your own such as (899, 674, 449, 224)."""
+        return tuple(self.sigma_from_timestep(float(timestep)) for timestep in timesteps)
+
+
+@dataclass(frozen=True)
+class FlowCurve(NoiseCurve):
+    """Rectified flow with shift s: `sigma = s u / (1 + (s - 1) u)`, table entry i at u = (i + 1) / 1000.
+
+    A shift is a constant offset of -2 ln(s) in logSNR. Raises RMDError unless the shift is positive and finite.
+    """
+
+    shift: float = 3.0
+    kind: ClassVar[str] = "flow"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shift", _positive(self.shift, "the flow shift"))
+
+    @property
+    def sigma_max(self) -> float:
+        return 1.0
+
+    @property
+    def table_size(self) -> int:
+        return 1000
+
+    def alpha(self, sigma: Level) -> Level:
+        return _float64(lambda s: 1.0 - s, sigma)
+
+    def logsnr(self, sigma: Level) -> Level:
+        return _float64(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)), sigma)
+
+    def sigma_from_logsnr(self, logsnr: Level) -> Level:
+        return _float64(lambda lam: torch.sigmoid(-0.5 * lam), logsnr)
+
+    def timestep(self, sigma: Level) -> Level:
+        return _float64(lambda s: 1000.0 * s, sigma)
+
+    def sigma_from_timestep(self, timestep: Level) -> Level:
+        return _float64(lambda t: t / 1000.0, timestep)
+
+    def table_sigma(self, index: Level) -> Level:
+        return _float64(lambda i: _shifted((i + 1.0) / 1000.0, self.shift), index)
+
+    def table_index(self, sigma: Level) -> Level:
+        return _float64(lambda s: 1000.0 * _shifted(s, 1.0 / self.shift) - 1.0, sigma)
+
+    def with_ratio(self, sigma: Level, ratio: float) -> Level:
+        return _float64(lambda s: _shifted(s, ratio), sigma)
+
+    def at_ratio(self, ratio: float) -> FlowCurve:
+        return FlowCurve(self.shift * ratio)
+
+    def snapped(self, sigma: float, *, last_index: int) -> float:
+        return sigma
+
+    def comfy_sigma(self, sigma: Level) -> Level:
+        return _float64(lambda s: s, sigma)
+
+    def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
+        return _float64(lambda s: s, comfy_sigma)
+
+    def describe(self) -> str:
+        return f"flow, shift {self.shift:g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "shift": self.shift}
+
+
+@dataclass(frozen=True)
+class VPCurve(NoiseCurve):
+    """Variance-preserving diffusion over a table of betas; between entries logSNR is linear, as in ComfyUI.
+
+    betas are T >= 2 values in (0, 1), cleanest first. Timesteps and levels beyond the table are held at its ends.
+    `schedule` only remembers how the table was made. Raises RMDError for any other betas.
+    """
+
+    betas: tuple[float, ...]
+    schedule: tuple[str, float, float] | None = field(default=None, compare=False, repr=False)
+    kind: ClassVar[str] = "vp"
+
+    def __post_init__(self) -> None:
+        try:
+            betas = tuple(float(beta) for beta in self.betas)
+        except (TypeError, ValueError):
+            betas = ()
+        if len(betas) < 2 or not all(0.0 < beta < 1.0 for beta in betas):
+            raise RMDError("a variance-preserving curve needs two or more betas, each between 0 and 1 exclusive")
+        object.__setattr__(self, "betas", betas)
+
+    @classmethod
+    def scaled_linear(cls, start: float, end: float, size: int = 1000) -> VPCurve:
+        """Betas linear in their square root, as in SDXL (0.00085, 0.012)."""
+        roots = torch.linspace(math.sqrt(start), math.sqrt(end), size, dtype=torch.float64)
+        return cls(tuple((roots**2).tolist()), ("scaled_linear", float(start), float(end)))
+
+    @classmethod
+    def linear(cls, start: float, end: float, size: int = 1000) -> VPCurve:
+        """Betas linear, as in PixArt (1e-4, 0.02)."""
+        betas = torch.linspace(start, end, size, dtype=torch.float64)
+        return cls(tuple(betas.tolist()), ("linear", float(start), float(end)))
+
+    @cached_property
+    def table_logsnr(self) -> torch.Tensor:
+        """logSNR of every table entry, `(T,)` float64, strictly decreasing."""
+        log_alpha_bar = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
+        return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+
+    @cached_property
+    def _sigma_max(self) -> float:
+        return self.table_sigma(float(self.table_size - 1))
+
+    @property
+    def sigma_max(self) -> float:
+        return self._sigma_max
+
+    @property
+    def table_size(self) -> int:
+        return len(self.betas)
+
+    def alpha(self, sigma: Level) -> Level:
+        return _float64(lambda s: torch.sqrt((1.0 - s) * (1.0 + s)), sigma)
+
+    def logsnr(self, sigma: Level) -> Level:
+        return _float64(_vp_logsnr, sigma)
+
+    def sigma_from_logsnr(self, logsnr: Level) -> Level:
+        return _float64(lambda lam: torch.sqrt(torch.sigmoid(-lam)), logsnr)
+
+    def timestep(self, sigma: Level) -> Level:
+        return _float64(lambda s: _interpolated_index(self.table_logsnr.to(s.device), _vp_logsnr(s)), sigma)
+
+    def sigma_from_timestep(self, timestep: Level) -> Level:
+        return _float64(
+            lambda t: torch.sqrt(torch.sigmoid(-_interpolated_value(self.table_logsnr.to(t.device), t))), timestep
+        )
+
+    def table_sigma(self, index: Level) -> Level:
+        return self.sigma_from_timestep(index)
+
+    def table_index(self, sigma: Level) -> Level:
+        return self.timestep(sigma)
+
+    def with_ratio(self, sigma: Level, ratio: float) -> Level:
+        return _float64(lambda s: ratio * s / torch.hypot(torch.sqrt((1.0 - s) * (1.0 + s)), ratio * s), sigma)
+
+    def at_ratio(self, ratio: float) -> VPCurve:
+        return self
+
+    def snapped(self, sigma: float, *, last_index: int) -> float:
+        nearest = math.floor(self.table_index(sigma) + 0.5)
+        return self.table_sigma(float(min(nearest, last_index)))
+
+    def comfy_sigma(self, sigma: Level) -> Level:
+        return _float64(lambda s: s / torch.sqrt((1.0 - s) * (1.0 + s)), sigma)
+
+    def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
+        return _float64(lambda s: s / torch.hypot(torch.ones_like(s), s), comfy_sigma)
+
+    def describe(self) -> str:
+        made = "own betas" if self.schedule is None else "{} betas {:g} to {:g}".format(*self.schedule)
+        return f"variance preserving, {made}, {self.table_size} timesteps"
+
+    def as_dict(self) -> dict[str, Any]:
+        if self.schedule is None:
+            return {"kind": self.kind, "betas": list(self.betas)}
+        name, start, end = self.schedule
+        return {"kind": self.kind, "schedule": name, "start": start, "end": end, "size": self.table_size}
+
+
+def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
+    """The curve that `as_dict` wrote; raises RMDError for an unknown kind or schedule, or a wrong set of keys."""
+    values = dict(values)
+    kind, keys = values.pop("kind", None), set(values)
+    if kind == FlowCurve.kind and keys == {"shift"}:
+        return FlowCurve(values["shift"])
+    if kind == VPCurve.kind and keys == {"betas"}:
+        return VPCurve(values["betas"])
+    if kind == VPCurve.kind and keys == {"schedule", "start", "end", "size"}:
+        if values["schedule"] not in NAMED_SCHEDULES:
+            raise RMDError(f"beta schedule {values['schedule']!r} is unknown; use one of {', '.join(NAMED_SCHEDULES)}")
+        start, end, size = (_positive(values[key], f"the beta schedule's {key}") for key in ("start", "end", "size"))
+        return getattr(VPCurve, values["schedule"])(start, end, int(size))
+    raise RMDError(
+        f"noise curve of kind {kind!r} with {', '.join(sorted(keys)) or 'no values'} is unknown; "
+        "use flow with shift, or vp with betas or with schedule, start, end and size"
+    )
+
+
+def _positive(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0.0):
+        raise RMDError(f"{name} is {value!r}; use a positive number")
+    return number
+
+
+def _float64(function: Callable[[torch.Tensor], torch.Tensor], value: Level) -> Level:
+    if isinstance(value, torch.Tensor):
+        return function(value.to(torch.float64))
+    return function(torch.tensor(float(value), dtype=torch.float64)).item()
+
+
+def _shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
+    return shift * u / (1.0 - u + shift * u)
+
+
+def _vp_logsnr(sigma: torch.Tensor) -> torch.Tensor:
+    return torch.log1p(-sigma) + torch.log1p(sigma) - 2.0 * torch.log(sigma)
+
+
+def _interpolated_value(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    index = index.clamp(0.0, len(table) - 1.0)
+    below = index.floor().long().clamp(max=len(table) - 2)
+    return torch.lerp(table[below], table[below + 1], index - below)
+
+
+def _interpolated_index(table: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    value = value.clamp(table[-1], table[0])
+    above = torch.searchsorted(-table, -value.contiguous()).clamp(1, len(table) - 1)
+    low, high = table[above - 1], table[above]
+    return above - 1 + (value - low) / (high - low)
+
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ResolutionMap(ABC):
+    """The rule that gives the ratio r of two sizes. Source: docs/method.md, the resolution mapping."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
+        """r >= 1 between the plan's first size `low_hw` and a stage's `high_hw`, in a plan that ends at `final_hw`."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The map in a few words."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The map as JSON values, read back by `map_from_dict`."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class AreaMap(ResolutionMap):
+    """r is the square root of the ratio of areas."""
+
+    kind: ClassVar[str] = "area"
+
+    def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
+        return math.sqrt((high_hw[0] * high_hw[1]) / (low_hw[0] * low_hw[1]))
+
+    def describe(self) -> str:
+        return "area"
+
+
+@dataclass(frozen=True)
+class FixedRatioMap(ResolutionMap):
+    """r given outright between the first and the final size; stages between share it out by the log of their area.
+
+    `total` must be a finite number >= 1, else RMDError.
+    """
+
+    total: float
+    kind: ClassVar[str] = "ratio"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", _at_least_one(self.total, "the mapping's ratio"))
+
+    def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
+        return self.total ** _log_area_share(low_hw, high_hw, final_hw)
+
+    def describe(self) -> str:
+        return f"fixed ratio {self.total:g}"
+
+
+@dataclass(frozen=True)
+class ShiftPairMap(ResolutionMap):
+    """r = high / low from the native flow shifts of the first and the final size, such as Wan's 3 and 5.
+
+    Stages between share it out by the log of their area. Raises RMDError unless 0 < low <= high.
+    """
+
+    low: float
+    high: float
+    kind: ClassVar[str] = "shift"
+
+    def __post_init__(self) -> None:
+        try:
+            low, high = float(self.low), float(self.high)
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not (0.0 < low <= high < math.inf):
+            raise RMDError(f"the mapping's shifts are {self.low!r} and {self.high!r}; use two numbers, 0 < low <= high")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
+        return (self.high / self.low) ** _log_area_share(low_hw, high_hw, final_hw)
+
+    def describe(self) -> str:
+        return f"native shifts {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class NoMap(ResolutionMap):
+    """Every size keeps the level of the first, as the authors' released recipes do."""
+
+    kind: ClassVar[str] = "none"
+
+    def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
+        return 1.0
+
+    def describe(self) -> str:
+        return "none, every size keeps the levels of the first"
+
+
+_MAPS = {kind.kind: kind for kind in (AreaMap, FixedRatioMap, ShiftPairMap, NoMap)}
+
+
+def map_from_dict(values: dict[str, Any]) -> ResolutionMap:
+    """The map that `as_dict` wrote; raises RMDError for an unknown kind or a wrong set of keys."""
+    values = dict(values)
+    kind = values.pop("kind", None)
+    if kind not in _MAPS:
+        raise RMDError(f"resolution mapping {kind!r:.80} is unknown; use one of {', '.join(_MAPS)}")
+    wanted = {field.name for field in fields(_MAPS[kind])}
+    if set(values) != wanted:
+        raise RMDError(
+            f"resolution mapping {kind!r} came with {', '.join(sorted(values)) or 'no values'}; "
+            f"it takes {', '.join(sorted(wanted)) or 'no values'}"
+        )
+    return _MAPS[kind](**values)
+
+
+def _log_area_share(low_hw: Size, high_hw: Size, final_hw: Size) -> float:
+    low, high, final = (math.log(height * width) for height, width in (low_hw, high_hw, final_hw))
+    return (high - low) / (final - low) if final > low else 0.0
+
+
+def _at_least_one(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 1.0 <= number < math.inf:
+        raise RMDError(f"{name} is {value!r}; use a number of at least 1")
+    return number

@@ -1,0 +1,142 @@
+"""The plain loop of the cost benchmark is the trainer's own mathematics, costs what it should, and the command runs."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from benchmarks.training_cost.__main__ import main
+from benchmarks.training_cost.cases import FULL, TINY
+from benchmarks.training_cost.measure import Updates, standing_bytes
+from benchmarks.training_cost.plain_loop import PlainLoop
+from benchmarks.training_cost.runs import _random_setup
+from training.memory import plain_cost
+from training.parallel import Processes
+from training.trainer import Trainer
+from training_world import make_setup
+
+MODES = ("three networks", "adapters")
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """A function that makes the trainer of a tiny world."""
+
+    def make(*overrides):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        setup = make_setup(tmp_path, "train.warmup_updates=0", "model.rank=3", *overrides)
+        return Trainer(setup, Processes(setup.config))
+
+    return make
+
+
+def gradients_of(trainer, role):
+    found = {n: p.grad.clone() for n, p in trainer.networks.trained[role].named_parameters() if p.grad is not None}
+    trainer.networks.optimisers[role].zero_grad()
+    return found
+
+
+def assert_close(ours, theirs):
+    assert ours.keys() == theirs.keys() and ours
+    size = max(gradient.norm() for gradient in theirs.values())
+    assert size > 0 and all((ours[name] - gradient).norm() <= 1e-4 * size for name, gradient in theirs.items())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_plain_loop_has_the_trainers_gradients_for_its_draws(trainer, mode):
+    run = trainer(f"model.mode={mode}")
+    plain, stages = PlainLoop(run), set()
+    run.update(1)  # adapters start without effect
+    for number in range(2, 12):
+        first, second = plain.drawn(number)
+        if (first.stage, second.stage) in stages:
+            continue
+        stages.add((first.stage, second.stage))
+        assert first.prompts == second.prompts
+        conditioning = run.phases.embed(first.prompts)
+        states = plain.states(first, conditioning)
+        assert len(states) == len(run.setup.plan.steps)
+        loss, _ = run.phases.fake_phase(first, share=False)
+        ours = gradients_of(run, "fake")
+        assert plain.fake_phase(first, plain.received(states, first), conditioning) == pytest.approx(loss, rel=1e-4)
+        assert_close(ours, gradients_of(run, "fake"))
+        loss, _ = run.phases.student_phase(second)
+        ours = gradients_of(run, "student")
+        x_in = plain.received(states, second)
+        assert plain.student_phase(second, x_in, conditioning) == pytest.approx(loss, rel=1e-4)
+        assert_close(ours, gradients_of(run, "student"))
+    assert len(stages) > 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_plain_update_moves_what_an_update_moves(trainer, mode):
+    run = trainer(f"model.mode={mode}")
+    trained = run.networks.trained
+    before = {role: {n: t.clone() for n, t in trained[role].state_dict().items()} for role in trained}
+    plain = PlainLoop(run)
+    plain.update(1)
+    plain.update(2)
+    for role, old in before.items():
+        new = trained[role].state_dict()
+        assert any(not torch.equal(new[name], tensor) for name, tensor in old.items()), role
+    assert standing_bytes(run) == run.setup.memory.total - run.setup.memory.activations - run.setup.memory.gradients
+
+
+@pytest.mark.parametrize(("batch", "kinds"), [(1, 4), (3, 2)])
+def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(trainer, batch, kinds):
+    run = trainer(f"train.batch={batch}", "model.mode=three networks")
+    updates = Updates.of(run)
+    for block in itertools.islice(updates.blocks(), 3):
+        drawn = [updates.plain.drawn(number) for number in block]
+        for phase in zip(*drawn):
+            met = [int(draw.steps[0]) if batch == 1 else draw.stage for draw in phase]
+            assert sorted(met) == list(range(kinds))
+    rows = {"student": 0.0, "fake": 0.0, "teacher": 0.0}
+
+    def cost(height, width):
+        return {4: 0.25, 8: 1.0}[height]
+
+    def count(role):
+        def hook(module, arguments):
+            rows[role] += len(arguments[0]) * cost(*arguments[0].shape[-2:])
+
+        return hook
+
+    for role in rows:
+        getattr(run.phases, role).register_forward_pre_hook(count(role))
+    updates.run("plain", block)
+    expected = plain_cost(run.setup.plan, cost, cfg=2.0)
+    per_sample = {role: found / len(block) / batch for role, found in rows.items()}
+    # A backward pass counts as two forwards; a fake score is called once in each phase.
+    forwards = expected.student / 4 * 2  # one without a graph, one with: the latter's backward is not a call
+    assert per_sample["student"] == pytest.approx(expected.trajectory + forwards)
+    assert per_sample["teacher"] == pytest.approx(2.0) and per_sample["fake"] == pytest.approx(2.0)
+
+
+def test_a_quantised_base_is_made_of_weights_in_the_precision_of_the_calls():
+    pytest.importorskip("bitsandbytes")
+    case = next(case for case in TINY if "Wan" in case.name)
+    for kind in ("int8", "nf4"):
+        config = case.config("model.mode=adapters", f"model.base_dtype={kind}", "train.device=cpu")
+        assert {p.dtype for p in _random_setup(case, config, "cpu").teacher.parameters()} == {torch.float32}
+
+
+def test_the_command_measures_a_case_in_tiny_and_says_what_is_missing(tmp_path, capsys):
+    results = tmp_path / "results.json"
+    name = next(case.name for case in TINY if "Wan" in case.name)
+    main(["--device", "cpu", "--tiny", "--cases", name, "--blocks", "1"], results=results)
+    stored = json.loads(results.read_text())["rows"]
+    assert stored.keys() == {f"{name}, {mode}" for mode in MODES}
+    for row in stored.values():
+        assert row["made"]["blocks"] == 1 and row["ratio"] > 0 and 1.0 < row["counted"] < 2.0
+        assert set(row["parts"]) == {"trainer", "plain"} and all(value > 0 for value in row["parts"]["plain"].values())
+        assert 0.5 < row["trainer_bytes"] / row["estimated_bytes"] < 1.5
+    told = capsys.readouterr().out
+    assert "Not measured for want of a GPU" in told
+    for case in FULL:
+        assert f'--device cuda --cases "{case.name}"' in told
+    assert '"Wan2.1 14B" --modes adapters --blocks 1' in told and "70 PFLOP" in told
+    with pytest.raises(SystemExit, match="no case is called none"):
+        main(["--device", "cpu", "--cases", "none"], results=results)

@@ -1,0 +1,151 @@
+"""The quality benchmark: its students and rows, what is kept of them, and how tables come from that."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from benchmarks.quality import rows, students, timing
+from benchmarks.quality.__main__ import draw
+from benchmarks.quality.report import BEGIN, END, between_marks, report
+from benchmarks.quality.store import Store
+from benchmarks.quality.students import CELLS, CHANGES, DEFAULT, SINGLE, STUDENTS, runs, settings, weights_key
+from benchmarks.quality.tables import NAMES, Tables
+from benchmarks.quality.training import command
+from rmd_core.errors import RMDError
+from training.config import load_config
+from training.memory import update_cost
+from training.setup import outline_run
+
+FIGURES = dict.fromkeys((*NAMES, "style", "background"), 0.5)
+
+
+def cost_of_an_update(student):
+    config = student.config(0)
+    backbone, plan, _, outline = outline_run(config)
+
+    @cache
+    def flops(height, width):
+        return backbone.flops(outline, height, width, 1, 3)
+
+    height, width = plan.final_hw
+    return update_cost(
+        plan, lambda h, w: flops(h, w) / flops(height, width), cfg=config.loss.cfg, fake_steps=config.train.fake_steps,
+        shared=config.train.share_forward,
+    ).total  # fmt: skip
+
+
+def test_every_student_and_row_is_there_once():
+    trained, made = runs(), rows.all_rows()
+    assert sorted((s.name, seed) for s, seed in trained) == sorted((s.name, seed) for s in STUDENTS for seed in s.seeds)
+    assert len({weights_key(*run) for run in trained}) == len(trained)
+    for values in ([row.name for row in made], [rows.key_of(row) for row in made]):
+        assert len(set(values)) == len(values)
+    assert all(student.seeds == (0, 1, 2) for student in (DEFAULT, SINGLE, *CELLS))
+
+
+def test_tables_show_no_row_that_is_never_made(tmp_path):
+    shown, made = [], {row.name for row in rows.all_rows()}
+
+    class Noted(Tables):
+        def figures(self, row):
+            shown.append(row.name)
+
+    tables = Noted(Store(tmp_path))
+    for name in ("main", "cells", "paired", "changes", "curves", "shares", "check"):
+        getattr(tables, name)()
+    assert set(shown) == made
+
+
+def test_students_cost_as_much_training_as_the_default():
+    default = cost_of_an_update(DEFAULT)
+    for student in (SINGLE, *CHANGES):
+        # Any other change leaves the cost of an update as it is.
+        if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):
+            assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * default, rel=0.01)
+        else:
+            assert student.marks[-1] == student.cost
+    assert CHANGES[0].cost == DEFAULT.marks[1]
+    assert {student.cost for student in (DEFAULT, SINGLE, *CELLS)} == {DEFAULT.marks[-1]}
+
+
+def test_the_default_is_one_configuration_written_out():
+    """BASE holds what the demo's configuration and the default preset say today, or the tables say otherwise."""
+    demo = load_config(students.CONFIG).resolved()
+    assert settings(DEFAULT.config(0)) == settings(demo)
+
+
+def test_the_key_changes_with_what_matters_and_with_nothing_else():
+    key = weights_key(DEFAULT, 0)
+    assert weights_key(DEFAULT, 1) != key
+    assert weights_key(replace(DEFAULT, changes=("optimiser.student_lr=2e-4",)), 0) != key
+    assert weights_key(replace(DEFAULT, changes=("loss.fake_weighting=v",)), 0) != key
+    assert weights_key(replace(DEFAULT, title="another", marks=(5,), changes=("output.keep=3",)), 0) == key
+    (row,) = rows.student_rows(replace(DEFAULT, seeds=(0,)))
+    assert rows.key_of(replace(row, title="another")) == rows.key_of(row)
+    for other in (
+        replace(row, eta=0.25),
+        replace(row, guidance=2.0),
+        replace(row, run=(DEFAULT, 0, 80)),
+        replace(row, boundary=replace(row.boundary, upsampler="bicubic")),
+        replace(row, run=None),
+    ):
+        assert rows.key_of(other) != rows.key_of(row)
+    assert rows.key_of(row, repeats=1) != rows.key_of(row)
+
+
+def test_the_trainers_command_gives_the_configuration_that_the_key_is_of(tmp_path):
+    words = command(SINGLE, 1, 64, outputs=tmp_path)
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    config = load_config(words[words.index("--config") + 1], sets).resolved()
+    assert settings(config) == settings(SINGLE.config(1))
+    assert (config.train.updates, config.plan.sizes, "--resume" in words) == (64, ((16, 16),), False)
+
+
+def test_a_kept_row_is_found_by_its_key_and_a_damaged_file_is_told(tmp_path):
+    store, (row, other) = Store(tmp_path), rows.floor_rows()[:2]
+    key = rows.key_of(row)
+    assert store.figures(key) is None
+    store.keep(row, key, FIGURES)
+    assert Store(tmp_path).figures(key) == FIGURES
+    assert store.figures(rows.key_of(other)) is None
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["content"] == {"real": row.seed, "damage": None}
+    path.write_text("{")
+    with pytest.raises(RMDError, match="delete it"):
+        store.figures(key)
+
+
+def test_tables_come_from_kept_rows_and_name_what_is_missing(tmp_path):
+    store, found = Store(tmp_path), rows.student_rows(DEFAULT)
+    for number, row in enumerate(found[:2]):
+        store.keep(row, rows.key_of(row), FIGURES | {"fd": 0.2 + 0.1 * number})
+    times = {"ms": {"2x8x8+2x16x16": {"1": 30.25, "32": 12.0}}}
+    text = Tables(store, times).cells()
+    (line,) = [line for line in text.splitlines() if line.startswith("RMD 2+2 (2 of 3 seeds)")]
+    assert "0.250 (0.200..0.300)" in line and line.split()[6:9] == ["2.50", "30.2", "12.0"]
+    assert " ".join(text.splitlines()[3:]) == "not run yet: " + "; ".join(student.title for student in CELLS)
+    assert "ms at 1" in text and "ms at 1" not in Tables(store).cells()
+
+
+def test_the_page_holds_what_the_command_prints():
+    """docs/quality.md is written by ``python -m benchmarks.quality --table --page docs/quality.md``."""
+    page = (students.ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    assert between_marks(report(Store(), timing.kept()), page) == page
+
+
+def test_tables_are_put_between_the_marks():
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert between_marks("a \\1 b", page) == f"before\n{BEGIN}\n```\na \\1 b\n```\n{END}\nafter\n"
+    with pytest.raises(RMDError, match="no place for the tables"):
+        between_marks("new", "a page")
+
+
+def test_figures_are_drawn_from_kept_rows(tmp_path):
+    store = Store(tmp_path / "rows")
+    for row in (*rows.student_rows(DEFAULT), *rows.teacher_rows(), *rows.floor_rows()):
+        store.keep(row, rows.key_of(row), FIGURES)
+    draw(store, tmp_path / "drawn")
+    for name in ("quality_against_cost", "quality_during_training"):
+        assert (tmp_path / "drawn" / f"{name}.png").stat().st_size > 10_000

@@ -1,0 +1,114 @@
+"""The demo's shipped world: drawings, prompts, teacher, student, judge, and the page it makes."""
+
+import pytest
+import torch
+
+from benchmarks.judge import judge_pictures, load_judge
+from demo import files
+from demo.comparison import comparison_picture, table
+from demo.sampling import Way, make_pictures, single_resolution
+from demo.students import student_way
+from demo.world.catalogue import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
+from demo.world.drawings import JITTER_CELLS, JITTER_HIGH, JITTER_LOW, Drawings, draw_jitter
+from demo.world.words import ENCODER, TOKENS, WIDTH, embed
+from rmd_core.boundary import Boundary
+from rmd_core.files import read_tensors
+from rmd_core.recipe import read_recipe
+from training.backbones import make_backbone
+from training.prompts import PromptCache, prompt_key
+
+PROMPTS = [prompt(c, TEACHER_STYLES[i % 2], list(BACKGROUNDS)[i % 6]) for i, c in enumerate(CONCEPTS)]
+
+
+@pytest.fixture(scope="module")
+def world():
+    backbone = make_backbone("wan", shift=read_recipe(files.STUDENT).curve.shift)
+    return backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS, encoder=ENCODER), load_judge()
+
+
+def named_right(judge, pictures):
+    concepts = list(CONCEPTS)
+    truth = torch.tensor([concepts.index(text.split()[0]) for text in PROMPTS])
+    return (judge_pictures(judge, pictures).labels["concept"] == truth).float().mean().item()
+
+
+def cells(jitter):
+    return ((jitter - JITTER_LOW) / (JITTER_HIGH - JITTER_LOW) * JITTER_CELLS).long()
+
+
+def test_held_out_jitters_share_no_cell_with_training_and_have_the_same_marginals():
+    train, held_out = (draw_jitter(4000, torch.Generator().manual_seed(1), held_out=h) for h in (False, True))
+    assert (cells(train).sum(1) % JITTER_CELLS != 0).all()
+    assert (cells(held_out).sum(1) % JITTER_CELLS == 0).all()
+    for jitter in (train, held_out):
+        unit = (jitter - JITTER_LOW) / (JITTER_HIGH - JITTER_LOW)
+        assert torch.allclose(unit.mean(0), torch.full((4,), 0.5), atol=0.03)
+        assert torch.allclose(unit.std(0), torch.full((4,), 12**-0.5), atol=0.02)
+
+
+def test_pictures_of_a_size_are_the_larger_ones_seen_from_afar():
+    drawings = Drawings(TEACHER_STYLES)
+    jitter = draw_jitter(4, torch.Generator().manual_seed(2), held_out=False)
+    index, background = torch.arange(4), torch.arange(4)
+    large, small = (drawings.render(index, background, jitter, side=side) for side in (128, 64))
+    assert large.min() >= -1 and large.max() <= 1
+    assert (torch.nn.functional.avg_pool2d(large, 2) - small).abs().mean() < 0.02
+
+
+def test_rendering_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    Drawings(TEACHER_STYLES).sample(2, torch.Generator().manual_seed(3), side=64)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_prompt_file_holds_the_words_own_vectors():
+    cache = PromptCache(files.PROMPTS, encoder=ENCODER)
+    assert set(files.PROMPT_LIST.read_text().split("\n")[:-1]) <= set(cache.texts)
+    stored, _ = read_tensors(files.PROMPTS)
+    for text in ("", "apple", "star fluent", "frog * on-pink", "apple noto on-blue"):
+        assert stored[prompt_key(text)].shape == (TOKENS, WIDTH)
+        assert torch.equal(stored[prompt_key(text)], embed(text).half())
+
+
+def test_latents_of_the_teachers_pictures_have_unit_size(world):
+    _, vae, _, _ = world
+    pictures, _, _ = Drawings(TEACHER_STYLES).sample(24, torch.Generator().manual_seed(4), side=128, held_out=True)
+    latents = files.encode_pictures(vae, pictures)
+    assert latents.shape == (24, 16, 16, 16)
+    assert latents.std((0, 2, 3)).sub(1).abs().max() < 0.25
+    assert latents.mean((0, 2, 3)).abs().max() < 0.5
+
+
+def test_the_shipped_student_says_how_it_samples_and_draws_what_it_is_asked_for(world):
+    backbone, vae, cache, judge = world
+    way = student_way("student", files.STUDENT, backbone)
+    assert (way.sides, way.calls, way.units) == ("2 x 64 px, 2 x 128 px", 4, 2.5)
+    pictures, _ = make_pictures(way, backbone, vae, cache, PROMPTS, seed=0)
+    assert pictures.shape == (len(PROMPTS), 3, 128, 128)
+    assert named_right(judge, pictures) >= 0.9
+
+
+def test_the_teacher_draws_what_it_is_asked_for(world):
+    backbone, vae, cache, judge = world
+    teacher = backbone.load(files.TEACHER, dtype=torch.float32)
+    plan = single_resolution(backbone.curve, 10, (16, 16))
+    way = Way(title="", network=teacher, plan=plan, boundary=Boundary(), eta=1.0, guidance=2.0)
+    assert way.calls == 20
+    pictures, _ = make_pictures(way, backbone, vae, cache, PROMPTS, seed=0)
+    assert named_right(judge, pictures) >= 0.9
+
+
+def test_a_picture_does_not_depend_on_its_batch(world):
+    backbone, vae, cache, _ = world
+    way = student_way("student", files.STUDENT, backbone)
+    whole, _ = make_pictures(way, backbone, vae, cache, PROMPTS[:3], seed=5)
+    parts, _ = make_pictures(way, backbone, vae, cache, PROMPTS[:3], seed=5, batch=1)
+    assert torch.allclose(whole, parts, atol=1e-3)
+
+
+def test_the_page_has_a_row_for_each_way_and_a_column_for_each_prompt():
+    pictures = torch.zeros(3, 3, 16, 16)
+    rows = [("a", "x", pictures), ("b", "y", pictures)]
+    sheet = comparison_picture(rows, ["apple noto", "star", "frog fluent on-pink"])
+    assert sheet.width > 3 * 16 and sheet.height > 2 * 16
+    assert table(["", "n"], [["long name", 1], ["b", 22]]).splitlines()[-1] == "b" + 10 * " " + "22"

@@ -1,0 +1,120 @@
+"""The package for ComfyUI's registry: its metadata, which files go in, and that those alone run in ComfyUI."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from comfy_server import PACK, ComfyServer
+from comfyui_checkout import find_comfyui
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings the same parser
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+MOST_BYTES = 20 * 2**20
+TOP = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "__init__.py",
+    "demo",
+    "locales",
+    "nodes",
+    "pyproject.toml",
+    "requirements.txt",
+    "rmd_core",
+    "subgraphs",
+    "web",
+    "workflows",
+}
+"""What lies in the root of the package; anything new is either meant for ComfyUI's users or named in .comfyignore."""
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The tracked files that .comfyignore, which git reads as comfy-cli does, does not name."""
+
+    def listed(*flags):
+        found = subprocess.run(["git", "ls-files", "-z", "--cached", *flags], cwd=ROOT, capture_output=True)
+        if found.returncode:
+            pytest.skip("not a git checkout")
+        return {name for name in found.stdout.decode().split("\0") if name}
+
+    return sorted(listed() - listed("--ignored", "--exclude-from=.comfyignore"))
+
+
+def test_the_metadata_is_complete(project):
+    about, comfy = project["project"], project["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z](?:[._-]?[a-z0-9])*", about["name"]) and "comfyui" not in about["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
+    assert about["description"] and about["license"] == "Apache-2.0" and about["requires-python"]
+    assert "Operating System :: OS Independent" in about["classifiers"]
+    assert comfy["PublisherId"] and comfy["DisplayName"]
+    assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
+
+
+def test_every_address_is_of_one_repository(project):
+    urls, comfy = project["project"]["urls"], project["tool"]["comfy"]
+    owner, name = re.fullmatch(r"https://github\.com/([\w-]+)/([\w-]+)", urls["Repository"]).groups()
+    assert name == PACK and comfy["PublisherId"] == owner
+    assert all(url.startswith(urls["Repository"]) for url in urls.values())
+    raw = f"https://raw.githubusercontent.com/{owner}/{name}/main/"
+    assert all((ROOT / comfy[key].removeprefix(raw)).is_file() for key in ("Icon", "Banner"))
+    publish = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    assert f"github.repository_owner == '{owner}'" in publish
+
+
+def test_icon_and_banner_have_the_registrys_form():
+    for name, ratio, widest in (("icon", 1, 400), ("banner", 21 / 9, 1680)):
+        width, height = Image.open(ROOT / "docs" / "images" / f"{name}.png").size
+        assert width == height * ratio and width <= widest
+
+
+def test_the_changelog_begins_with_this_version(project):
+    versions = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] == project["project"]["version"] and len(set(versions)) == len(versions)
+
+
+def test_what_goes_in_is_what_comfyui_needs(shipped):
+    assert {Path(name).parts[0] for name in shipped} == TOP
+    code = {name for name in shipped if name.endswith(".py")}
+    assert {Path(name).parts[0] for name in code} == {"__init__.py", "nodes", "rmd_core"}
+    demo = [name for name in shipped if name.startswith("demo/")]
+    weights = [name for name in demo if name.endswith(".safetensors")]
+    assert set(demo) - set(weights) == {"demo/data/LICENSES.md"} and len(weights) == 4
+
+
+def test_it_is_small_enough(shipped):
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in shipped:
+            archive.write(ROOT / name, name)
+    assert len(target.getvalue()) < MOST_BYTES
+
+
+def test_it_runs_in_comfyui_by_itself(comfy, shipped, tmp_path):
+    """A server with nothing but the package's files: all nodes, templates, pages and languages, and the demo."""
+    for name in shipped:
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / "pack" / name)
+    with ComfyServer(find_comfyui(), tmp_path / "base", pack=tmp_path / "pack") as server:
+        info = server.object_info()
+        assert sum(name.startswith("RMD_") for name in info) == len(list((ROOT / "web" / "docs").glob("*.md")))
+        assert server.json("/workflow_templates")[PACK] and server.json("/i18n")["zh"]["nodeDefs"]
+        assert server.get(f"/extensions/{PACK}/docs/RMD_Sampler.md")
+        run = server.run(json.loads((ROOT / "tests" / "workflows" / "rmd_demo.json").read_text(encoding="utf-8")))
+        assert run.errors == [] and run.of("execution_success"), server.printed()[-3000:]

@@ -1,0 +1,34 @@
+"""docs/troubleshooting.md: its messages are those of the code, and everything it names exists."""
+
+import re
+
+import pytest
+from test_help_pages import ROOT, quoted, rows, sections, unknown
+
+PAGE = ROOT / "docs" / "troubleshooting.md"
+TABLES = {name: text for name, text in sections(PAGE).items() if "\n|" in text}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_messages_are_those_of_the_code(name):
+    folders = ("training", "rmd_core") if name == "Training" else ("nodes", "rmd_core")
+    told = [quoted(message)[0] for message, _ in rows(TABLES[name])]
+    assert len(told) > 5 and unknown(told, *folders) == []
+
+
+def test_every_remedy_says_something():
+    remedies = [remedy for text in TABLES.values() for _, remedy in rows(text)]
+    assert all(remedy.endswith(".") and len(remedy) > 20 for remedy in remedies)
+
+
+def test_bold_names_are_inputs_or_choices(node_classes):
+    known = {"few-step profile"}
+    for kind in node_classes.values():
+        for field in kind.GET_SCHEMA().inputs:
+            known |= {field.id} | {one.id for option in getattr(field, "options", None) or () for one in inner(option)}
+    bold = {name for text in TABLES.values() for name in re.findall(r"\*\*(.+?)\*\*", text)}
+    assert bold - known == set()
+
+
+def inner(option):
+    return getattr(option, "inputs", ())

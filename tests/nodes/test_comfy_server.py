@@ -1,0 +1,238 @@
+"""The pack in a real ComfyUI server: what it registers, the demo through POST /prompt, and every shipped prompt."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.judge import judge_pictures, load_judge
+from comfy_prompts import complaints, missing_files
+from comfy_server import Refused
+from demo import files
+from demo.sampling import make_pictures
+from demo.students import student_way
+from demo.world.catalogue import CONCEPTS
+from demo.world.words import ENCODER
+from rmd_core.recipe import read_recipe
+from training.backbones import make_backbone
+from training.prompts import PromptCache
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = sorted((ROOT / "tests" / "workflows").glob("*.json"))
+TEMPLATES = ROOT / "workflows"
+NOTES = {"MarkdownNote", "Note"}
+NODE_IDS = {
+    "RMD_Guider",
+    "RMD_LoadPromptEmbeddings",
+    "RMD_LoadStudent",
+    "RMD_Noise",
+    "RMD_Sampler",
+    "RMD_SamplerAdvanced",
+    "RMD_Schedule",
+    "RMD_StageOverride",
+    "RMD_StageSigmas",
+    "RMD_StageUpscale",
+    "RMD_StepSampler",
+}
+
+
+def prompt_file(name):
+    return json.loads((ROOT / "tests" / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def the(prompt, kind):
+    """The id of the one node of a kind."""
+    (node,) = [node for node, entry in prompt.items() if entry["class_type"] == kind]
+    return node
+
+
+def pixels(server, run, prompt, kind="SaveImage"):
+    """The pictures (N, 3, H, W) in 0..1 that the output node of a kind shows."""
+    images = run.outputs[the(prompt, kind)]["images"]
+    assert all(image["type"] in ("output", "temp") for image in images)
+    arrays = [np.asarray(server.view(image).convert("RGB"), np.float32) / 255.0 for image in images]
+    return torch.from_numpy(np.stack(arrays)).movedim(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    """What the server says of its nodes."""
+    return server.object_info()
+
+
+@pytest.fixture(scope="module")
+def demo(server):
+    """(prompt, Run, pictures) of the demo's shipped prompt, run once."""
+    prompt = prompt_file("rmd_demo")
+    run = server.run(prompt)
+    assert run.errors == []
+    return prompt, run, pixels(server, run, prompt)
+
+
+def test_every_node_is_registered_and_described(info):
+    ours = {name: entry for name, entry in info.items() if name.startswith("RMD_")}
+    assert ours.keys() == NODE_IDS
+    for name, entry in ours.items():
+        assert entry["category"] == "RMD" and entry["display_name"].startswith("RMD ") and entry["description"], name
+        assert entry["python_module"] == "custom_nodes.ComfyUI-RMD"
+        for group in ("required", "optional"):
+            assert all(options["tooltip"] for _, options in entry["input"].get(group, {}).values()), name
+        assert all(entry["output_tooltips"]), name
+
+
+def test_the_log_tells_of_no_failure(server):
+    lines = server.printed().splitlines()
+    assert not [line for line in lines if "ComfyUI-RMD" in line and ("FAILED" in line or "Cannot import" in line)]
+    assert not [line for line in lines if line.startswith("Traceback")]
+    assert [line for line in lines if re.search(r"seconds: .*ComfyUI-RMD", line)]
+
+
+def test_the_demos_files_are_offered(server, info):
+    def offered(node, name):
+        kind, *options = info[node]["input"]["required"][name]
+        return kind if isinstance(kind, list) else options[0]["options"]
+
+    assert {files.TEACHER.name, files.STUDENT.name} <= set(offered("UNETLoader", "unet_name"))
+    assert files.VAE.name in offered("VAELoader", "vae_name")
+    assert offered("RMD_LoadPromptEmbeddings", "file") == [files.PROMPTS.name]
+
+
+def test_the_templates_are_listed_and_served(server, info):
+    shipped = {path.stem for path in TEMPLATES.glob("*.json")}
+    assert set(server.json("/workflow_templates").get("ComfyUI-RMD", [])) == shipped
+    for name in shipped:
+        workflow = server.json(f"/api/workflow_templates/ComfyUI-RMD/{name}.json")
+        assert {node["type"] for node in workflow["nodes"]} <= info.keys() | NOTES
+
+
+def test_every_template_is_tested_as_a_prompt_of_the_same_nodes():
+    assert {path.name for path in PROMPTS} == {path.name for path in TEMPLATES.glob("*.json")}
+    for path in PROMPTS:
+        prompt, template = (json.loads((folder / path.name).read_text("utf-8")) for folder in (path.parent, TEMPLATES))
+        drawn = [node["type"] for node in template["nodes"] if node["type"] not in NOTES]
+        assert sorted(drawn) == sorted(entry["class_type"] for entry in prompt.values())
+
+
+@pytest.mark.parametrize("path", PROMPTS, ids=lambda path: path.stem)
+def test_a_shipped_prompt_fits_the_servers_nodes(server, info, path):
+    """Our own check of names and types, and ComfyUI's validation: only files that are not there may be missed."""
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    assert complaints(prompt, info) == []
+    missing = missing_files(prompt, info)
+    if missing:
+        with pytest.raises(Refused) as caught:
+            server.post(prompt)
+        errors = [error for node in caught.value.node_errors.values() for error in node]
+        assert {error["type"] for error in errors} == {"value_not_in_list"}, errors
+        assert {error["extra_info"]["received_value"] for error in errors} == missing
+
+
+@pytest.mark.parametrize("path", [path for path in PROMPTS if path.stem.startswith("rmd_")], ids=lambda path: path.stem)
+def test_a_prompt_over_the_demos_files_runs(server, path):
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    run = server.run(prompt)
+    assert run.errors == [] and run.of("execution_success")
+    assert all(entry for entry in run.outputs.values())
+
+
+def test_the_demos_picture_is_the_one_that_the_trainers_code_makes(demo):
+    prompt, _, pictures = demo
+    recipe = read_recipe(files.STUDENT)
+    backbone = make_backbone("wan", shift=recipe.curve.shift)
+    cache = PromptCache(files.PROMPTS, encoder=ENCODER)
+    text = prompt[the(prompt, "RMD_LoadPromptEmbeddings")]["inputs"]["prompt"]
+    seed = prompt[the(prompt, "RMD_Sampler")]["inputs"]["seed"]
+    way = student_way("student", files.STUDENT, backbone)
+    expected, _ = make_pictures(way, backbone, backbone.load_vae(files.VAE), cache, [text], seed=seed)
+    assert pictures.shape == expected.shape == (1, 3, 128, 128)
+    apart = (pictures * 255 - (expected.clamp(-1, 1) + 1) * 127.5).abs()
+    assert apart.max() <= 1.01 and apart.mean() < 0.6  # the file holds whole numbers
+
+
+def test_the_judge_names_what_the_demo_drew(demo):
+    prompt, _, pictures = demo
+    text = prompt[the(prompt, "RMD_LoadPromptEmbeddings")]["inputs"]["prompt"]
+    label = judge_pictures(load_judge(), pictures * 2 - 1).labels["concept"].item()
+    assert list(CONCEPTS)[label] == text.split()[0]
+
+
+def test_a_preview_came_of_every_step(demo):
+    _, run, _ = demo
+    shown = [np.asarray(preview.convert("RGB"), np.float32) for preview in run.previews]
+    assert len(shown) == 4  # ComfyUI enlarges them all to one size
+    assert all(np.abs(one - other).mean() > 1.0 for one, other in zip(shown, shown[1:]))
+
+
+def test_progress_counts_over_both_stages(demo):
+    prompt, run, _ = demo
+    sampler = the(prompt, "RMD_Sampler")
+    told = [(data["value"], data["max"]) for data in run.of("progress") if data["node"] == sampler]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_same_prompt_again_is_cached(server, demo):
+    prompt, _, _ = demo
+    again = server.run(prompt)
+    assert again.cached == set(prompt)
+    assert not [data for data in again.of("executing") if data["node"] is not None]
+
+
+def test_a_new_seed_draws_anew_and_loads_nothing_again(server, demo):
+    prompt, _, pictures = demo
+    other = copy.deepcopy(prompt)
+    other[the(other, "RMD_Sampler")]["inputs"]["seed"] += 1
+    run = server.run(other)
+    ran = {data["node"] for data in run.of("executing") if data["node"] is not None}
+    assert ran == {the(prompt, kind) for kind in ("RMD_Sampler", "VAEDecode", "SaveImage")}
+    assert (pixels(server, run, other) - pictures).abs().mean() > 0.01
+
+
+def test_the_hand_built_graph_draws_the_demos_picture(server, demo):
+    _, _, pictures = demo
+    prompt = prompt_file("rmd_hand_built")
+    run = server.run(prompt)
+    assert run.errors == []
+    assert (pixels(server, run, prompt) - pictures).abs().max() <= 1.01 / 255
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "value", "kind"),
+    [
+        ("RMD_Sampler", "cfg", -1.0, "value_smaller_than_min"),
+        ("RMD_Sampler", "seed", -1, "value_smaller_than_min"),
+        ("RMD_Schedule", "width", 0, "value_smaller_than_min"),
+        ("RMD_Schedule", "denoise", 1.5, "value_bigger_than_max"),
+        ("RMD_LoadPromptEmbeddings", "file", "no.safetensors", "value_not_in_list"),
+        ("RMD_LoadStudent", "kind.student", "no.safetensors", "value_not_in_list"),
+    ],
+)
+def test_comfyuis_own_checks_still_act(server, demo, node, name, value, kind):
+    prompt = copy.deepcopy(demo[0])
+    prompt[the(prompt, node)]["inputs"][name] = value
+    with pytest.raises(Refused) as caught:
+        server.run(prompt)
+    ((_, errors),) = caught.value.node_errors.items()
+    assert [error["type"] for error in errors] == [kind]
+
+
+@pytest.mark.parametrize(
+    ("node", "change", "words"),
+    [
+        ("RMD_LoadPromptEmbeddings", {"prompt": "mushrom noto"}, ("mushrom noto", "closest")),
+        ("RMD_Sampler", {"cfg": 2.0}, ("cfg is 2", "negative")),
+        ("RMD_Schedule", {"width": 1004}, ("1004x128", "multiples of 8 px")),
+        ("EmptyHunyuanLatentVideo", {"width": 256}, ("256x128 px", "128x128 px")),
+        ("RMD_LoadStudent", {"kind.student": files.TEACHER.name}, (files.TEACHER.name, "no RMD recipe")),
+    ],
+)
+def test_what_cannot_run_says_why_in_one_line(server, demo, node, change, words):
+    prompt = copy.deepcopy(demo[0])
+    prompt[the(prompt, node)]["inputs"].update(change)
+    (message,) = server.run(prompt).errors
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message

@@ -1,0 +1,145 @@
+"""The plan as a picture and as a table: what is drawn where, in which colour, and the numbers beside it."""
+
+import math
+import re
+
+import pytest
+import torch
+
+SIZES = [(32, 32), (64, 64), (128, 128)]
+
+
+@pytest.fixture
+def plan(nodes, tiny):
+    return lambda name="sdxl", split="1+1+2", sizes=SIZES, **others: nodes.plan(
+        tiny(name), sizes=sizes, split=split, **others
+    )
+
+
+@pytest.fixture
+def drawing(pack):
+    return pack.nodes.bridge.show
+
+
+def area(height, width):
+    return float(height * width)
+
+
+def rgb(colour):
+    return torch.tensor([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+
+
+def pixels_of(picture, colour, left=0, right=None):
+    """How many pixels of an area are of a colour, to what reading a byte allows."""
+    return ((picture[0, :, left:right] - rgb(colour)).abs().amax(-1) < 0.02).sum().item()
+
+
+@pytest.mark.parametrize(("name", "split"), [("sdxl", "2+0+2"), ("sdxl", "1+1+2"), ("wan", "1+0+0"), ("wan", "9+9+12")])
+def test_picture_is_an_image_and_repeats(plan, drawing, name, split):
+    made = plan(name, split)
+    picture = drawing.plan_picture(made, area, (-5.0, -2.5))
+    assert picture.shape == (1, 560, 1000, 3) and picture.dtype == torch.float32
+    assert 0 <= picture.min() and picture.max() <= 1
+    assert torch.equal(picture, drawing.plan_picture(made, area, (-5.0, -2.5)))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "wan", "pixart"])
+def test_steps_are_drawn_at_their_levels_in_the_colour_of_their_stage(plan, drawing, name):
+    made = plan(name)
+    picture = drawing.plan_picture(made, area)
+    axes = drawing.Axes.of(made, ())
+    for step in made.stages.steps:
+        # u of the base level by hand: the shifted flow solved for u, the entry of a VP table
+        sigma = step.base_sigma
+        shift = getattr(made.stages.curve, "shift", None)
+        u = sigma / (shift - (shift - 1) * sigma) if shift else (made.stages.curve.timestep(sigma) + 1) / 1000
+        x, y = axes.at(sigma, step.logsnr)
+        assert x == pytest.approx(axes.x(1) + (1 - u) * (axes.x(0) - axes.x(1)), abs=1e-6)
+        if math.isfinite(step.logsnr):
+            share = (step.logsnr - axes.lowest) / (axes.highest - axes.lowest)
+            assert y == pytest.approx(axes.y(axes.lowest) + share * (axes.y(axes.highest) - axes.y(axes.lowest)))
+        ring = picture[0, round(y) - 6, round(x) - 5]  # inside the dot, beside its number
+        assert (ring - rgb(drawing.stage_colour(step.stage))).abs().max() < 0.02
+
+
+def test_every_finite_level_and_threshold_is_inside_the_axes(plan, drawing):
+    for name in ("sdxl", "wan", "pixart"):
+        made = plan(name)
+        axes = drawing.Axes.of(made, (-19.0, 9.0, 1e9))  # the last decides nothing on any table and is not shown
+        levels = [step.logsnr for step in made.stages.steps if math.isfinite(step.logsnr)]
+        assert axes.lowest < min(*levels, -19) and max(*levels, 9) < axes.highest < 20
+
+
+def test_bars_are_as_long_as_the_steps_cost(plan, drawing):
+    picture = drawing.plan_picture(plan(), area)
+    room = picture[:, :, drawing.BARS_LEFT :]
+    row = min(34.0, (drawing.BOTTOM - drawing.TOP - 80.0) / 4)
+    for index, (stage, cost) in enumerate([(0, 1 / 16), (1, 1 / 4), (2, 1), (2, 1)]):
+        left, right, top, bottom = drawing.bar_box(index, cost, row, 1.0)
+        middle = room[:, round((top + bottom) / 2)][:, None]
+        assert pixels_of(middle, drawing.stage_colour(stage)) == pytest.approx(right - left, abs=2)
+    lengths = [drawing.bar_box(0, cost, row, 1.0)[1] - drawing.bar_box(0, cost, row, 1.0)[0] for cost in (0.25, 1.0)]
+    assert lengths[1] == pytest.approx(4 * lengths[0])
+
+
+def test_thresholds_are_dashed_lines_at_their_level(plan, drawing):
+    made = plan("wan")
+    without, shown = (drawing.plan_picture(made, area, given) for given in ((), (-2.5,)))
+    y = round(drawing.Axes.of(made, (-2.5,)).y(-2.5))
+    assert drawing.Axes.of(made, ()) == drawing.Axes.of(made, (-2.5,))
+    row = slice(drawing.LEFT, drawing.RIGHT)
+    bright = [(picture[0, y - 1 : y + 2, row].amin(-1).amax(0) > 0.7).float().mean() for picture in (without, shown)]
+    assert bright[0] < 0.1 and 0.35 < bright[1] < 0.75
+
+
+def test_long_words_are_cut_to_the_picture(pack):
+    canvas = pack.nodes.bridge.show.Canvas(200, 40, "#000000")
+    cut = canvas.fitted("thresholds and sizes, " * 9, 13, 180)
+    assert cut.endswith("...") and canvas.text_width(cut, 13) <= 180
+    assert canvas.fitted("short", 13, 180) == "short"
+
+
+# the table
+
+
+def test_table_lists_every_step(pack, plan):
+    made = plan()
+    table = pack.nodes.bridge.show.plan_table(made, area)
+    rows = [line.split() for line in table.splitlines() if re.match(r" +\d+ +\d+ +\d+x\d+", line)]
+    assert len(rows) == 4
+    for step, row, cost in zip(made.stages.steps, rows, (1 / 16, 1 / 4, 1, 1)):
+        assert row[:3] == [str(step.index + 1), str(step.stage + 1), f"{8 * step.width}x{8 * step.height}"]
+        sigma = made.stages.curve.comfy_sigma(step.sigma)
+        expected = (sigma, step.timestep, step.logsnr, cost)
+        assert [float(value) for value in row[3:]] == pytest.approx(expected, abs=6e-3)
+    assert "2.31 full-size calls for 4 steps; 4 at 1024x1024 px would be 1.73 times as much" in table
+    assert "area: r = 2 at 512x512, r = 4 at 1024x1024" in table
+    assert table.isascii() and str(made.kind) in table
+
+
+def test_table_tells_moved_levels_and_sizes_without_a_step(pack, plan):
+    core = pack.rmd_core
+    moved = pack.nodes.bridge.show.plan_table(plan("sdxl", "2+0+2"), area)
+    assert "- no step runs at 512x512 px" in moved
+    assert "- step 4 at 1024x1024 px: the exact level is timestep 652.6; timestep 653 is used" in moved
+    beyond = pack.nodes.bridge.show.plan_table(plan("sdxl", "0+1+1"), area)
+    assert "- step 1 at 512x512 px: the exact level is beyond the model's table; timestep 999 is used" in beyond
+    flow = plan("wan", mapping=core.mapping.ShiftPairMap(3.0, 5.0))
+    shown = pack.nodes.bridge.show.plan_table(flow, area)
+    assert "notes" not in shown and "native shifts 3 to 5: r = 1.291 at 512x512 (shift 3.873), r = 1.667 at" in shown
+
+
+def test_table_tells_the_rules(pack, plan):
+    rules = {"upsampler": "nearest", "switch_noise": "fresh", "eta_switch": 0.0}
+    made = plan(eta=0.9, cfg=4.5, size_conditioning="final", mapping=pack.rmd_core.schedule.NoMap(), **rules)
+    table = pack.nodes.bridge.show.plan_table(made, area)
+    for line in ("x0 upsampled nearest, fresh noise\n", "eta       0.9 ", "cfg       4.5\n", "that of the final"):
+        assert line in f"{table}\n"
+    assert "none, every size keeps the levels of the first" in table
+
+
+def test_a_text_without_end_is_cut_at_once(pack):
+    canvas = pack.nodes.bridge.show.Canvas(200, 50, "#000000")
+    cut = canvas.fitted("x" * 1_000_000, 13, 180)
+    assert cut.endswith("...") and canvas.text_width(cut, 13) <= 190
+    assert canvas.fitted("short", 13, 180) == "short"

@@ -1,0 +1,94 @@
+"""The subgraph blueprints: as they were meant, listed by the server, and run on the demo's models."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from browser.blueprints import BLUEPRINTS
+from comfy_prompts import complaints
+from comfy_server import PACK
+
+SUBGRAPHS = Path(__file__).parents[2] / "subgraphs"
+AROUND = {
+    "positive": {
+        "class_type": "RMD_LoadPromptEmbeddings",
+        "inputs": {"file": "rmd_tiny_prompts.safetensors", "prompt": "mushroom noto on-green"},
+    },
+    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "rmd_tiny_wan_vae.safetensors"}},
+}
+SMALL = {"width": 128, "height": 128, "length": 5}
+SAVED_BY = {
+    "image": ("SaveImage", {"filename_prefix": "blueprint"}, "images"),
+    "video": ("SaveVideo", {"filename_prefix": "blueprint", "format": "auto", "format.codec": "auto"}, "video"),
+}
+
+
+def in_use(name):
+    """The prompt that a blueprint becomes when the demo's prompt and VAE are connected and its result is saved."""
+    blueprint = BLUEPRINTS[name]
+    prompt = {node: {**entry, "inputs": dict(entry["inputs"])} for node, entry in blueprint.prompt.items()}
+    for label, node, key in blueprint.inputs:
+        if label in AROUND:
+            prompt[node]["inputs"][key] = [label, 0]
+        elif label in SMALL:
+            prompt[node]["inputs"][key] = SMALL[label]
+    label, node, slot = blueprint.outputs[0]
+    kind, inputs, key = SAVED_BY[label]
+    return prompt | AROUND | {"save": {"class_type": kind, "inputs": {**inputs, key: [node, slot]}}}
+
+
+def read(name):
+    return json.loads((SUBGRAPHS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_there_is_a_file_for_every_blueprint():
+    assert {path.name for path in SUBGRAPHS.iterdir()} == {f"{name}.json" for name in BLUEPRINTS}
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_the_file_is_one_node_over_the_graph_that_was_meant(name):
+    blueprint, file = BLUEPRINTS[name], read(name)
+    (node,), (subgraph,) = file["nodes"], file["definitions"]["subgraphs"]
+    assert node["type"] == subgraph["id"] and node["title"] == subgraph["name"] == name and not file["links"]
+    assert subgraph["description"] == file["extra"]["BlueprintDescription"] == blueprint.description
+    assert file["extra"]["BlueprintSearchAliases"] == list(blueprint.words)
+    at = {tuple(place): id for id, place in blueprint.places.items()}
+    inside = {one["id"]: at[tuple(one["pos"])] for one in subgraph["nodes"]}
+    kinds = {inside[one["id"]]: one["type"] for one in subgraph["nodes"]}
+    assert kinds == {id: entry["class_type"] for id, entry in blueprint.prompt.items()}
+    slots = {inside[one["id"]]: [slot["name"] for slot in one.get("inputs", [])] for one in subgraph["nodes"]}
+    named = {**inside, subgraph["inputNode"]["id"]: "in", subgraph["outputNode"]["id"]: "out"}
+    found = {
+        (named[link["origin_id"]], link["origin_slot"], named[link["target_id"]], link["target_slot"])
+        for link in subgraph["links"]
+    }
+    wanted = {
+        (value[0], value[1], id, slots[id].index(key))
+        for id, entry in blueprint.prompt.items()
+        for key, value in entry["inputs"].items()
+        if isinstance(value, list)
+    }
+    wanted |= {("in", place, id, slots[id].index(key)) for place, (_, id, key) in enumerate(blueprint.inputs)}
+    wanted |= {(id, slot, "out", place) for place, (_, id, slot) in enumerate(blueprint.outputs)}
+    assert found == wanted
+    for outside in (node, subgraph):
+        assert [slot["name"] for slot in outside["inputs"]] == [label for label, _, _ in blueprint.inputs]
+        assert [slot["name"] for slot in outside["outputs"]] == [label for label, _, _ in blueprint.outputs]
+
+
+def test_the_server_lists_and_gives_them(server):
+    listed = server.json("/global_subgraphs")
+    ours = {entry["name"]: id for id, entry in listed.items() if entry["info"]["node_pack"] == f"custom_nodes.{PACK}"}
+    assert ours.keys() == BLUEPRINTS.keys()
+    for name, id in ours.items():
+        assert json.loads(server.json(f"/global_subgraphs/{id}")["data"]) == read(name)
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_its_nodes_exist_and_run_on_the_demos_models(server, name):
+    prompt = in_use(name)
+    assert complaints(prompt, server.object_info()) == []
+    run = server.run(prompt)
+    assert run.errors == [] and run.of("execution_success")
+    assert run.outputs["save"]

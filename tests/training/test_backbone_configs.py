@@ -1,0 +1,84 @@
+"""The shipped configurations of the real models: each says where its values are from, and makes the plan it names."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from full_size import meta_student
+from training.backbones import make_backbone
+from training.config import load_config
+from training.memory import GIB, estimate_memory
+from training.plans import build_intervals
+from training.prompts import CacheFolder
+from training.setup import outline_run
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+PLANS = {  # name: (timesteps the network is told in order, frames, the backbone, the full-size student, fewer layers)
+    "sdxl": ([999, 749, 499, 249], 1, "sdxl", "SDXL", {"transformer_layers_per_block": (1, 1, 1)}),
+    "pixart_alpha": ([999, 749, 499, 249], 1, "pixart_alpha", "PixArt alpha", {"num_layers": 2}),
+    "pixart_sigma": ([999, 749, 499, 249], 1, "pixart_sigma", "PixArt Sigma", {"num_layers": 2}),
+    "sd35_medium": ([1000, 900, 750, 500], 1, "sd3", "SD3.5 Medium", {"num_layers": 2}),
+    "sd35_large": ([1000, 900, 750, 500], 1, "sd3", "SD3.5 Large", {"num_layers": 2}),
+    "wan21_1.3b": ([1000, 937.361, 857.143, 750, 599.640, 373.874], 21, "wan", "Wan2.1 1.3B", {"num_layers": 2}),
+    "wan21_14b": ([1000, 937.361, 857.143, 750, 599.640, 373.874], 21, "wan", "Wan2.1 14B", {"num_layers": 2}),
+}
+
+
+def test_every_shipped_configuration_is_looked_at():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"demo", *PLANS}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_first_lines_say_what_it_is_for_and_that_it_has_not_been_run(name):
+    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    head = " ".join(line.removeprefix("# ") for line in text[: text.index("\nbackbone:")].splitlines())
+    assert re.search(r"For .* \d+ GB card", head) and "not run at full size yet" in head
+    assert f"python training/distill.py --config training/configs/{name}.yaml" in head
+    assert "as RMD" in text and "  mode: adapters  # " in text
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_value_has_its_source_beside_it(name):
+    lines = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if re.match(r"^  \w+: ", line) and not line.startswith("  name: ")]
+    assert len(values) > 20 and not [line for line in values if "  # " not in line]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_configuration_makes_the_plan_it_names(name, tmp_path):
+    timesteps, frames, family, student, _ = PLANS[name]
+    _, network, _ = meta_student(student)
+    folder = tmp_path / ("unet" if family == "sdxl" else "transformer")
+    network.save_config(folder)
+    (folder / "diffusion_pytorch_model.safetensors").touch()  # not read
+    config = load_config(CONFIGS / f"{name}.yaml", [f"backbone.base={tmp_path}"]).resolved()
+    backbone, plan, intervals, outline = outline_run(config)
+    CacheFolder(tmp_path / config.prompts.cache)  # raises for what the first run could not fill
+    assert [step.timestep for step in plan.steps] == pytest.approx(timesteps, abs=1.0)
+    assert (config.plan.frames, config.backbone.name) == (frames, family)
+    assert len(intervals.steps) == len(build_intervals(config, plan).steps) == len(plan.steps)
+    assert backbone.parameters(outline) == backbone.parameters(network)
+    samples = config.train.batch * config.train.accumulation
+    assert samples == 64
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_its_memory_can_be_told(name):
+    """With fewer layers, for the time it takes; each run and each dry run tells the whole."""
+    *_, student, fewer = PLANS[name]
+    backbone, network, _ = meta_student(student)
+    with torch.device("meta"):
+        shallow = type(network).from_config(dict(network.config) | fewer)
+    config = load_config(CONFIGS / f"{name}.yaml").resolved()
+    estimate = estimate_memory(config, backbone, shallow, size=config.plan.sizes[-1], tokens=120)
+    assert estimate.trained > 1e6 and sum(estimate.weights.values()) < estimate.total < 80 * GIB
+
+
+def test_the_flow_curve_is_the_scheduler_that_sd3_and_wan_ship_with():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    curve = make_backbone("sd3").curve
+    ours = curve.table_sigma(torch.arange(999, -1, -1, dtype=torch.float64))
+    assert torch.allclose(ours.float(), scheduler.sigmas[:1000], atol=1e-6)

@@ -1,0 +1,363 @@
+"""Every backbone in the trainer, on tiny networks: loading, predicting, one update, the student's file."""
+
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from backbone_world import (
+    NAMES,
+    TINY,
+    backbone_setup,
+    random_network,
+    tiny_network,
+    write_backbone_world,
+    write_prompts,
+)
+from rmd_core.errors import RMDError
+from rmd_core.files import save_safetensors
+from rmd_core.recipe import read_recipe
+from training.backbones import BACKBONES, make_backbone
+from training.backbones.base import Backbone, network_dtype
+from training.parallel import Processes
+from training.prompts import PromptCache, write_prompt_cache
+from training.trainer import Trainer
+from training_world import distill, equal, metrics, refused, tensors, tiny_wan
+
+PICTURES = [name for name in NAMES if name != "wan"]
+ARCHITECTURES = {
+    "wan": "wan2.1",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "pixart_alpha": "pixart-alpha-xl-2",
+    "pixart_sigma": "pixart-ms-sigma-xl-2",
+    "sd3": "stable-diffusion-v3.5-medium",
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def world(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    write_backbone_world(request.param, folder)
+    return request.param, folder
+
+
+def used_parameters(backbone, network, cache, size):
+    """The parameters on which a prediction depends: those with a gradient that is not zero."""
+    x = torch.randn(2, *backbone.latent_shape(2, 1)[1:], size, size, generator=torch.Generator().manual_seed(5))
+    sigma = torch.tensor([0.9, 0.5], dtype=torch.float64)
+    network.requires_grad_(True).zero_grad()
+    backbone.predict(network, x, sigma, backbone.conditioning(cache, cache.texts[:2])).square().sum().backward()
+    moving = {name for name, p in network.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    network.zero_grad()
+    return moving
+
+
+def test_names_are_those_of_the_configuration():
+    assert tuple(BACKBONES) == ("wan", "sdxl", "pixart_alpha", "pixart_sigma", "sd3")
+    assert {name: kind.name for name, kind in BACKBONES.items()} == {name: name for name in BACKBONES}
+
+
+def test_one_update_moves_student_and_fake_wherever_the_output_depends_on_them(world):
+    name, folder = world
+    setup = backbone_setup(name, folder)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = Trainer(setup, Processes(setup.config))
+    networks = {part: getattr(trainer.phases, part) for part in ("student", "fake", "teacher")}
+    before = {part: {n: t.clone() for n, t in net.state_dict().items()} for part, net in networks.items()}
+    assert equal(before["student"], before["teacher"]) and equal(before["fake"], before["teacher"])
+    expected = used_parameters(setup.backbone, tiny_network(name), setup.cache, setup.config.plan.sizes[-1][0])
+    assert expected
+    trainer.update(1)
+    for part, net in networks.items():
+        moved = {n for n, t in net.state_dict().items() if not torch.equal(t, before[part][n])}
+        assert moved == (set() if part == "teacher" else expected), part
+
+
+def test_a_run_from_a_folder_writes_a_student_that_reads_back_with_its_recipe(world, tmp_path, capsys):
+    name, folder = world
+    vae = [] if name == "wan" else [f"backbone.vae={folder}/model"]
+    assert distill(folder, f"output.folder={tmp_path}/out", *vae) == 0
+    assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in metrics(tmp_path / "out"))
+    assert ("picture_saturation" in metrics(tmp_path / "out")[0]) == (name != "wan")
+    path = tmp_path / "out" / "student.safetensors"
+    recipe, backbone = read_recipe(path), make_backbone(name)
+    assert recipe.architecture == ARCHITECTURES[name] and recipe.base_model == "model"
+    assert (recipe.prediction, recipe.multiple) == (backbone.prediction, backbone.multiple)
+    assert recipe.size_conditioning == ("stage" if name in ("sdxl", "pixart_alpha") else "none")
+    assert recipe.curve == backbone.curve and recipe.plan().split == "1+1"
+    student = tensors(tmp_path / "out" / "checkpoints" / "step_000001" / "student.safetensors")
+    network = tiny_network(name)
+    network.load_state_dict(student)
+    assert equal(tensors(path), backbone.native_state(network))
+
+
+def test_a_changed_folder_is_not_resumed(world, tmp_path, capsys):
+    name, folder = world
+    sets = [f"output.folder={tmp_path}/out", "train.updates=1"]
+    assert distill(folder, *sets) == 0
+    config = next((folder / "model").glob("*net*/config.json"), folder / "model" / "transformer" / "config.json")
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("{", "{ ", 1), encoding="utf-8")
+    try:
+        assert distill(folder, *sets, flags=["--resume"]) == refused(capsys, 2, "the teacher", "changed")
+    finally:
+        config.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart_alpha", "pixart_sigma"])
+def test_a_native_file_gives_the_same_network_as_the_folder(tmp_path, name):
+    """PixArt's heads are 72 wide in every release, which a native file does not tell."""
+    kind, config, *_ = TINY[name]
+    heads = {"num_attention_heads": 1, "attention_head_dim": 72, "cross_attention_dim": 72}
+    network = random_network(kind, config | (heads if name.startswith("pixart") else {}))
+    backbone = make_backbone(name)
+    backbone.export(network, tmp_path / "m.safetensors", dtype=torch.float32, metadata={})
+    again = backbone.load(tmp_path / "m.safetensors", dtype=torch.float32)
+    assert equal(network.state_dict(), again.state_dict())
+    if name == "sd3":
+        assert again.config.dual_attention_layers == (0,) and again.config.qk_norm == "rms_norm"
+    whole = {f"model.diffusion_model.{key}": tensor for key, tensor in tensors(tmp_path / "m.safetensors").items()}
+    save_safetensors(tmp_path / "whole.safetensors", whole | {"first_stage_model.post_quant_conv.bias": torch.zeros(4)})
+    assert equal(network.state_dict(), backbone.load(tmp_path / "whole.safetensors", dtype=torch.float32).state_dict())
+    save_safetensors(tmp_path / "part.safetensors", dict(list(whole.items())[1:]))
+    save_safetensors(tmp_path / "more.safetensors", whole | {"model.diffusion_model.extra": torch.zeros(4)})
+    save_safetensors(tmp_path / "other.safetensors", {"weight": torch.zeros(4)})
+    for file, words in (("part", "tensors"), ("more", "'extra'"), ("other", "native key names")):
+        with pytest.raises(RMDError, match=words):
+            backbone.load(tmp_path / f"{file}.safetensors", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train.precision=bfloat16", "backbone.gradient_checkpointing=true"),
+        ("train.accumulation=2", "train.share_forward=false", "train.fake_steps=2"),
+    ],
+)
+def test_options_train_and_stay_finite(world, tmp_path, changes):
+    _, folder = world
+    assert distill(folder, f"output.folder={tmp_path}/out", "train.updates=2", *changes) == 0
+    assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in metrics(tmp_path / "out"))
+
+
+def test_an_outline_is_the_network_without_data(world, tmp_path):
+    name, folder = world
+    backbone, network = make_backbone(name), tiny_network(name)
+    checkpoints = [folder / "model"]
+    if name in ("wan", "sd3"):
+        checkpoints.append(tmp_path / "m.safetensors")
+        backbone.export(network, checkpoints[1], dtype=torch.float32, metadata={})
+    for checkpoint in checkpoints:
+        outline = backbone.outline(checkpoint)
+        assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+        shapes = {key: tensor.shape for key, tensor in outline.state_dict().items()}
+        assert shapes == {key: tensor.shape for key, tensor in network.state_dict().items()}
+        assert not outline.training
+    with pytest.raises(RMDError, match="does not exist"):
+        backbone.outline(folder / "nothing")
+
+
+def test_a_dry_run_counts_parameters_and_operations(world, capsys):
+    name, folder = world
+    assert distill(folder, flags=["--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"backbone    {name}," in told and "GFLOP a forward" in told
+    assert f"{Backbone.parameters(tiny_network(name)):,} each" in told
+
+
+def test_half_precision_weights_predict_nearly_the_same(world):
+    name, folder = world
+    backbone, network = make_backbone(name), tiny_network(name)
+    conditioning = backbone.conditioning(PromptCache(folder / "prompts.safetensors"), ["a red apple", ""])
+    x = torch.randn(2, *backbone.latent_shape(2, 1)[1:], 34, 36, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.9, 0.4], dtype=torch.float64)
+    with torch.no_grad():
+        expected = backbone.predict(network, x, sigma, conditioning)
+        for half in (backbone.load(folder / "model", dtype=torch.bfloat16), network.to(torch.bfloat16)):
+            assert network_dtype(half) == torch.bfloat16
+            got = backbone.predict(half, x, sigma, conditioning)
+            assert got.dtype == torch.float32 and ((got - expected).norm() / expected.norm()) < 0.05
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_vp_models_are_told_the_table_index_and_flows_1000_sigma(name):
+    backbone, told = make_backbone(name), {}
+
+    class Spy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, timestep=None, *args, **kwargs):
+            told.update(kwargs, timestep=timestep)
+            return (torch.cat((x, x), 1),) if name.startswith("pixart") else (x,)
+
+    cache_like = {"text": torch.zeros(2, 3, 4), "pooled": torch.zeros(2, 5), "mask": torch.ones(2, 3)}
+    x = torch.randn(2, backbone.channels, 40, 48, generator=torch.Generator().manual_seed(0))
+    if backbone.prediction == "flow":
+        sigma, expected = torch.tensor([1.0, 0.25], dtype=torch.float64), [1000.0, 250.0]
+    else:
+        alphas = DDIMScheduler(
+            beta_start=0.00085 if name == "sdxl" else 1e-4,
+            beta_end=0.012 if name == "sdxl" else 0.02,
+            beta_schedule="scaled_linear" if name == "sdxl" else "linear",
+        ).alphas_cumprod
+        sigma, expected = (1 - alphas[[999, 250]].double()).sqrt(), [999.0, 250.0]
+    output = backbone.predict(Spy(), x, sigma, cache_like)
+    assert output.shape == x.shape and torch.equal(output, x)
+    assert told["timestep"].dtype == torch.float32
+    assert torch.allclose(told["timestep"], torch.tensor(expected), atol=1e-2)
+    if name == "sdxl":
+        assert told["added_cond_kwargs"]["time_ids"].tolist() == [[320.0, 384.0, 0.0, 0.0, 320.0, 384.0]] * 2
+    if name == "pixart_alpha":
+        assert told["added_cond_kwargs"]["resolution"].tolist() == [[320.0, 384.0]] * 2
+        assert told["added_cond_kwargs"]["aspect_ratio"].flatten().tolist() == pytest.approx([40 / 48] * 2)
+
+
+def test_padding_changes_nothing_for_pixart(tmp_path):
+    cache = write_prompts("pixart_sigma", tmp_path / "c.safetensors")
+    backbone, network = make_backbone("pixart_sigma"), tiny_network("pixart_sigma")
+    x = torch.randn(1, 4, 34, 36, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.7], dtype=torch.float64)
+    alone = {"text": cache.embedding("a red apple"), "mask": torch.ones(1, 2)}
+    with torch.no_grad():
+        a = backbone.predict(network, x, sigma, backbone.conditioning(cache, ["a red apple"]))
+        b = backbone.predict(network, x, sigma, alone)
+    assert alone["text"].shape[1] == 2 < cache.tokens and torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_count_of_operations_is_the_formula():
+    """PyTorch's counter against Wan's closed form, which leaves out the small embeddings of time and text."""
+    backbone, network = make_backbone("wan"), tiny_wan(layers=2)
+    counted = Backbone.flops(backbone, network, 16, 24, 3, 7)
+    assert counted == pytest.approx(backbone.flops(network, 16, 24, 3, 7), rel=0.05)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_count_of_operations_is_that_of_a_real_forward(tmp_path, name):
+    backbone, network = make_backbone(name), tiny_network(name)
+    cache = write_prompts(name, tmp_path / "c.safetensors")
+    x = torch.randn(1, backbone.channels, 8, 12)
+    # The counter knows attention written out, not the CPU's fused kernel.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.predict(network, x, torch.tensor([0.5]).double(), backbone.conditioning(cache, ["a red apple"]))
+    assert backbone.flops(network, 8, 12, 1, cache.tokens) == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_path, name):
+    write_backbone_world(name, tmp_path)
+    backbone = make_backbone(name)
+    vae = backbone.load_vae(tmp_path / "model")
+    raw = torch.randn(2, backbone.channels, 3, 4, generator=torch.Generator().manual_seed(0))
+    config = vae.config
+    latents = (raw - (config.shift_factor or 0.0)) * config.scaling_factor
+    with torch.no_grad():
+        expected = (vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1)
+    pictures = backbone.decode(vae, latents)
+    assert pictures.shape == (2, 3, 1, 24, 32) and torch.allclose(pictures[:, :, 0], expected, atol=1e-5)
+
+
+BAD = {
+    "no such folder": ("sdxl", ["backbone.base={w}/nothing"], "does not exist"),
+    "a name on the hub": ("sdxl", ["backbone.base=owner/model-1.0"], "hf download owner/model-1.0"),
+    "no folder of a model": ("sdxl", ["backbone.base={w}"], "no unet/config.json"),
+    "another model": ("sdxl", ["backbone.name=sd3"], "no transformer/config.json"),
+    "another class": ("sd3", ["backbone.name=wan"], "holds a SD3Transformer2DModel"),
+    "the other pixart": ("pixart_alpha", ["backbone.name=pixart_sigma"], "backbone.name is pixart_alpha"),
+    "a shift": ("sdxl", ["backbone.shift=3"], "no rectified flow"),
+    "sizes too small": ("pixart_sigma", ["plan.sizes=[[32, 32], [40, 40]]"], "must be above 32 cells"),
+    "sizes too large": ("sd3", ["plan.sizes=[[4, 4], [66, 66]]"], "at most 64 a side"),
+    "frames": ("sdxl", ["plan.frames=2"], "single pictures"),
+    "a file as autoencoder": ("sdxl", ["backbone.vae={w}/prompts.safetensors"], "no AutoencoderKL in native key names"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line(tmp_path, capsys, what):
+    name, overrides, words = BAD[what]
+    write_backbone_world(name, tmp_path)
+    assert distill(tmp_path, *(o.format(w=tmp_path) for o in overrides)) == refused(capsys, 2, words)
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    write_backbone_world("sdxl", tmp_path)
+    model, backbone = tmp_path / "model", make_backbone("sdxl")
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    good = weights.read_bytes()
+
+    def refuses(words):
+        with pytest.raises(RMDError, match=words) as caught:
+            backbone.load(model, dtype=torch.float32)
+        assert "\n" not in str(caught.value)
+
+    (model / "scheduler").mkdir()
+    (model / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    refuses("v_prediction")
+    (model / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
+    assert backbone.load(model, dtype=torch.bfloat16).dtype == torch.bfloat16
+    weights.write_bytes(good[: len(good) // 2])
+    refuses("truncated, it holds")
+    weights.unlink()
+    (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"PK")
+    refuses("only safetensors are read")
+    (model / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(good)
+    assert backbone.load(model, dtype=torch.float32).dtype == torch.float32
+    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 3])
+    refuses("lack")
+    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 1])
+    refuses("also hold")
+    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 2], cross_attention_dim=32)
+    refuses("cannot be loaded")
+    (model / "unet" / "config.json").write_text("[")
+    refuses("JSON")
+
+
+def test_a_folder_may_go_by_the_older_name_of_its_class(tmp_path):
+    write_backbone_world("pixart_alpha", tmp_path)
+    backbone, network = make_backbone("pixart_alpha"), tiny_network("pixart_alpha")
+    change(tmp_path / "model" / "transformer" / "config.json", _class_name="Transformer2DModel")
+    for dtype in (torch.float32, torch.bfloat16):
+        state = {key: tensor.to(dtype) for key, tensor in network.state_dict().items()}
+        assert equal(backbone.load(tmp_path / "model", dtype=dtype).state_dict(), state)
+    assert type(backbone.outline(tmp_path / "model")) is type(network)
+
+
+def test_weights_that_are_not_finite_and_another_autoencoder_are_refused(tmp_path):
+    write_backbone_world("sd3", tmp_path)
+    backbone, network = make_backbone("sd3"), tiny_network("sd3")
+    with torch.no_grad():
+        next(network.parameters())[0] = torch.nan
+    network.save_pretrained(tmp_path / "model" / "transformer")
+    with pytest.raises(RMDError, match="not finite"):
+        backbone.load(tmp_path / "model", dtype=torch.float32)
+    change(tmp_path / "model" / "vae" / "config.json", scaling_factor=0.3611)
+    with pytest.raises(RMDError, match="channels, scale and shift"):
+        backbone.load_vae(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "words"),
+    [
+        ("sdxl", "pixart_sigma", "masks the padding"),
+        ("sd3", "wan", "width 16, but the transformer takes 24"),
+        ("pixart_sigma", "sd3", "padding is masked"),
+        ("sdxl", "plain", "no pooled embeddings"),
+    ],
+)
+def test_caches_of_other_encoders_are_refused(tmp_path, name, of, words):
+    if of == "plain":
+        write_prompt_cache(tmp_path / "c.safetensors", {"": torch.zeros(2, 24), "a": torch.zeros(2, 24)}, encoder="toy")
+        cache = PromptCache(tmp_path / "c.safetensors")
+    else:
+        cache = write_prompts(of, tmp_path / "c.safetensors")
+    with pytest.raises(RMDError, match=words):
+        make_backbone(name).check_cache(tiny_network(name), cache)

@@ -1,0 +1,248 @@
+"""Configuration: overrides, presets, refusals in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rmd_core.errors import RMDError
+from rmd_core.presets import PRESETS
+from training.config import Config, load_config
+from training.memory import plain_cost, update_cost
+from training.plans import build_plan, loss_boundary, sampling_boundary, training_boundary
+from training_world import make_setup, write_world
+
+DEMO = Path(__file__).parent.parent / "training" / "configs" / "demo.yaml"
+
+
+def test_the_resolved_copy_reads_back_as_itself(tmp_path):
+    config = load_config(DEMO, ["train.batch=8"]).resolved()
+    (tmp_path / "copy.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    again = load_config(tmp_path / "copy.yaml")
+    assert again == config == again.resolved() and again.digest() == config.digest()
+
+
+def test_overrides_are_yaml_values():
+    config = load_config(
+        DEMO, ["optimiser.student_lr=1e-5", "plan.split=4", "plan.sizes=[[16, 16]]", "train.ema=null", "output.name=x"]
+    )
+    assert config.optimiser.student_lr == 1e-5 and config.plan.split == "4" and config.plan.sizes == ((16, 16),)
+    assert config.train.ema is None and config.output.name == "x"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fill_in_what_is_left_out_and_single_keys_win(name):
+    preset = PRESETS[name]
+    method = load_config(DEMO, [f"method.preset={name}", "method.upsampler=null"]).resolved().method
+    assert (method.upsampler, method.switch_noise, method.loss_noise) == (
+        preset.upsampler,
+        preset.switch_noise,
+        preset.loss_noise,
+    )
+    assert (method.eta_train, method.eta, method.offset_factor, method.split_timestep) == (
+        preset.eta_train,
+        preset.eta,
+        preset.offset_factor,
+        preset.split,
+    )
+    assert method.mapping == ("none" if preset.mapping_train == "none" else "area")
+    own = (
+        load_config(DEMO, [f"method.preset={name}", "method.eta_train=0.25", "method.switch_noise=exact"])
+        .resolved()
+        .method
+    )
+    assert own.eta_train == own.eta == 0.25 and own.switch_noise == "exact" and own.loss_noise == preset.loss_noise
+
+
+def test_eta_of_training_and_of_sampling_stay_apart():
+    method = load_config(DEMO, ["method.eta_train=0.3", "method.eta=0.9", "method.loss_noise=mix"]).resolved().method
+    assert training_boundary(method).eta_switch == loss_boundary(method).eta_switch == 0.3
+    assert sampling_boundary(method).eta_switch == 0.9 and loss_boundary(method).switch_noise == "mix"
+    method = load_config(DEMO, ["method.eta_switch=0.1", "method.eta=0.9"]).resolved().method
+    assert training_boundary(method).eta_switch == sampling_boundary(method).eta_switch == 0.1
+
+
+def test_what_three_networks_do_not_use_is_told_once(tmp_path, caplog):
+    given = ["model.rank=3", "model.targets=[to_q]", "model.base_dtype=bfloat16", "output.merge=true"]
+    make_setup(tmp_path, *given)
+    told = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    names = "model.rank, model.targets, model.base_dtype, output.merge"
+    assert told == [f"warning: {names}: not used by model.mode three networks"]
+    caplog.clear()
+    make_setup(tmp_path, *given, "model.mode=adapters")
+    make_setup(tmp_path)
+    assert "not used" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.btach=8"], ["unknown key 'train.btach'", "batch"]),
+        (["colour=red"], ["unknown key 'colour'", "backbone"]),
+        (["train.batch=many"], ["'train.batch'", "many"]),
+        (["train.updates=5", "train.fake_only_updates=5"], ["fake_only_updates 5 leaves none of 5 updates"]),
+        (["train.batch='8'"], ["'train.batch'"]),
+        (["train.batch=0"], ["'train.batch'", "greater than or equal to 1"]),
+        (["train.batch=true"], ["'train.batch'"]),
+        (["train.ema=1.5"], ["'train.ema'", "less than 1"]),
+        (["loss.cfg=.nan"], ["'loss.cfg'"]),
+        (["method.preset=best"], ["'method.preset'", "default", "official-first"]),
+        (["method.upsampler=lanczos"], ["'method.upsampler'", "bicubic"]),
+        (["method.mapping=upwards"], ["'method.mapping", "area"]),
+        (["plan.thresholds=[-2.5]"], ["either split or thresholds"]),
+        (["plan.sizes=[[8, 8], [16]]"], ["plan.sizes"]),
+        (["output.name=../x"], ["'output.name' is \"../x\"; use letters, digits"]),
+        (["output.name=.."], ["'output.name' is \"..\"; use letters, digits", "'.' but in front"]),
+        (["output.name='.student'"], ["'output.name' is \".student\"; use letters, digits"]),
+        (["output.name=a/b"], ["'output.name' is \"a/b\"; use letters, digits"]),
+        (["train=3"], ["'train'"]),
+        (["train.batch.size=3"], ["'batch' is a value, not a section"]),
+        (["train.batch"], ["section.key=value"]),
+        (["train.batch=[1,"], ["no valid YAML"]),
+        (["prompts.cache=null"], ["'prompts.cache'"]),
+        (["output.name=2020-13-45"], ["output.name=2020-13-45", "no valid YAML"]),
+        (["train.batch=0b_"], ["no valid YAML"]),
+        (["train.batch=0x_"], ["no valid YAML"]),
+        (["train=&a [*a]"], ["contain itself"]),
+        (["train=&a {b: *a}"], ["contain itself"]),
+        (["train={2020-01-01: 3}"], ["keys must be text"]),
+        (["train={[1]: 3}"], ["no valid YAML"]),
+        (["train.batch=" + "[" * 3000], ["no valid YAML"]),
+        (['output.folder="a\\0b"'], ["'output.folder'", "no path"]),
+        (['prompts.file="a\\0b"'], ["'prompts.file'", "no path"]),
+        (['backbone.base="a\\uD800b"'], ["texts Unicode"]),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(overrides, words):
+    with pytest.raises(RMDError) as caught:
+        load_config(DEMO, overrides)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\na: 2\n", "given twice"),
+        ("- 1\n", "no mapping"),
+        ("a: [", "no valid YAML"),
+        ("", "no mapping"),
+        ("train: {updates: 3}\n", "'backbone' is missing"),
+        ("x: !!python/object/apply:os.getcwd []\n", "no valid YAML"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RMDError, match=words) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RMDError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.mode=adapters", "model.targets=['']"], "no layer's name ends in ''"),
+        (["plan.split=2+1"], "3 steps"),
+        (["plan.split=2+x"], "2+x"),
+        (["plan.split=4"], "stages"),
+        (["plan.sizes=[[8, 8], [4, 4]]"], "shrinks"),
+        (["plan.sizes=[[4, 4], [7, 7]]"], "multiples of 2"),
+        (["plan.split=null", "plan.thresholds=[-2, -3]"], "thresholds"),
+        (["method.mapping={shift: [5, 3]}"], "shift"),
+        (["method.offset_factor=1.0"], "offset"),
+        (["backbone.name=flux"], "choose one of: wan"),
+        (["prompts.encoder=umt5"], "made by the text encoder 'toy'"),
+    ],
+)
+def test_impossible_plans_and_settings_are_refused(tmp_path, overrides, words):
+    with pytest.raises(RMDError, match=words.replace("+", r"\+")) as caught:
+        make_setup(tmp_path, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("split", "calls"), [("1+3", (1, 3)), ("4+0", (4,)), ("0+4", (4,)), ("2+2", (2, 2))])
+def test_every_plan_makes_a_training_setup(tmp_path, split, calls):
+    setup = make_setup(tmp_path, f"plan.split={split}")
+    assert setup.plan.calls_per_stage == calls and len(setup.plan.steps) == 4
+
+
+def test_plan_follows_mapping_choices(tmp_path):
+    config = load_config(write_world(tmp_path), ["method.mapping={ratio: 3.0}"]).resolved()
+    setup = make_setup(tmp_path)
+    assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(3.0)
+    assert setup.plan.stages[-1].ratio == 1.0  # the default preset trains without a mapping
+    config = load_config(tmp_path / "config.yaml", ["method.mapping={shift: [3.0, 5.0]}"]).resolved()
+    assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(5 / 3)
+    assert yaml.safe_load(config.to_yaml())["method"]["mapping"] == {"shift": [3.0, 5.0]}
+    config = load_config(tmp_path / "config.yaml", ["method.mapping=area"]).resolved()
+    assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(2.0)
+
+
+def test_digest_covers_what_decides_the_weights():
+    digest = load_config(DEMO).resolved().digest()
+    assert (
+        load_config(DEMO, ["output.folder=elsewhere", "train.updates=999", "backbone.vae=null"]).resolved().digest()
+        == digest
+    )
+    for change in ("train.seed=1", "loss.cfg=3.0", "method.eta_train=0.4", "optimiser.fake_lr=1e-5", "plan.split=1+3"):
+        assert load_config(DEMO, [change]).resolved().digest() != digest, change
+
+
+class Stages:
+    """Stages of a plan for counting: (size, steps) pairs."""
+
+    def __init__(self, *pairs):
+        self.stages = [type("S", (), {"height": size, "width": size, "sigmas": (0,) * steps}) for size, steps in pairs]
+
+    def cost(self, relative_cost):
+        return sum(relative_cost(stage.height, stage.width) * len(stage.sigmas) for stage in self.stages)
+
+
+@pytest.mark.parametrize(
+    ("plan", "low", "plain", "separate", "ours"),
+    [
+        (Stages((60, 3), (90, 3)), 0.257, 13.9, 12.2, 10.5),
+        (Stages((64, 2), (128, 2)), 0.235, 12.6, 11.2, 10.0),
+    ],
+)
+def test_costs_are_those_of_the_method_page(plan, low, plain, separate, ours):
+    """13.9 and 12.6 forwards are the authors' loop with recomputed activations (docs/method.md, cost of one update)."""
+    final = plan.stages[-1].height
+
+    def relative(height, width):
+        return 1.0 if height == final else low
+
+    assert plain_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(plain, abs=0.05)
+    apart = update_cost(plan, relative, cfg=5.0, checkpointing=True, shared=False)
+    assert apart.total == pytest.approx(separate, abs=0.05)
+    assert update_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(ours, abs=0.05)
+
+
+def test_accumulation_shares_trajectories_but_not_forwards():
+    plan = Stages((64, 2), (128, 2))
+    one, many, apart = (
+        update_cost(plan, lambda h, w: (h / 128) ** 2, cfg=2.0, fake_steps=2, **sharing)
+        for sharing in ({}, {"accumulation": 4}, {"shared": False})
+    )
+    # Means over the stages: a forward costs 1/4 and 1, the steps before it 1/8 and 1.
+    at_step, to_step = (0.25 + 1) / 2, (0.125 + 1) / 2
+    assert (one.student, many.student, apart.student) == pytest.approx((4 * at_step, 5 * at_step, 5 * at_step))
+    trajectories = (one.trajectory, many.trajectory, apart.trajectory)
+    assert trajectories == pytest.approx((2 * to_step, 2 * to_step, 3 * to_step))
+
+
+def test_the_forms_of_a_mapping_are_told_once():
+    with pytest.raises(RMDError) as caught:
+        load_config(DEMO, ["method.mapping={shfit: [3, 5]}", "train.batch=0"])
+    message = str(caught.value)
+    assert message.count("method.mapping") == 1 and message.count("{shift: [LOW, HIGH]}") == 1 and "batch" in message
+
+
+def test_every_key_is_on_the_page():
+    page = (DEMO.parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    for section, field in Config.model_fields.items():
+        for key in field.annotation.model_fields:
+            assert f"`{section}.{key}`" in page, f"{section}.{key}"

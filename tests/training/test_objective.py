@@ -1,0 +1,323 @@
+"""One update's gradients against a slow, plain form that runs every cascade whole and every forward by itself."""
+
+from math import sqrt
+
+import pytest
+import torch
+
+from rmd_core.noise import SeededNoise, derive_seed
+from training.objective import Objective
+from training.plans import loss_boundary, training_boundary
+from training.trainer import TwoPhases
+from training_world import make_setup, tiny_wan
+
+PLANS = {
+    "2+2": ("plan.split=2+2",),
+    "1+3": ("plan.split=1+3",),
+    "1+1+2": ("plan.split=1+1+2", "plan.sizes=[[2,2],[4,4],[8,8]]"),
+    "4": ("plan.split=4", "plan.sizes=[[8,8]]"),
+    "thresholds": ("plan.split=null", "plan.thresholds=[-2.5]"),
+    "3+3 as official-current": ("method.preset=official-current", "plan.steps=6", "plan.split=3+3"),
+    "2+2 unguided": ("loss.cfg=1.0",),
+    "2+2 as official-7gpu": ("method.preset=official-7gpu",),
+}
+
+
+def make_phases(setup, *, micro_batch=3):
+    """Student, fake score and teacher with different weights, so that no two can be confused."""
+    method = setup.config.method
+    objective = Objective(
+        setup.plan,
+        setup.backbone,
+        boundary=training_boundary(method),
+        loss_boundary=loss_boundary(method),
+        eta=method.eta_train,
+        frames=1,
+        settings=setup.config.loss,
+    )
+    return TwoPhases(
+        objective,
+        student=tiny_wan(seed=5),
+        fake=tiny_wan(seed=6),
+        teacher=setup.teacher,
+        embed=setup.embed,
+        null=setup.embed([""]),
+        micro_batch=micro_batch,
+    )
+
+
+def gradients(network):
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def assert_equal_gradients(ours, plain):
+    assert ours.keys() == plain.keys() and ours
+    scale = max(g.norm() for g in plain.values())
+    assert scale > 1e-4
+    for name, gradient in plain.items():
+        assert (ours[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * scale, name
+
+
+class Plain:
+    """The plain form: rectified flow written out, nearest upsampling, white re-injection by block means."""
+
+    def __init__(self, setup):
+        self.plan = setup.plan
+        self.setup = setup
+        self.eta = setup.config.method.eta_train
+        self.method = setup.config.method
+
+    def network(self, network, x, sigma, prompt):
+        v = network(x, torch.tensor([1000 * sigma], dtype=torch.float32), self.setup.embed([prompt])["text"]).sample
+        return x - sigma * v, x + (1 - sigma) * v
+
+    def mixed(self, eps, fresh):
+        return self.eta * eps + sqrt(1 - self.eta**2) * fresh
+
+    def up(self, x, size):
+        return x.repeat_interleave(size // x.shape[-2], -2).repeat_interleave(size // x.shape[-1], -1)
+
+    def carried(self, eps, size, draw, rule):
+        """Noise at the larger size; for ``exact`` the block means come from the smaller one, the rest is fresh."""
+        if rule != "exact":
+            fresh = draw((1, 16, 1, size, size), "switch")
+            return fresh if rule == "fresh" else self.mixed(self.up(eps, size), fresh)
+        r = size // eps.shape[-1]
+        low = self.mixed(eps, draw(eps.shape, "switch-low"))
+        xi = draw((1, 16, 1, size, size), "switch")
+        means = xi.unflatten(-2, (-1, r)).unflatten(-1, (-1, r)).mean((-3, -1))
+        return xi + self.up(low / r - means, size)
+
+    @torch.no_grad()
+    def inputs(self, student, draw, item):
+        """What the student receives at every step of the whole cascade, for one sample."""
+        source = SeededNoise(derive_seed(draw.seed, "trajectory"), [draw.items[item]])
+        steps = self.plan.steps
+        x = source.draw((1, 16, 1, steps[0].height, steps[0].width), 0, "start")
+        received = []
+        for step in steps:
+            received.append(x)
+            x0, eps = self.network(student, x, step.sigma, draw.prompts[item])
+            if step is steps[-1]:
+                return received
+            following = steps[step.index + 1]
+            if following.stage == step.stage:
+                noise = self.mixed(eps, source.draw(eps.shape, step.stage, f"step-{step.index_in_stage}"))
+            else:
+                noise = self.carried(
+                    eps,
+                    following.height,
+                    lambda s, p, n=following.stage: source.draw(s, n, p),
+                    self.method.switch_noise,
+                )
+                x0 = self.up(x0, following.height)
+            x = (1 - following.sigma) * x0 + following.sigma * noise
+
+    def state(self, student, draw, item, phase):
+        """A fresh forward of one sample: (x0 with graph, x_t, t)."""
+        step = self.plan.steps[draw.steps[item]]
+        x = self.inputs(student, draw, item)[step.index]
+        x0, eps = self.network(student, x, step.sigma, draw.prompts[item])
+        loss = SeededNoise(derive_seed(draw.seed, "loss"), [draw.items[item]])
+        eps = eps.detach()
+        if step.stage == len(self.plan.stages) - 1:
+            noise = self.mixed(eps, loss.draw(eps.shape, step.stage, "step"))
+        else:
+            noise = self.carried(
+                eps, self.plan.final_hw[0], lambda s, p: loss.draw(s, step.stage, p), self.method.loss_noise
+            )
+            x0 = self.up(x0, self.plan.final_hw[0])
+        s, t = draw.s[item].item(), draw.t[item].item()
+        x_s = (1 - s) * x0.detach() + s * noise
+        xi = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).draw(x0.shape, draw.stage, "level")
+        scale = (1 - t) / (1 - s)
+        return x0, scale * x_s + sqrt(t**2 - (scale * s) ** 2) * xi, t
+
+    def fake_loss(self, student, fake, draw):
+        losses = []
+        for item, prompt in enumerate(draw.prompts):
+            x0, x_t, t = self.state(student, draw, item, "fake")
+            guess, _ = self.network(fake, x_t, t, prompt)
+            losses.append(((1 - t) / t) ** 2 * (guess - x0.detach()).square().mean())
+        return sum(losses) / len(losses)
+
+    def student_loss(self, student, fake, teacher, draw, cfg):
+        losses = []
+        for item, prompt in enumerate(draw.prompts):
+            x0, x_t, t = self.state(student, draw, item, "student")
+            with torch.no_grad():
+                fake_x0, _ = self.network(fake, x_t, t, prompt)
+                null, _ = self.network(teacher, x_t, t, "")
+                conditional, _ = self.network(teacher, x_t, t, prompt)
+                real = null + cfg * (conditional - null)
+                target = x0 + real - fake_x0
+                weight = max(0.2, (x0 - real).abs().mean().item())
+            c = 1e-3 * sqrt(x0.numel() / 16384)
+            losses.append(((((x0 - target) ** 2 + c**2).sqrt() - c) / weight).mean())
+        return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize(
+    ("plan", "micro_batch", "share"), [*((plan, 4, True) for plan in PLANS), ("1+1+2", 2, True), ("2+2", 2, False)]
+)
+def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
+    setup = make_setup(tmp_path, *PLANS[plan], "train.batch=4", "train.warmup_updates=0")
+    plain, draws = Plain(setup), setup.draws()
+    stages = set()
+    for update in range(1, 20):
+        draw = draws.phase(update, "fake-0", round_number=update)
+        if draw.stage in stages:
+            continue
+        stages.add(draw.stage)
+        phases = make_phases(setup, micro_batch=micro_batch)
+        student, fake = phases.student, phases.fake
+        _, samples = phases.fake_phase(draw, share=share)
+        ours = gradients(fake)
+        assert not gradients(student) and not gradients(setup.teacher)
+        fake.zero_grad()
+        loss = plain.fake_loss(student, fake, draw)
+        loss.backward()
+        assert_equal_gradients(ours, gradients(fake))
+        assert not gradients(student)
+
+        with torch.no_grad():  # the fake score steps in between; the student's phase must see it
+            for parameter in fake.parameters():
+                parameter -= 0.05 * parameter.grad
+        fake.zero_grad()
+        draw = (
+            draws.other_levels(draw, update, "student")
+            if share
+            else draws.phase(update, "student", round_number=update)
+        )
+        value, x0 = phases.student_phase(draw, samples)
+        ours = gradients(student)
+        assert not gradients(fake) and not gradients(setup.teacher)
+        student.zero_grad()
+        loss = plain.student_loss(student, fake, setup.teacher, draw, cfg=setup.config.loss.cfg)
+        loss.backward()
+        assert value == pytest.approx(loss.item(), rel=1e-4)
+        assert_equal_gradients(ours, gradients(student))
+        assert x0.shape == (4, 16, 1, 8, 8) and not x0.requires_grad
+    assert stages == set(range(len(setup.plan.stages)))
+
+
+def test_a_student_phase_without_a_fake_phase_is_the_same_as_one_that_shares(tmp_path):
+    setup = make_setup(tmp_path, "train.warmup_updates=0")
+    draw = setup.draws().phase(1, "fake-0", round_number=0)
+    results = []
+    for share in (True, False):
+        phases = make_phases(setup)
+        samples = phases.fake_phase(draw, share=True)[1] if share else None
+        value, _ = phases.student_phase(draw, samples)
+        results.append((value, gradients(phases.student)))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(results[1][1][name], g) for name, g in results[0][1].items())
+
+
+def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(tmp_path):
+    setup = make_setup(tmp_path, "train.batch=6", "train.warmup_updates=0")
+    objective, draws, calls = make_phases(setup).objective, setup.draws(), []
+    student = tiny_wan()
+    student.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
+    for update in range(1, 7):
+        draw = draws.phase(update, "fake-0", round_number=0)
+        calls.clear()
+        conditioning = setup.embed(draw.prompts)
+        x_in = objective.student_input(student, draw, conditioning)
+        stage = setup.plan.stages[draw.stage]
+        assert x_in.shape == (6, 16, 1, stage.height, stage.width) and not x_in.requires_grad
+        expected = [int((draw.steps > index).sum()) for index in range(int(draw.steps.max()))]
+        assert calls == expected
+
+
+def test_one_sample_stays_the_same_in_another_batch(tmp_path):
+    setup = make_setup(tmp_path, "train.batch=5", "train.warmup_updates=0")
+    phases = make_phases(setup)
+    draw = setup.draws().phase(3, "fake-0", round_number=0)
+    whole = phases.objective.student_input(phases.student, draw, setup.embed(draw.prompts))
+    part = draw.rows(2, 4)
+    alone = phases.objective.student_input(phases.student, part, setup.embed(part.prompts))
+    assert torch.allclose(whole[2:4], alone, atol=1e-5)
+
+
+def test_told_level_is_the_level_of_the_state(tmp_path):
+    """Reconstruct the share of x0 and the power of the noise in x_t from what they are made of."""
+    setup = make_setup(tmp_path, "train.batch=64", "train.warmup_updates=0", "method.eta_train=0")
+    phases, draws = make_phases(setup), setup.draws()
+    for update in (1, 2, 3, 4):
+        draw = draws.phase(update, "fake-0", round_number=0)
+        zeros = torch.zeros(64, 16, 1, 8, 8)
+        from training.objective import Estimate
+
+        white = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(update))
+        noise_only = phases.objective.noised(Estimate(zeros, white), draw, "fake")
+        with_one = phases.objective.noised(Estimate(zeros + 1, white), draw, "fake")
+        share = (with_one.x - noise_only.x).flatten(1)
+        alpha = (1 - draw.t).float()[:, None]
+        assert torch.allclose(share, alpha.expand_as(share), atol=1e-5)
+        power = noise_only.x.square().flatten(1).mean(1).sqrt() / draw.t
+        assert (power - 1).abs().max() < 0.12 and abs(power.mean() - 1) < 0.02
+        assert torch.equal(noise_only.sigma, draw.t) and bool((draw.t > draw.s).all())
+
+
+@pytest.mark.parametrize("where", ["sampling", "training"])
+def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, where):
+    setup = make_setup(tmp_path, "train.batch=8", "train.warmup_updates=0")
+    told, calls, student = {}, [], tiny_wan()
+    phases = make_phases(setup, micro_batch=8)
+
+    def note(module, arguments):
+        x, timestep = arguments[:2]
+        calls.append(x.shape[-1])
+        assert timestep.dtype == torch.float32
+        for value in timestep.tolist():
+            told.setdefault(x.shape[-1], set()).add(value)
+
+    student.register_forward_pre_hook(note)
+    draws = setup.draws()
+    if where == "training":
+        phases.student = student
+        for update in range(1, 9):
+            phases.fake_phase(draws.phase(update, "fake-0", round_number=0), share=False)
+    else:
+        from training.sample import Validation
+
+        validation = Validation(
+            setup.plan,
+            setup.backbone,
+            None,
+            conditioning=setup.embed(["a red apple"]),
+            boundary=training_boundary(setup.config.method),
+            eta=0.5,
+            frames=1,
+            seed=0,
+            folder=tmp_path,
+        )
+        validation.sample(student)
+        assert calls == [step.width for step in setup.plan.steps]  # one call a step, on the plan's own grid
+    expected = {}
+    for step in setup.plan.steps:
+        expected.setdefault(step.width, set()).add(torch.tensor(step.timestep, dtype=torch.float32).item())
+    assert told == expected
+
+
+def test_subinterval_target_trains_the_fake_score_only(tmp_path):
+    setup = make_setup(tmp_path, "loss.fake_target=subinterval")
+    phases = make_phases(setup)
+    draw = setup.draws().phase(1, "fake-0", round_number=0)
+    loss, _ = phases.fake_phase(draw, share=False)
+    state_of = phases.objective
+    conditioning = setup.embed(draw.prompts)
+    with torch.no_grad():
+        estimate = state_of.estimate(
+            phases.student, draw, state_of.student_input(phases.student, draw, conditioning), conditioning
+        )
+        state = state_of.noised(estimate, draw, "fake")
+        v = phases.fake(state.x, (1000 * draw.t).float(), conditioning["text"]).sample
+        a, t, b = ((1 - draw.t), draw.t, state.fresh)
+        shape = (-1, 1, 1, 1, 1)
+        target = (state.x - (t**2 / b).view(shape) * state.last) / a.view(shape)
+        error = ((state.x - t.view(shape) * v) - target).square().flatten(1).mean(1)
+        expected = ((b * a / t**2) ** 2 * error).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert gradients(phases.fake) and not gradients(phases.student)

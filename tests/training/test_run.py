@@ -1,0 +1,242 @@
+"""Whole runs of distill.py on a tiny random world: what a run writes, refuses, and how it stops."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from rmd_core.files import read_header, read_tensors, save_safetensors
+from rmd_core.recipe import read_recipe
+from training.backbones.wan import load_wan_transformer
+from training.export import student_recipe
+from training.networks import WeightAverage
+from training.trainer import Trainer
+from training_world import PROMPTS, distill, equal, make_setup, metrics, refused, tensors, tiny_wan
+
+
+def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
+    sets = (f"backbone.vae={world}/vae.safetensors", "output.trackers=[tensorboard]", "output.keep=1")
+    assert distill(world, *sets) == 0
+    out = world / "out"
+    record = metrics(out)
+    assert [entry["update"] for entry in record] == list(range(7))
+    for entry in record[1:]:
+        assert {
+            "loss_fake",
+            "loss_student",
+            "x0_mean",
+            "x0_std",
+            "x0_saturation",
+            "lr_student",
+            "seconds",
+        } <= entry.keys()
+        assert all(math.isfinite(value) for value in entry.values())
+    assert [entry["update"] for entry in record if "picture_saturation" in entry] == [0, 3, 6]
+    assert record[1]["stage"] == 1  # warm-up
+    pictures = sorted(path.name for path in (out / "pictures").iterdir())
+    assert pictures == ["step_000000.png", "step_000003.png", "step_000006.png"]
+    assert Image.open(out / "pictures" / pictures[0]).size == (2 * 64 + 2, 2 * 64 + 2)  # three pictures of 64 x 64
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_000006"]
+    assert list((out / "tensorboard").iterdir())
+
+    recipe, setup = read_recipe(out / "student.safetensors"), make_setup(world)
+    assert recipe.plan().steps == setup.plan.steps and recipe.training_step == 6
+    assert (recipe.upsampler, recipe.switch_noise, recipe.eta, recipe.cfg) == ("nearest", "exact", 0.5, 1.0)
+    assert recipe.prompt_encoder == "toy" and recipe.base_model == "teacher" and recipe.architecture == "wan2.1"
+    header = read_header(out / "student.safetensors")
+    assert header.metadata["modelspec.resolution"] == "64x64" and "blocks.0.self_attn.q.weight" in header.tensors
+    student = load_wan_transformer(out / "student.safetensors").state_dict()
+    average = tensors(out / "checkpoints" / "step_000006" / "average.safetensors")
+    assert equal(dict(student), average)
+    assert not equal(average, tensors(out / "checkpoints" / "step_000006" / "student.safetensors"))
+    assert "error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["1+3", "2+2", "4+0", "0+4"])
+def test_the_recipe_rebuilds_the_plan(world, split):
+    setup = make_setup(world, f"plan.split={split}")
+    plan = student_recipe(setup, update=3).plan()
+    for name in ("sigma", "height", "width", "next_sigma"):
+        assert [getattr(s, name) for s in plan.steps] == pytest.approx([getattr(s, name) for s in setup.plan.steps]), (
+            name
+        )
+
+
+@pytest.mark.parametrize(
+    "plan", [("plan.split=4", "plan.sizes=[[8,8]]"), ("plan.split=1+1+2", "plan.sizes=[[4,4],[6,6],[8,8]]")]
+)
+def test_other_plans_train_by_the_same_configuration(world, plan):
+    assert distill(world, *plan, "train.updates=2") == 0
+    assert len(metrics(world / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.accumulation=2",
+        "train.share_forward=false",
+        "train.fake_steps=2",
+        "train.ema=null",
+        "train.precision=bfloat16",
+        "backbone.gradient_checkpointing=true",
+        "method.preset=official-current",
+        "plan.frames=2",
+        "loss.cfg=1.0",
+    ],
+)
+def test_options_train_and_stay_finite(world, change):
+    assert distill(world, change, "train.updates=2", "output.dtype=bfloat16") == 0
+    assert all(math.isfinite(v) for entry in metrics(world / "out") for v in entry.values())
+    before, after = tensors(world / "teacher.safetensors"), tensors(world / "out" / "student.safetensors")
+    assert any(not torch.equal(before[name].bfloat16(), after[name]) for name in before)
+
+
+def test_equal_weights_have_nothing_to_match_at_half_precision_either(world):
+    settings = ("train.precision=bfloat16", "loss.cfg=1.0", "optimiser.fake_lr=1e-30", "train.updates=2")
+    assert distill(world, *settings, "optimiser.weight_decay=0.0") == 0
+    assert [entry["loss_student"] for entry in metrics(world / "out")] == [0.0, 0.0]
+
+
+def test_only_what_should_move_moves(world):
+    updates = ("train.updates=3", "train.fake_only_updates=2", "output.checkpoint_every=2")
+    assert distill(world, *updates, "train.ema=null") == 0
+    start, folder = tiny_wan().state_dict(), world / "out" / "checkpoints" / "step_000002"
+    assert equal(dict(start), tensors(folder / "student.safetensors"))
+    moved = tensors(folder / "fake.safetensors")
+    assert all(not torch.equal(start[name], moved[name]) for name in start if "attn1.to_k.bias" not in name)
+    assert not tensors(folder / "student_optimiser.safetensors") and "loss_student" not in metrics(world / "out")[0]
+
+
+def test_accumulated_micro_batches_train_like_one_batch(world):
+    one = ("train.updates=2", "train.batch=4", "train.ema=null")
+    assert distill(world, *one, f"output.folder={world}/a") == 0
+    assert distill(world, *one, "train.batch=2", "train.accumulation=2", f"output.folder={world}/b") == 0
+    a, b = (metrics(world / name) for name in "ab")
+    assert a[0]["loss_fake"] == pytest.approx(b[0]["loss_fake"], rel=1e-4)
+    assert a[0]["loss_student"] == pytest.approx(b[0]["loss_student"], rel=1e-3)
+    assert a[0]["norm_student"] == pytest.approx(b[0]["norm_student"], rel=1e-2)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(world, capsys):
+    assert distill(world, flags=["--dry-run"]) == 0
+    text = capsys.readouterr().out
+    setup = make_setup(world)
+    for step in setup.plan.steps:
+        assert (
+            f"{step.sigma:.5f}" in text and f"{step.timestep:.2f}" in text and f"{step.height} x {step.width}" in text
+        )
+    assert f"{sum(p.numel() for p in setup.teacher.parameters()):,}" in text and "forwards at 8x8" in text
+    assert not (world / "out").exists()
+
+
+def test_dry_run_tells_the_notes_of_plan_and_intervals(world, capsys):
+    many = ("plan.steps=60", "plan.split=30+30")
+    assert distill(world, *many, flags=["--dry-run"]) == 0
+    text = capsys.readouterr().out
+    notes = make_setup(world, *many).intervals.notes
+    assert notes and all(f"note: {note}" in text for note in notes)
+
+
+def test_processes_that_cannot_find_each_other_are_refused(world, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distill(world) == refused(capsys, 2, "2 processes are announced", "torchrun")
+    assert not (world / "out").exists()
+
+
+def test_an_existing_folder_is_refused_and_left_alone(world, capsys):
+    assert distill(world, "train.updates=1") == 0
+    before = {path: path.read_bytes() for path in (world / "out").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert distill(world) == refused(capsys, 2, "already holds a run", "--resume")
+    assert distill(world, "train.seed=1", flags=["--resume"]) == refused(capsys, 2, "train.seed: 0 there, 1 here")
+    assert before == {path: path.read_bytes() for path in (world / "out").rglob("*") if path.is_file()}
+    (world / "mine").mkdir()
+    (world / "mine" / "thesis.txt").write_text("x")
+    assert distill(world, f"output.folder={world}/mine") == refused(capsys, 2, "other files")
+    assert distill(world, f"output.folder={world}/mine", flags=["--resume"]) == refused(capsys, 2, "no run to resume")
+    assert distill(world, f"output.folder={world}/new", flags=["--resume"]) == refused(capsys, 2, "no run to resume")
+    assert distill(world, f"output.folder={world}/mine/thesis.txt") == refused(capsys, 2, "is a file")
+    assert [path.name for path in (world / "mine").iterdir()] == ["thesis.txt"] and not (world / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("missing", "no such file"),
+        ("truncated", "truncated"),
+        ("pickled", "pickled"),
+        ("foreign", "no Wan2.1 transformer"),
+        ("nan", "'head.head.bias' holds values that are not finite"),
+        ("key", "unknown key"),
+        ("prompts", "is empty"),
+        ("plan", "3 steps"),
+        ("config", "does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
+    base, overrides = world / "teacher.safetensors", []
+    if what == "missing":
+        overrides = [f"backbone.base={world}/none.safetensors"]
+    elif what == "truncated":
+        base.write_bytes(base.read_bytes()[:-100])
+    elif what == "pickled":
+        torch.save({"x": torch.zeros(3)}, base)
+    elif what == "foreign":
+        save_safetensors(base, {"conv_in.weight": torch.zeros(3)})
+    elif what == "nan":
+        broken, metadata = read_tensors(base)
+        broken["head.head.bias"][0] = math.nan
+        save_safetensors(base, broken, metadata)
+    elif what == "key":
+        overrides = ["train.btach=3"]
+    elif what == "prompts":
+        (world / "p.txt").write_text("")
+        overrides = [f"prompts.file={world}/p.txt"]
+    elif what == "plan":
+        overrides = ["plan.split=2+1"]
+    elif what == "config":
+        (world / "config.yaml").unlink()
+    assert distill(world, *overrides) == refused(capsys, 2, words)
+    assert distill(world, *overrides, flags=["--dry-run"]) == refused(capsys, 2, words)
+    assert not (world / "out").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpoint(world, capsys):
+    code = distill(world, "optimiser.student_lr=1e30", "output.checkpoint_every=1", "train.updates=9", "train.ema=null")
+    assert code == refused(capsys, 1, "update 2:", "prompts '", "last good checkpoint", "step_000001")
+    assert any(repr(prompt) for prompt in PROMPTS)
+    assert len(metrics(world / "out")) == 1 and not (world / "out" / "student.safetensors").exists()
+
+
+def test_a_device_without_room_is_one_line_and_the_checkpoint_stays(world, capsys, monkeypatch):
+    """The allocator really fails, in the fifth update."""
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, "update", lambda self, n: update(self, n) if n < 5 else torch.empty(10**15))
+    assert distill(world) == refused(capsys, 1, "the memory of cpu ran out", "--dry-run", "train.offload")
+    monkeypatch.undo()
+    assert distill(world, "train.offload=waiting", flags=["--resume"]) == 0
+
+
+def test_a_student_that_does_not_fit_its_dtype_is_finished_with_another_one(world, capsys):
+    half = ("optimiser.student_lr=7e4", "train.updates=1", "output.dtype=float16", "train.ema=null")
+    assert distill(world, *half) == refused(capsys, 1, "does not fit into float16", "set output.dtype")
+    assert not (world / "out" / "student.safetensors").exists()
+    assert distill(world, *half[:2], "train.ema=null", "output.dtype=bfloat16", flags=["--resume"]) == 0
+    assert (world / "out" / "student.safetensors").exists()
+
+
+def test_weight_average_is_the_recursion():
+    network = tiny_wan()
+    average = WeightAverage(network, 0.9)
+    name, parameter = next(iter(network.named_parameters()))
+    expected = parameter.detach().clone()
+    for value in (1.0, 2.0):
+        with torch.no_grad():
+            parameter.fill_(value)
+        average.update(network)
+        expected = 0.9 * expected + 0.1 * value
+    assert torch.allclose(average.tensors[name], expected, atol=1e-6)
+    with average.applied_to(network):
+        assert torch.equal(parameter, average.tensors[name])
+    assert bool((parameter == 2.0).all())

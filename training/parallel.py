@@ -1,0 +1,255 @@
+"""The processes of a run, started by torchrun or ``accelerate launch``, and what they agree on before any goes on.
+Networks spread over the processes of a run by PyTorch's ``fully_shard`` (FSDP2), and tensors that may be spread."""
+
+import contextlib
+import warnings
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, get_int_from_env, is_torch_version, parse_flag_from_env
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from rmd_core.errors import RMDError, one_line
+
+TIMEOUT = timedelta(minutes=30)  # how long processes wait for one that lives but does not come
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_BUCKET = 2**24  # gradients that are averaged in one exchange, in numbers
+
+
+class ProcessLost(RMDError):
+    """Another process of the run is gone, or does not answer."""
+
+
+class Processes:
+    """This process among the ``count`` of the run: it has ``rank`` 0 to count - 1, and its own device.
+
+    Process 0 (``main``) alone writes files. All of them run the same code in the same order; whatever could fail in one
+    alone is done within ``together``. ``sharded``: the launcher asks for networks that are spread over the processes.
+    Raises RMDError where the processes do not find each other.
+    """
+
+    def __init__(self, config):
+        train = config.train
+        _check_launch()
+        try:
+            self.accelerator = Accelerator(
+                cpu=train.device == "cpu",
+                mixed_precision="bf16" if train.precision == "bfloat16" else "no",
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+            )
+        except (RuntimeError, ValueError) as error:  # torch.distributed has no narrower ones
+            if announced() == 1:
+                raise
+            raise RMDError(f"the processes of this run did not find each other ({one_line(error)})") from None
+        self.count = self.accelerator.num_processes
+        self.rank = self.accelerator.process_index
+        self.device = self.accelerator.device
+        self.main = self.rank == 0
+        self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if self.sharded and not is_torch_version(">=", "2.7"):
+            raise RMDError(f"spread networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
+        if self.count != announced():
+            raise RMDError(
+                f"{announced()} processes were started, but there is no GPU for each that PyTorch can use here; "
+                "use --set train.device=cpu, or start one process"
+            )
+
+    def close(self):
+        """Part from the other processes."""
+        if self.count > 1:
+            self.accelerator.state.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    def rows(self, total):
+        """The samples of an update, from and to, that are this process's: an equal share of ``total``."""
+        share = total // self.count
+        return self.rank * share, (self.rank + 1) * share
+
+    @contextlib.contextmanager
+    def together(self):
+        """All leave the block together: an RMDError of one is raised in all."""
+        problem = None
+        try:
+            yield
+        except RMDError as error:
+            if self.count == 1 or isinstance(error, ProcessLost):
+                raise
+            problem = error
+        shared = self.agree(None if problem is None else str(problem))
+        if shared is not None:
+            raise RMDError(shared) from problem
+
+    def first_alone(self, steps, *, each_machine=False):
+        """Process 0 goes through ``steps``, a generator, while the others wait; a step may take up to TIMEOUT.
+
+        ``each_machine``: the first process of each machine goes through its own. Returns what ``steps`` returns, None
+        in the processes that wait.
+        """
+        over, result = not (self.accelerator.is_local_main_process if each_machine else self.main), None
+        while True:
+            with self.together():
+                if not over:
+                    try:
+                        next(steps)
+                    except StopIteration as end:
+                        over, result = True, end.value
+            if all(row[0] for row in self.gather([over])):
+                return result
+
+    def agree(self, problem):
+        """The first problem (one line of text) that any process has, or None if none has."""
+        if self.count == 1:
+            return problem
+        text = (problem or "").encode()
+        lengths = [int(row[0]) for row in self.gather([len(text)])]
+        if not any(lengths):
+            return None
+        first = next(rank for rank, length in enumerate(lengths) if length)
+        letters = torch.zeros(lengths[first], dtype=torch.uint8)
+        if first == self.rank:
+            letters = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        letters = letters.to(self.device)
+        self._exchange(distributed.broadcast, letters, src=first)
+        return bytes(letters.tolist()).decode()
+
+    def gather(self, numbers):
+        """The numbers of every process, as a list for each."""
+        if self.count == 1:
+            return [list(numbers)]
+        mine = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.count)]
+        self._exchange(distributed.all_gather, rows, mine)
+        return [row.tolist() for row in rows]
+
+    def check_same(self, config):
+        """Raise RMDError in all processes unless all have the same configuration, but for what decides no weights."""
+        mine = int(config.digest()[:12], 16)  # exact as a float64
+        numbers = [int(row[0]) for row in self.gather([mine])]
+        for rank, number in enumerate(numbers):
+            if number != numbers[0]:
+                raise RMDError(
+                    f"process {rank + 1} of {self.count} has another configuration than the first one; "
+                    "give all of them the same file and the same --set"
+                )
+
+    def first_of(self, number):
+        """The number of the first process that has one (more than 0), or None if none has."""
+        numbers = [int(row[0]) for row in self.gather([number or 0])]
+        return next((number for number in numbers if number), None)
+
+    @torch.no_grad()
+    def average_gradients(self, parameters):
+        """Replace gradients by their mean over the processes; those of spread parameters are that already."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            self._exchange(distributed.all_reduce, flat)
+            flat /= self.count
+            for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
+                gradient.copy_(mean.view_as(gradient))
+
+    def lost(self, error):
+        """The ProcessLost that a RuntimeError amounts to, or None where it is another failure."""
+        known = isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+        if self.count == 1 or not known:
+            return None
+        return ProcessLost(
+            f"process {self.rank + 1} of {self.count}: another process of this run is gone or does not answer "
+            f"({one_line(error, 120)}); see what it printed, then continue from the last checkpoint with --resume"
+        )
+
+    def _exchange(self, call, *arguments, **named):
+        try:
+            call(*arguments, **named)
+        except RuntimeError as error:
+            lost = self.lost(error)
+            if lost is None:
+                raise
+            raise lost from None
+
+
+def announced():
+    """The number of processes that the launcher has announced, 1 without a launcher."""
+    return get_int_from_env(_COUNTS, 1)
+
+
+def _check_launch():
+    if announced() > 1 and get_int_from_env(_RANKS, -1) < 0:
+        raise RMDError(
+            f"{announced()} processes are announced in the environment (WORLD_SIZE), but not which of them this is; "
+            "start with torchrun or accelerate launch, or unset WORLD_SIZE"
+        )
+
+
+def _buckets(gradients):
+    bucket, size = [], 0
+    for gradient in gradients:
+        if bucket and (size + gradient.numel() > _BUCKET or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.numel()
+    if bucket:
+        yield bucket
+
+
+def shard(network, processes, *, whole=()):
+    """Spread a network's parameters over the processes, each along its first axis; returns the network.
+
+    A block (one of ``_no_split_modules``) is brought together for its own call and let go after it, always, so that no
+    call sees weights from before a step. Parameters in ``whole`` are left as they are.
+    """
+    from torch.distributed.fsdp import fully_shard  # not there in older PyTorch, see Processes
+
+    # Ours are never changed in place, which is what fully_shard warns of at each output that is a view.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    settings = {"mesh": mesh, "reshard_after_forward": True, "ignored_params": set(whole)}
+    blocks = network._no_split_modules or ()
+    for module in reversed(list(network.modules())):  # inner before outer
+        if type(module).__name__ in blocks and module is not network:
+            fully_shard(module, **settings)
+    return fully_shard(network, **settings)
+
+
+def local(tensor):
+    """What lies in this process of a tensor; all of it, where it is not spread."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor):
+    """The whole of a tensor, to be asked for by all processes together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def put(target, whole):
+    """Copy the values of a whole tensor into one that may be spread."""
+    if not isinstance(target, DTensor):
+        target.copy_(whole)
+        return
+    mesh = target.device_mesh
+    parts = whole.chunk(mesh.size(), dim=0)
+    if mesh.get_local_rank() < len(parts):
+        target.to_local().copy_(parts[mesh.get_local_rank()])
+
+
+def fits(tensors, targets):
+    """Whether two mappings hold tensors of the same names and shapes."""
+    return tensors.keys() == targets.keys() and all(tensors[n].shape == t.shape for n, t in targets.items())
+
+
+def like(target, whole):
+    """The values of a whole tensor, spread as ``target`` is where the shapes agree."""
+    if not isinstance(target, DTensor) or target.shape != whole.shape:
+        return whole
+    spread = torch.zeros_like(target)
+    put(spread, whole)
+    return spread
