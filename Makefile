@@ -4,11 +4,13 @@
 #   TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 #                                         which PyTorch pip installs first; on Linux a plain `torch` is a CUDA build
 #   COMFYUI_PATH=/path/to/ComfyUI         the ComfyUI that `make test` tests against (else ~/comfy/ComfyUI, else none)
+#   WORKERS=4                             processes of `make test` (else one per core)
 #   CHROMIUM=/path/to/chromium            the browser of `make browser` (else a Chromium or Chrome on the path)
 #   SCREENSHOTS=docs/images               where `make browser` keeps its screenshots (else nowhere)
 
 PYTHON ?= python3
 TORCH ?= torch
+WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -16,34 +18,37 @@ BROWSER_SETUP = $(BIN)/python tests/comfyui_checkout.py && $(BIN)/python -m pip 
   && PYTHONPATH=tests $(BIN)/python -m browser.frontend_package
 
 LINT = $(BIN)/ruff check . && $(BIN)/mypy
-NODE_TESTS = tests/test_comfy_*.py tests/test_nodes_*.py tests/test_help_pages*.py tests/test_locales.py \
-  tests/test_plan_picture.py tests/test_registry.py tests/test_subgraphs.py tests/test_trained_to_nodes.py \
-  tests/test_workflow_files.py
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+COMFYUI_PATH ?= $(HOME)/comfy/ComfyUI
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-nodes browser workflows lint clean
+.PHONY: help demo test test-nodes comfyui browser workflows lint clean
 
 help: ## show this list
 	@echo "usage: make <target>"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## distil the small shipped teacher into a student, sample both, write a picture
+demo: $(INSTALLED) ## distil the small shipped teacher into a student, sample both, write an image
 	$(BIN)/python -m demo
 
 test: $(INSTALLED) ## lint, then run every test (those that need a ComfyUI only where one is found)
 	$(BIN)/python tests/comfyui_checkout.py
 	$(LINT)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 test-nodes: $(INSTALLED) ## run the tests of the nodes alone (needs a ComfyUI)
 	$(BIN)/python tests/comfyui_checkout.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NODE_TESTS)
+	$(PYTEST) tests/nodes
+
+comfyui: $(INSTALLED) ## install a ComfyUI at COMFYUI_PATH with comfy-cli, for the tests of the nodes
+	$(BIN)/comfy --skip-prompt tracking disable
+	$(BIN)/comfy --skip-prompt --workspace "$(COMFYUI_PATH)" install --cpu --skip-manager --skip-torch-or-directml --skip-requirement
 
 browser: $(INSTALLED) ## open and run the example workflows in a real ComfyUI page (needs a ComfyUI and a Chromium)
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
-workflows: $(INSTALLED) ## make workflows/, subgraphs/ and the pictures of the help pages with the real frontend
+workflows: $(INSTALLED) ## save workflows/, subgraphs/ and the images of the help pages with the real frontend
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_workflows
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_subgraphs
@@ -62,5 +67,5 @@ $(INSTALLED): pyproject.toml
 	  || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable ".[train,quantised,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,quantised,test,dev]"
 	@touch $@

@@ -1,6 +1,6 @@
 """Few-step, multi-resolution sampling in ComfyUI: the entry point of the node pack."""
 
-from ..nodes.extension import comfy_entrypoint
+from .nodes.extension import comfy_entrypoint
 
 WEB_DIRECTORY = "./web"
 

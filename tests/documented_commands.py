@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"accelerate", "comfy", "git", "hf", "make", "pip", "pre-commit", "python", "torchrun"}
-UNTESTED = "## Commands that no test runs"  # the table of CONTRIBUTING.md
 OPTIONAL = re.compile(r"\[(--[^\[\]]*?)(?: \.\.\.)?\]")  # [--dry-run], [--set section.key=value ...]
 ASSIGNMENT = re.compile(r"[A-Z][A-Z_]*=")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -23,19 +22,6 @@ class Command:
     def __str__(self):
         return f"{self.page}: {shlex.join(self.words)}"
 
-    @property
-    def name(self):
-        """What is run, without its options: `python -m benchmarks.quality`, `make test`, `hf download`."""
-        program, *rest = self.words
-        if program == "python":
-            return " ".join(self.words[: 3 if rest[:1] == ["-m"] else 2])
-        if program == "make":
-            return " ".join(["make", *(word for word in rest if "=" not in word)])
-        if program == "torchrun":
-            return program
-        verbs = [word for word in rest if re.fullmatch(r"[a-z]+", word)]
-        return " ".join([program, *verbs[: 2 if program == "comfy" else 1]])
-
 
 def pages():
     """Every page of the repository but the nodes' help, which has no commands."""
@@ -43,29 +29,14 @@ def pages():
     return sorted({path for folder in folders for path in ROOT.glob(f"{folder}*.md")})
 
 
-def text_of(page):
-    """The text of a page, without the table of commands that no test runs."""
-    text = page.read_text(encoding="utf-8")
-    return re.sub(rf"^{UNTESTED}$.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def untested():
-    """What the table says: name of a command -> how it was checked."""
-    section = re.search(
-        rf"^{UNTESTED}$(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
-    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", section[1], re.MULTILINE)
-    return {name: how for names, how in rows for name in re.findall(r"`([^`]+)`", names)}
-
-
 def fences(page):
     """(language, text) of every fence of a page."""
-    return FENCE.findall(text_of(page))
+    return FENCE.findall(page.read_text(encoding="utf-8"))
 
 
 def spans(page):
     """What stands between backticks in the text of a page, each on one line."""
-    text = FENCE.sub("", text_of(page))
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
     return [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", text)]
 
 

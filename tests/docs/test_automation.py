@@ -23,10 +23,6 @@ def commands(name):
     return "\n".join(step.get("run", "") for job in workflow(name)["jobs"].values() for step in job["steps"])
 
 
-def test_there_are_these_workflows():
-    assert WORKFLOWS.keys() == {"comfyui", "publish", "test"}
-
-
 @pytest.mark.parametrize("name", sorted(WORKFLOWS))
 def test_a_workflow_is_whole(name):
     """YAML reads the key `on` as true; every job has a machine and steps, and no more rights than it names."""
@@ -61,15 +57,6 @@ def test_the_hooks_call_what_make_lint_calls():
     lint = re.search(r"^LINT = (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
     called = [command.strip().split()[0].replace("$(BIN)", ".venv/bin") for command in lint.split("&&")]
     assert [entry.split()[0] for entry in own.values()] == called
-
-
-def test_every_text_file_ends_with_one_newline():
-    listing = subprocess.run(["git", "grep", "-zIl", ""], cwd=ROOT, capture_output=True)
-    if listing.returncode:
-        pytest.skip("not a git checkout")
-    names = [name for name in listing.stdout.decode().split("\0") if name]
-    texts = {name: (ROOT / name).read_bytes() for name in names}
-    assert [name for name, text in texts.items() if not text.endswith(b"\n") or text.endswith(b"\n\n")] == []
 
 
 def test_the_type_checker_reads_types(tmp_path):

@@ -1,8 +1,4 @@
-"""Every command, option, configuration key and file that a page names is taken by the program it is meant for.
-
-The real parsers read them; what a command then does is for the tests named in RUN_BY, or, for the commands of the table
-in CONTRIBUTING.md ("Commands that no test runs"), for whoever ran them by hand.
-"""
+"""Every command, option, configuration key and file that a page names: the program's own parser takes it."""
 
 import argparse
 import importlib
@@ -15,22 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from documented_commands import ROOT, Command, commands, pages, spans, untested
+from documented_commands import ROOT, Command, commands, pages, spans
 from rmd_core.errors import RMDError
 from training.config import Config, load_config
 
 COMMANDS = [command for page in pages() for command in commands(page)]
 PLACEHOLDERS = {"run.yaml", "prompts.txt", "section.key=value", "a.b=c"}
-RUN_BY = {  # name of a command: the test that runs its program, and the words by which it does
-    "accelerate launch": ("test_training_launchers.py", "Launched(command"),
-    "python -m benchmarks.training_cost": ("test_training_cost.py", "main(["),
-    "python -m benchmarks.training_memory": ("test_training_memory.py", "main(["),
-    "python -m pytest": ("test_house.py", "def test_"),
-    "python -m training.encode_prompts": ("test_encode_prompts.py", "main(["),
-    "python -m training.plot_run": ("test_plot_run.py", "main(["),
-    "python training/distill.py": ("test_training_run.py", "distill(world"),
-    "torchrun": ("test_training_launchers.py", 'Launched("torchrun"'),
-}
 
 
 class Parsed(Exception):
@@ -215,16 +201,3 @@ def test_configuration_keys_in_the_text_exist(page):
         assert name in Config.model_fields[section].annotation.model_fields, span
         if value is not None:
             check_overrides([f"{section}.{name}={value}"])
-
-
-def test_every_command_is_run_by_a_test_or_told_of():
-    """No line of the table, and none of RUN_BY, is about a command that no page names any more."""
-    named, told = {command.name for command in COMMANDS}, untested().keys()
-    assert not told & RUN_BY.keys()
-    assert named == told | RUN_BY.keys(), "run it in a test, or by hand, and say which"
-
-
-@pytest.mark.parametrize("name", RUN_BY)
-def test_the_test_that_runs_it_does(name):
-    file, words = RUN_BY[name]
-    assert words in (ROOT / "tests" / file).read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """What the pages point at is there: links, headings, pictures, and files and folders named between backticks."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -67,13 +66,3 @@ def test_what_is_broken_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A `b` (c)\n[x](#a-b-c) [y](#a) [z](none.md) ![p](none.png) [w](https://none) `nodes/none.py`\n")
     assert broken(page) == ["#a", "none.md", "none.png"] and missing(page) == ["nodes/none.py"]
-
-
-def test_every_picture_of_the_docs_is_shown():
-    """Or is the pack's icon or banner, which pyproject.toml names."""
-    shown = {
-        (page.parent / link).resolve() for page in [*pages(), *HELP] for link in LINK.findall(page.read_text("utf-8"))
-    }
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    pictures = {path.resolve() for path in (ROOT / "docs" / "images").glob("*.png") if path.name not in project}
-    assert pictures - {Path(path) for path in shown} == set()

@@ -1,10 +1,12 @@
-"""The package for ComfyUI's registry: its metadata, which files go in, and that those alone run in ComfyUI."""
+"""The package for ComfyUI's registry: metadata, files, comfy-cli's own check, and that it runs alone in ComfyUI."""
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -76,6 +78,18 @@ def test_every_address_is_of_one_repository(project):
     assert all((ROOT / comfy[key].removeprefix(raw)).is_file() for key in ("Icon", "Banner"))
     publish = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
     assert f"github.repository_owner == '{owner}'" in publish
+
+
+def test_comfy_cli_validates_the_pack(tmp_path):
+    program = shutil.which("comfy", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("comfy-cli is not installed (the extra `dev`)")
+    environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run([program, "--skip-prompt", "tracking", "disable"], env=environment, check=True, capture_output=True)
+    ran = subprocess.run(
+        [program, "--skip-prompt", "node", "validate"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "passed" in ran.stdout + ran.stderr, ran.stdout + ran.stderr
 
 
 def test_icon_and_banner_have_the_registrys_form():
