@@ -10,7 +10,7 @@ import pytest
 
 from comfyui_checkout import find_comfyui, needed_requirements
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def checkout(folder):
