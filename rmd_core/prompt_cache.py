@@ -1,11 +1,11 @@
-"""One safetensors file of prompt embeddings, keyed by the SHA-256 of each prompt, bound to a text encoder.
+"""Prompt embeddings on disk: one safetensors file, or a folder of such files (shards) that is read as one.
 
-Optional metadata: `pooled`, the width of a pooled embedding that every prompt has under its key and `.pooled`;
-`masked`, true where the network masks the padding, so that a prompt alone is to be given without any; `negative`, the
-text that was encoded for the null prompt, where it is not the empty one; `precision`, the encoder's own, such as
-float32; `digests`, the SHA-256 of each tensor's bytes.
-
-Prompt embeddings on disk: one file, or a folder of such files (shards) that are read as one."""
+A tensor's name is the SHA-256 of its prompt; the file names the text encoder that made it. Optional metadata:
+`pooled`, the width of a pooled embedding that every prompt has under its key and `.pooled`; `masked`, true where the
+network masks the padding, so that a prompt alone is to be given without any; `negative`, the text that was encoded for
+the null prompt, where it is not the empty one; `precision`, the encoder's own, such as float32; `digests`, the SHA-256
+of each tensor's bytes. `training/prompts.py` writes these files.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +18,36 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
 from .errors import RMDError
-from .files import TensorFile
+from .files import header_of, open_tensors, tensor_digest
 
 METADATA_KEY = "rmd.prompt_cache"
 VERSION = 1
 NULL_PROMPT = ""
 """What guidance is guided away from."""
 
-MOST_TOKENS = 65_536
-"""The most tokens that prompts are padded to; a damaged header would ask for more memory than there is."""
-
 POOLED = ".pooled"
 """What follows a prompt's key in the name of its pooled embedding."""
+
+SHARD_NAME = re.compile(r"prompts-(\d{5,})\.safetensors")
+"""What the files of a folder are called by the program that makes them."""
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 """What embeddings are stored in."""
 
-SHARD_NAME = re.compile(r"prompts-(\d{5,})\.safetensors")
-"""What the files of a cache that is a folder are called by the program that makes them."""
+MAX_TOKENS = 65_536
+"""The most tokens that prompts are padded to; a damaged header would ask for more memory than there is."""
+
+MAX_COMPARED = 20_000
+"""How many prompts are compared with one that is missing; more would take seconds."""
+
+MAX_OPEN = 32
+"""How many shards are kept open; a process may not have many more files than a thousand."""
 
 
 def prompt_key(text: str) -> str:
@@ -54,101 +61,172 @@ def shown(text: object) -> str:
     return quoted if len(quoted) <= 80 else quoted[:77] + "..."
 
 
-class PromptShard:
-    """The prompts of one file, by its header; a tensor is read when it is asked for.
+def shard_files(folder: str | Path) -> list[Path]:
+    """The files of a cache that is a folder, by name: every safetensors file in it, whoever made it."""
+    return sorted(path for path in Path(folder).glob("*.safetensors") if not path.name.startswith("."))
 
-    `keys`: tensor names by prompt. `tokens`, `dim`, `pooled_dim`, `masked`, `encoder`: as in `PromptCache`; `negative`:
-    the text that the null prompt was made of; `precision`: the encoder's, None where the file does not say it. Raises
-    RMDError for a file that is no prompt cache.
+
+class PromptCache:
+    """Prompt embeddings of a file or a folder, each read when it is asked for; at first only headers are read.
+
+    `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `pooled_dim` that of a
+    pooled one (None where there are none), `masked` whether the network masks the padding, `encoder` the name of the
+    text encoder that made them, `precisions` those that it ran in, as far as the files say, `negative` the text that
+    the null prompt was made of; give `encoder` to refuse a cache made by another. A prompt that two files hold is read
+    from the first of them by name. Raises RMDError for what is no prompt cache, and for files that do not match.
+    """
+
+    def __init__(self, path: str | Path, *, encoder: str | None = None) -> None:
+        self.path = path
+        self._open: deque[_Shard] = deque()
+        self._shard_of: dict[str, _Shard] = {}
+        shards = (_read_shard(file) for file in self._files())
+        first = next(shards)
+        if encoder is not None and first.encoder != encoder:
+            raise RMDError(
+                f"{path} was made by the text encoder '{first.encoder}', not by '{encoder}'; make the cache again"
+            )
+        precisions = set()
+        for shard in (first, *shards):
+            _check_match(first, shard)
+            self._keep_open(shard)
+            precisions.add(shard.precision)
+            for text in shard.keys:
+                self._shard_of.setdefault(text, shard)
+        self.encoder, self.tokens, self.dim = first.encoder, first.tokens, first.dim
+        self.masked, self.pooled_dim, self.negative = first.masked, first.pooled_dim, first.negative
+        self.precisions = tuple(sorted(name for name in precisions if name is not None))
+
+    def _files(self) -> Sequence[str | Path]:
+        if not os.path.exists(self.path):
+            raise RMDError(
+                f"{self.path}: no such prompt cache, neither a file nor a folder; correct the path, or make it with "
+                "python -m training.encode_prompts"
+            )
+        if not os.path.isdir(self.path):
+            return [self.path]
+        files = shard_files(self.path)
+        if not files:
+            raise RMDError(
+                f"{self.path} is an empty prompt cache: it holds no safetensors file; fill it with python -m "
+                "training.encode_prompts"
+            )
+        return files
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All prompts but the null prompt, in sorted order."""
+        return tuple(sorted(text for text in self._shard_of if text != NULL_PROMPT))
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._shard_of
+
+    def require(self, texts: Sequence[str]) -> None:
+        """Raise RMDError unless every one of `texts` is in the cache."""
+        absent = [text for text in texts if text not in self._shard_of]
+        if absent:
+            raise RMDError(
+                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {shown(absent[0])}; "
+                "add them to the cache"
+            )
+
+    def closest(self, text: str, count: int = 3) -> tuple[str, ...]:
+        """The prompts of the cache that look most like `text`, the likeliest first; at most `count`."""
+        return tuple(get_close_matches(text, islice(self.texts, MAX_COMPARED), n=count, cutoff=0.3))
+
+    def row(self, text: str) -> torch.Tensor:
+        """One prompt's embedding `(tokens, dim)` in float32, without padding."""
+        self.require([text])
+        shard = self._opened(text)
+        return shard.read(shard.keys[text])
+
+    def batch(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings `(B, tokens, dim)` in float32, zero-padded to the cache's number of tokens."""
+        self.require(texts)
+        rows = [self.row(text) for text in texts]
+        return torch.stack([pad(row, (0, 0, 0, self.tokens - len(row))) for row in rows])
+
+    def embedding(self, text: str) -> torch.Tensor:
+        """One prompt's embedding `(1, tokens, dim)` in float32, padded unless `masked`: what a network is given."""
+        return self.row(text)[None] if self.masked else self.batch([text])
+
+    def mask(self, texts: Sequence[str]) -> torch.Tensor:
+        """Which tokens of `batch` are the prompt's own, `(B, tokens)`: 1.0 for those, 0.0 for padding."""
+        self.require(texts)
+        lengths = torch.tensor([self._shard_of[text].length(text) for text in texts])
+        return (torch.arange(self.tokens) < lengths[:, None]).float()
+
+    def pooled(self, texts: Sequence[str]) -> torch.Tensor | None:
+        """Pooled embeddings `(B, pooled_dim)` in float32, or None where the cache has none."""
+        self.require(texts)
+        if self.pooled_dim is None:
+            return None
+        shards = [self._opened(text) for text in texts]
+        return torch.stack([shard.read(shard.keys[text] + POOLED) for shard, text in zip(shards, texts)])
+
+    def digest(self, texts: Sequence[str]) -> str:
+        """SHA-256 over what the cache gives for some prompts, in any order; other prompts do not change it."""
+        self.require(texts)
+        lines = sorted(f"{prompt_key(text)} {self._opened(text).digest(text)}" for text in set(texts))
+        return hashlib.sha256("\n".join([f"{self.tokens} {self.masked}", *lines]).encode()).hexdigest()
+
+    def _opened(self, text: str) -> _Shard:
+        shard = self._shard_of[text]
+        if shard not in self._open:
+            self._keep_open(shard)
+        return shard
+
+    def _keep_open(self, shard: _Shard) -> None:
+        self._open.append(shard)
+        if len(self._open) > MAX_OPEN:
+            self._open.popleft().close()
+
+
+class _Shard:
+    """The prompts of one file: its header, checked, and tensors read when they are asked for.
+
+    `keys` are the tensor names by prompt; the other attributes are as in `PromptCache`.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
-        self._file: TensorFile | None = TensorFile(path)
-        self._header = self._file.header
-        self._checked: set[str] = set()  # the tensors that have been read once: as they were written, and finite
-        entry = self._entry()
-        self.encoder: str = entry["encoder"]
+        self._file = open_tensors(path)
+        self._header = header_of(self._file)
+        self._checked: set[str] = set()  # tensors that have been read once, found as they were written, and finite
+        entry = self._metadata()
         self.keys = {text: key for key, text in entry["prompts"].items()}
         shapes = [self._shape(key) for key in entry["prompts"]]
-        longest = max(shape[0] for shape in shapes)
+        longest, self.dim = max(tokens for tokens, _ in shapes), shapes[0][1]
+        if any(dim != self.dim for _, dim in shapes):
+            raise RMDError(f"{path}: its embeddings have different widths; make the cache again")
         self.tokens: int = entry.get("tokens", longest)
-        if type(self.tokens) is not int or not longest <= self.tokens <= MOST_TOKENS:
+        if type(self.tokens) is not int or not longest <= self.tokens <= MAX_TOKENS:
             raise RMDError(
-                f"{path} pads its prompts to {shown(self.tokens)} tokens, but one has {longest}, and {MOST_TOKENS} are "
+                f"{path} pads its prompts to {shown(self.tokens)} tokens, but one has {longest}, and {MAX_TOKENS} are "
                 "the most; make the cache again"
             )
-        self.dim: int = shapes[0][1]
-        if any(shape[1] != self.dim for shape in shapes):
-            raise RMDError(f"{path}: its embeddings have different widths; make the cache again")
+        self.encoder: str = entry["encoder"]
         self.masked: bool = entry.get("masked", False)
         self.negative: str = entry.get("negative", NULL_PROMPT)
-        self.pooled_dim: int | None = entry.get("pooled")
         self.precision: str | None = entry.get("precision")
+        self.pooled_dim: int | None = entry.get("pooled")
         self._digests: dict[str, str] = entry.get("digests", {})
         if (
             type(self.masked) is not bool
             or not isinstance(self.negative, str)
             or not isinstance(self._digests, dict)
             or not isinstance(self.precision, (str, type(None)))
-            or not (self.pooled_dim is None or type(self.pooled_dim) is int)
+            or type(self.pooled_dim) not in (int, type(None))
         ):
             raise self._damaged()
-        if self.pooled_dim is not None:
-            for key in entry["prompts"]:
-                shape = self._file.entry(key + POOLED).shape
-                if shape != (self.pooled_dim,):
-                    raise RMDError(f"{path}: a pooled embedding has shape {shape}; ({self.pooled_dim},) is expected")
+        for key in entry["prompts"] if self.pooled_dim is not None else ():
+            if key + POOLED not in self._header.tensors:
+                raise RMDError(f"{path}: it holds no tensor {key + POOLED!r}; copy it again")
+            shape = self._header.tensors[key + POOLED].shape
+            if shape != (self.pooled_dim,):
+                raise RMDError(f"{path}: a pooled embedding has shape {shape}; ({self.pooled_dim},) is expected")
 
-    def close(self) -> None:
-        """Let the file go until something is read again."""
-        self._file = None
-
-    def length(self, text: str) -> int:
-        """How many tokens a prompt has."""
-        return self._header.tensors[self.keys[text]].shape[0]
-
-    def row(self, text: str) -> torch.Tensor:
-        """A prompt's embedding (tokens, dim) in float32, without padding."""
-        return self._read(self.keys[text])
-
-    def pooled(self, text: str) -> torch.Tensor:
-        """A prompt's pooled embedding (pooled_dim,) in float32."""
-        return self._read(self.keys[text] + POOLED)
-
-    def digest(self, text: str) -> str:
-        """SHA-256 of what is stored of a prompt: of the bytes of its embedding and of its pooled one, with dtypes."""
-        names = [self.keys[text], *([self.keys[text] + POOLED] if self.pooled_dim is not None else [])]
-        parts = [f"{self._header.tensors[name].dtype} {self._digests.get(name) or self._sum(name)}" for name in names]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _read(self, name: str) -> torch.Tensor:
-        tensor = self._opened().read(name).float()
-        if name not in self._checked:
-            self._check(name, tensor)
-            self._checked.add(name)
-        return tensor
-
-    def _check(self, name: str, tensor: torch.Tensor) -> None:
-        if name in self._digests and self._sum(name) != self._digests[name]:
-            raise RMDError(
-                f"{self.path}: damaged, the embedding {name[:80]!r} is not the one that was written; copy it again"
-            )
-        if not tensor.isfinite().all():
-            raise RMDError(f"{self.path}: the embedding {name[:80]!r} holds values that are not finite; make it again")
-
-    def _sum(self, name: str) -> str:
-        return self._opened().digest(name)
-
-    def _opened(self) -> TensorFile:
-        if self._file is None:
-            file = TensorFile(self.path)
-            if file.header != self._header:
-                raise RMDError(f"{self.path} was changed while it was in use; start again")
-            self._file = file
-        return self._file
-
-    def _entry(self) -> dict:
+    def _metadata(self) -> dict[str, Any]:
         text = self._header.metadata.get(METADATA_KEY)
         if text is None:
             raise RMDError(f"{self.path} is no prompt cache: it has no '{METADATA_KEY}' metadata")
@@ -171,148 +249,59 @@ class PromptShard:
     def _damaged(self) -> RMDError:
         return RMDError(f"{self.path}: its '{METADATA_KEY}' metadata is damaged; make the cache again")
 
-    def _shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str) -> tuple[int, int]:
         entry = self._header.tensors[key]
         if len(entry.shape) != 2 or 0 in entry.shape:
             raise RMDError(f"{self.path}: an embedding has shape {entry.shape}; (tokens, dim) is expected")
         if entry.dtype not in DTYPES:
             raise RMDError(f"{self.path}: an embedding is {entry.dtype}; {', '.join(DTYPES)} are read")
-        return entry.shape
+        return entry.shape[0], entry.shape[1]
+
+    def close(self) -> None:
+        """Let the file go until something is read again."""
+        self._file = None
+
+    def length(self, text: str) -> int:
+        """How many tokens a prompt has."""
+        return self._header.tensors[self.keys[text]].shape[0]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A copy of one tensor in float32; RMDError where it is not what was written, or not finite."""
+        stored = self._stored(name)
+        tensor = stored.to(torch.float32, copy=True)
+        if name not in self._checked:
+            if name in self._digests and tensor_digest(stored) != self._digests[name]:
+                raise RMDError(
+                    f"{self.path}: damaged, the embedding {name[:80]!r} is not the one that was written; copy it again"
+                )
+            if not tensor.isfinite().all():
+                raise RMDError(
+                    f"{self.path}: the embedding {name[:80]!r} holds values that are not finite; make it again"
+                )
+            self._checked.add(name)
+        return tensor
+
+    def digest(self, text: str) -> str:
+        """SHA-256 of what is stored of a prompt: of the bytes of its embedding and of its pooled one, with dtypes."""
+        names = [self.keys[text], *([self.keys[text] + POOLED] if self.pooled_dim is not None else [])]
+        parts = [
+            f"{self._header.tensors[name].dtype} {self._digests.get(name) or tensor_digest(self._stored(name))}"
+            for name in names
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _stored(self, name: str) -> torch.Tensor:
+        if self._file is None:
+            file = open_tensors(self.path)
+            if header_of(file) != self._header:
+                raise RMDError(f"{self.path} was changed while it was in use; start again")
+            self._file = file
+        return self._file.get_tensor(name)
 
 
-__all__ = ["NULL_PROMPT", "PromptCache", "prompt_key", "shard_files", "shown"]
-
-MOST_COMPARED = 20_000
-"""How many prompts are compared with one that is missing; more would take seconds."""
-
-MOST_OPEN = 32
-"""How many shards are kept open; a process may not have many more files than a thousand."""
-
-
-def shard_files(folder: str | Path) -> list[Path]:
-    """The files of a cache that is a folder, by name: every safetensors file in it, whoever made it."""
-    return sorted(path for path in Path(folder).glob("*.safetensors") if not path.name.startswith("."))
-
-
-class PromptCache:
-    """Prompt embeddings read from a file, or from the files of a folder, as they are asked for.
-
-    `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `pooled_dim` that of a
-    pooled one (None where there are none), `masked` whether the network masks the padding, `encoder` the name of the
-    text encoder that made them, `precisions` those that it ran in, as far as the files say, `negative` the text that
-    the null prompt was made of; give `encoder` to refuse a cache made by another. Only headers are read at first. A
-    prompt that two files hold is read from the first of them by name. Raises RMDError for what is no prompt cache, and
-    for files that do not go together.
-    """
-
-    def __init__(self, path: str | Path, *, encoder: str | None = None) -> None:
-        self.path = path
-        self._open: deque[PromptShard] = deque()
-        self._of: dict[str, PromptShard] = {}
-        files, precisions = _files(path), set()
-        first = _shard(files[0])
-        if encoder is not None and first.encoder != encoder:
-            raise RMDError(
-                f"{path} was made by the text encoder '{first.encoder}', not by '{encoder}'; make the cache again"
-            )
-        for file in files:
-            shard = first if file == files[0] else _shard(file)
-            _refuse_unlike(first, shard)
-            self._keep(shard)
-            precisions.add(shard.precision)
-            for text in shard.keys:
-                self._of.setdefault(text, shard)
-        self.encoder, self.tokens, self.dim = first.encoder, first.tokens, first.dim
-        self.masked, self.pooled_dim, self.negative = first.masked, first.pooled_dim, first.negative
-        self.precisions = tuple(sorted(name for name in precisions if name is not None))
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """All prompts but the null prompt, in sorted order."""
-        return tuple(sorted(text for text in self._of if text != NULL_PROMPT))
-
-    def __contains__(self, text: str) -> bool:
-        return text in self._of
-
-    def require(self, texts: Sequence[str]) -> None:
-        """Raise RMDError unless every one of `texts` is in the cache."""
-        absent = [text for text in texts if text not in self._of]
-        if absent:
-            raise RMDError(
-                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {shown(absent[0])}; "
-                "add them to the cache"
-            )
-
-    def closest(self, text: str, count: int = 3) -> tuple[str, ...]:
-        """The prompts of the cache that look most like `text`, the likeliest first; at most `count`."""
-        return tuple(get_close_matches(text, islice(self.texts, MOST_COMPARED), n=count, cutoff=0.3))
-
-    def batch(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings (B, tokens, dim) in float32, zero-padded to the cache's number of tokens."""
-        self.require(texts)
-        rows = [self.row(text) for text in texts]
-        return torch.stack([pad(row, (0, 0, 0, self.tokens - len(row))) for row in rows])
-
-    def mask(self, texts: Sequence[str]) -> torch.Tensor:
-        """Which tokens of `batch` are the prompt's own (B, tokens): 1.0 for those, 0.0 for padding."""
-        self.require(texts)
-        lengths = torch.tensor([self._of[text].length(text) for text in texts])
-        return (torch.arange(self.tokens) < lengths[:, None]).float()
-
-    def pooled(self, texts: Sequence[str]) -> torch.Tensor | None:
-        """Pooled embeddings (B, pooled_dim) in float32, or None where the cache has none."""
-        self.require(texts)
-        if self.pooled_dim is None:
-            return None
-        return torch.stack([self._shard(text).pooled(text) for text in texts])
-
-    def embedding(self, text: str) -> torch.Tensor:
-        """One prompt's embedding (1, tokens, dim) in float32, padded unless `masked`: what a network is to be given."""
-        return self.row(text)[None] if self.masked else self.batch([text])
-
-    def row(self, text: str) -> torch.Tensor:
-        """One prompt's embedding (tokens, dim) in float32, without padding."""
-        self.require([text])
-        return self._shard(text).row(text)
-
-    def digest(self, texts: Sequence[str]) -> str:
-        """SHA-256 over what the cache gives for some prompts, in any order; prompts besides do not change it."""
-        self.require(texts)
-        lines = sorted(f"{prompt_key(text)} {self._shard(text).digest(text)}" for text in set(texts))
-        return hashlib.sha256("\n".join([f"{self.tokens} {self.masked}", *lines]).encode()).hexdigest()
-
-    def _shard(self, text: str) -> PromptShard:
-        shard = self._of[text]
-        if shard not in self._open:
-            self._keep(shard)
-        return shard
-
-    def _keep(self, shard: PromptShard) -> None:
-        self._open.append(shard)
-        if len(self._open) > MOST_OPEN:
-            self._open.popleft().close()
-
-
-def _files(path: str | Path) -> Sequence[str | Path]:
-    if not os.path.isdir(path):
-        if not os.path.exists(path):
-            raise RMDError(
-                f"{path}: no such prompt cache, neither a file nor a folder; correct the path, or make it with "
-                "python -m training.encode_prompts"
-            )
-        return [path]
-    files = shard_files(path)
-    if not files:
-        raise RMDError(
-            f"{path} is an empty prompt cache: it holds no safetensors file; fill it with python -m "
-            "training.encode_prompts"
-        )
-    return files
-
-
-def _shard(file: str | Path) -> PromptShard:
+def _read_shard(file: str | Path) -> _Shard:
     try:
-        return PromptShard(file)
+        return _Shard(file)
     except RMDError as error:
         if not SHARD_NAME.fullmatch(Path(file).name) or not os.path.exists(file):
             raise
@@ -322,7 +311,8 @@ def _shard(file: str | Path) -> PromptShard:
         ) from None
 
 
-def _refuse_unlike(first: PromptShard, shard: PromptShard) -> None:
+def _check_match(first: _Shard, shard: _Shard) -> None:
+    """Raise RMDError unless two files can be one cache."""
     for what, name in (
         ("text encoder", "encoder"),
         ("length of a prompt", "tokens"),
