@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,10 +55,13 @@ class NoiseForm:
 RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
 """Base flow shift RMD uses, by ComfyUI's class and what derives from it (docs/method.md, noise levels)."""
 
-VP_TABLES = {
-    "scaled-linear betas": VPCurve.scaled_linear(0.00085, 0.012),
-    "linear betas": VPCurve.linear(1e-4, 0.02),
-}
+FLOW, SCALED_LINEAR, LINEAR = "flow", "scaled-linear betas", "linear betas"
+
+
+@cache
+def vp_tables() -> dict[str, VPCurve]:
+    """The noise tables of SDXL and of PixArt, by name; made when first asked for."""
+    return {SCALED_LINEAR: VPCurve.scaled_linear(0.00085, 0.012), LINEAR: VPCurve.linear(1e-4, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
 def _vp_curve(comfy_sigmas: torch.Tensor) -> tuple[VPCurve, str]:
     """The curve of a table of sigma / alpha; a well-known table is recognised, and then exact in float64."""
     table = -2.0 * torch.log(comfy_sigmas.double().cpu())
-    for name, curve in VP_TABLES.items():
+    for name, curve in vp_tables().items():
         if curve.table_size == len(table) and torch.allclose(curve.table_logsnr, table, atol=1e-4, rtol=0.0):
             return curve, name
     alpha_bar = torch.sigmoid(table)

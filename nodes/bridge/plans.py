@@ -17,9 +17,9 @@ from ...rmd_core.boundary import Boundary
 from ...rmd_core.errors import RMDError
 from ...rmd_core.plan import Stage, StagePlan, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
 from ...rmd_core.presets import MethodPreset, preset
-from ...rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
 from ...rmd_core.recipe import Recipe
 from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size, VPCurve
+from ..profiles import NOT_DISTILLED, FewStepProfile, load_profiles
 from .model import ModelKind, ModelView
 from .student import family_of
 
@@ -373,19 +373,24 @@ def split_plan(
 def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
     """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
 
-    profile is a title of `profile_titles`; split "auto" is the profile's own, or all steps at one size where
-    `earlier_sizes` is empty. Raises RMDError for a profile of another family.
+    profile is a title of `load_profiles`; split "auto" is the profile's own, or all steps at one size where
+    `earlier_sizes` is empty. Raises RMDError for a profile of another family and for a split into other steps.
     """
     chosen = _profile(view, profile)
     sizes = stage_cells(view, final_hw, earlier_sizes)
     counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else step_counts(split)
     _check_split(counts, sizes)
+    if sum(counts) != len(chosen.sigmas):
+        raise RMDError(
+            f"the split {'+'.join(map(str, counts))} has {sum(counts)} steps but {chosen.title} "
+            f"has {len(chosen.sigmas)}; give parts that sum to {len(chosen.sigmas)}"
+        )
     strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
     files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
     return _checked(
         view,
         final_hw,
-        chosen.plan(sizes, counts),
+        plan_from_split(chosen.curve, counts, sizes=sizes, mapping=NoMap(), steps=chosen.sigmas),
         boundary=chosen.boundary,
         eta=chosen.eta,
         cfg=chosen.cfg,
@@ -393,11 +398,6 @@ def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, e
         origin=f"profile {chosen.title}, {NOT_DISTILLED}",
         notes=(*shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
     )
-
-
-def profile_titles() -> list[str]:
-    """The titles of all profiles, as the drop-down lists them."""
-    return [profile.title for profile in PROFILES.values()]
 
 
 def told_size(view: ModelView) -> str:
@@ -456,7 +456,7 @@ def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -
 
 
 def _profile(view: ModelView, title: str) -> FewStepProfile:
-    fitting = [profile for profile in PROFILES.values() if profile.family == view.kind.family]
+    fitting = [profile for profile in load_profiles().values() if profile.family == view.kind.family]
     fitting = [profile for profile in fitting if same_noise(profile.curve, view.curve)]
     for profile in fitting:
         if profile.title == title:
