@@ -193,6 +193,14 @@ def _vp_curve(comfy_sigmas: torch.Tensor) -> tuple[VPCurve, str]:
     return VPCurve(tuple(betas)), f"own table of {len(betas)} ending at logSNR {table[-1]:.3f}"
 
 
+def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
+    """Whether two curves are of one kind and, for VP models, of one table (flow shifts may differ)."""
+    if isinstance(curve, VPCurve) and isinstance(other, VPCurve):
+        mine, theirs = curve.table_logsnr, other.table_logsnr
+        return len(mine) == len(theirs) and torch.allclose(mine, theirs, atol=1e-3, rtol=0.0)
+    return curve.kind == other.kind
+
+
 def _multiple(config: dict[str, Any], network: Any) -> int:
     patch = getattr(network, "patch_size", None)
     if patch is not None:

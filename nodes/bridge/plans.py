@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ...rmd_core.boundary import Boundary
 from ...rmd_core.errors import RMDError
 from ...rmd_core.plan import Stage, StagePlan, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
 from ...rmd_core.presets import MethodPreset, preset
 from ...rmd_core.recipe import Recipe
-from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size, VPCurve
+from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size
 from ..profiles import NOT_DISTILLED, FewStepProfile, load_profiles
-from .model import ModelKind, ModelView
+from .model import ModelKind, ModelView, same_noise
 from .student import family_of
 
 
@@ -247,14 +245,6 @@ def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[
         raise RMDError(f"the mapping {name!r} needs a flow model, this is {view.kind}; use area or auto")
     native = name == NATIVE_SHIFTS or _is_wan_480p_to_720p(view, sizes)
     return ShiftPairMap(3.0, 5.0) if native else AreaMap()
-
-
-def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
-    """Whether two curves are of one kind and, for VP models, of one table (flow shifts may differ)."""
-    if isinstance(curve, VPCurve) and isinstance(other, VPCurve):
-        mine, theirs = curve.table_logsnr, other.table_logsnr
-        return len(mine) == len(theirs) and torch.allclose(mine, theirs, atol=1e-3, rtol=0.0)
-    return curve.kind == other.kind
 
 
 def _is_wan_480p_to_720p(view: ModelView, sizes: Sequence[Size]) -> bool:
