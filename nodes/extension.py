@@ -5,7 +5,6 @@ from comfy_api.latest import ComfyExtension, io
 from .folders import offer_folders
 from .loader_nodes import RMDLoadPromptEmbeddings, RMDLoadStudent
 from .plan_nodes import RMDSchedule
-from .renames import register_renames
 from .sampler_nodes import RMDGuider, RMDSampler, RMDSamplerAdvanced, RMDStageOverride, RMDStepSampler
 from .stage_nodes import RMDNoise, RMDStageSigmas, RMDStageUpscale
 
@@ -29,7 +28,6 @@ class RMDExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         offer_folders()
-        await register_renames()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -1,6 +1,4 @@
-"""The types of our own that travel on wires.
-The inputs that several nodes ask for, written once.
-What comes into a node, held against its schema: ComfyUI checks what stands in a widget, not what a link brings."""
+"""What the nodes share: the types of our own, inputs that several nodes have, and the check of what links bring."""
 
 from __future__ import annotations
 
@@ -108,102 +106,95 @@ def stage_inputs() -> list[io.Input]:
 
 
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """Decorate a node's `execute` (below `classmethod`): it then gets what its schema says, or is not called.
+    """Decorate a node's `execute` (below `classmethod`): values over links are checked as ComfyUI checks widgets.
 
-    Numbers come as int and float within the limits of their widgets, also over a link; text is text; each socket holds
-    an object of its kind. Inputs that the schema does not name pass as they are. Raises RMDError that names the input.
+    Numbers come as int and float within the limits of their widgets (not NaN), what is required is not None, and each
+    socket holds an object of its kind, with finite numbers in it. Inputs that the schema does not name pass as they
+    are. Raises RMDError that names the input.
     """
 
     @wraps(execute)
     def checked_execute(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
         schema = cls.SCHEMA or cls.GET_SCHEMA()
-        return execute(cls, **_checked_all(schema.inputs, inputs, schema.display_name))
+        return execute(cls, **_check_all(schema.inputs, inputs, schema.display_name))
 
     return checked_execute
 
 
-def _checked_all(entries: list[Any], inputs: dict[str, Any], node: str) -> dict[str, Any]:
+def _check_all(entries: list[Any], inputs: dict[str, Any], node: str) -> dict[str, Any]:
     """A copy of the inputs with every one that has an entry checked; what is left out stays out."""
     result = dict(inputs)
     for entry in entries:
         value = inputs.get(entry.id)
         if value is not None:
-            result[entry.id] = _checked(entry, value, node)
+            result[entry.id] = _check(entry, value, node)
         elif entry.id in inputs and not entry.optional:
             raise RMDError(f"{entry.id} came to {node} as nothing at all; connect a node that gives one, or type it in")
     return result
 
 
-def _checked(entry: Any, value: Any, node: str) -> Any:
-    if isinstance(entry, io.Int.Input):
-        return _number(entry, value, node, Integral, int)
-    if isinstance(entry, io.Float.Input):
-        return _number(entry, value, node, Real, float)
+def _check(entry: Any, value: Any, node: str) -> Any:
     if isinstance(entry, io.DynamicCombo.Input):
-        return _choice(entry, value, node)
-    kind = entry.io_type
-    if kind in _HELD and not _HELD[kind](value):
-        advice = _ADVICE.get(kind, f"connect a {kind}")
-        raise RMDError(f"{entry.id} is {_shown(value)}, which {node} cannot take as {kind}; {advice}")
+        options = {option.key: option.inputs for option in entry.options}
+        chosen = value.get(entry.id) if isinstance(value, dict) else value
+        if not isinstance(value, dict) or not isinstance(chosen, str) or chosen not in options:
+            raise RMDError(f"{entry.id} of {node} is {_shown(chosen)}; use one of {', '.join(map(repr, options))}")
+        for inner in options[chosen]:
+            if not inner.optional and value.get(inner.id) is None:
+                raise RMDError(f"{entry.id} is {chosen!r}, for which {node} also needs {inner.id}; give it a value")
+        return _check_all(options[chosen], value, node)
+    if isinstance(entry, (io.Int.Input, io.Float.Input)):
+        whole = isinstance(entry, io.Int.Input)
+        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if not number or not entry.min <= value <= entry.max:
+            kind = "a whole number" if whole else "a number"
+            raise RMDError(f"{entry.id} is {_shown(value)}; {node} takes {kind} from {entry.min:g} to {entry.max:g}")
+        return int(value) if whole else float(value)
+    if entry.io_type in _SOCKETS:
+        fits, advice = _SOCKETS[entry.io_type]
+        if not fits(value):
+            raise RMDError(
+                f"{entry.id} is {_shown(value)}, which {node} cannot take as {entry.io_type}; "
+                f"{advice or f'connect a {entry.io_type}'}"
+            )
     return value
-
-
-def _number(entry: Any, value: Any, node: str, kind: type, make: Callable[[Any], Any]) -> Any:
-    low, high = entry.min, entry.max
-    if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high:
-        return make(value)
-    whole = "a whole number" if kind is Integral else "a number"
-    raise RMDError(f"{entry.id} is {_shown(value)}; {node} takes {whole} from {low:g} to {high:g}")
-
-
-def _choice(entry: Any, value: Any, node: str) -> dict[str, Any]:
-    options = {option.key: option.inputs for option in entry.options}
-    chosen = value.get(entry.id) if isinstance(value, dict) else value
-    if not isinstance(value, dict) or not isinstance(chosen, str) or chosen not in options:
-        raise RMDError(f"{entry.id} of {node} is {_shown(chosen)}; use one of {', '.join(map(repr, options))}")
-    missing = [inner.id for inner in options[chosen] if not inner.optional and value.get(inner.id) is None]
-    if missing:
-        raise RMDError(f"{entry.id} is {chosen!r}, for which {node} also needs {missing[0]}; give it a value")
-    return _checked_all(options[chosen], value, node)
 
 
 def _shown(value: Any) -> str:
     """A value in a message: on one line, cut if it is long; the type of what is no plain value."""
-    if value is None or isinstance(value, (str, bool, float)):
-        text = repr(value)
-    elif isinstance(value, int):
-        text = repr(value) if abs(value) < 10**60 else "a number of more than 60 digits"
-    elif isinstance(value, torch.Tensor):
-        text = f"a tensor of shape {tuple(value.shape)}"
-    else:
-        text = f"of type {type(value).__name__}"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, int) and abs(value) >= 10**60:
+        return "a number of more than 60 digits"
+    if value is not None and not isinstance(value, (str, bool, int, float)):
+        return f"of type {type(value).__name__}"
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _has(*names: str) -> Callable[[Any], bool]:
-    return lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in names)
+def _has(value: Any, *names: str) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in names)
 
 
 def _is_model(value: Any) -> bool:
-    return _has("get_model_object", "model", "clone")(value)
+    return _has(value, "get_model_object", "model", "clone")
 
 
 def _is_conditioning(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_prompt, value)):
+    if not isinstance(value, (list, tuple)) or not value:
         return False
-    pooled = (options.get("pooled_output") for _, options in value)
-    return _are_finite([*(text for text, _ in value), *(one for one in pooled if one is not None)])
-
-
-def _is_prompt(entry: Any) -> bool:
-    if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[1], dict):
-        return False
-    pooled = entry[1].get("pooled_output")
-    return _is_embedding(entry[0], axes=3) and (pooled is None or _is_embedding(pooled, axes=2))
-
-
-def _is_embedding(value: Any, *, axes: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == axes and value.numel() > 0 and value.is_floating_point()
+    tensors = []
+    for entry in value:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[1], dict):
+            return False
+        pooled = entry[1].get("pooled_output")
+        for tensor, axes in ((entry[0], 3), *([] if pooled is None else [(pooled, 2)])):
+            if not isinstance(tensor, torch.Tensor) or tensor.ndim != axes or not tensor.numel():
+                return False
+            if not tensor.is_floating_point():
+                return False
+            tensors.append(tensor)
+    return _are_finite(tensors)
 
 
 def _are_finite(tensors: list[torch.Tensor]) -> bool:
@@ -221,9 +212,7 @@ def _are_finite(tensors: list[torch.Tensor]) -> bool:
 
 
 def _is_latent(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    samples = value.get("samples")
+    samples = value.get("samples") if isinstance(value, dict) else None
     return isinstance(samples, torch.Tensor) or getattr(samples, "is_nested", False)
 
 
@@ -231,36 +220,22 @@ def _is_sigmas(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(torch.isfinite(value).all())
 
 
-def _is_noise(value: Any) -> bool:
-    return _has("generate_noise", "seed")(value) and isinstance(value.seed, Integral)
-
-
 def _are_overrides(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(one, StageOverride) for one in value)
 
 
-_HELD: dict[str, Callable[[Any], bool]] = {
-    io.String.io_type: lambda value: isinstance(value, str),
-    io.Combo.io_type: lambda value: isinstance(value, str),
-    io.Model.io_type: _is_model,
-    io.Conditioning.io_type: _is_conditioning,
-    io.Latent.io_type: _is_latent,
-    io.Sigmas.io_type: _is_sigmas,
-    io.Noise.io_type: _is_noise,
-    io.Guider.io_type: lambda value: _has("sample", "model_patcher")(value) and _is_model(value.model_patcher),
-    io.Sampler.io_type: lambda value: _has("sample")(value) and not hasattr(value, "model_patcher"),
-    Plan.io_type: lambda value: isinstance(value, SamplingPlan),
-    RecipeSocket.io_type: lambda value: isinstance(value, Recipe),
-    Overrides.io_type: _are_overrides,
+_SOCKETS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    io.String.io_type: (lambda value: isinstance(value, str), "connect text, or type it in"),
+    io.Combo.io_type: (lambda value: isinstance(value, str), "choose one of the list"),
+    io.Model.io_type: (_is_model, ""),
+    io.Conditioning.io_type: (_is_conditioning, "connect at least one prompt, encoded to finite numbers"),
+    io.Latent.io_type: (_is_latent, "connect an empty latent or an encoded picture"),
+    io.Sigmas.io_type: (_is_sigmas, "connect a list of finite sigmas, such as that of RMD Stage Sigmas"),
+    io.Noise.io_type: (lambda one: _has(one, "generate_noise", "seed") and isinstance(one.seed, Integral), ""),
+    io.Guider.io_type: (lambda one: _has(one, "sample", "model_patcher") and _is_model(one.model_patcher), ""),
+    io.Sampler.io_type: (lambda one: _has(one, "sample") and not hasattr(one, "model_patcher"), ""),
+    Plan.io_type: (lambda value: isinstance(value, SamplingPlan), "connect the plan of RMD Schedule"),
+    RecipeSocket.io_type: (lambda value: isinstance(value, Recipe), "connect the recipe of RMD Load Student"),
+    Overrides.io_type: (_are_overrides, "connect RMD Stage Override"),
 }
-
-_ADVICE = {
-    io.String.io_type: "connect text, or type it in",
-    io.Combo.io_type: "choose one of the list",
-    io.Conditioning.io_type: "connect at least one prompt, encoded to finite numbers",
-    io.Latent.io_type: "connect an empty latent or an encoded picture",
-    io.Sigmas.io_type: "connect a list of finite sigmas, such as that of RMD Stage Sigmas",
-    Plan.io_type: "connect the plan of RMD Schedule",
-    RecipeSocket.io_type: "connect the recipe of RMD Load Student",
-    Overrides.io_type: "connect RMD Stage Override",
-}
+"""ComfyUI's type -> the check of a value over a link, and what to connect."""

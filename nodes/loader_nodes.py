@@ -4,7 +4,6 @@ RMD Load Prompt Embeddings: a prompt's conditioning out of a cache file, without
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -13,7 +12,7 @@ from ..rmd_core.errors import RMDError
 from ..rmd_core.prompt_cache import PromptCache, shown
 from ..rmd_core.recipe import Recipe, read_recipe
 from . import inputs
-from .bridge.student import WEIGHT_DTYPES, Findings, apply_lora, check_network, check_source, load_full
+from .bridge.student import WEIGHT_DTYPES, Findings, apply_lora, load_full
 from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, safetensors_files
 from .inputs import CATEGORY, checked
 
@@ -24,7 +23,7 @@ TOLD = {
 }
 
 
-def student_report(recipe: Recipe, findings: Findings, *, file: str, applied: str) -> str:
+def student_report(recipe: Recipe, found: Findings, *, file: str, applied: str) -> str:
     """The recipe line by line, then what was checked and what could not be; `applied` says how it was loaded."""
     lines = [
         f"student: {file} ({applied})",
@@ -43,7 +42,9 @@ def student_report(recipe: Recipe, findings: Findings, *, file: str, applied: st
     if recipe.thresholds is not None:
         levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
         lines.insert(4, f"thresholds: {levels} (logSNR)")
-    return "\n".join([*lines, *_listed("checked", findings.checked), *_listed("NOT checked", findings.unchecked)])
+    lines += [f"checked: {sentence}" for sentence in found.checked]
+    lines += [f"NOT checked: {sentence}" for sentence in found.unchecked]
+    return "\n".join(lines)
 
 
 def _stages(recipe: Recipe) -> str:
@@ -51,10 +52,6 @@ def _stages(recipe: Recipe) -> str:
     sizes = [f"{width * recipe.pixels_per_cell}x{height * recipe.pixels_per_cell}" for width, height in sides]
     used = [size for size, count in zip(sizes, recipe.split) if count]
     return f"{'+'.join(map(str, recipe.split))} at {' to '.join(used)} px (width x height in training)"
-
-
-def _listed(title: str, sentences: Iterable[str]) -> list[str]:
-    return [f"{title}: {sentence}" for sentence in sentences]
 
 
 FULL, LORA = "full model", "LoRA"
@@ -109,15 +106,16 @@ class RMDLoadStudent(io.ComfyNode):
         path = find_file(FOLDERS[chosen], student)
         recipe = read_recipe(path)
         _check_kind(recipe, chosen, student)
+        found = Findings()
         if chosen == FULL:
-            model, loaded = load_full(path, weight_dtype=kind["weight_dtype"], student=student)
-            findings, applied = check_network(recipe, model, student) + loaded, FULL
+            model = load_full(path, recipe, weight_dtype=kind["weight_dtype"], student=student, found=found)
+            applied = FULL
         else:
-            base, strength = kind["model"], kind["strength"]
-            findings = check_network(recipe, base, student) + check_source(recipe, base, student)
-            model, loaded = apply_lora(base, path, recipe, strength=strength, student=student)
-            findings, applied = findings + loaded, _lora_words(recipe, strength)
-        return io.NodeOutput(model, recipe, student_report(recipe, findings, file=student, applied=applied))
+            strength = kind["strength"]
+            model = apply_lora(kind["model"], path, recipe, strength=strength, student=student, found=found)
+            applied = f"LoRA, alpha {recipe.adapter_alpha:g}, strength {strength:g}"
+            applied += "" if strength == 1.0 else ": the student was trained at strength 1"
+        return io.NodeOutput(model, recipe, student_report(recipe, found, file=student, applied=applied))
 
 
 def _full_inputs() -> list[io.Input]:
@@ -164,11 +162,6 @@ def _check_kind(recipe: Recipe, chosen: str, student: str) -> None:
         raise RMDError(
             f"{student} is a {held} by its recipe; set kind to {other!r} and keep it in models/{FOLDERS[other]}"
         )
-
-
-def _lora_words(recipe: Recipe, strength: float) -> str:
-    words = f"LoRA, alpha {recipe.adapter_alpha:g}, strength {strength:g}"
-    return words if strength == 1.0 else f"{words}: the student was trained at strength 1"
 
 
 class RMDLoadPromptEmbeddings(io.ComfyNode):

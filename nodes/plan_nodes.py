@@ -23,11 +23,11 @@ from .bridge.plans import (
     asked_thresholds,
     final_cells,
     kept_tail,
-    profile_titles,
     sampling_plan,
 )
 from .bridge.show import plan_picture, plan_table
 from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
+from .profiles import load_profiles
 
 
 def source_input() -> io.DynamicCombo.Input:
@@ -95,7 +95,7 @@ def _profile() -> list[io.Input]:
     return [
         io.Combo.Input(
             "profile",
-            options=profile_titles(),
+            options=list(load_profiles()),
             tooltip="A public few-step model with its own levels. These models were not distilled for the cascade.",
         ),
         _split("auto"),

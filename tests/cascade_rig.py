@@ -70,10 +70,10 @@ class Nodes:
     def plan(self, model, *, sizes, split="2+2", eta=0.5, mapping=None, cfg=1.0, size_conditioning="none", **boundary):
         """An RMD_PLAN for a TinyModel: sizes in cells, boundary fields by name."""
         core, bridge = self.pack.rmd_core, self.pack.nodes.bridge
-        view = bridge.model_view.ModelView.of(model.patcher)
-        curve = core.logsnr.FlowCurve(SHIFT) if view.curve.kind == "flow" else view.curve
-        stages = core.plan.plan_from_split(curve, split, sizes=sizes, mapping=mapping or core.mapping.AreaMap())
-        return bridge.sampling_plan.SamplingPlan(
+        view = bridge.model.ModelView.of(model.patcher)
+        curve = core.schedule.FlowCurve(SHIFT) if view.curve.kind == "flow" else view.curve
+        stages = core.plan.plan_from_split(curve, split, sizes=sizes, mapping=mapping or core.schedule.AreaMap())
+        return bridge.plans.SamplingPlan(
             stages=stages,
             kind=view.kind,
             boundary=core.boundary.Boundary(**boundary),

@@ -39,9 +39,9 @@ class Schedules:
     def plan(self, name, size, source, *, denoise=1.0):
         """The node's plan without its picture."""
         nodes = self.pack.nodes
-        view = nodes.bridge.model_view.ModelView.of(self.tiny(name).patcher)
-        final_hw = nodes.stage_pixels.final_cells(view, width=size[0], height=size[1])
-        return nodes.plan_sources.kept_tail(nodes.plan_sources.sampling_plan(view, final_hw, source), denoise)
+        view = nodes.bridge.model.ModelView.of(self.tiny(name).patcher)
+        final_hw = nodes.bridge.plans.final_cells(view, width=size[0], height=size[1])
+        return nodes.bridge.plans.kept_tail(nodes.bridge.plans.sampling_plan(view, final_hw, source), denoise)
 
     def refused(self, *arguments, **others):
         """The one line with which the node refuses."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,10 +55,13 @@ class NoiseForm:
 RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
 """Base flow shift RMD uses, by ComfyUI's class and what derives from it (docs/method.md, noise levels)."""
 
-VP_TABLES = {
-    "scaled-linear betas": VPCurve.scaled_linear(0.00085, 0.012),
-    "linear betas": VPCurve.linear(1e-4, 0.02),
-}
+FLOW, SCALED_LINEAR, LINEAR = "flow", "scaled-linear betas", "linear betas"
+
+
+@cache
+def vp_tables() -> dict[str, VPCurve]:
+    """The noise tables of SDXL and of PixArt, by name; made when first asked for."""
+    return {SCALED_LINEAR: VPCurve.scaled_linear(0.00085, 0.012), LINEAR: VPCurve.linear(1e-4, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -180,13 +184,21 @@ def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
 def _vp_curve(comfy_sigmas: torch.Tensor) -> tuple[VPCurve, str]:
     """The curve of a table of sigma / alpha; a well-known table is recognised, and then exact in float64."""
     table = -2.0 * torch.log(comfy_sigmas.double().cpu())
-    for name, curve in VP_TABLES.items():
+    for name, curve in vp_tables().items():
         if curve.table_size == len(table) and torch.allclose(curve.table_logsnr, table, atol=1e-4, rtol=0.0):
             return curve, name
     alpha_bar = torch.sigmoid(table)
     before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     betas = (1.0 - alpha_bar / before).tolist()
     return VPCurve(tuple(betas)), f"own table of {len(betas)} ending at logSNR {table[-1]:.3f}"
+
+
+def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
+    """Whether two curves are of one kind and, for VP models, of one table (flow shifts may differ)."""
+    if isinstance(curve, VPCurve) and isinstance(other, VPCurve):
+        mine, theirs = curve.table_logsnr, other.table_logsnr
+        return len(mine) == len(theirs) and torch.allclose(mine, theirs, atol=1e-3, rtol=0.0)
+    return curve.kind == other.kind
 
 
 def _multiple(config: dict[str, Any], network: Any) -> int:

@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ...rmd_core.boundary import Boundary
 from ...rmd_core.errors import RMDError
 from ...rmd_core.plan import Stage, StagePlan, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
 from ...rmd_core.presets import MethodPreset, preset
-from ...rmd_core.profiles import NOT_DISTILLED, PROFILES, FewStepProfile
 from ...rmd_core.recipe import Recipe
-from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size, VPCurve
-from .model import ModelKind, ModelView
+from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size
+from ..profiles import NOT_DISTILLED, FewStepProfile, load_profiles
+from .model import ModelKind, ModelView, same_noise
 from .student import family_of
 
 
@@ -249,14 +247,6 @@ def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[
     return ShiftPairMap(3.0, 5.0) if native else AreaMap()
 
 
-def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
-    """Whether two curves are of one kind and, for VP models, of one table (flow shifts may differ)."""
-    if isinstance(curve, VPCurve) and isinstance(other, VPCurve):
-        mine, theirs = curve.table_logsnr, other.table_logsnr
-        return len(mine) == len(theirs) and torch.allclose(mine, theirs, atol=1e-3, rtol=0.0)
-    return curve.kind == other.kind
-
-
 def _is_wan_480p_to_720p(view: ModelView, sizes: Sequence[Size]) -> bool:
     first, last = (height * width * view.cell_px**2 for height, width in (sizes[0], sizes[-1]))
     near = abs(first / WAN_480P - 1.0) <= 0.1 and abs(last / WAN_720P - 1.0) <= 0.1
@@ -373,19 +363,24 @@ def split_plan(
 def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
     """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
 
-    profile is a title of `profile_titles`; split "auto" is the profile's own, or all steps at one size where
-    `earlier_sizes` is empty. Raises RMDError for a profile of another family.
+    profile is a title of `load_profiles`; split "auto" is the profile's own, or all steps at one size where
+    `earlier_sizes` is empty. Raises RMDError for a profile of another family and for a split into other steps.
     """
     chosen = _profile(view, profile)
     sizes = stage_cells(view, final_hw, earlier_sizes)
     counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else step_counts(split)
     _check_split(counts, sizes)
+    if sum(counts) != len(chosen.sigmas):
+        raise RMDError(
+            f"the split {'+'.join(map(str, counts))} has {sum(counts)} steps but {chosen.title} "
+            f"has {len(chosen.sigmas)}; give parts that sum to {len(chosen.sigmas)}"
+        )
     strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
     files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
     return _checked(
         view,
         final_hw,
-        chosen.plan(sizes, counts),
+        plan_from_split(chosen.curve, counts, sizes=sizes, mapping=NoMap(), steps=chosen.sigmas),
         boundary=chosen.boundary,
         eta=chosen.eta,
         cfg=chosen.cfg,
@@ -393,11 +388,6 @@ def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, e
         origin=f"profile {chosen.title}, {NOT_DISTILLED}",
         notes=(*shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
     )
-
-
-def profile_titles() -> list[str]:
-    """The titles of all profiles, as the drop-down lists them."""
-    return [profile.title for profile in PROFILES.values()]
 
 
 def told_size(view: ModelView) -> str:
@@ -456,7 +446,7 @@ def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -
 
 
 def _profile(view: ModelView, title: str) -> FewStepProfile:
-    fitting = [profile for profile in PROFILES.values() if profile.family == view.kind.family]
+    fitting = [profile for profile in load_profiles().values() if profile.family == view.kind.family]
     fitting = [profile for profile in fitting if same_noise(profile.curve, view.curve)]
     for profile in fitting:
         if profile.title == title:

@@ -1,8 +1,8 @@
-"""Base models that students come from: the families ComfyUI knows, and the sizes by which one is told from another.
-Files that ComfyUI's own loaders read: what they cannot read is told in one line.
-Does a student fit a model: what its recipe says against what ComfyUI loaded, before anything is sampled.
-A full student as ComfyUI loads it, and whether the file held the whole network.
-A LoRA student on a MODEL: applied whole, with the scale it was trained with, or refused."""
+"""Students in ComfyUI: the base models they come from, whether a student fits a MODEL, and both kinds loaded.
+
+ComfyUI's own loaders do the loading. What they let pass, such as a weight that the file lacks, is refused here in one
+line; what cannot be compared is said in the report (`Findings`).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.lora
 import comfy.lora_convert
@@ -26,40 +26,31 @@ from safetensors import SafetensorError
 from ...rmd_core.errors import RMDError, one_line
 from ...rmd_core.files import read_header, read_metadata
 from ...rmd_core.recipe import RECIPE_KEY, Recipe
-from ...rmd_core.schedule import VPCurve
-from .model import ModelView, class_names
+from .model import ModelView, class_names, same_noise
 
 
 @dataclass(frozen=True)
-class Family:
-    """A ModelSpec architecture (its beginning) and ComfyUI's class of the same models."""
+class Findings:
+    """Sentences for the user: what was compared and agrees, and what could not be compared."""
+
+    checked: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+
+class Family(NamedTuple):
+    """How ModelSpec architectures of a family begin, and ComfyUI's class of the same models."""
 
     title: str
     architectures: tuple[str, ...]
     network: str
 
 
-@dataclass(frozen=True)
-class Structure:
-    """What tells models of one family apart; `variant` is what width and depth leave open, and may be empty."""
-
-    network: str
-    width: int
-    depth: int
-    variant: str = ""
-
-    def __str__(self) -> str:
-        tail = f", {self.variant}" if self.variant else ""
-        return f"{self.network} of width {self.width}, depth {self.depth}{tail}"
-
-
-@dataclass(frozen=True)
-class Base:
-    """A published base: its structure, and the words of which one set, all together, is in its file's or id's name."""
+class Base(NamedTuple):
+    """A published base: `structure_of` its MODEL, and words that are all in its file's or id's name."""
 
     title: str
-    structure: Structure
-    words: tuple[tuple[str, ...], ...]
+    structure: str
+    names: tuple[str, ...]
 
 
 FAMILIES = (
@@ -70,36 +61,32 @@ FAMILIES = (
     Family("Flux", ("flux-1", "flux.1"), "Flux"),
 )
 
-_SD3 = ("stablediffusion3", "sd3")
-_SD35 = ("stablediffusion35", "sd35")
+_WAN_14B, _WAN_14B_I2V = (f"WAN21 of width 5120, depth 40, {channels} channels in" for channels in (16, 36))
+_SDXL = "SDXL of width 320, depth 24"
+_SD35_LARGE = "SD3 of width 2432, depth 38, query-key norm"
+_ALPHA, _SIGMA = (f"PixArt of width 1152, depth 28, {kind}" for kind in ("alpha", "sigma"))
 
-# The more specific of two bases whose words could both match stands first.
+# The more specific of two bases whose words could both match comes first.
 BASES = (
-    Base("the demo's rmd_tiny_wan_teacher", Structure("WAN21", 128, 8, "16 channels in"), (("rmdtinywanteacher",),)),
-    Base("Wan2.2 A14B text-to-video", Structure("WAN21", 5120, 40, "16 channels in"), (("wan22", "t2v"),)),
-    Base("Wan2.2 A14B image-to-video", Structure("WAN21", 5120, 40, "36 channels in"), (("wan22", "i2v"),)),
-    Base("Wan2.1 14B image-to-video", Structure("WAN21", 5120, 40, "36 channels in"), (("wan21", "i2v"),)),
-    Base("Wan2.1 1.3B text-to-video", Structure("WAN21", 1536, 30, "16 channels in"), (("wan21", "t2v", "13b"),)),
-    Base("Wan2.1 14B text-to-video", Structure("WAN21", 5120, 40, "16 channels in"), (("wan21", "t2v", "14b"),)),
-    Base("SDXL Turbo", Structure("SDXL", 320, 24), (("sdxlturbo",),)),
-    Base("SDXL base 1.0", Structure("SDXL", 320, 24), (("sdxlbase",), ("stablediffusionxlbase",))),
-    Base(
-        "Stable Diffusion 3.5 Large Turbo",
-        Structure("SD3", 2432, 38, "query-key norm"),
-        tuple((name, "largeturbo") for name in _SD35),
-    ),
-    Base(
-        "Stable Diffusion 3.5 Large", Structure("SD3", 2432, 38, "query-key norm"), tuple((n, "large") for n in _SD35)
-    ),
+    Base("the demo's rmd_tiny_wan_teacher", "WAN21 of width 128, depth 8, 16 channels in", ("rmdtinywanteacher",)),
+    Base("Wan2.2 A14B text-to-video", _WAN_14B, ("wan22 t2v",)),
+    Base("Wan2.2 A14B image-to-video", _WAN_14B_I2V, ("wan22 i2v",)),
+    Base("Wan2.1 14B image-to-video", _WAN_14B_I2V, ("wan21 i2v",)),
+    Base("Wan2.1 1.3B text-to-video", "WAN21 of width 1536, depth 30, 16 channels in", ("wan21 t2v 13b",)),
+    Base("Wan2.1 14B text-to-video", _WAN_14B, ("wan21 t2v 14b",)),
+    Base("SDXL Turbo", _SDXL, ("sdxlturbo",)),
+    Base("SDXL base 1.0", _SDXL, ("sdxlbase", "stablediffusionxlbase")),
+    Base("Stable Diffusion 3.5 Large Turbo", _SD35_LARGE, ("stablediffusion35 largeturbo", "sd35 largeturbo")),
+    Base("Stable Diffusion 3.5 Large", _SD35_LARGE, ("stablediffusion35 large", "sd35 large")),
     Base(
         "Stable Diffusion 3.5 Medium",
-        Structure("SD3", 1536, 24, "query-key norm, dual attention"),
-        tuple((n, "medium") for n in _SD35),
+        "SD3 of width 1536, depth 24, query-key norm, dual attention",
+        ("stablediffusion35 medium", "sd35 medium"),
     ),
-    Base("Stable Diffusion 3 Medium", Structure("SD3", 1536, 24), tuple((f"{name}medium",) for name in _SD3)),
-    Base("PixArt-Sigma XL 1024", Structure("PixArt", 1152, 28, "sigma"), (("pixartsigmaxl21024",),)),
-    Base("PixArt-Sigma XL 512", Structure("PixArt", 1152, 28, "sigma"), (("pixartsigmaxl2512",),)),
-    Base("PixArt-alpha XL 1024", Structure("PixArt", 1152, 28, "alpha"), (("pixartxl21024",),)),
+    Base("Stable Diffusion 3 Medium", "SD3 of width 1536, depth 24", ("stablediffusion3medium", "sd3medium")),
+    Base("PixArt-Sigma XL 1024", _SIGMA, ("pixartsigmaxl21024",)),
+    Base("PixArt-Sigma XL 512", _SIGMA, ("pixartsigmaxl2512",)),
+    Base("PixArt-alpha XL 1024", _ALPHA, ("pixartxl21024",)),
 )
 
 
@@ -112,12 +99,10 @@ def family_of(architecture: str) -> Family | None:
 def known_base(name: str) -> Base | None:
     """The base that a Hugging Face id or a file name means, None for one that is not in the table."""
     plain = plain_name(name)
-    return next((base for base in BASES if any(all(word in plain for word in words) for words in base.words)), None)
-
-
-def bases_of(structure: Structure) -> str:
-    """The titles of all bases of one structure, for a message; empty when none is in the table."""
-    return " or ".join(base.title for base in BASES if base.structure == structure)
+    for base in BASES:
+        if any(all(word in plain for word in words.split()) for words in base.names):
+            return base
+    return None
 
 
 def plain_name(name: str) -> str:
@@ -127,121 +112,136 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", last.removesuffix("-diffusers"))
 
 
-def is_a(model: Any, network: str) -> bool:
-    """Whether a MODEL is of ComfyUI's model class of that name, or of one derived from it."""
-    return network in class_names(model.model)
+def structure_of(model: Any) -> str | None:
+    """What tells MODELs of one family apart, as their loader detected it: class, width, depth and a variant.
 
-
-def structure_of(model: Any) -> Structure | None:
-    """The structure of a MODEL as its loader detected it; None for a family without a reader here."""
-    config = model.model.model_config.unet_config
-    for network, read in _READERS.items():
-        if is_a(model, network):
-            try:
-                return Structure(network, *read(config))
-            except (KeyError, TypeError):
-                return None
-    return None
-
-
-def _wan(config: dict[str, Any]) -> tuple[int, int, str]:
-    return config["dim"], config["num_layers"], f"{config['in_dim']} channels in"
-
-
-def _sdxl(config: dict[str, Any]) -> tuple[int, int]:
-    return config["model_channels"], sum(config["transformer_depth"])
-
-
-def _sd3(config: dict[str, Any]) -> tuple[int, int, str]:
-    marks = [("query-key norm", config.get("qk_norm")), ("dual attention", config.get("x_block_self_attn_layers"))]
-    return 64 * config["depth"], config["depth"], ", ".join(name for name, there in marks if there)
-
-
-def _pixart(config: dict[str, Any]) -> tuple[int, int, str]:
-    return config["hidden_size"], config["depth"], config["image_model"].removeprefix("pixart_")
-
-
-_READERS = {"WAN21": _wan, "SDXL": _sdxl, "SD3": _sd3, "PixArt": _pixart}
-
-
-@contextmanager
-def readable(student: str) -> Iterator[None]:
-    """Run a loader of ComfyUI's on the file called `student`.
-
-    Raises RMDError where the safetensors library refuses the file, or ComfyUI misses a tensor in it.
+    None for other families than those of `BASES`.
     """
+    config, variant = model.model.model_config.unet_config, ""
+    names = class_names(model.model)
     try:
-        yield
-    except (KeyError, IndexError) as error:
-        raise RMDError(
-            f"{student}: ComfyUI misses a tensor in this file ({one_line(error, 200)}); copy it again or export it "
-            "again"
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise RMDError(
-            f"{student}: this file cannot be read ({one_line(error, 200)}); copy it again or export it again"
-        ) from None
+        if "WAN21" in names:
+            network, width, depth = "WAN21", config["dim"], config["num_layers"]
+            variant = f"{config['in_dim']} channels in"
+        elif "SDXL" in names:
+            network, width, depth = "SDXL", config["model_channels"], sum(config["transformer_depth"])
+        elif "SD3" in names:
+            network, width, depth = "SD3", 64 * config["depth"], config["depth"]
+            marks = {"query-key norm": "qk_norm", "dual attention": "x_block_self_attn_layers"}
+            variant = ", ".join(title for title, key in marks.items() if config.get(key))
+        elif "PixArt" in names:
+            network, width, depth = "PixArt", config["hidden_size"], config["depth"]
+            variant = config["image_model"].removeprefix("pixart_")
+        else:
+            return None
+    except (KeyError, TypeError):
+        return None
+    return f"{network} of width {width}, depth {depth}{variant and f', {variant}'}"
 
 
-SAME_TABLE = 1e-2
-"""Two noise tables are the same when no logSNR differs by more."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Sentences for the user: what was compared and agrees, and what could not be compared."""
-
-    checked: tuple[str, ...] = ()
-    unchecked: tuple[str, ...] = ()
-
-    def __add__(self, other: Findings) -> Findings:
-        return Findings(self.checked + other.checked, self.unchecked + other.unchecked)
-
-
-def check_network(recipe: Recipe, model: Any, student: str) -> Findings:
+def check_network(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
     """The family, the size and the noise of a MODEL against the recipe of the student file called `student`.
 
     Raises RMDError, naming both, where they disagree.
     """
-    return (
-        _check_family(recipe, model, student)
-        + _check_structure(recipe, model, student)
-        + _check_noise(recipe, model, student)
-    )
+    _check_family(recipe, model, student, found)
+    _check_structure(recipe, model, student, found)
+    _check_noise(recipe, model, student, found)
 
 
-def check_source(recipe: Recipe, model: Any, student: str) -> Findings:
+def _check_family(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
+    family, name = family_of(recipe.architecture), type(model.model).__name__
+    if family is None:
+        found.unchecked.append(f"the architecture: {recipe.architecture!r} is not in RMD's list")
+        return
+    if family.network not in class_names(model.model):
+        raise RMDError(
+            f"{student} was distilled from {recipe.base_model} ({family.title}), but the model is {name}; "
+            f"use a {family.title} model"
+        )
+    found.checked.append(f"the architecture, {recipe.architecture} ({name})")
+
+
+def _check_structure(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
+    base, structure = known_base(recipe.base_model), structure_of(model)
+    if base is None or structure is None:
+        why = f"{recipe.base_model} is not in RMD's list" if base is None else "this kind of model has no reader"
+        found.unchecked.append(f"the size of the network: {why}")
+        return
+    if base.structure != structure:
+        titles = " or ".join(other.title for other in BASES if other.structure == structure)
+        raise RMDError(
+            f"{student} was distilled from {recipe.base_model} ({base.structure}), but the model is {structure}"
+            f"{titles and f' ({titles})'}; use {recipe.base_model}"
+        )
+    found.checked.append(f"the size of the network, {structure}")
+
+
+def _check_noise(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
+    view = ModelView.of(model)
+    if recipe.pixels_per_cell != view.cell_px:
+        raise RMDError(
+            f"{student} is for latents of {recipe.pixels_per_cell} px a cell, this model's have {view.cell_px}; "
+            f"use {recipe.base_model}"
+        )
+    if recipe.curve.kind != view.curve.kind:
+        raise RMDError(
+            f"{student} is for {recipe.curve.describe()}, but the model runs on {view.curve.describe()}; "
+            f"use {recipe.base_model}"
+        )
+    if not same_noise(recipe.curve, view.curve):
+        raise RMDError(
+            f"{student} was trained on {recipe.curve.describe()}, the model runs on {view.kind.table}; "
+            "take out nodes that change the model's noise table, or use its own base"
+        )
+    kinds = class_names(model.get_model_object("model_sampling"))
+    prediction = "flow" if "CONST" in kinds else "v" if "V_PREDICTION" in kinds else "eps"
+    if recipe.prediction != prediction:
+        raise RMDError(
+            f"{student} predicts {recipe.prediction}, but the model is set to {prediction}; "
+            "take out nodes that change the prediction, or use its own base"
+        )
+    found.checked.append(f"the noise, {view.curve.kind}, and the prediction, {prediction}")
+
+
+def check_source(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
     """The file that a MODEL was loaded from against the base that a LoRA student names.
 
     Raises RMDError for a file known to be another base, or itself a student.
     """
-    wanted = f"the base {recipe.base_model}"
-    source = source_file(model)
+    source = _source_file(model)
     if source is None:
-        return Findings(unchecked=(f"whether the model is {wanted}: it does not say which file it came from",))
+        found.unchecked.append(
+            f"whether the model is the base {recipe.base_model}: it does not say which file it came from"
+        )
+        return
     if _is_student(source):
         raise RMDError(
             f"{student} is a LoRA for {recipe.base_model}, but the model is {source.name}, itself an RMD student; "
             f"load {recipe.base_model} instead"
         )
     if plain_name(source.name) == plain_name(recipe.base_model):
-        return Findings(checked=(f"the model was loaded from {source.name}, the name of the base",))
+        found.checked.append(f"the model was loaded from {source.name}, the name of the base")
+        return
     ours, theirs = known_base(recipe.base_model), known_base(source.name)
     if theirs is None:
-        sentence = f"whether {source.name} is {wanted}: the names differ and nothing else tells them apart"
-        return Findings(unchecked=(sentence,))
-    if ours is None:
-        sentence = f"whether {source.name} ({theirs.title}) is {wanted}: that base is not in RMD's list"
-        return Findings(unchecked=(sentence,))
-    if ours != theirs:
+        found.unchecked.append(
+            f"whether {source.name} is the base {recipe.base_model}: the names differ and nothing else tells them apart"
+        )
+    elif ours is None:
+        found.unchecked.append(
+            f"whether {source.name} ({theirs.title}) is the base {recipe.base_model}: that base is not in RMD's list"
+        )
+    elif ours != theirs:
         raise RMDError(
             f"{student} was distilled from {recipe.base_model} ({ours.title}), but the model was loaded from "
             f"{source.name} ({theirs.title}); load {recipe.base_model} instead"
         )
-    return Findings(checked=(f"{source.name} and {recipe.base_model} both name {ours.title}",))
+    else:
+        found.checked.append(f"{source.name} and {recipe.base_model} both name {ours.title}")
 
 
-def source_file(model: Any) -> Path | None:
+def _source_file(model: Any) -> Path | None:
     """The file a MODEL was loaded from, where its loader left a note of it."""
     note = getattr(model, "cached_patcher_init", None)
     if not note or len(note) < 2 or not note[1] or not isinstance(note[1][0], (str, os.PathLike)):
@@ -256,69 +256,32 @@ def _is_student(path: Path) -> bool:
         return False
 
 
-def _check_family(recipe: Recipe, model: Any, student: str) -> Findings:
-    family, name = family_of(recipe.architecture), type(model.model).__name__
-    if family is None:
-        return Findings(unchecked=(f"the architecture: {recipe.architecture!r} is not in RMD's list",))
-    if not is_a(model, family.network):
+@contextmanager
+def _reading(student: str) -> Iterator[None]:
+    """Raises RMDError where ComfyUI or the safetensors library cannot use the file called `student`."""
+    try:
+        yield
+    except (KeyError, IndexError) as error:
         raise RMDError(
-            f"{student} was distilled from {recipe.base_model} ({family.title}), but the model is {name}; "
-            f"use a {family.title} model"
-        )
-    return Findings(checked=(f"the architecture, {recipe.architecture} ({name})",))
-
-
-def _check_structure(recipe: Recipe, model: Any, student: str) -> Findings:
-    base, structure = known_base(recipe.base_model), structure_of(model)
-    if base is None or structure is None:
-        what = f"{recipe.base_model} is not in RMD's list" if base is None else "this kind of model has no reader"
-        return Findings(unchecked=(f"the size of the network: {what}",))
-    if base.structure != structure:
-        titles = bases_of(structure)
+            f"{student}: ComfyUI misses a tensor in this file ({one_line(error, 200)}); copy it again or export it "
+            "again"
+        ) from error
+    except (SafetensorError, OSError) as error:
         raise RMDError(
-            f"{student} was distilled from {recipe.base_model} ({base.structure}), but the model is {structure}"
-            f"{titles and f' ({titles})'}; use {recipe.base_model}"
-        )
-    return Findings(checked=(f"the size of the network, {structure}",))
-
-
-def _check_noise(recipe: Recipe, model: Any, student: str) -> Findings:
-    view = ModelView.of(model)
-    if recipe.pixels_per_cell != view.cell_px:
-        raise RMDError(
-            f"{student} is for latents of {recipe.pixels_per_cell} px a cell, this model's have {view.cell_px}; "
-            f"use {recipe.base_model}"
-        )
-    if recipe.curve.kind != view.curve.kind:
-        raise RMDError(
-            f"{student} is for {recipe.curve.describe()}, but the model runs on {view.curve.describe()}; "
-            f"use {recipe.base_model}"
-        )
-    if isinstance(recipe.curve, VPCurve) and not _same_table(recipe.curve, view.curve):
-        raise RMDError(
-            f"{student} was trained on {recipe.curve.describe()}, the model runs on {view.kind.table}; "
-            "take out nodes that change the model's noise table, or use its own base"
-        )
-    prediction = _prediction(model)
-    if recipe.prediction != prediction:
-        raise RMDError(
-            f"{student} predicts {recipe.prediction}, but the model is set to {prediction}; "
-            "take out nodes that change the prediction, or use its own base"
-        )
-    return Findings(checked=(f"the noise, {view.curve.kind}, and the prediction, {prediction}",))
-
-
-def _same_table(ours: VPCurve, theirs: VPCurve) -> bool:
-    return ours.table_size == theirs.table_size and torch.allclose(
-        ours.table_logsnr, theirs.table_logsnr, atol=SAME_TABLE, rtol=0.0
-    )
-
-
-def _prediction(model: Any) -> str:
-    kinds = class_names(model.get_model_object("model_sampling"))
-    if "CONST" in kinds:
-        return "flow"
-    return "v" if "V_PREDICTION" in kinds else "eps"
+            f"{student}: this file cannot be read ({one_line(error, 200)}); copy it again or export it again"
+        ) from None
+    except RuntimeError as error:
+        if "Could not detect model type" in str(error):
+            raise RMDError(
+                f"{student}: ComfyUI recognises no diffusion model in this file; if it is a LoRA, choose LoRA, "
+                "else update ComfyUI"
+            ) from None
+        if "Error(s) in loading state_dict" in str(error):
+            raise RMDError(
+                f"{student}: its tensors do not have the shapes of one network; it is damaged, copy it again or "
+                "export it again"
+            ) from error
+        raise
 
 
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
@@ -329,63 +292,44 @@ WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
 }
 """The model options of each weight dtype, as ComfyUI's own loader of diffusion models offers them."""
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-PLAIN = {"F64", "F32", "F16", "BF16"}
 
-
-def load_full(path: str, *, weight_dtype: str, student: str) -> tuple[Any, Findings]:
+def load_full(path: str, recipe: Recipe, *, weight_dtype: str, student: str, found: Findings) -> Any:
     """The MODEL in a file of diffusion_models.
 
-    Raises RMDError for an unknown weight_dtype, and for a file that ComfyUI does not recognise or cannot read, or that
-    lacks weights of the network it is.
+    Raises RMDError for an unknown weight_dtype, for a file that ComfyUI does not recognise or cannot read, or that
+    lacks weights of the network it is, and as `check_network` does.
     """
     if weight_dtype not in WEIGHT_DTYPES:
         raise RMDError(f"weight_dtype is {weight_dtype!r:.80}; use one of {', '.join(WEIGHT_DTYPES)}")
-    with readable(student):
-        try:
-            model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
-        except RuntimeError as error:
-            if "Could not detect model type" in str(error):
-                raise RMDError(
-                    f"{student}: ComfyUI recognises no diffusion model in this file; if it is a LoRA, choose LoRA, "
-                    "else update ComfyUI"
-                ) from None
-            if "Error(s) in loading state_dict" in str(error):
-                raise RMDError(
-                    f"{student}: its tensors do not have the shapes of one network; it is damaged, copy it again or "
-                    "export it again"
-                ) from error
-            raise
-    return model, _check_whole(path, model, student)
+    with _reading(student):
+        model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
+    check_network(recipe, model, student, found)
+    _check_whole(path, model, student, found)
+    return model
 
 
-def _check_whole(path: str, model: Any, student: str) -> Findings:
+def _check_whole(path: str, model: Any, student: str, found: Findings) -> None:
     """Compare names only: ComfyUI fills a weight that the file lacks with whatever was in memory, and goes on."""
     tensors = read_header(path).tensors
-    stored = {_without_prefix(name) for name in tensors}
+    stored = {re.sub(r"^(model\.)?diffusion_model\.", "", name) for name in tensors}
     network = model.model.diffusion_model
-    wanted = {name for name, _ in network.named_parameters()}
-    lacking = sorted(wanted - stored)
-    if not lacking:
-        return Findings(checked=(f"all {len(wanted)} weights of the network are in the file",))
+    weights = {name for name, _ in network.named_parameters()}
+    missing = sorted(weights - stored)
+    if not missing:
+        found.checked.append(f"all {len(weights)} weights of the network are in the file")
+        return
+    # A packed format has other names in the layer of each of its weights.
     foreign = stored - network.state_dict().keys()
-    packed = {entry.dtype for entry in tensors.values()} - PLAIN
-    if packed or _renamed(lacking, foreign) or (foreign and 2 * len(lacking) > len(wanted)):
-        return Findings(unchecked=("whether the file holds every weight: its names are not those of the network",))
+    layers = {name.rpartition(".")[0] for name in foreign} | {name.rsplit(".", 2)[0] for name in foreign}
+    renamed = all(name.rpartition(".")[0] in layers for name in missing)
+    packed = {entry.dtype for entry in tensors.values()} - {"F64", "F32", "F16", "BF16"}
+    if packed or renamed or (foreign and 2 * len(missing) > len(weights)):
+        found.unchecked.append("whether the file holds every weight: its names are not those of the network")
+        return
     raise RMDError(
-        f"{student} lacks {len(lacking)} of the {len(wanted)} weights of its network, first {lacking[0]!r}; "
+        f"{student} lacks {len(missing)} of the {len(weights)} weights of its network, first {missing[0]!r}; "
         "it is damaged, copy it again or export it again"
     )
-
-
-def _renamed(lacking: list[str], foreign: set[str]) -> bool:
-    """Whether every weight that is lacking has something of another name in its layer, as packed formats have."""
-    layers = {name.rpartition(".")[0] for name in foreign} | {name.rsplit(".", 2)[0] for name in foreign}
-    return all(name.rpartition(".")[0] in layers for name in lacking)
-
-
-def _without_prefix(name: str) -> str:
-    return next((name[len(prefix) :] for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
 DOWN = re.compile(
@@ -398,54 +342,55 @@ HALF_PRECISION = 1e-2
 """Relative difference that storing an alpha in half precision can make, and more."""
 
 
-def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, student: str) -> tuple[Any, Findings]:
+def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, student: str, found: Findings) -> Any:
     """A clone of a MODEL with a LoRA student on it; the MODEL itself stays as it is.
 
-    Raises RMDError for a file that cannot be read, and when no tensor of it has a place in the model, some have none,
-    or a shape does not fit.
+    Raises RMDError as `check_network` and `check_source` do, for a file that cannot be read, and when no tensor of it
+    has a place in the model, some have none, or a shape does not fit.
     """
-    with readable(student):
-        held = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        weights = _with_alpha(held, recipe, student)
+    check_network(recipe, model, student, found)
+    check_source(recipe, model, student, found)
+    with _reading(student):
+        tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+        weights = _with_alpha(tensors, recipe, student)
         patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
-    _check_places(held, patches, recipe, student)
-    unseen = _check_shapes(model, patches, recipe, student)
+    used = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
+    unused = sorted(name for name in tensors if name not in used)
+    base = f"it is for {recipe.base_model} ({recipe.architecture})"
+    if not used:
+        raise RMDError(
+            f"{student}: none of its {len(tensors)} tensors belongs to a LoRA pair with a place in this model, "
+            f"first {min(tensors, default='')!r:.90}; {base}"
+        )
+    if unused:
+        raise RMDError(
+            f"{student}: {len(unused)} of its {len(tensors)} tensors have no place in this model, "
+            f"first {unused[0]!r:.90}; {base}"
+        )
+    found.checked.append(
+        f"all {len(tensors)} tensors of the LoRA have a place in the model and change {len(patches)} weights"
+    )
+    _check_shapes(model, patches, recipe, student, found)
     patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
-    checked = f"all {len(held)} tensors of the LoRA have a place in the model and change {len(patches)} weights"
-    return patched, Findings((checked,), unseen)
+    return patched
 
 
-def _with_alpha(held: Mapping[str, torch.Tensor], recipe: Recipe, student: str) -> dict[str, torch.Tensor]:
+def _with_alpha(tensors: Mapping[str, torch.Tensor], recipe: Recipe, student: str) -> dict[str, torch.Tensor]:
     """The tensors of a file, and the recipe's alpha for every pair that has none: ComfyUI would take the rank."""
     alpha = recipe.adapter_alpha
-    other = {float(value) for name, value in held.items() if name.endswith(".alpha")}
-    other = sorted(value for value in other if not math.isclose(value, alpha, rel_tol=HALF_PRECISION))
+    stored = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
+    other = sorted(value for value in stored if not math.isclose(value, alpha, rel_tol=HALF_PRECISION))
     if other:
         raise RMDError(
             f"{student} holds the alphas {', '.join(f'{value:g}' for value in other)}, "
             f"but its recipe says {alpha:g}; use the file as the training wrote it"
         )
-    return {f"{match[1]}.alpha": torch.tensor(alpha) for name in held if (match := DOWN.match(name))} | dict(held)
+    alphas = {f"{match[1]}.alpha": torch.tensor(alpha) for name in tensors if (match := DOWN.match(name))}
+    return alphas | dict(tensors)
 
 
-def _check_places(held: Mapping[str, torch.Tensor], patches: dict[Any, Any], recipe: Recipe, student: str) -> None:
-    used = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
-    homeless = sorted(name for name in held if name not in used)
-    base = f"it is for {recipe.base_model} ({recipe.architecture})"
-    if not used:
-        raise RMDError(
-            f"{student}: none of its {len(held)} tensors belongs to a LoRA pair with a place in this model, "
-            f"first {min(held, default='')!r:.90}; {base}"
-        )
-    if homeless:
-        raise RMDError(
-            f"{student}: {len(homeless)} of its {len(held)} tensors have no place in this model, "
-            f"first {homeless[0]!r:.90}; {base}"
-        )
-
-
-def _check_shapes(model: Any, patches: dict[Any, Any], recipe: Recipe, student: str) -> tuple[str, ...]:
-    """Raise for a pair that does not fit its weight; returns a sentence on patches of other kinds than pairs."""
+def _check_shapes(model: Any, patches: dict[Any, Any], recipe: Recipe, student: str, found: Findings) -> None:
+    """Raise for a pair that does not fit its weight; patches of other kinds than pairs are not checked."""
     other = set()
     for target, patch in patches.items():
         key = target if isinstance(target, str) else target[0]
@@ -453,17 +398,13 @@ def _check_shapes(model: Any, patches: dict[Any, Any], recipe: Recipe, student: 
             other.add(key)
             continue
         up, down = patch.weights[:2]
-        have = _shape(model, key)
-        if (up.shape[0], prod(down.shape[1:])) != (have[0], prod(have[1:])) or prod(up.shape[1:]) != down.shape[0]:
+        weight = comfy.utils.get_attr(model.model, key)
+        shape = tuple(getattr(weight, "tensor_shape", weight.shape))  # packed formats store another one
+        if (up.shape[0], prod(down.shape[1:])) != (shape[0], prod(shape[1:])) or prod(up.shape[1:]) != down.shape[0]:
             raise RMDError(
-                f"{student}: {key} is {have[0]}x{prod(have[1:])} in this model, but the LoRA changes one of "
+                f"{student}: {key} is {shape[0]}x{prod(shape[1:])} in this model, but the LoRA changes one of "
                 f"{up.shape[0]}x{prod(down.shape[1:])} by matrices of rank {prod(up.shape[1:])} and {down.shape[0]}; "
                 f"it is for {recipe.base_model}"
             )
-    return (f"the shapes of {len(other)} patches that are no plain LoRA pairs",) if other else ()
-
-
-def _shape(model: Any, key: str) -> tuple[int, ...]:
-    """The shape of a weight as the network uses it: packed formats store another one."""
-    weight = comfy.utils.get_attr(model.model, key)
-    return tuple(getattr(weight, "tensor_shape", weight.shape))
+    if other:
+        found.unchecked.append(f"the shapes of {len(other)} patches that are no plain LoRA pairs")

@@ -24,7 +24,7 @@ def tail_plan(nodes, model, steps, split):
     whole = nodes.plan(model, sizes=SIZES)
     curve = whole.stages.curve
     stages = core.plan.plan_from_split(
-        curve, split, sizes=SIZES, mapping=core.mapping.AreaMap(), steps=curve.grid(steps)[1:]
+        curve, split, sizes=SIZES, mapping=core.schedule.AreaMap(), steps=curve.grid(steps)[1:]
     )
     return replace(whole, stages=stages)
 

@@ -91,7 +91,7 @@ def test_latents_and_prompts_hold_numbers(nodes, tiny, refused, value):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_prompts_are_looked_at_anew_each_time(pack, dtype):
     """In place, as another node may change them, in any of several; large numbers whose sum overflows are numbers."""
-    held = pack.nodes.inputs._HELD["CONDITIONING"]
+    held, _ = pack.nodes.inputs._SOCKETS["CONDITIONING"]
     prompts = [[torch.ones(1, 3, 4, dtype=dtype), {"pooled_output": torch.ones(1, 5, dtype=dtype)}] for _ in range(2)]
     with torch.inference_mode():  # as ComfyUI runs nodes
         prompts.append([torch.full((1, 2, 2), torch.finfo(dtype).max, dtype=dtype), {"pooled_output": None}])

@@ -124,7 +124,7 @@ def test_table_tells_moved_levels_and_sizes_without_a_step(pack, plan):
     assert "- step 4 at 1024x1024 px: the exact level is timestep 652.6; timestep 653 is used" in moved
     beyond = pack.nodes.bridge.show.plan_table(plan("sdxl", "0+1+1"), area)
     assert "- step 1 at 512x512 px: the exact level is beyond the model's table; timestep 999 is used" in beyond
-    flow = plan("wan", mapping=core.mapping.ShiftPairMap(3.0, 5.0))
+    flow = plan("wan", mapping=core.schedule.ShiftPairMap(3.0, 5.0))
     shown = pack.nodes.bridge.show.plan_table(flow, area)
     assert "notes" not in shown and "native shifts 3 to 5: r = 1.291 at 512x512 (shift 3.873), r = 1.667 at" in shown
 

@@ -264,7 +264,8 @@ def test_a_lora_of_wan_small_on_wan_large_is_refused(comfy, pack, folder):
     read = pack.rmd_core.recipe.read_recipe(path)
     words = r"width 1536, depth 30.* is WAN21 of width 5120, depth 40, .*Wan2.1 14B text-to-video"
     with pytest.raises(pack.rmd_core.errors.RMDError, match=words):
-        pack.nodes.bridge.student.check_network(read, patcher, path.name)
+        student = pack.nodes.bridge.student
+        student.check_network(read, patcher, path.name, student.Findings())
 
 
 def test_noise_tables_and_predictions_are_held_against_each_other(comfy, pack, folder):
@@ -276,7 +277,9 @@ def test_noise_tables_and_predictions_are_held_against_each_other(comfy, pack, f
 
     def check(model, **changes):
         path = write_student(folder / "s.safetensors", **(kinds | vp | changes))
-        return checks.check_network(pack.rmd_core.recipe.read_recipe(path), model.patcher, "s")
+        found = checks.Findings()
+        checks.check_network(pack.rmd_core.recipe.read_recipe(path), model.patcher, "s", found)
+        return found
 
     assert "the prediction, eps" in check(comfy_models.tiny_sdxl()).checked[-1]
     assert "the prediction, v" in check(comfy_models.tiny_sdxl_v(), prediction="v").checked[-1]

@@ -1,0 +1,238 @@
+"""Few-step models that people already own, as data: the YAML files beside this one, and files of the user's own.
+
+docs/profiles.md says what each key of an entry means. Nothing here is bound to one loaded model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...rmd_core.boundary import SWITCH_NOISES, UPSAMPLERS, Boundary
+from ...rmd_core.errors import RMDError, one_line
+from ...rmd_core.schedule import FlowCurve, NoiseCurve
+from ..bridge.model import FLOW, LINEAR, SCALED_LINEAR, vp_tables
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent
+FOLDERS = ("checkpoints", "diffusion_models", "loras")
+
+NOT_DISTILLED = "not distilled for the cascade"
+"""What must be said wherever a profile is offered: its model never saw a change of size in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepProfile:
+    """The levels, guidance and noise rules of a published few-step model, with where they were found.
+
+    family is ComfyUI's class name of the model; folder the one under `models` where `files` go, each file a choice that
+    samples alike. lora_strength is None for a whole model. Levels are `timesteps` or `comfy_sigmas`, the other one is
+    empty. split is their division over two sizes. eta is the share of predicted noise inside a stage, boundary the rule
+    at a change of size, cfg the guidance (1 is without). sources are "URL - what it says".
+    Source: docs/profiles.md.
+    """
+
+    key: str
+    title: str
+    family: str
+    folder: str
+    files: tuple[str, ...]
+    lora_strength: float | None
+    noise: str
+    shift: float | None
+    timesteps: tuple[float, ...]
+    comfy_sigmas: tuple[float, ...]
+    split: tuple[int, int]
+    eta: float
+    boundary: Boundary
+    cfg: float
+    sources: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def curve(self) -> NoiseCurve:
+        """The noise that the levels are on."""
+        return FlowCurve(self.shift) if self.noise == FLOW else vp_tables()[self.noise]
+
+    @cached_property
+    def sigmas(self) -> tuple[float, ...]:
+        """The levels as rmd_core names them, noisiest first."""
+        if self.timesteps:
+            return self.curve.grid_at(self.timesteps)
+        return tuple(self.curve.from_comfy_sigma(sigma) for sigma in self.comfy_sigmas)
+
+    def split_over(self, stages: int) -> tuple[int, ...]:
+        """The profile's own split over a number of sizes: the last keeps its steps, the earlier ones share the rest.
+
+        Where the rest cannot be shared evenly, the smaller sizes take more. Raises RMDError for no size, or for more
+        than there are steps.
+        """
+        before = stages - 1
+        if not 0 <= before <= self.split[0]:
+            raise RMDError(
+                f"{self.title} cannot share its steps {self.split[0]}+{self.split[1]} over {stages} sizes; "
+                f"use 1 to {self.split[0] + 1} sizes, or give a split of its {sum(self.split)} steps"
+            )
+        if before == 0:
+            return (sum(self.split),)
+        each, more = divmod(self.split[0], before)
+        return (*(each + 1 if place < more else each for place in range(before)), self.split[1])
+
+
+def load_profiles(own: Path | None = None) -> Mapping[str, FewStepProfile]:
+    """Every profile by its title: those of RMD, then those of the files in `own` (ComfyUI's user/rmd_profiles).
+
+    A file that cannot be used is left out with one line of warning. Files are read again when they change.
+    """
+    if own is None:
+        import folder_paths  # not at the top: the page of profiles is made without a ComfyUI
+
+        own = Path(folder_paths.get_user_directory(), "rmd_profiles")
+    stamps = []
+    for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(own.glob("*.yaml")), *sorted(own.glob("*.yml"))):
+        try:
+            stamps.append((path, path.stat().st_mtime_ns, path.stat().st_size))
+        except OSError:
+            stamps.append((path, 0, 0))
+    return _load(tuple(stamps))
+
+
+@lru_cache(maxsize=1)
+def _load(stamps: tuple[tuple[Path, int, int], ...]) -> Mapping[str, FewStepProfile]:
+    found: dict[str, FewStepProfile] = {}
+    for path, *_ in stamps:
+        try:
+            entries = read_profiles(path)
+            taken = {name for known in found.values() for name in (known.key, known.title)}
+            for one in entries:
+                if {one.key, one.title} & taken:
+                    raise RMDError(f"{path}: the key {one.key!r} or its title is taken; use another")
+                taken |= {one.key, one.title}
+        except RMDError as error:
+            logger.warning("%s; this file of profiles is left out", error)
+        else:
+            found |= {one.title: one for one in entries}
+    return found
+
+
+def read_profiles(path: Path) -> list[FewStepProfile]:
+    """The profiles of one YAML file, in its order; RMDError that names the file where one is not as it must be."""
+    try:
+        # The C loader is the same safe loader and takes a tenth of the time; a PyYAML without it has the other.
+        entries = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RMDError(f"{path}: this is no YAML file ({one_line(error, 200)}); see docs/profiles.md") from None
+    if not isinstance(entries, list) or not entries:
+        raise RMDError(f"{path}: the file holds {_shown(entries)}; use a list of profiles, each starting with '- key:'")
+    return [_profile(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
+
+
+def _profile(entry: Any, place: str) -> FewStepProfile:
+    if not isinstance(entry, dict):
+        raise RMDError(f"{place} is {_shown(entry)}; use keys with values, such as title: My model, 4 steps (LoRA)")
+    if unknown := [name for name in entry if name not in _KEYS]:
+        raise RMDError(f"{place}: the key {_shown(unknown[0])} is unknown; use {', '.join(_KEYS)}")
+    for name, (allowed, fits) in _KEYS.items():
+        if name in entry and not fits(entry[name]):
+            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; use {allowed}")
+    is_lora, is_flow = entry.get("folder") == "loras", entry.get("noise") == FLOW
+    levels = [name for name in ("timesteps", "sigmas") if name in entry]
+    needed = {name for name in _KEYS if name not in _OPTIONAL}
+    needed |= ({"lora_strength"} if is_lora else set()) | ({"shift"} if is_flow else set())
+    if missing := [name for name in _KEYS if name in needed and name not in entry]:
+        raise RMDError(f"{place}: {missing[0]} is missing; give {_KEYS[missing[0]][0]}")
+    for name, allowed in (("lora_strength", is_lora), ("shift", is_flow)):
+        if name in entry and not allowed:
+            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out, as it is {_KEYS[name][0]}")
+    if len(levels) != 1:
+        raise RMDError(f"{place}: the levels come as {' and '.join(levels) or 'nothing'}; give timesteps or sigmas")
+    split = tuple(int(part) for part in entry["split"].split("+"))
+    if sum(split) != len(entry[levels[0]]):
+        raise RMDError(f"{place}: split is {entry['split']} for {len(entry[levels[0]])} levels; give one step each")
+    return FewStepProfile(
+        key=entry["key"],
+        title=entry["title"],
+        family=entry["family"],
+        folder=entry["folder"],
+        files=tuple(entry["files"]),
+        lora_strength=float(entry["lora_strength"]) if is_lora else None,
+        noise=entry["noise"],
+        shift=float(entry["shift"]) if is_flow else None,
+        timesteps=tuple(map(float, entry.get("timesteps", ()))),
+        comfy_sigmas=tuple(map(float, entry.get("sigmas", ()))),
+        split=split,
+        eta=float(entry["eta"]),
+        boundary=Boundary(entry["upsampler"], entry["switch_noise"], float(entry["eta_switch"])),
+        cfg=float(entry["cfg"]),
+        sources=tuple(entry.get("sources", ())),
+        notes=tuple(entry.get("notes", ())),
+    )
+
+
+def _shown(value: Any) -> str:
+    text = one_line(repr(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _number(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+
+
+def _falling(low: float, high: float) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        numbers = isinstance(value, list) and len(value) >= 2 and all(map(_number(low, high), value))
+        return numbers and all(before > after for before, after in zip(value, value[1:]))
+
+    return fits
+
+
+def _one_of(names: Iterable[str]) -> tuple[str, Callable[[Any], bool]]:
+    names = tuple(names)
+    return f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
+
+
+def _is_split(value: Any) -> bool:
+    parts = value.split("+") if isinstance(value, str) else ()
+    return len(parts) == 2 and all(part.isascii() and part.isdecimal() and 0 < int(part) < 1000 for part in parts)
+
+
+_SHARE = ("a number from 0 to 1", _number(0.0, 1.0))
+_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "key": ("a short name without blanks", lambda value: _is_text(value) and not any(map(str.isspace, value))),
+    "title": ("one line of text", _is_text),
+    "family": ("ComfyUI's class of the model, such as SDXL, SD3, WAN21 or Flux", _is_text),
+    "folder": _one_of(FOLDERS),
+    "files": ("a list of file names", lambda value: _are_texts(value) and bool(value)),
+    "lora_strength": ("a number, for a LoRA alone", _number(-10.0, 10.0)),
+    "noise": _one_of((FLOW, SCALED_LINEAR, LINEAR)),
+    "shift": ("a number above 0, for flow alone", _number(1e-3, 1e3)),
+    "timesteps": ("a list of two falling numbers or more, from 0 to 1000", _falling(0.0, 1000.0)),
+    "sigmas": ("a list of two falling numbers or more, above 0, as ComfyUI names them", _falling(1e-9, 1e4)),
+    "split": ("the steps at two sizes, such as 2+2", _is_split),
+    "cfg": ("a number from 0 to 100", _number(0.0, 100.0)),
+    "eta": _SHARE,
+    "upsampler": _one_of(UPSAMPLERS),
+    "switch_noise": _one_of(SWITCH_NOISES),
+    "eta_switch": _SHARE,
+    "sources": ("a list of texts", _are_texts),
+    "notes": ("a list of texts", _are_texts),
+}
+"""Every key of an entry: what it takes in words, and the check of it."""
+
+_OPTIONAL = {"lora_strength", "shift", "timesteps", "sigmas", "sources", "notes"}

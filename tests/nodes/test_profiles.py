@@ -1,0 +1,247 @@
+"""The profiles of few-step models: published numbers, their page, RMD Schedule on them, files of the user's own."""
+
+import logging
+import math
+import re
+
+import pytest
+import yaml
+
+import profiles_page
+from rmd_core.plan import plan_from_split
+from rmd_core.schedule import NoMap
+from schedule_rig import Schedules, by_profile, pixel_sizes
+
+PROFILES = profiles_page.shipped()
+FAMILIES = {"SDXL", "PixArt", "SD3", "WAN21", "Flux", "Lumina2", "QwenImage"}  # in ComfyUI's comfy/model_base.py
+
+FOUR, EIGHT = (999, 749, 499, 249), (999, 874, 749, 624, 499, 374, 249, 124)
+# key: what the network is told, or the sigmas as fractions of the published lists; CFG; LoRA strength; eta
+TIMESTEPS = {
+    "sdxl-dmd2-lora": (FOUR, 1.0, 1.0, 0.0),
+    "sdxl-dmd2-unet": (FOUR, 1.0, None, 0.0),
+    "sdxl-lightning-4-checkpoint": (FOUR, 1.0, None, 1.0),
+    "sdxl-lightning-4-lora": (FOUR, 1.0, 1.0, 1.0),
+    "sdxl-lightning-8-lora": (EIGHT, 1.0, 1.0, 1.0),
+    "sdxl-hyper-4-lora": (FOUR, 1.0, 1.0, 1.0),
+    "sdxl-hyper-8-lora": (EIGHT, 1.0, 1.0, 1.0),
+    "sdxl-lcm-lora": ((999, 759, 499, 259), 1.0, 1.0, 0.0),
+    "pixart-lcm": ((999, 759, 519, 279), 1.0, None, 0.0),
+}
+SHIFT3_OF_8 = (1, 21 / 22, 9 / 10, 5 / 6, 3 / 4, 9 / 14, 1 / 2, 3 / 10)  # 3 u / (1 + 2 u) at u = 8/8 .. 1/8
+SIGMAS = {
+    # u = 1, .750748.., .501497.., .252245..: a quarter of the way each from 1 to the cleanest level, 3 / 1002
+    "sd35-large-turbo": ((1.0, 0.9003590664, 0.7511210762, 0.5029850746), 1.0, None, 1.0),
+    "sd35-tdm-lora": ((2.997 / 2.998, 2.24775 / 2.4985, 1.4985 / 1.999, 0.74925 / 1.4995), 1.0, 2.0, 1.0),
+    "sd3-tdm-lora": ((5.994 / 5.995, 4.4955 / 4.74625, 2.997 / 3.4975, 1.4985 / 2.24875), 1.0, 0.125, 1.0),
+    "wan21-lightx2v-lora": ((1, 15 / 16, 5 / 6, 5 / 8), 1.0, 1.0, 0.0),  # 5 u / (1 + 4 u) at u = 1, 3/4, 1/2, 1/4
+    "wan21-causvid-lora": ((0.999, 0.934, 0.862, 0.756, 0.603, 0.41, 0.25, 0.14, 0.074), 1.0, 1.0, 0.0),
+    "flux1-schnell": ((1, 3 / 4, 1 / 2, 1 / 4), 1.0, None, 1.0),
+    "z-image-turbo": (SHIFT3_OF_8, 1.0, None, 1.0),
+    "qwen-image-lightning-4-lora": (SHIFT3_OF_8[::2], 1.0, 1.0, 1.0),
+    "qwen-image-lightning-8-lora": (SHIFT3_OF_8, 1.0, 1.0, 1.0),
+}
+
+
+def alpha_bar(start, end, timestep, *, root):
+    """The product of 1 - beta up to a timestep, term by term."""
+    product = 1.0
+    for i in range(timestep + 1):
+        beta = (start**0.5 + (end**0.5 - start**0.5) * i / 999) ** 2 if root else start + (end - start) * i / 999
+        product *= 1.0 - beta
+    return product
+
+
+def test_there_are_no_others():
+    assert list(PROFILES) == [*TIMESTEPS, *SIGMAS]  # the order of the drop-down
+
+
+@pytest.mark.parametrize("key", TIMESTEPS)
+def test_table_models_have_the_published_timesteps(key):
+    one, (timesteps, cfg, strength, eta) = PROFILES[key], TIMESTEPS[key]
+    assert profiles_page.timesteps(one) == timesteps and (one.cfg, one.lora_strength, one.eta) == (cfg, strength, eta)
+    sdxl, pixart = dict(start=0.00085, end=0.012, root=True), dict(start=1e-4, end=0.02, root=False)
+    betas = pixart if one.family == "PixArt" else sdxl
+    for sigma, timestep in zip(one.sigmas, timesteps, strict=True):
+        assert sigma == pytest.approx(math.sqrt(1.0 - alpha_bar(timestep=timestep, **betas)), rel=1e-9)
+
+
+@pytest.mark.parametrize("key", SIGMAS)
+def test_flow_models_have_the_published_sigmas(key):
+    one, (sigmas, *rules) = PROFILES[key], SIGMAS[key]
+    assert one.sigmas == pytest.approx(sigmas, abs=1e-9) and [one.cfg, one.lora_strength, one.eta] == rules
+
+
+@pytest.mark.parametrize("one", PROFILES.values(), ids=PROFILES)
+class TestEach:
+    def test_says_what_it_is(self, one):
+        assert one.key.isascii() and one.key == one.key.lower() and one.family in FAMILIES
+        kind = {"loras": "(LoRA)", "checkpoints": "(checkpoint)", "diffusion_models": "(diffusion model)"}[one.folder]
+        assert one.title.isascii() and one.title.endswith(f", {len(one.sigmas)} steps {kind}")
+        assert all(name.endswith((".safetensors", ".bin")) and "/" not in name for name in one.files)
+        assert one.sources and all(re.fullmatch("https://[^ ]+ - .+", source) for source in one.sources)
+
+    def test_its_noise_at_a_switch_fits_its_sampler(self, one):
+        assert one.boundary.switch_noise == ("fresh" if one.eta == 0.0 else "exact")
+        assert one.boundary.uses_prediction == (one.eta == 1.0)
+
+    def test_the_split_is_the_threshold_but_at_most_half(self, one):
+        below = sum(one.curve.logsnr(sigma) < -2.5 for sigma in one.sigmas)
+        assert one.split == (min(below, len(one.sigmas) // 2), len(one.sigmas) - one.split[0])
+
+    def test_its_own_split_over_other_numbers_of_sizes(self, one):
+        assert one.split_over(1) == (len(one.sigmas),) and one.split_over(2) == one.split
+        for stages in range(3, one.split[0] + 2):
+            counts = one.split_over(stages)
+            assert len(counts) == stages and sum(counts) == len(one.sigmas) and counts[-1] == one.split[1]
+            assert min(counts) >= 1 and sorted(counts[:-1], reverse=True) == list(counts[:-1])
+            assert counts[0] - counts[-2] <= 1
+        for stages in (0, one.split[0] + 2):
+            with pytest.raises(ValueError, match=f"use 1 to {one.split[0] + 1} sizes"):
+                one.split_over(stages)
+
+
+def test_an_uneven_split_gives_the_smaller_sizes_more():
+    assert PROFILES["wan21-causvid-lora"].split_over(3) == (2, 1, 6)
+    assert PROFILES["sdxl-lightning-8-lora"].split_over(4) == (1, 1, 1, 5)
+
+
+def test_profiles_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        PROFILES["sdxl-dmd2-lora"].cfg = 7.0
+
+
+def test_the_page_is_made_from_the_data():
+    text = profiles_page.PAGE.read_text(encoding="utf-8")
+    assert text == profiles_page.page(text, PROFILES.values()), "run python tests/profiles_page.py"
+    assert "None of these models was distilled for the cascade" in text
+
+
+@pytest.fixture
+def plan(pack, tiny):
+    return Schedules(pack, tiny).plan
+
+
+@pytest.fixture
+def refused(pack, tiny):
+    return Schedules(pack, tiny).refused
+
+
+def test_every_profile_makes_its_plan_on_its_family(pack, plan):
+    sizes = {"SDXL": "sdxl", "SD3": "sd3", "WAN21": "wan"}
+    for profile in pack.nodes.profiles.load_profiles().values():
+        if profile.family not in sizes:
+            continue
+        made = plan(sizes[profile.family], (256, 256), by_profile(profile))
+        assert pixel_sizes(made) == [(128, 128), (256, 256)]
+        cells = [(16, 16), (32, 32)]
+        assert str(made.stages) == str(
+            plan_from_split(profile.curve, profile.split, sizes=cells, mapping=NoMap(), steps=profile.sigmas)
+        )
+        assert made.stages.base_sigmas == pytest.approx(profile.sigmas, rel=1e-12)
+        assert (made.eta, made.cfg, made.boundary) == (profile.eta, profile.cfg, profile.boundary)
+        assert made.origin == f"profile {profile.title}, not distilled for the cascade"
+        assert set(profile.notes) < set(made.notes) and any(profile.files[0] in note for note in made.notes)
+
+
+def test_profile_splits(pack, plan, refused):
+    profiles = pack.nodes.profiles.load_profiles().values()
+    profile = next(one for one in profiles if one.family == "SDXL" and one.split == (2, 2))
+    assert plan("sdxl", (512, 512), by_profile(profile, earlier_sizes="")).stages.split == "4"
+    assert plan("sdxl", (512, 512), by_profile(profile, "1+3")).stages.split == "1+3"
+    assert plan("sdxl", (512, 512), by_profile(profile, "1+1+2", "0.25,0.5")).stages.split == "1+1+2"
+    assert "give parts that sum to 4" in refused("sdxl", (512, 512), by_profile(profile, "2+3"))
+    assert "the split 4 needs 0 earlier_sizes, 1 came" in refused("sdxl", (512, 512), by_profile(profile, "4"))
+
+
+def test_a_profile_of_another_family_lists_those_that_fit(pack, refused):
+    profiles = pack.nodes.profiles.load_profiles().values()
+    wan = next(one for one in profiles if one.family == "WAN21")
+    text = refused("sdxl", (512, 512), by_profile(wan))
+    assert text.startswith(f"the profile {wan.title!r} is not for this model, SDXL (SDXL latents, scaled-linear betas)")
+    assert all(one.title in text for one in profiles if one.family == "SDXL")
+    # PixArt Sigma has SDXL's latents and another table of noise: none of SDXL's profiles is for it
+    sdxl = next(one for one in profiles if one.family == "SDXL")
+    assert sdxl.title not in refused("pixart", (1024, 1024), by_profile(sdxl)).split("those that fit it")[1]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of a user's files; `own(text)` writes one and gives all profiles as they then are, by title."""
+    load = profiles_page.profiles_module().load_profiles
+
+    def write(content, name="mine.yaml"):
+        text = content if isinstance(content, (str, bytes)) else yaml.safe_dump(content)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load(tmp_path)
+
+    return write
+
+
+def entry(drop=(), **changes):
+    """An entry of a file, as docs/profiles.md shows it."""
+    text = profiles_page.PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    return {key: value for key, value in (yaml.safe_load(text)[0] | changes).items() if key not in drop}
+
+
+def test_a_users_file_comes_after_the_shipped_ones(own, caplog):
+    found = list(own([entry(), entry(key="other", title="Other", noise="flow", shift=3)]).values())
+    assert [one.title for one in found[len(PROFILES) :]] == ["My model, 4 steps (LoRA)", "Other"] and not caplog.text
+    assert found[-2].sigmas == PROFILES["sdxl-dmd2-lora"].sigmas and found[-2].split == (2, 2)
+    assert found[-1].curve.shift == 3.0 and found[-1].sigmas == pytest.approx((0.999, 0.749, 0.499, 0.249))
+
+
+def test_a_file_is_read_again_when_it_changes(own):
+    assert "Other name" not in own([entry()])
+    assert "Other name" in own([entry(title="Other name")])
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("- key: [1", "this is no YAML file"),
+        (b"\xff\xfe\x00", "this is no YAML file"),
+        ("- !!python/object/apply:os.system [ls]", "this is no YAML file"),
+        ("", "holds None; use a list of profiles"),
+        ("key: value", "holds {'key': 'value'}; use a list of profiles"),
+        ("- text", "entry 1 is 'text'; use keys with values"),
+        ([entry(), entry(stepz=4, key="b", title="b")], "entry 2: the key 'stepz' is unknown; use key, title, "),
+        ([entry(drop=["cfg"])], "cfg is missing; give a number from 0 to 100"),
+        ([entry(drop=["lora_strength"])], "lora_strength is missing"),
+        ([entry(folder="lora")], "folder is 'lora'; use one of checkpoints, diffusion_models, loras"),
+        ([entry(folder="checkpoints")], "lora_strength is 1; leave it out, as it is a number, for a LoRA alone"),
+        ([entry(files=[])], "files is []; use a list of file names"),
+        ([entry(noise="flow")], "shift is missing; give a number above 0"),
+        ([entry(noise="cosine")], "noise is 'cosine'; use one of flow, scaled-linear betas, linear betas"),
+        ([entry(timesteps=[249, 999])], "timesteps is [249, 999]; use a list of two falling numbers or more"),
+        ([entry(timesteps=[999, float("nan")])], "timesteps is [999, nan]; use a list"),
+        ([entry(sigmas=[14.0, 1.0])], "the levels come as timesteps and sigmas; give timesteps or sigmas"),
+        ([entry(drop=["timesteps"])], "the levels come as nothing"),
+        ([entry(split="1+2")], "split is 1+2 for 4 levels; give one step each"),
+        ([entry(split=4)], "split is 4; use the steps at two sizes, such as 2+2"),
+        ([entry(eta=1.5)], "eta is 1.5; use a number from 0 to 1"),
+        ([entry(upsampler="lanczos")], "upsampler is 'lanczos'; use one of nearest, bicubic"),
+        ([entry(title="two\nlines")], "title is 'two\\nlines'; use one line of text"),
+        ([entry(key="sdxl-dmd2-lora")], "the key 'sdxl-dmd2-lora' or its title is taken; use another"),
+        ([entry(), entry()], "the key 'my-model-4' or its title is taken"),
+    ],
+)
+def test_a_file_with_a_mistake_is_left_out_with_one_line(own, caplog, content, words):
+    with caplog.at_level(logging.WARNING):
+        assert len(own(content)) == len(PROFILES)
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert words in text and "mine.yaml" in text and "\n" not in text
+    assert "Good" in own([entry(title="Good")], "good.yml")  # the next file is read all the same
+
+
+def test_the_drop_down_has_the_users_profiles(pack, comfy, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    (tmp_path / "rmd_profiles").mkdir()
+    (tmp_path / "rmd_profiles" / "mine.yaml").write_text(yaml.safe_dump([entry()]))
+    listed = pack.nodes.profiles.load_profiles()
+    (choice,) = (one for one in pack.nodes.plan_nodes.RMDSchedule.GET_SCHEMA().inputs if one.id == "source")
+    (profile,) = (option.inputs[0] for option in choice.options if option.key == "few-step profile")
+    assert profile.options == list(listed) and profile.options[-1] == "My model, 4 steps (LoRA)"

@@ -1,0 +1,97 @@
+"""The table and the sources of docs/profiles.md, made from nodes/profiles/*.yaml; no ComfyUI is needed.
+
+Run as a program (python tests/profiles_page.py) it writes them into the page.
+"""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "profiles.md"
+HEAD = "key,file(s),folder,steps,timesteps (beta table) or sigmas,shift,CFG,LoRA strength,split,eta,at the switch"
+EMPTY = Path("no user folder")
+MADE = "<!-- {} {}: made by tests/profiles_page.py from nodes/profiles/*.yaml -->"
+
+
+def profiles_module():
+    """`nodes.profiles` of this checkout, under a package that is the root but does not run ComfyUI's entry point."""
+    package = types.ModuleType("rmd_checkout")
+    package.__path__ = [str(ROOT)]
+    sys.modules.setdefault(package.__name__, package)
+    return importlib.import_module("rmd_checkout.nodes.profiles")
+
+
+def shipped():
+    """Every shipped profile by its key."""
+    return {one.key: one for one in profiles_module().load_profiles(EMPTY).values()}
+
+
+def timesteps(profile):
+    """What the network is told at each level."""
+    return tuple(round(profile.curve.timestep(sigma), 6) for sigma in profile.sigmas)
+
+
+def table(profiles):
+    """The table in Markdown, one row a profile."""
+    return "\n".join(
+        [_row(HEAD.split(",")), "|" + "---|" * (HEAD.count(",") + 1), *(_row(_cells(one)) for one in profiles)]
+    )
+
+
+def sources(profiles):
+    """Sources and notes as a list in Markdown; profiles with the same sources share one entry."""
+    groups = {}
+    for one in profiles:
+        groups.setdefault(one.sources, []).append(one)
+    lines = []
+    for urls, group in groups.items():
+        lines.append(f"- {', '.join(f'`{one.key}`' for one in group)}")
+        lines += [f"  - {_link(source)}" for source in urls]
+        lines += [f"  - Note: {note}" for note in dict.fromkeys(note for one in group for note in one.notes)]
+    return "\n".join(lines)
+
+
+def page(text, profiles):
+    """The page with both parts made again."""
+    for name, part in (("table", table(profiles)), ("sources", sources(profiles))):
+        begin, end = MADE.format(name, "begins"), MADE.format(name, "ends")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def _row(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(one):
+    told = [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
+    return [
+        f"`{one.key}`",
+        ", ".join(f"`{name}`" for name in one.files),
+        one.folder,
+        str(len(one.sigmas)),
+        ", ".join(told),
+        "-" if one.shift is None else f"{one.shift:g}",
+        f"{one.cfg:g}",
+        "-" if one.lora_strength is None else f"{one.lora_strength:g}",
+        "+".join(map(str, one.split)),
+        f"{one.eta:g}",
+        "fresh" if one.boundary.switch_noise == "fresh" else f"exact {one.boundary.eta_switch:g}",
+    ]
+
+
+def _link(source):
+    url, says = source.split(" - ", 1)
+    return f"[{'/'.join(url.removeprefix('https://').split('/')[:3])}]({url}): {says}"
+
+
+def main():
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), shipped().values()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
