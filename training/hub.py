@@ -32,6 +32,11 @@ PLAIN = ("F32", "F16", "BF16", "F64")
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of paths that name one file
 
 
+def is_folder(path):
+    """Whether a checkpoint is a Diffusers-format folder; what is neither a file nor named like one counts as one."""
+    return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
+
+
 def weight_files(names, stem):
     """The weight files and indices among ``names`` that are read; empty where there are none in safetensors."""
     for variant in VARIANTS:
