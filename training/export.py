@@ -8,8 +8,7 @@ import torch
 from rmd_core.files import cast_weight, save_safetensors
 from rmd_core.recipe import Recipe, write_metadata
 
-from .backbones.files import is_folder
-from .hub import hub_id
+from .hub import hub_id, is_folder
 from .plans import sampling_boundary
 
 PREFIX = "diffusion_model."

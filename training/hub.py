@@ -1,5 +1,8 @@
-"""Which weight files of a folder in Diffusers format are read: safetensors alone, the plain ones before fp16 ones.
-Models by hub id, ``owner/name`` or ``owner/name@revision``: the files a run needs, in the local hub cache."""
+"""Where a model is: a local path, or a hub id, ``owner/name`` or ``owner/name@revision``, kept in the local hub cache.
+
+Of a model on the hub only the files that a run reads are downloaded: safetensors alone, fp16 ones where there are no
+others.
+"""
 
 import hashlib
 import json
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,86 +26,33 @@ from huggingface_hub.errors import (
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import read_header
 
-NETWORK_STEM = "diffusion_pytorch_model"  # what diffusers calls the weights of networks and autoencoders
-ENCODER_STEM = "model"  # what transformers calls those of text encoders
-VARIANTS = (None, "fp16")
-PLAIN = ("F32", "F16", "BF16", "F64")
-"""Kinds of numbers that weights are read in, by their safetensors names."""
-
-FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of paths that name one file
-
-
-def weight_files(names, stem):
-    """The weight files and indices among ``names`` that are read; empty where there are none in safetensors."""
-    for variant in VARIANTS:
-        dot = "" if variant is None else rf"\.{variant}"
-        parts = rf"{stem}{dot}(-\d+-of-\d+)?\.safetensors|{stem}-\d+-of-\d+{dot}\.safetensors"
-        index = rf"{stem}\.safetensors\.index{dot}\.json"
-        found = [name for name in names if re.fullmatch(f"{parts}|{index}", name)]
-        if found:
-            return found
-    return []
-
-
-def weights_variant(folder, stem):
-    """The variant of the weights in a folder that is read: None, or ``fp16`` where there is nothing else.
-
-    Raises RMDError for a folder without safetensors weights, and one that lacks some that its index names.
-    """
-    for variant in VARIANTS:
-        dotted = "" if variant is None else f".{variant}"
-        if (folder / f"{stem}{dotted}.safetensors").is_file():
-            return variant
-        index = folder / f"{stem}.safetensors.index{dotted}.json"
-        if index.is_file():
-            refuse_absent(index)
-            return variant
-    raise RMDError(f"{folder} holds no {stem}.safetensors; only safetensors are read, download or convert them")
-
-
-def refuse_absent(index):
-    """Raise RMDError for an index of weights that is damaged, or names files that are not there."""
-    try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise RMDError(f"{index} is damaged; download it again") from None
-    absent = sorted(name for name in named if not (index.parent / str(name)).is_file())
-    if absent:
-        raise RMDError(
-            f"{index.parent} lacks {len(absent)} of the files that its index names, first {absent[0]}; download them"
-        )
-
-
-def refuse_packed(folder, stem):
-    """Raise RMDError for weights that are no plain floating-point numbers, which would be read as if they were."""
-    files = weight_files(sorted(path.name for path in folder.iterdir()), stem)
-    for path in (folder / name for name in files if name.endswith(".safetensors")):
-        for name, entry in read_header(path).tensors.items():
-            if entry.dtype not in PLAIN and not name.endswith("position_ids"):  # CLIP's, which are counted, not learnt
-                raise RMDError(f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(PLAIN)}, not quantised")
-
-
 log = logging.getLogger(__name__)
 
+NETWORK_STEM = "diffusion_pytorch_model"  # what diffusers calls the weights of networks and autoencoders
+ENCODER_STEM = "model"  # what transformers calls those of text encoders
 INDEX = "model_index.json"
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of paths that name one file
+
+_VARIANTS = (None, "fp16")
+_FLOATS = ("F32", "F16", "BF16", "F64")  # safetensors names
+_BESIDE = (INDEX, "scheduler/scheduler_config.json")  # small files of a whole model that are always taken
+_SMALL = (".json", ".txt", ".model")
 _ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SMALL = (".json", ".txt", ".model")
-# What a call may raise for want of an answer: the error of the hub library's HTTP client, which is not the same one in
-# all its versions, and the system's.
+# What a call raises without an answer: the system's errors, and those of the hub library's HTTP client, which is not
+# the same one in all its versions.
 _NO_ANSWER = (OSError, HfHubHTTPError.__bases__[0])
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is taken from a model: ``folders``, as patterns, with weights named by ``stem``; ``beside``: other files."""
+    """A part of a model: its ``folders``, as patterns, and how its weight files are called."""
 
     folders: tuple
     stem: str
-    beside: tuple = (INDEX,)
 
 
-NETWORK = Part(("transformer", "unet"), NETWORK_STEM, (INDEX, "scheduler/scheduler_config.json"))
+NETWORK = Part(("transformer", "unet"), NETWORK_STEM)
 VAE = Part(("vae",), NETWORK_STEM)
 ENCODERS = Part(("text_encoder*", "tokenizer*"), ENCODER_STEM)
 
@@ -117,19 +67,18 @@ class HubId:
     def __str__(self):
         return self.name if self.revision == constants.DEFAULT_REVISION else f"{self.name}@{self.revision}"
 
-    @property
-    def pinned(self):
-        """Whether the revision is a commit, which never changes."""
-        return _COMMIT.fullmatch(self.revision) is not None
-
 
 def hub_id(path):
     """The HubId that a configured path is, or None: a path that exists is one, whatever it looks like."""
-    text = Path(path).as_posix()
-    match = _ID.fullmatch(text)
+    match = _ID.fullmatch(Path(path).as_posix())
     if match is None or os.path.exists(path) or Path(match[1]).suffix in FILE_ENDINGS:
         return None
     return HubId(match[1], match[2] or constants.DEFAULT_REVISION)
+
+
+def is_folder(path):
+    """Whether a checkpoint is a Diffusers-format folder; what is neither a file nor named like one counts as one."""
+    return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
 
 
 def located(path):
@@ -149,59 +98,53 @@ def fetched(path, part):
 
 
 def fetching(path, part):
-    """Download what ``part`` needs of a hub id, as a generator over files; nothing for a path, or what is there.
+    """Download what ``part`` needs of a hub id, as a generator of one step; of none for a path, or what is there.
 
-    A branch or a tag is looked up anew; where the hub gives no answer, a whole copy in the hub cache does. Raises
-    RMDError for a model that is not there, not open to this user or without safetensors, and for a failed download.
+    A branch or a tag is looked up each time; where the hub gives no answer, a complete copy in the hub cache will do.
+    An interrupted download goes on where it was. Raises RMDError for a model that does not exist, is not open to this
+    user or has no safetensors, and for a failed download.
     """
     hub = hub_id(path)
-    if hub is None or (hub.pinned and _missing(hub, part) is None):
+    if hub is None or (_COMMIT.fullmatch(hub.revision) and _missing(hub, part) is None):
         return
     try:
-        told = HfApi().model_info(hub.name, revision=hub.revision)
+        info = HfApi().model_info(hub.name, revision=hub.revision)
+        files = files_of(part, [file.rfilename for file in info.siblings], hub)
+        log.info("%s: the %d files that are needed, of commit %s", hub, len(files), info.sha)
+        snapshot_download(hub.name, revision=hub.revision, allow_patterns=files)
     except (*_NO_ANSWER, HFValidationError) as error:
         missing = _missing(hub, part)
         if missing is not None:
             raise _refusal(hub, part, error, missing) from None
         log.info("the hub gives no answer for %s; the copy in %s is read", hub, _cached(hub))
-        return
-    wanted = chosen([file.rfilename for file in told.siblings], part, hub)
-    log.info("%s: the %d files that are needed, of commit %s", hub, len(wanted), told.sha)
-    # By the revision as given, which the hub cache then knows; the others by the commit, should the hub move on.
-    for name, revision in zip(wanted, (hub.revision, *[told.sha] * len(wanted))):
-        try:
-            hf_hub_download(hub.name, name, revision=revision)
-        except _NO_ANSWER as error:
-            raise _refusal(hub, part, error, f"it lacks {name}") from None
-        yield name
+    yield
 
 
-def chosen(names, part, source):
-    """The files among ``names``, of a whole model, that ``part`` needs, small ones first.
+def files_of(part, names, source):
+    """The files that ``part`` needs among ``names``, all those of a model.
 
     Raises RMDError, naming ``source``, where the part is not there or has no safetensors weights.
     """
     folders = sorted({name.rpartition("/")[0] for name in names})
     found = [folder for folder in folders if any(fnmatch(folder, pattern) for pattern in part.folders)]
     if not found and part is not ENCODERS and "config.json" in names:
-        found = [""]  # the component alone, as a folder of one is taken too
+        found = [""]  # a repository of this component alone
     if not found:
         has = ", ".join(folder for folder in folders if folder) or "no folder"
         raise RMDError(f"{source} has no {' or '.join(part.folders)}; it has {has}: give a model in Diffusers format")
-    small, large = [name for name in names if name in part.beside], []
+    files = [name for name in names if name in _BESIDE]
     for folder in found:
-        inside = {name.rpartition("/")[2]: name for name in names if name.rpartition("/")[0] == folder}
-        weights = [] if folder.startswith("tokenizer") else weight_files(inside, part.stem)
+        inside = [name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder]
+        weights = weight_files(inside, part.stem)
         if not weights and not folder.startswith("tokenizer"):
             others = [name for name in inside if Path(name).suffix not in _SMALL][:3]
             raise RMDError(
                 f"{source} has no safetensors weights in {folder or 'it'} ({', '.join(others) or 'none at all'}); "
                 "only safetensors are read: give a revision or a model that has them, or convert them"
             )
-        other = [name for name in inside if Path(name).suffix in _SMALL and ".safetensors.index." not in name]
-        small += [inside[name] for name in (*other, *weights) if name.endswith(_SMALL)]
-        large += [inside[name] for name in weights if not name.endswith(_SMALL)]
-    return [*dict.fromkeys(small), *large]
+        small = [name for name in inside if Path(name).suffix in _SMALL and ".safetensors.index." not in name]
+        files += [f"{folder}/{name}".removeprefix("/") for name in (*small, *weights)]
+    return list(dict.fromkeys(files))
 
 
 def pin_models(config, processes, known):
@@ -216,20 +159,21 @@ def pin_models(config, processes, known):
         hub = None if given is None else hub_id(given)
         if hub is None:
             continue
-        if str(hub) in known:
-            hub = HubId(hub.name, known[str(hub)])
+        name, hub = str(hub), HubId(hub.name, known.get(str(hub), hub.revision))
         processes.first_alone(fetching(str(hub), part), each_machine=True)
         with processes.together():
             commit = _cached(hub).name
-        if len({row[0] for row in processes.gather([_number(commit)])}) > 1:
+        number = int(hashlib.sha256(commit.encode()).hexdigest()[:12], 16)  # exact as a float64
+        if len({row[0] for row in processes.gather([number])}) > 1:
             raise RMDError(f"backbone.{key}: machines have different revisions of {hub}; give {hub.name}@COMMIT")
-        commits[str(hub_id(given))] = commit
-        pinned = {key: Path(f"{hub.name}@{commit}")}
-        config = config.model_copy(update={"backbone": config.backbone.model_copy(update=pinned)})
+        commits[name] = commit
+        backbone = config.backbone.model_copy(update={key: Path(f"{hub.name}@{commit}")})
+        config = config.model_copy(update={"backbone": backbone})
     return config, commits
 
 
 def _cached(hub):
+    """The folder of a hub id in the hub cache, whatever is in it. Raises RMDError where there is none."""
     try:
         return Path(snapshot_download(hub.name, revision=hub.revision, local_files_only=True, allow_patterns=[]))
     except (*_NO_ANSWER, HFValidationError):
@@ -247,28 +191,25 @@ def _missing(hub, part):
         return "there is none"
     names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
     try:
-        for name in chosen(names, part, "it"):
+        for name in files_of(part, names, "it"):
             if ".safetensors.index." in name:
-                refuse_absent(folder / name)
+                _check_index(folder / name)
     except RMDError as error:
         return str(error)
-    present = {name.partition("/")[0] for name in names}
-    absent = [name for name in _named(folder) if name not in present] if part is ENCODERS else []
+    if part is not ENCODERS:
+        return None
+    try:  # the encoders and tokenizers that the model says it has
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    except (OSError, ValueError, AttributeError, IndexError, RecursionError):
+        return f"it lacks {INDEX}"
+    there = {name.partition("/")[0] for name in names}
+    absent = [n for n in sorted(named) if n not in there and any(fnmatch(n, pattern) for pattern in part.folders)]
     return f"it lacks {', '.join(absent)}" if absent else None
 
 
-def _named(folder):
-    """The encoders and tokenizers that a model says it has."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        named = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-    except (OSError, ValueError, AttributeError, IndexError, RecursionError):
-        return [INDEX]
-    return sorted(name for name in named if any(fnmatch(name, pattern) for pattern in ENCODERS.folders))
-
-
 def _refusal(hub, part, error, missing):
-    """The RMDError that a failed call amounts to."""
+    """The RMDError for a failed call; ``missing``: what the copy in the hub cache lacks."""
     reason = one_line(error, 160)
     if isinstance(error, GatedRepoError):
         return RMDError(
@@ -295,18 +236,71 @@ def _refusal(hub, part, error, missing):
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
     cached = "" if isinstance(error, LocalEntryNotFoundError) and missing == "there is none" else f": {missing}"
     return RMDError(
-        f"{hub} is no folder here, there is no whole copy of such a model in the local hub cache{cached}, and the hub "
-        f"gives no answer ({why}); correct the path, or with a network run: {_command(hub, part)}"
+        f"{hub} is no folder here, there is no complete copy of such a model in the local hub cache{cached}, and the "
+        f"hub gives no answer ({why}); correct the path, or with a network run: {_command(hub, part)}"
     )
 
 
 def _command(hub, part=None):
+    """The command that downloads a model, or what ``part`` needs of it."""
     revision = "" if hub.revision == constants.DEFAULT_REVISION else f" --revision {hub.revision}"
-    patterns = [] if part is None else ["*.json", *(f"{folder}/*.safetensors" for folder in part.folders)]
+    patterns = []
     if part is ENCODERS:
         patterns = ["*.json", "*.txt", "*.model", "text_encoder*/*.safetensors"]
+    elif part is not None:
+        patterns = ["*.json", *(f"{folder}/*.safetensors" for folder in part.folders)]
     return f"hf download {hub.name}{revision}" + "".join(f" --include '{pattern}'" for pattern in patterns)
 
 
-def _number(commit):
-    return int(hashlib.sha256(commit.encode()).hexdigest()[:12], 16)
+def weight_files(names, stem):
+    """The weight files and indices among ``names`` that are read; empty where there are none in safetensors."""
+    for variant in _VARIANTS:
+        dot = "" if variant is None else rf"\.{variant}"
+        parts = rf"{stem}{dot}(-\d+-of-\d+)?\.safetensors|{stem}-\d+-of-\d+{dot}\.safetensors"
+        index = rf"{stem}\.safetensors\.index{dot}\.json"
+        found = [name for name in names if re.fullmatch(f"{parts}|{index}", name)]
+        if found:
+            return found
+    return []
+
+
+def weights_variant(folder, stem):
+    """The variant of the weights in a folder that is read: None, or ``fp16`` where there is nothing else.
+
+    Raises RMDError for a folder without safetensors weights, and one that lacks some that its index names.
+    """
+    for variant in _VARIANTS:
+        dotted = "" if variant is None else f".{variant}"
+        if (folder / f"{stem}{dotted}.safetensors").is_file():
+            return variant
+        index = folder / f"{stem}.safetensors.index{dotted}.json"
+        if index.is_file():
+            _check_index(index)
+            return variant
+    raise RMDError(f"{folder} holds no {stem}.safetensors; only safetensors are read, download or convert them")
+
+
+def _check_index(index):
+    """Raise RMDError for an index of weights that is damaged, or names files that are not there."""
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise RMDError(f"{index} is damaged; download it again") from None
+    absent = sorted(name for name in named if not (index.parent / str(name)).is_file())
+    if absent:
+        raise RMDError(
+            f"{index.parent} lacks {len(absent)} of the files that its index names, first {absent[0]}; download them"
+        )
+
+
+def refuse_packed(folder, stem):
+    """Raise RMDError for weights that are no plain floating-point numbers, which would be read as if they were."""
+    files = weight_files(sorted(path.name for path in folder.iterdir()), stem)
+    for path in (folder / name for name in files if name.endswith(".safetensors")):
+        for name, entry in read_header(path).tensors.items():
+            if entry.dtype not in _FLOATS and not name.endswith(
+                "position_ids"
+            ):  # CLIP's, which are counted, not learnt
+                raise RMDError(
+                    f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(_FLOATS)}, not quantised"
+                )

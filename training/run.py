@@ -36,9 +36,8 @@ from rmd_core.errors import RMDError
 from rmd_core.files import make_folder, open_tensors, save_safetensors, write_json, write_text, writing
 from rmd_core.prompt_cache import NULL_PROMPT
 
-from .backbones.files import is_folder
 from .config import decisive
-from .hub import located
+from .hub import is_folder, located
 from .parallel import ProcessLost, local
 
 try:

@@ -10,9 +10,7 @@ from test_interrupted import finished, record, start, wait_for_update
 from training.run import NAME, RunLock
 from training_world import distill, refused, write_world
 
-HOLD = (
-    "import sys, training.run_lock as lock; lock.RunLock(sys.argv[1]).__enter__(); print('held', flush=True); input()"
-)
+HOLD = "import sys, training.run as run; run.RunLock(sys.argv[1]).__enter__(); print('held', flush=True); input()"
 
 
 def test_a_run_that_another_program_resumes_goes_on_alone(tmp_path, capsys):

@@ -1,15 +1,17 @@
-"""The models that can be distilled, by the name a configuration gives them."""
+"""The model families that can be distilled, by their names in a configuration; each is imported when asked for."""
+
+from importlib import import_module
 
 from rmd_core.errors import RMDError
 
 from .base import Backbone
-from .pixart import PixArtAlphaBackbone, PixArtSigmaBackbone
-from .sd3 import SD3Backbone
-from .sdxl import SDXLBackbone
-from .wan import WanBackbone
 
-BACKBONES = {
-    kind.name: kind for kind in (WanBackbone, SDXLBackbone, PixArtAlphaBackbone, PixArtSigmaBackbone, SD3Backbone)
+BACKBONES = {  # name: module and class
+    "wan": ("wan", "WanBackbone"),
+    "sdxl": ("sdxl", "SDXLBackbone"),
+    "pixart_alpha": ("pixart", "PixArtAlphaBackbone"),
+    "pixart_sigma": ("pixart", "PixArtSigmaBackbone"),
+    "sd3": ("sd3", "SD3Backbone"),
 }
 
 __all__ = ["BACKBONES", "Backbone", "make_backbone"]
@@ -22,4 +24,5 @@ def make_backbone(name, *, shift=None):
     """
     if name not in BACKBONES:
         raise RMDError(f"the backbone '{name}' is not known; choose one of: {', '.join(BACKBONES)}")
-    return BACKBONES[name](shift=shift)
+    module, kind = BACKBONES[name]
+    return getattr(import_module(f".{module}", __name__), kind)(shift=shift)

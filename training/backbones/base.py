@@ -8,14 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from rmd_core.errors import RMDError
 from rmd_core.schedule import FlowCurve
 
+from ..hub import is_folder
 from .files import (
     decode_kl,
-    is_folder,
     load_component,
     load_kl_vae,
     load_native,
@@ -99,6 +98,8 @@ class Backbone(ABC):
 
     def flops(self, network, height, width, frames, tokens):
         """Floating-point operations of one forward of one sample: PyTorch's count over a forward without data."""
+        from torch.utils.flop_counter import FlopCounterMode
+
         with torch.device("meta"):
             copy = type(network).from_config(network.config)
             x = torch.empty(*self.latent_shape(1, frames), height, width)

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
-from diffusers import AutoencoderKL
-from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from diffusers.utils import logging as diffusers_logging
 
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import cast_weight, finite_weights, read_header, read_tensors, save_safetensors
 
-from ..hub import FILE_ENDINGS, NETWORK_STEM, refuse_packed, weights_variant
+from ..hub import NETWORK_STEM, is_folder, refuse_packed, weights_variant
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,6 @@ def _swapped(tensor):
 WRAPPER_PREFIX = "model.diffusion_model."  # some files carry it in front of every native key
 
 
-def is_folder(path):
-    """Whether a checkpoint is a Diffusers-format folder; what is neither a file nor named like one counts as one."""
-    return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
-
-
 def component_folder(path, component):
     """The folder of a component, such as ``transformer``, in a Diffusers-format folder, or ``path`` if it is one.
 
@@ -188,6 +179,8 @@ def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):
     KeyMap. A prefix ``model.diffusion_model.`` is taken off, and what else such a whole checkpoint holds is left out.
     Raises RMDError for a file that is not this network's.
     """
+    from accelerate import init_empty_weights
+
     tensors = _own(read_tensors(path)[0], ignored)
     arguments = _arguments(kind, config_of, tensors, path)
     with init_empty_weights(include_buffers=False):
@@ -265,6 +258,8 @@ def _arguments(kind, config_of, tensors, path):
 
 @contextlib.contextmanager
 def _quiet():
+    from diffusers.utils import logging as diffusers_logging
+
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
     try:
@@ -282,6 +277,8 @@ def load_kl_vae(path, *, channels, scaling, shift=0.0):
     ``channels``, ``scaling``, ``shift``: what the backbone's latents are made with; a file does not tell, so it is
     taken to be made for them. Raises RMDError for any other autoencoder.
     """
+    from diffusers import AutoencoderKL
+
     if is_folder(path):
         vae = load_component(AutoencoderKL, path, component="vae", dtype=torch.float32)
     else:
@@ -304,6 +301,10 @@ def decode_kl(vae, latents, *, scaling, shift=0.0):
 
 
 def _load_file(path, *, scaling, shift):
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
     tensors, _ = read_tensors(path)
     inner = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
     tensors = finite_weights(inner or tensors, path, dtype=torch.float32)

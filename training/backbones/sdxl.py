@@ -8,8 +8,9 @@ from rmd_core.errors import RMDError
 from rmd_core.files import read_header
 from rmd_core.schedule import VPCurve
 
+from ..hub import is_folder
 from .base import KeyedBackbone, check_width, network_dtype, refuse_masked, refuse_shift
-from .files import KeyMap, is_folder, scheduler_config
+from .files import KeyMap, scheduler_config
 
 _RESNET = {
     "in_layers.0": "norm1",

@@ -16,8 +16,9 @@ from rmd_core.errors import RMDError, one_line
 from rmd_core.files import cast_weight, finite_weights, read_header, read_tensors, save_safetensors
 from rmd_core.schedule import FlowCurve
 
+from ..hub import is_folder
 from .base import Backbone, check_width, network_dtype, refuse_masked
-from .files import WRAPPER_PREFIX, is_folder, load_component, outline_component
+from .files import WRAPPER_PREFIX, load_component, outline_component
 
 # (native prefix, diffusers prefix); a prefix matches whole dotted words, what follows it is kept.
 _OUTSIDE = (
