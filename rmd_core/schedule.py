@@ -1,10 +1,10 @@
-"""Noise curves: sigma, logSNR and timestep of rectified flow and of variance-preserving models, both ways.
+"""Noise levels: what sigma, logSNR and timestep mean to a model family, and how levels map between resolutions.
 
 A level is named by sigma in [0, 1]: `x = alpha x0 + sigma eps` with alpha = 1 - sigma (flow) or sqrt(1 - sigma^2) (VP).
-logSNR is `ln(alpha^2 / sigma^2)`, the natural logarithm; pure noise of a flow has sigma 1 and logSNR -inf.
-Every method that takes a level takes a float or a tensor and gives a float or a float64 tensor of the same shape.
-
-Resolution mapping: the same coarse information at a larger size needs a noisier level, by 2 ln r of logSNR."""
+logSNR is `ln(alpha^2 / sigma^2)`, the natural logarithm; pure noise of a flow has sigma 1 and logSNR -inf. The same
+coarse information at a resolution r times as large needs a level lower by 2 ln r in logSNR, that is, r times the
+sigma / alpha. The formulas below say that without the logarithm, so that pure noise maps to itself and no digit is lost.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ import torch
 from .errors import RMDError
 
 Level = TypeVar("Level", float, torch.Tensor)
+"""A level, or what stands for one (logSNR, timestep, table index): a float, or a float64 tensor of any shape."""
+
 NAMED_SCHEDULES = ("scaled_linear", "linear")
 
 
@@ -30,33 +32,8 @@ class NoiseCurve(ABC):
 
     @property
     @abstractmethod
-    def sigma_max(self) -> float:
-        """The noisiest level of the model's table."""
-
-    @property
-    @abstractmethod
     def table_size(self) -> int:
         """Number of entries of the model's table; index 0 is the cleanest."""
-
-    @abstractmethod
-    def alpha(self, sigma: Level) -> Level:
-        """The share of the picture at a level."""
-
-    @abstractmethod
-    def logsnr(self, sigma: Level) -> Level:
-        """`ln(alpha^2 / sigma^2)` of a level."""
-
-    @abstractmethod
-    def sigma_from_logsnr(self, logsnr: Level) -> Level:
-        """The level of a logSNR, the inverse of `logsnr`."""
-
-    @abstractmethod
-    def timestep(self, sigma: Level) -> Level:
-        """What the network is told at a level: 1000 sigma (flow), the fractional table index (VP)."""
-
-    @abstractmethod
-    def sigma_from_timestep(self, timestep: Level) -> Level:
-        """The level of a network timestep, the inverse of `timestep`."""
 
     @abstractmethod
     def table_sigma(self, index: Level) -> Level:
@@ -67,11 +44,18 @@ class NoiseCurve(ABC):
         """The fractional table index of a level, the inverse of `table_sigma`."""
 
     @abstractmethod
-    def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        """The level at a larger size that shows what `sigma` shows at the smaller one: logSNR lower by 2 ln(ratio).
+    def alpha(self, sigma: Level) -> Level:
+        """The factor of x0 at a level."""
 
-        Its sigma / alpha is `ratio` times as large; 1 / ratio maps back. For a VP curve it may lie beyond the table.
-        Source: docs/method.md, the resolution mapping.
+    @abstractmethod
+    def logsnr(self, sigma: Level) -> Level:
+        """`ln(alpha^2 / sigma^2)` of a level."""
+
+    @abstractmethod
+    def with_ratio(self, sigma: Level, ratio: float) -> Level:
+        """The level at a larger resolution that shows what `sigma` shows at the smaller: logSNR lower by 2 ln(ratio).
+
+        1 / ratio maps back. For a VP curve it may lie beyond the table. Source: docs/method.md, the resolution mapping.
         """
 
     @abstractmethod
@@ -80,7 +64,7 @@ class NoiseCurve(ABC):
 
     @abstractmethod
     def snapped(self, sigma: float, *, last_index: int) -> float:
-        """The nearest level the model can be told: a table entry up to last_index (VP), the level itself (flow)."""
+        """The nearest level that the model knows: a table entry up to last_index (VP), the level itself (flow)."""
 
     @abstractmethod
     def comfy_sigma(self, sigma: Level) -> Level:
@@ -97,6 +81,19 @@ class NoiseCurve(ABC):
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
         """The curve as JSON values, read back by `curve_from_dict`."""
+
+    def timestep(self, sigma: Level) -> Level:
+        """The network's timestep at a level: the fractional table index (VP), 1000 sigma (flow)."""
+        return self.table_index(sigma)
+
+    def sigma_from_timestep(self, timestep: Level) -> Level:
+        """The level of a network timestep, the inverse of `timestep`."""
+        return self.table_sigma(timestep)
+
+    @cached_property
+    def sigma_max(self) -> float:
+        """The noisiest level of the model's table."""
+        return self.table_sigma(self.table_size - 1.0)
 
     def is_pure_noise(self, sigma: float) -> bool:
         """Whether a level is the noisiest of the table, or noisier."""
@@ -129,39 +126,32 @@ class FlowCurve(NoiseCurve):
     kind: ClassVar[str] = "flow"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shift", _positive(self.shift, "the flow shift"))
-
-    @property
-    def sigma_max(self) -> float:
-        return 1.0
+        object.__setattr__(self, "shift", _number(self.shift, "the flow shift"))
 
     @property
     def table_size(self) -> int:
         return 1000
 
-    def alpha(self, sigma: Level) -> Level:
-        return _float64(lambda s: 1.0 - s, sigma)
-
-    def logsnr(self, sigma: Level) -> Level:
-        return _float64(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)), sigma)
-
-    def sigma_from_logsnr(self, logsnr: Level) -> Level:
-        return _float64(lambda lam: torch.sigmoid(-0.5 * lam), logsnr)
-
-    def timestep(self, sigma: Level) -> Level:
-        return _float64(lambda s: 1000.0 * s, sigma)
-
-    def sigma_from_timestep(self, timestep: Level) -> Level:
-        return _float64(lambda t: t / 1000.0, timestep)
-
     def table_sigma(self, index: Level) -> Level:
-        return _float64(lambda i: _shifted((i + 1.0) / 1000.0, self.shift), index)
+        return _shifted((index + 1.0) / 1000.0, self.shift)
 
     def table_index(self, sigma: Level) -> Level:
-        return _float64(lambda s: 1000.0 * _shifted(s, 1.0 / self.shift) - 1.0, sigma)
+        return 1000.0 * _shifted(sigma, 1.0 / self.shift) - 1.0
+
+    def timestep(self, sigma: Level) -> Level:
+        return 1000.0 * sigma
+
+    def sigma_from_timestep(self, timestep: Level) -> Level:
+        return timestep / 1000.0
+
+    def alpha(self, sigma: Level) -> Level:
+        return 1.0 - sigma
+
+    def logsnr(self, sigma: Level) -> Level:
+        return _by_torch(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)), sigma)
 
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        return _float64(lambda s: _shifted(s, ratio), sigma)
+        return _shifted(sigma, ratio)
 
     def at_ratio(self, ratio: float) -> FlowCurve:
         return FlowCurve(self.shift * ratio)
@@ -170,10 +160,10 @@ class FlowCurve(NoiseCurve):
         return sigma
 
     def comfy_sigma(self, sigma: Level) -> Level:
-        return _float64(lambda s: s, sigma)
+        return sigma
 
     def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
-        return _float64(lambda s: s, comfy_sigma)
+        return comfy_sigma
 
     def describe(self) -> str:
         return f"flow, shift {self.shift:g}"
@@ -182,11 +172,15 @@ class FlowCurve(NoiseCurve):
         return {"kind": self.kind, "shift": self.shift}
 
 
+def _shifted(u: Level, shift: float) -> Level:
+    return shift * u / (1.0 - u + shift * u)
+
+
 @dataclass(frozen=True)
 class VPCurve(NoiseCurve):
     """Variance-preserving diffusion over a table of betas; between entries logSNR is linear, as in ComfyUI.
 
-    betas are T >= 2 values in (0, 1), cleanest first. Timesteps and levels beyond the table are held at its ends.
+    betas are T >= 2 values in (0, 1), cleanest first. Timesteps and levels beyond the table get its ends.
     `schedule` only remembers how the table was made. Raises RMDError for any other betas.
     """
 
@@ -221,43 +215,37 @@ class VPCurve(NoiseCurve):
         log_alpha_bar = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
         return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
 
-    @cached_property
-    def _sigma_max(self) -> float:
-        return self.table_sigma(float(self.table_size - 1))
-
-    @property
-    def sigma_max(self) -> float:
-        return self._sigma_max
-
     @property
     def table_size(self) -> int:
         return len(self.betas)
 
-    def alpha(self, sigma: Level) -> Level:
-        return _float64(lambda s: torch.sqrt((1.0 - s) * (1.0 + s)), sigma)
-
-    def logsnr(self, sigma: Level) -> Level:
-        return _float64(_vp_logsnr, sigma)
-
-    def sigma_from_logsnr(self, logsnr: Level) -> Level:
-        return _float64(lambda lam: torch.sqrt(torch.sigmoid(-lam)), logsnr)
-
-    def timestep(self, sigma: Level) -> Level:
-        return _float64(lambda s: _interpolated_index(self.table_logsnr.to(s.device), _vp_logsnr(s)), sigma)
-
-    def sigma_from_timestep(self, timestep: Level) -> Level:
-        return _float64(
-            lambda t: torch.sqrt(torch.sigmoid(-_interpolated_value(self.table_logsnr.to(t.device), t))), timestep
-        )
-
     def table_sigma(self, index: Level) -> Level:
-        return self.sigma_from_timestep(index)
+        return _by_torch(lambda i: torch.sqrt(torch.sigmoid(-self._table_logsnr_at(i))), index)
 
     def table_index(self, sigma: Level) -> Level:
-        return self.timestep(sigma)
+        return _by_torch(self._table_index, sigma)
+
+    def _table_logsnr_at(self, index: torch.Tensor) -> torch.Tensor:
+        table = self.table_logsnr.to(index.device)
+        index = index.clamp(0.0, len(table) - 1.0)
+        below = index.floor().long().clamp(max=len(table) - 2)
+        return torch.lerp(table[below], table[below + 1], index - below)
+
+    def _table_index(self, sigma: torch.Tensor) -> torch.Tensor:
+        table = self.table_logsnr.to(sigma.device)
+        logsnr = self.logsnr(sigma).clamp(table[-1], table[0])
+        above = torch.searchsorted(-table, -logsnr.contiguous()).clamp(1, len(table) - 1)
+        low, high = table[above - 1], table[above]
+        return above - 1 + (logsnr - low) / (high - low)
+
+    def alpha(self, sigma: Level) -> Level:
+        return _by_torch(_vp_alpha, sigma)
+
+    def logsnr(self, sigma: Level) -> Level:
+        return _by_torch(lambda s: torch.log1p(-s) + torch.log1p(s) - 2.0 * torch.log(s), sigma)
 
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        return _float64(lambda s: ratio * s / torch.hypot(torch.sqrt((1.0 - s) * (1.0 + s)), ratio * s), sigma)
+        return _by_torch(lambda s: ratio * s / torch.hypot(_vp_alpha(s), ratio * s), sigma)
 
     def at_ratio(self, ratio: float) -> VPCurve:
         return self
@@ -267,10 +255,10 @@ class VPCurve(NoiseCurve):
         return self.table_sigma(float(min(nearest, last_index)))
 
     def comfy_sigma(self, sigma: Level) -> Level:
-        return _float64(lambda s: s / torch.sqrt((1.0 - s) * (1.0 + s)), sigma)
+        return _by_torch(lambda s: s / _vp_alpha(s), sigma)
 
     def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
-        return _float64(lambda s: s / torch.hypot(torch.ones_like(s), s), comfy_sigma)
+        return _by_torch(lambda s: s / torch.hypot(torch.ones_like(s), s), comfy_sigma)
 
     def describe(self) -> str:
         made = "own betas" if self.schedule is None else "{} betas {:g} to {:g}".format(*self.schedule)
@@ -281,6 +269,17 @@ class VPCurve(NoiseCurve):
             return {"kind": self.kind, "betas": list(self.betas)}
         name, start, end = self.schedule
         return {"kind": self.kind, "schedule": name, "start": start, "end": end, "size": self.table_size}
+
+
+def _vp_alpha(sigma: torch.Tensor) -> torch.Tensor:
+    return torch.sqrt((1.0 - sigma) * (1.0 + sigma))
+
+
+def _by_torch(formula: Callable[[torch.Tensor], torch.Tensor], level: Level) -> Level:
+    """A formula for tensors, given a float as well: PyTorch's and Python's logarithms may differ in the last bit."""
+    if isinstance(level, torch.Tensor):
+        return formula(level.to(torch.float64))
+    return formula(torch.tensor(float(level), dtype=torch.float64)).item()
 
 
 def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
@@ -294,7 +293,7 @@ def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
     if kind == VPCurve.kind and keys == {"schedule", "start", "end", "size"}:
         if values["schedule"] not in NAMED_SCHEDULES:
             raise RMDError(f"beta schedule {values['schedule']!r} is unknown; use one of {', '.join(NAMED_SCHEDULES)}")
-        start, end, size = (_positive(values[key], f"the beta schedule's {key}") for key in ("start", "end", "size"))
+        start, end, size = (_number(values[key], f"the beta schedule's {key}") for key in ("start", "end", "size"))
         return getattr(VPCurve, values["schedule"])(start, end, int(size))
     raise RMDError(
         f"noise curve of kind {kind!r} with {', '.join(sorted(keys)) or 'no values'} is unknown; "
@@ -302,44 +301,18 @@ def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
     )
 
 
-def _positive(value: Any, name: str) -> float:
+def _number(value: Any, name: str, *, at_least_one: bool = False) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not (math.isfinite(number) and number > 0.0):
-        raise RMDError(f"{name} is {value!r}; use a positive number")
+    if not (1.0 if at_least_one else math.ulp(0.0)) <= number < math.inf:
+        raise RMDError(f"{name} is {value!r}; use a {'number of at least 1' if at_least_one else 'positive number'}")
     return number
 
 
-def _float64(function: Callable[[torch.Tensor], torch.Tensor], value: Level) -> Level:
-    if isinstance(value, torch.Tensor):
-        return function(value.to(torch.float64))
-    return function(torch.tensor(float(value), dtype=torch.float64)).item()
-
-
-def _shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
-    return shift * u / (1.0 - u + shift * u)
-
-
-def _vp_logsnr(sigma: torch.Tensor) -> torch.Tensor:
-    return torch.log1p(-sigma) + torch.log1p(sigma) - 2.0 * torch.log(sigma)
-
-
-def _interpolated_value(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    index = index.clamp(0.0, len(table) - 1.0)
-    below = index.floor().long().clamp(max=len(table) - 2)
-    return torch.lerp(table[below], table[below + 1], index - below)
-
-
-def _interpolated_index(table: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    value = value.clamp(table[-1], table[0])
-    above = torch.searchsorted(-table, -value.contiguous()).clamp(1, len(table) - 1)
-    low, high = table[above - 1], table[above]
-    return above - 1 + (value - low) / (high - low)
-
-
 Size = tuple[int, int]
+"""Latent (height, width)."""
 
 
 @dataclass(frozen=True)
@@ -368,7 +341,7 @@ class AreaMap(ResolutionMap):
     kind: ClassVar[str] = "area"
 
     def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
-        return math.sqrt((high_hw[0] * high_hw[1]) / (low_hw[0] * low_hw[1]))
+        return math.sqrt(math.prod(high_hw) / math.prod(low_hw))
 
     def describe(self) -> str:
         return "area"
@@ -385,7 +358,7 @@ class FixedRatioMap(ResolutionMap):
     kind: ClassVar[str] = "ratio"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "total", _at_least_one(self.total, "the mapping's ratio"))
+        object.__setattr__(self, "total", _number(self.total, "the mapping's ratio", at_least_one=True))
 
     def ratio(self, low_hw: Size, high_hw: Size, final_hw: Size) -> float:
         return self.total ** _log_area_share(low_hw, high_hw, final_hw)
@@ -435,6 +408,11 @@ class NoMap(ResolutionMap):
         return "none, every size keeps the levels of the first"
 
 
+def _log_area_share(low_hw: Size, high_hw: Size, final_hw: Size) -> float:
+    low, high, final = (math.log(math.prod(size)) for size in (low_hw, high_hw, final_hw))
+    return (high - low) / (final - low) if final > low else 0.0
+
+
 _MAPS = {kind.kind: kind for kind in (AreaMap, FixedRatioMap, ShiftPairMap, NoMap)}
 
 
@@ -444,25 +422,10 @@ def map_from_dict(values: dict[str, Any]) -> ResolutionMap:
     kind = values.pop("kind", None)
     if kind not in _MAPS:
         raise RMDError(f"resolution mapping {kind!r:.80} is unknown; use one of {', '.join(_MAPS)}")
-    wanted = {field.name for field in fields(_MAPS[kind])}
-    if set(values) != wanted:
+    names = {field.name for field in fields(_MAPS[kind])}
+    if set(values) != names:
         raise RMDError(
             f"resolution mapping {kind!r} came with {', '.join(sorted(values)) or 'no values'}; "
-            f"it takes {', '.join(sorted(wanted)) or 'no values'}"
+            f"it takes {', '.join(sorted(names)) or 'no values'}"
         )
     return _MAPS[kind](**values)
-
-
-def _log_area_share(low_hw: Size, high_hw: Size, final_hw: Size) -> float:
-    low, high, final = (math.log(height * width) for height, width in (low_hw, high_hw, final_hw))
-    return (high - low) / (final - low) if final > low else 0.0
-
-
-def _at_least_one(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 1.0 <= number < math.inf:
-        raise RMDError(f"{name} is {value!r}; use a number of at least 1")
-    return number
