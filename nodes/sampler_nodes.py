@@ -68,7 +68,7 @@ class RMDSampler(io.ComfyNode):
         result = sample_cascade(
             plan, latent_image, guider=guider, sampler=rmd_step_sampler(plan.eta), seed=seed, callback=callback
         )
-        return io.NodeOutput(result.latent())
+        return io.NodeOutput(result.latent)
 
 
 class RMDSamplerAdvanced(io.ComfyNode):
@@ -119,7 +119,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
             overrides=overrides or (),
             callback=callback,
         )
-        return io.NodeOutput(result.latent(), result.stage_latents())
+        return io.NodeOutput(result.latent, result.stages)
 
 
 class RMDGuider(io.ComfyNode):

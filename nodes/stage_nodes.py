@@ -62,7 +62,7 @@ def cross_to(
     state = form.unscaled(to_model(output["samples"].float()), last.float())
     check_stage(output, noise)
     started = StageSeed.of(noise.seed)  # a NOISE may serve several samplers, so the items are the LATENT's
-    seed = StageSeed(started.cascade, started.stage, batch_items(output)).next_stage()
+    seed = StageSeed(started.cascade, started.stage + 1, batch_items(output))
     eps = form.eps(state, x0, last.float())
     _check_deviation(eps)
     crossing = boundary.cross(x0, eps, size_hw, seed.fresh)

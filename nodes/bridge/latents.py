@@ -57,7 +57,7 @@ def finished(samples: torch.Tensor) -> torch.Tensor:
     return samples.to(device=comfy.model_management.intermediate_device(), dtype=dtype)
 
 
-class SourcePicture:
+class SourceImage:
     """What a LATENT at the final size holds: samples `(B, C, [T,] H, W)`, and a `noise_mask` where it is inpainted.
 
     Where the mask is 0 every stage keeps the source, averaged to the stage's size; the last one keeps it as it is.

@@ -50,7 +50,7 @@ def test_a_soft_cell_starts_a_stage_from_the_stage_before(nodes, tiny, name):
     model, bridge = tiny(name), nodes.pack.nodes.bridge
     latent = model.latent(4, 4, noise_mask=torch.tensor([[0.0, 0.5, 0.5, 1.0]]).expand(1, 4, 4).clone())
     latent["samples"] += SOURCE
-    source = bridge.latents.SourcePicture(latent, model.patcher)
+    source = bridge.latents.SourceImage(latent, model.patcher)
     form = bridge.model.NoiseForm.of(model.patcher)
     draw = torch.Generator().manual_seed(1)
     x0, white = (torch.randn(latent["samples"].shape, generator=draw) for _ in range(2))
