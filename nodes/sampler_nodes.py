@@ -1,8 +1,9 @@
-"""RMD Sampler: a whole cascade in one node.
-RMD Sampler (Advanced): a cascade from a guider and a sampler of one's own.
-RMD Guider: a cascade for core's SamplerCustomAdvanced.
-RMD Step Sampler: the sampler a student is trained with, for any custom sampling node.
-RMD Stage Override: what one stage does otherwise."""
+"""The nodes that sample a whole plan, and what they take.
+
+RMD Sampler does it in one node, RMD Sampler (Advanced) with a guider and a sampler of the user's own, RMD Guider inside
+core's SamplerCustomAdvanced. RMD Step Sampler is the SAMPLER a student is trained with, RMD Stage Override what one
+stage does otherwise.
+"""
 
 import comfy.samplers
 import latent_preview

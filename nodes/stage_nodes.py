@@ -1,7 +1,4 @@
-"""The boundary of a hand-built graph: from what a core sampler node put out to what the next one needs.
-RMD Stage Sigmas: one stage of a plan for a hand-built graph.
-RMD Stage Upscale: the change of size in a hand-built graph.
-RMD Noise: the noise an RMD Sampler starts from, for hand-built graphs."""
+"""A cascade by hand from core sampler nodes: RMD Noise, RMD Stage Sigmas and RMD Stage Upscale."""
 
 from __future__ import annotations
 

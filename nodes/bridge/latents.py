@@ -1,5 +1,4 @@
-"""LATENTs: in the form that a model takes, and as a sampler node gives them.
-The picture a cascade starts from or paints into, at every stage's size."""
+"""LATENTs: in the form that a model takes, at the size of each stage, and as a sampler node gives them."""
 
 from __future__ import annotations
 
