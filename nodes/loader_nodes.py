@@ -1,6 +1,6 @@
-"""What RMD Load Student tells about a student, as a block of text.
-RMD Load Student: a distilled model or LoRA as MODEL, with the recipe by which it is to be sampled.
-RMD Load Prompt Embeddings: a prompt's conditioning out of a cache file, without a text encoder."""
+"""The nodes that load: a student as MODEL with its recipe (RMD Load Student), and a prompt's conditioning from a
+prompt cache (RMD Load Prompt Embeddings).
+"""
 
 from __future__ import annotations
 

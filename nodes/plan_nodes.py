@@ -1,5 +1,4 @@
-"""The dynamic choice of RMD Schedule: what each plan source asks for.
-RMD Schedule: what runs at which size and level, as a plan, as a table and as a picture."""
+"""RMD Schedule: what runs at which size and level, as a plan, as a table and as an image."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from .bridge.plans import (
     THRESHOLDS,
     asked_thresholds,
     final_cells,
-    kept_tail,
+    last_steps,
     sampling_plan,
 )
 from .bridge.show import plan_picture, plan_table
@@ -204,7 +203,7 @@ class RMDSchedule(io.ComfyNode):
         else:
             shape = final_latent(model, latent)["samples"].shape
             final_hw, frames = (shape[-2], shape[-1]), shape[2] if len(shape) == 5 else 1
-        plan = kept_tail(sampling_plan(view, final_hw, source), denoise)
+        plan = last_steps(sampling_plan(view, final_hw, source), denoise)
         if latent is None and view.dimensions == 3:
             plan = replace(plan, notes=(*plan.notes, ONE_FRAME))
 

@@ -1,8 +1,9 @@
-"""RMD Sampler: a whole cascade in one node.
-RMD Sampler (Advanced): a cascade from a guider and a sampler of one's own.
-RMD Guider: a cascade for core's SamplerCustomAdvanced.
-RMD Step Sampler: the sampler a student is trained with, for any custom sampling node.
-RMD Stage Override: what one stage does otherwise."""
+"""The nodes that sample a whole plan, and what they take.
+
+RMD Sampler does it in one node, RMD Sampler (Advanced) with a guider and a sampler of the user's own, RMD Guider inside
+core's SamplerCustomAdvanced. RMD Step Sampler is the SAMPLER a student is trained with, RMD Stage Override what one
+stage does otherwise.
+"""
 
 import comfy.samplers
 import latent_preview
@@ -68,7 +69,7 @@ class RMDSampler(io.ComfyNode):
         result = sample_cascade(
             plan, latent_image, guider=guider, sampler=rmd_step_sampler(plan.eta), seed=seed, callback=callback
         )
-        return io.NodeOutput(result.latent())
+        return io.NodeOutput(result.latent)
 
 
 class RMDSamplerAdvanced(io.ComfyNode):
@@ -119,7 +120,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
             overrides=overrides or (),
             callback=callback,
         )
-        return io.NodeOutput(result.latent(), result.stage_latents())
+        return io.NodeOutput(result.latent, result.stages)
 
 
 class RMDGuider(io.ComfyNode):

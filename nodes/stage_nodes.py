@@ -1,7 +1,4 @@
-"""The boundary of a hand-built graph: from what a core sampler node put out to what the next one needs.
-RMD Stage Sigmas: one stage of a plan for a hand-built graph.
-RMD Stage Upscale: the change of size in a hand-built graph.
-RMD Noise: the noise an RMD Sampler starts from, for hand-built graphs."""
+"""A cascade by hand from core sampler nodes: RMD Noise, RMD Stage Sigmas and RMD Stage Upscale."""
 
 from __future__ import annotations
 
@@ -62,7 +59,7 @@ def cross_to(
     state = form.unscaled(to_model(output["samples"].float()), last.float())
     check_stage(output, noise)
     started = StageSeed.of(noise.seed)  # a NOISE may serve several samplers, so the items are the LATENT's
-    seed = StageSeed(started.cascade, started.stage, batch_items(output)).next_stage()
+    seed = StageSeed(started.cascade, started.stage + 1, batch_items(output))
     eps = form.eps(state, x0, last.float())
     _check_deviation(eps)
     crossing = boundary.cross(x0, eps, size_hw, seed.fresh)

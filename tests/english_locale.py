@@ -10,6 +10,14 @@ from pathlib import Path
 from comfyui_checkout import find_comfyui
 
 LOCALES = Path(__file__).parents[1] / "locales"
+LANGUAGES = ["en", "ja", "ko", "zh"]
+HAN, KANA, HANGUL = r"[\u4e00-\u9fff]", r"[\u3040-\u30ff]", r"[\uac00-\ud7af]"
+SCRIPTS = {"zh": HAN, "ja": KANA, "ko": HANGUL}
+
+
+def locale(language):
+    """The texts of a language, as ComfyUI's page reads them."""
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
 def english(node_classes):

@@ -41,7 +41,7 @@ class Schedules:
         nodes = self.pack.nodes
         view = nodes.bridge.model.ModelView.of(self.tiny(name).patcher)
         final_hw = nodes.bridge.plans.final_cells(view, width=size[0], height=size[1])
-        return nodes.bridge.plans.kept_tail(nodes.bridge.plans.sampling_plan(view, final_hw, source), denoise)
+        return nodes.bridge.plans.last_steps(nodes.bridge.plans.sampling_plan(view, final_hw, source), denoise)
 
     def refused(self, *arguments, **others):
         """The one line with which the node refuses."""

@@ -1,5 +1,4 @@
-"""LATENTs: in the form that a model takes, and as a sampler node gives them.
-The picture a cascade starts from or paints into, at every stage's size."""
+"""LATENTs: in the form that a model takes, at the size of each stage, and as a sampler node gives them."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def finished(samples: torch.Tensor) -> torch.Tensor:
     return samples.to(device=comfy.model_management.intermediate_device(), dtype=dtype)
 
 
-class SourcePicture:
+class SourceImage:
     """What a LATENT at the final size holds: samples `(B, C, [T,] H, W)`, and a `noise_mask` where it is inpainted.
 
     Where the mask is 0 every stage keeps the source, averaged to the stage's size; the last one keeps it as it is.

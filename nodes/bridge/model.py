@@ -1,6 +1,4 @@
-"""ComfyUI's classes by name, so that none has to be imported which another version lacks.
-How ComfyUI writes a noisy state: mixed for flow models, sigma on top of the picture for eps and v models.
-What RMD must know about a ComfyUI MODEL: its noise curve, its latents, the sizes it takes, and what a call costs."""
+"""What a ComfyUI MODEL is to RMD: how it writes noisy states, its noise curve, its latents, the sizes it takes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What an RMD_PLAN wire carries: the stages, the rules between and inside them, and the kind of model they are for.
-Sizes as a user writes them, in pixels and factors, as the latent sizes of a plan.
-What the widgets of a plan source mean on one model: lists of numbers, levels, the base curve and the mapping.
-Where a plan comes from: a student's recipe, thresholds, an explicit split, or a profile of a few-step model."""
+"""The plan of a cascade on one model: `sampling_plan` makes it from the widgets of RMD Schedule.
+
+In this order: what an RMD_PLAN wire carries, a plan from each source (a student's recipe, thresholds, a split, a
+profile), the last steps of a plan, sizes in pixels, and what the single widgets mean.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from ...rmd_core.plan import Stage, StagePlan, plan_from_split, plan_from_thresh
 from ...rmd_core.presets import MethodPreset, preset
 from ...rmd_core.recipe import Recipe
 from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size
-from ..profiles import NOT_DISTILLED, FewStepProfile, load_profiles
+from ..profiles import NOT_DISTILLED, load_profiles
 from .model import ModelKind, ModelView, same_noise
 from .student import family_of
 
@@ -85,12 +86,195 @@ def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
         )
 
 
-PIXELS = re.compile(r"([0-9]{1,9})\s*[xX*]\s*([0-9]{1,9})")
+SOURCES = RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
+AUTO, AREA, NATIVE_SHIFTS, NONE = "auto", "area", "native shifts 3 to 5", "none"
+MAPPINGS = (AUTO, AREA, NATIVE_SHIFTS, NONE)
+
+
+def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) -> SamplingPlan:
+    """The plan of one choice of the node: `source["source"]` names it, the other entries are its widgets.
+
+    final_hw is the latent size of the result. Raises RMDError for values that make no plan on this model.
+    """
+    widgets = {name: value for name, value in source.items() if name != "source"}
+    make = {RECIPE: _recipe_plan, THRESHOLDS: _method_plan, SPLIT: _method_plan, PROFILE: _profile_plan}
+    if source["source"] not in make:
+        raise RMDError(f"the plan source {source['source']!r} is unknown; use {', '.join(make)}")
+    stages, rules = make[source["source"]](view, final_hw, **widgets)
+    view.check_sizes([stage.size for stage in stages.stages])
+    if stages.final_hw != final_hw:
+        raise RMDError(
+            f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "
+            "lower the last threshold, use more steps, or give the last stage a step"
+        )
+    plan = SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
+    for stage in stages.stages:
+        check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
+    return plan
+
+
+def asked_thresholds(source: Mapping[str, Any]) -> tuple[float, ...]:
+    """The logSNR thresholds of a choice, for showing; empty where a split was given outright."""
+    if source["source"] == RECIPE:
+        return source["recipe"].thresholds or ()
+    return numbers(source["thresholds"], "thresholds") if source["source"] == THRESHOLDS else ()
+
+
+def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> tuple[StagePlan, dict[str, Any]]:
+    """The plan a student was trained on, at any final size; RMDError if it was trained on another model type."""
+    trained_for = family_of(recipe.architecture)
+    fits = same_noise(recipe.curve, view.curve) and (trained_for is None or trained_for.network == view.kind.family)
+    if not fits or recipe.pixels_per_cell != view.cell_px:
+        raise RMDError(
+            f"this recipe was made for another model type: {recipe.architecture} ({recipe.curve.describe()}, "
+            f"{recipe.pixels_per_cell} px a cell), the model is {view.kind} with {view.cell_px} px a cell; "
+            "connect the student's own model"
+        )
+    notes = _shift_notes(view, recipe.curve, "the recipe's")
+    if final_hw != recipe.final_hw:
+        trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))
+        notes += (f"the student was trained for {trained} px; at {now} px its size ratios and levels are kept",)
+    return recipe.plan(final_hw), {
+        "boundary": recipe.boundary(),
+        "eta": recipe.eta,
+        "cfg": recipe.cfg,
+        "size_conditioning": recipe.size_conditioning,
+        "origin": f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
+        "notes": notes,
+    }
+
+
+def _method_plan(
+    view: ModelView,
+    final_hw: Size,
+    *,
+    earlier_sizes: str,
+    mapping: str,
+    base_shift: float,
+    method: str,
+    steps: int = 0,
+    thresholds: str | None = None,
+    split: str = "",
+    sigmas: str = "",
+) -> tuple[StagePlan, dict[str, Any]]:
+    """A plan by thresholds, whose steps change size where the logSNR of the curve's own grid passes one, or by a split.
+
+    thresholds is a comma list, one entry for each size of `earlier_sizes` (see `stage_cells`). sigmas is a comma list
+    of ComfyUI's sigmas, one a step, as the first size names them; empty means the curve's own grid, and a closing 0 is
+    allowed. mapping is one of `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the name of a preset.
+    """
+    if thresholds is not None:
+        levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
+        if len(levels) != len(sizes) - 1:
+            raise RMDError(
+                f"thresholds has {len(levels)} entries, earlier_sizes {len(sizes) - 1}; give as many of each, "
+                "one less than there are stages"
+            )
+    else:
+        counts, sizes = step_counts(split), stage_cells(view, final_hw, earlier_sizes)
+        _check_split(counts, sizes)
+    curve, notes = base_curve(view, base_shift)
+    rules = preset(method)
+    if thresholds is not None:
+        made_map = chosen_map(mapping, rules, view, sizes)
+        stages = plan_from_thresholds(curve, steps, thresholds=levels, sizes=sizes, mapping=made_map)
+        origin = f"{steps} steps, thresholds {', '.join(f'{level:g}' for level in levels) or 'none'}"
+    else:
+        grid = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
+        made_map = chosen_map(mapping, rules, view, sizes)
+        stages = plan_from_split(curve, counts, sizes=sizes, mapping=made_map, steps=grid)
+        origin = f"split {stages.split}, {'own sigmas' if grid else 'the grid of the curve'}"
+    return stages, {
+        "boundary": Boundary(rules.upsampler, rules.switch_noise, rules.eta),
+        "eta": rules.eta,
+        "cfg": 1.0,
+        "size_conditioning": _usual_size_conditioning(view),
+        "origin": f"{origin}, method {method}",
+        "notes": notes,
+    }
+
+
+def _profile_plan(
+    view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str
+) -> tuple[StagePlan, dict[str, Any]]:
+    """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
+
+    profile is a title of `load_profiles`; split "auto" is the profile's own, or all steps at one size where
+    `earlier_sizes` is empty. Raises RMDError for a profile of another family and for a split into other steps.
+    """
+    fitting = {
+        title: one
+        for title, one in load_profiles().items()
+        if one.family == view.kind.family and same_noise(one.curve, view.curve)
+    }
+    if profile not in fitting:
+        listed = "; ".join(fitting) or "none so far, so choose thresholds or a split"
+        raise RMDError(f"the profile {profile!r} is not for this model, {view.kind}; those that fit it: {listed}")
+    chosen = fitting[profile]
+    sizes = stage_cells(view, final_hw, earlier_sizes)
+    counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else step_counts(split)
+    _check_split(counts, sizes)
+    if sum(counts) != len(chosen.sigmas):
+        raise RMDError(
+            f"the split {'+'.join(map(str, counts))} has {sum(counts)} steps but {chosen.title} "
+            f"has {len(chosen.sigmas)}; give parts that sum to {len(chosen.sigmas)}"
+        )
+    strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
+    files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
+    return plan_from_split(chosen.curve, counts, sizes=sizes, mapping=NoMap(), steps=chosen.sigmas), {
+        "boundary": chosen.boundary,
+        "eta": chosen.eta,
+        "cfg": chosen.cfg,
+        "size_conditioning": _usual_size_conditioning(view),
+        "origin": f"profile {chosen.title}, {NOT_DISTILLED}",
+        "notes": (*_shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
+    }
+
+
+def _usual_size_conditioning(view: ModelView) -> str:
+    """What SDXL is told without a recipe: each stage's own size, as CLIPTextEncode does; others are told nothing."""
+    return "stage" if view.kind.family == "SDXL" else "none"
+
+
+def _check_split(counts: tuple[int, ...], sizes: tuple[Size, ...]) -> None:
+    if len(counts) != len(sizes):
+        raise RMDError(
+            f"the split {'+'.join(map(str, counts))} needs {len(counts) - 1} earlier_sizes, {len(sizes) - 1} came; "
+            "give every size but the last there, or change the split"
+        )
+
+
+def last_steps(plan: SamplingPlan, denoise: float) -> SamplingPlan:
+    """The last `round(denoise * steps)` steps of a plan, at least one; RMDError for a denoise outside (0, 1]."""
+    if not 0.0 < denoise <= 1.0:
+        raise RMDError(f"denoise is {denoise!r}; use a number above 0, up to 1, which runs the whole plan")
+    steps = plan.stages.steps
+    kept = max(1, math.floor(denoise * len(steps) + 0.5))
+    if kept == len(steps) and denoise == 1.0:
+        return plan
+    if kept == len(steps):
+        most = (len(steps) - 0.5) / len(steps)
+        note = f"denoise {denoise:g} keeps all {kept} steps; only below {most:.3g} does a step fall away"
+        return replace(plan, notes=(*plan.notes, note))
+    first = steps[-kept]
+    sigma = plan.stages.curve.comfy_sigma(first.sigma)
+    note = (
+        f"denoise {denoise:g}: the last {kept} of {len(steps)} steps run, from sigma {sigma:.4g} at "
+        f"{pixels(plan.cell_px, first.size)} px; the latent is the picture they start from"
+    )
+    return replace(plan, stages=plan_tail(plan.stages, kept), notes=(*plan.notes, note))
 
 
 def final_cells(view: ModelView, *, width: int, height: int) -> Size:
-    """Latent (height, width) of a result in pixels; RMDError, naming the nearest size, unless whole cells fill it."""
-    return _cells(view, width, height)
+    """Latent (height, width) of a size in pixels; RMDError, naming the nearest one, unless whole cells fill it."""
+    px = view.cell_px
+    if min(width, height) < 1 or width % px or height % px:
+        near = "x".join(str(px * max(1, math.floor(side / px + 0.5))) for side in (width, height))
+        raise RMDError(
+            f"a size of {width}x{height} px is not made of whole latent cells; "
+            f"sides are multiples of {px} px here: use {near}"
+        )
+    return height // px, width // px
 
 
 def stage_cells(view: ModelView, final_hw: Size, earlier: str) -> tuple[Size, ...]:
@@ -117,8 +301,8 @@ def pixels(cell_px: int, size_hw: Size) -> str:
 
 
 def _stage_size(view: ModelView, final_hw: Size, entry: str) -> Size:
-    if both := PIXELS.fullmatch(entry):
-        return _cells(view, int(both[1]), int(both[2]))
+    if both := re.fullmatch(r"([0-9]{1,9})\s*[xX*]\s*([0-9]{1,9})", entry):
+        return final_cells(view, width=int(both[1]), height=int(both[2]))
     try:
         factor = float(entry)
     except ValueError:
@@ -129,27 +313,6 @@ def _stage_size(view: ModelView, final_hw: Size, entry: str) -> Size:
             "most 1, such as 0.5, or width x height in pixels, such as 832x480"
         )
     return stage_sizes(final_hw, (factor, 1.0), multiple=view.multiple)[0]
-
-
-def _cells(view: ModelView, width: int, height: int) -> Size:
-    px = view.cell_px
-    if min(width, height) < 1 or width % px or height % px:
-        near = "x".join(str(px * max(1, math.floor(side / px + 0.5))) for side in (width, height))
-        raise RMDError(
-            f"a size of {width}x{height} px is not made of whole latent cells; "
-            f"sides are multiples of {px} px here: use {near}"
-        )
-    return height // px, width // px
-
-
-AUTO, AREA, NATIVE_SHIFTS, NONE = "auto", "area", "native shifts 3 to 5", "none"
-MAPPINGS = (AUTO, AREA, NATIVE_SHIFTS, NONE)
-
-MOST_DIGITS = 9
-"""Of a whole number in a text: nothing that a plan counts needs more."""
-
-WAN_480P, WAN_720P = 832 * 480, 1280 * 720
-"""Areas in pixels at which Wan's own shifts are 3 and 5; a size counts as one of them within a tenth."""
 
 
 def numbers(text: str, name: str, *, example: str = "-5, -2.5") -> tuple[float, ...]:
@@ -166,7 +329,7 @@ def numbers(text: str, name: str, *, example: str = "-5, -2.5") -> tuple[float, 
 def step_counts(split: str) -> tuple[int, ...]:
     """Steps for each stage of a split such as "2+2"; RMDError for text that is none."""
     parts = [part.strip() for part in split.split("+")]
-    numeric = all(part.isdecimal() and part.isascii() and len(part) <= MOST_DIGITS for part in parts)
+    numeric = all(part.isdecimal() and part.isascii() and len(part) < 10 for part in parts)
     if not numeric or not any(int(part) for part in parts):
         raise RMDError(
             f"the split {split!r:.80} is no plan; give steps for each stage with + between them, such as 2+2"
@@ -217,10 +380,10 @@ def base_curve(view: ModelView, base_shift: float) -> tuple[NoiseCurve, tuple[st
     else:
         note = f"base shift {view.curve.shift:.4g} is the model's own: RMD knows none for {view.kind.family}"
         return view.curve, (note,)
-    return curve, shift_notes(view, curve, whose)
+    return curve, _shift_notes(view, curve, whose)
 
 
-def shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, ...]:
+def _shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, ...]:
     """One sentence with both shifts where a plan's flow shift is not the one that the model was loaded with."""
     if not isinstance(curve, FlowCurve) or abs(curve.shift - view.curve.shift) < 1e-6 * curve.shift:
         return ()
@@ -228,6 +391,10 @@ def shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, ..
         f"base shift {curve.shift:.4g} ({whose}), the loader's is {view.curve.shift:.4g}; "
         "RMD sets its own sigmas, so the loader's is not used",
     )
+
+
+WAN_480P, WAN_720P = 832 * 480, 1280 * 720
+"""Areas in pixels at which Wan's own shifts are 3 and 5; a size counts as one of them within a tenth."""
 
 
 def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[Size]) -> ResolutionMap:
@@ -243,221 +410,8 @@ def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[
         return AreaMap()
     if name == NATIVE_SHIFTS and not isinstance(view.curve, FlowCurve):
         raise RMDError(f"the mapping {name!r} needs a flow model, this is {view.kind}; use area or auto")
-    native = name == NATIVE_SHIFTS or _is_wan_480p_to_720p(view, sizes)
-    return ShiftPairMap(3.0, 5.0) if native else AreaMap()
-
-
-def _is_wan_480p_to_720p(view: ModelView, sizes: Sequence[Size]) -> bool:
-    first, last = (height * width * view.cell_px**2 for height, width in (sizes[0], sizes[-1]))
-    near = abs(first / WAN_480P - 1.0) <= 0.1 and abs(last / WAN_720P - 1.0) <= 0.1
-    return view.kind.family == "WAN21" and near
-
-
-SOURCES = RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
-
-
-def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) -> SamplingPlan:
-    """The plan of one choice of the node: `source["source"]` names it, the other entries are its widgets.
-
-    final_hw is the latent size of the result. Raises RMDError for values that make no plan on this model.
-    """
-    values = dict(source)
-    build = {RECIPE: recipe_plan, THRESHOLDS: threshold_plan, SPLIT: split_plan, PROFILE: profile_plan}
-    name = values.pop("source")
-    if name not in build:
-        raise RMDError(f"the plan source {name!r} is unknown; use {', '.join(build)}")
-    return build[name](view, final_hw, **values)
-
-
-def asked_thresholds(source: Mapping[str, Any]) -> tuple[float, ...]:
-    """The logSNR thresholds of a choice, for showing; empty where a split was given outright."""
-    if source["source"] == RECIPE:
-        return source["recipe"].thresholds or ()
-    return numbers(source["thresholds"], "thresholds") if source["source"] == THRESHOLDS else ()
-
-
-def recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingPlan:
-    """The plan a student was trained on, at any final size; RMDError if it was trained on another model type."""
-    trained_for = family_of(recipe.architecture)
-    fits = same_noise(recipe.curve, view.curve) and (trained_for is None or trained_for.network == view.kind.family)
-    if not fits or recipe.pixels_per_cell != view.cell_px:
-        raise RMDError(
-            f"this recipe was made for another model type: {recipe.architecture} ({recipe.curve.describe()}, "
-            f"{recipe.pixels_per_cell} px a cell), the model is {view.kind} with {view.cell_px} px a cell; "
-            "connect the student's own model"
-        )
-    notes = shift_notes(view, recipe.curve, "the recipe's")
-    if final_hw != recipe.final_hw:
-        trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))
-        notes += (f"the student was trained for {trained} px; at {now} px its size ratios and levels are kept",)
-    return _checked(
-        view,
-        final_hw,
-        recipe.plan(final_hw),
-        boundary=recipe.boundary(),
-        eta=recipe.eta,
-        cfg=recipe.cfg,
-        size_conditioning=recipe.size_conditioning,
-        origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
-        notes=notes,
+    areas = (height * width * view.cell_px**2 for height, width in (sizes[0], sizes[-1]))
+    wan = view.kind.family == "WAN21" and all(
+        abs(area / usual - 1.0) <= 0.1 for area, usual in zip(areas, (WAN_480P, WAN_720P))
     )
-
-
-def threshold_plan(
-    view: ModelView,
-    final_hw: Size,
-    *,
-    steps: int,
-    thresholds: str,
-    earlier_sizes: str,
-    mapping: str,
-    base_shift: float,
-    method: str,
-) -> SamplingPlan:
-    """A plan whose steps change size where the logSNR of the curve's own grid passes a threshold.
-
-    thresholds is a comma list, one entry for each size of `earlier_sizes` (see `stage_cells`); mapping is one of
-    `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the name of a preset. Raises RMDError.
-    """
-    levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
-    if len(levels) != len(sizes) - 1:
-        raise RMDError(
-            f"thresholds has {len(levels)} entries, earlier_sizes {len(sizes) - 1}; give as many of each, "
-            "one less than there are stages"
-        )
-    curve, notes = base_curve(view, base_shift)
-    rules = preset(method)
-    stages = plan_from_thresholds(
-        curve, steps, thresholds=levels, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes)
-    )
-    listed = ", ".join(f"{level:g}" for level in levels) or "none"
-    return _by_method(view, final_hw, stages, rules, f"{steps} steps, thresholds {listed}, method {method}", notes)
-
-
-def split_plan(
-    view: ModelView,
-    final_hw: Size,
-    *,
-    split: str,
-    sigmas: str,
-    earlier_sizes: str,
-    mapping: str,
-    base_shift: float,
-    method: str,
-) -> SamplingPlan:
-    """A plan with a given number of steps for each size, such as "2+2".
-
-    sigmas is a comma list of ComfyUI's sigmas, one a step, as the first size names them; empty means the curve's own
-    grid, and a closing 0 is allowed. The rest as in `threshold_plan`. Raises RMDError.
-    """
-    counts, sizes = step_counts(split), stage_cells(view, final_hw, earlier_sizes)
-    _check_split(counts, sizes)
-    curve, notes = base_curve(view, base_shift)
-    rules = preset(method)
-    levels = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
-    stages = plan_from_split(curve, counts, sizes=sizes, mapping=chosen_map(mapping, rules, view, sizes), steps=levels)
-    origin = f"split {stages.split}, {'own sigmas' if levels else 'the grid of the curve'}, method {method}"
-    return _by_method(view, final_hw, stages, rules, origin, notes)
-
-
-def profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
-    """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
-
-    profile is a title of `load_profiles`; split "auto" is the profile's own, or all steps at one size where
-    `earlier_sizes` is empty. Raises RMDError for a profile of another family and for a split into other steps.
-    """
-    chosen = _profile(view, profile)
-    sizes = stage_cells(view, final_hw, earlier_sizes)
-    counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else step_counts(split)
-    _check_split(counts, sizes)
-    if sum(counts) != len(chosen.sigmas):
-        raise RMDError(
-            f"the split {'+'.join(map(str, counts))} has {sum(counts)} steps but {chosen.title} "
-            f"has {len(chosen.sigmas)}; give parts that sum to {len(chosen.sigmas)}"
-        )
-    strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
-    files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
-    return _checked(
-        view,
-        final_hw,
-        plan_from_split(chosen.curve, counts, sizes=sizes, mapping=NoMap(), steps=chosen.sigmas),
-        boundary=chosen.boundary,
-        eta=chosen.eta,
-        cfg=chosen.cfg,
-        size_conditioning=told_size(view),
-        origin=f"profile {chosen.title}, {NOT_DISTILLED}",
-        notes=(*shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
-    )
-
-
-def told_size(view: ModelView) -> str:
-    """What SDXL is told without a recipe: each stage's own size, as CLIPTextEncode does; others are told nothing."""
-    return "stage" if view.kind.family == "SDXL" else "none"
-
-
-def kept_tail(plan: SamplingPlan, denoise: float) -> SamplingPlan:
-    """The last `round(denoise * steps)` steps of a plan, at least one; RMDError for a denoise outside (0, 1]."""
-    if not 0.0 < denoise <= 1.0:
-        raise RMDError(f"denoise is {denoise!r}; use a number above 0, up to 1, which runs the whole plan")
-    steps = plan.stages.steps
-    kept = max(1, math.floor(denoise * len(steps) + 0.5))
-    if kept == len(steps) and denoise == 1.0:
-        return plan
-    if kept == len(steps):
-        most = (len(steps) - 0.5) / len(steps)
-        note = f"denoise {denoise:g} keeps all {kept} steps; only below {most:.3g} does a step fall away"
-        return replace(plan, notes=(*plan.notes, note))
-    first = steps[-kept]
-    sigma = plan.stages.curve.comfy_sigma(first.sigma)
-    note = (
-        f"denoise {denoise:g}: the last {kept} of {len(steps)} steps run, from sigma {sigma:.4g} at "
-        f"{pixels(plan.cell_px, first.size)} px; the latent is the picture they start from"
-    )
-    return replace(plan, stages=plan_tail(plan.stages, kept), notes=(*plan.notes, note))
-
-
-def _by_method(
-    view: ModelView, final_hw: Size, stages: StagePlan, rules: MethodPreset, origin: str, notes: tuple[str, ...]
-) -> SamplingPlan:
-    return _checked(
-        view,
-        final_hw,
-        stages,
-        boundary=Boundary(rules.upsampler, rules.switch_noise, rules.eta),
-        eta=rules.eta,
-        cfg=1.0,
-        size_conditioning=told_size(view),
-        origin=origin,
-        notes=notes,
-    )
-
-
-def _checked(view: ModelView, final_hw: Size, stages: StagePlan, **rules: Any) -> SamplingPlan:
-    view.check_sizes([stage.size for stage in stages.stages])
-    if stages.final_hw != final_hw:
-        raise RMDError(
-            f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "
-            "lower the last threshold, use more steps, or give the last stage a step"
-        )
-    plan = SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
-    for stage in stages.stages:
-        check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
-    return plan
-
-
-def _profile(view: ModelView, title: str) -> FewStepProfile:
-    fitting = [profile for profile in load_profiles().values() if profile.family == view.kind.family]
-    fitting = [profile for profile in fitting if same_noise(profile.curve, view.curve)]
-    for profile in fitting:
-        if profile.title == title:
-            return profile
-    listed = "; ".join(profile.title for profile in fitting) or "none so far, so choose thresholds or a split"
-    raise RMDError(f"the profile {title!r} is not for this model, {view.kind}; those that fit it: {listed}")
-
-
-def _check_split(counts: tuple[int, ...], sizes: tuple[Size, ...]) -> None:
-    if len(counts) != len(sizes):
-        raise RMDError(
-            f"the split {'+'.join(map(str, counts))} needs {len(counts) - 1} earlier_sizes, {len(sizes) - 1} came; "
-            "give every size but the last there, or change the split"
-        )
+    return ShiftPairMap(3.0, 5.0) if wan or name == NATIVE_SHIFTS else AreaMap()

@@ -1,10 +1,9 @@
-"""What one stage does otherwise than the rest of its cascade.
-What is checked before a cascade starts: model, guidance, samplers and levels. Each failure is one RMDError.
-NOISE objects and seeds that remember which cascade and which stage they belong to.
-The sampler function of RMD: one call a step, predicted and fresh noise mixed by eta in between.
-The stage runner of ComfyUI: one `guider.sample` a stage, so that everything ComfyUI does happens in each.
-A whole cascade with ComfyUI's objects: the one function behind every RMD sampler node.
-A cascade in the form of a GUIDER, for core's sampler nodes."""
+"""A whole cascade with ComfyUI's objects: `sample_cascade` is the one function behind every RMD sampler node.
+
+Each stage is one `guider.sample`, so that everything ComfyUI does (loading, hooks, conditioning, previews) happens in
+each. In this order: the cascade, one stage, what each stage is sampled with, the checks before anything runs, seeds and
+NOISE objects, our own sampler, and the cascade as a GUIDER.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +25,179 @@ from ...rmd_core.boundary import Boundary, check_eta, step_noise
 from ...rmd_core.cascade import StageEnd, StageJob, run_cascade
 from ...rmd_core.errors import RMDError, one_line
 from ...rmd_core.noise import FreshNoise, SeededNoise
-from ...rmd_core.plan import Stage
 from .conditioning import StageView
-from .latents import SourcePicture, final_latent, finished
+from .latents import SourceImage, final_latent, finished
 from .model import ModelView, NoiseForm
-from .plans import SamplingPlan, check_levels
+from .plans import SamplingPlan, check_levels, pixels
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
+"""ComfyUI's sampler callback: (step, x0, x, total steps)."""
+
+
+class Sampled(NamedTuple):
+    """The result as the last stage's guider gave it, the same as a LATENT, and every stage's clean estimate as one."""
+
+    samples: torch.Tensor
+    latent: dict[str, Any]
+    stages: list[dict[str, Any]]
+
+
+def sample_cascade(
+    plan: SamplingPlan,
+    latent: dict[str, Any],
+    *,
+    guider: Any,
+    sampler: Any,
+    seed: int,
+    later_guider: Any | None = None,
+    overrides: Sequence[StageOverride] = (),
+    callback: Callback | None = None,
+) -> Sampled:
+    """Sample a plan into a LATENT of the final size, with one `guider.sample` a stage.
+
+    Noise comes from the seed by stage, purpose and batch item (`batch_index`). The callback hears of every step once,
+    numbered over all stages. Raises RMDError for whatever `check_cascade` refuses and for a latent of another size than
+    the plan's, before anything runs.
+    """
+    settings = stage_settings(plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides)
+    check_cascade(plan, settings)
+    model, total = guider.model_patcher, len(plan.stages.steps)
+    latent = final_latent(model, latent)
+    shape = tuple(latent["samples"].shape)
+    if shape[-2:] != plan.stages.final_hw:
+        raise RMDError(
+            f"the latent is {pixels(plan.cell_px, shape[-2:])} px, "
+            f"but the plan ends at {pixels(plan.cell_px, plan.stages.final_hw)} px; connect the same latent to "
+            "RMD Schedule, or give both the same width and height"
+        )
+    seed = StageSeed.of(seed)
+    if seed.items is None:
+        seed = StageSeed(seed.cascade, 0, batch_items(latent))
+    source = SourceImage(latent, model)
+    _warn(plan, settings, source)
+    if later_guider is not None and len(settings) == 1:
+        logger.warning("the plan runs one stage, so later_guider is not used")
+    output = None
+    with tqdm(total=total, disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
+
+        def on_step(step: int, x0: torch.Tensor, x: torch.Tensor) -> None:
+            bar.update()
+            if callback is not None:
+                callback(step, x0, x, total)
+
+        def run_stage(job: StageJob) -> StageEnd:
+            nonlocal output
+            stage = job.stage.index
+            stage_seed = StageSeed(seed.cascade, stage, seed.items)
+            output, end = _sample_stage(job, plan, settings[stage], source=source, seed=stage_seed, on_step=on_step)
+            return end
+
+        result = run_cascade(
+            plan.stages,
+            run_stage,
+            shape=shape[:-2],
+            noise=seed.source,
+            boundary=[setting.boundary for setting in settings[1:]],
+        )
+    estimates = (finished(model.model.process_latent_out(x0)) for x0 in result.stage_x0)
+    kept = {key: value for key, value in latent.items() if key != "noise_mask"}  # the mask is of the final size
+    return Sampled(
+        output, {**latent, "samples": finished(output)}, [{**kept, "samples": estimate} for estimate in estimates]
+    )
+
+
+# Part of PyTorch's messages about tensors of which one does not fit the other.
+MISFIT = re.compile(
+    "shapes cannot be multiplied|must match the size|must match except in|size mismatch|is invalid for input of size|"
+    "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater|"
+    "Expected more than 1 value per channel"
+)
+
+
+def _sample_stage(
+    job: StageJob,
+    plan: SamplingPlan,
+    settings: StageSettings,
+    *,
+    source: SourceImage,
+    seed: StageSeed,
+    on_step: Callable[[int, torch.Tensor, torch.Tensor], None],
+) -> tuple[torch.Tensor, StageEnd]:
+    """What a stage's guider gives out, and the last step's x0 and predicted noise.
+
+    ComfyUI mixes the image so far with the noise, its callback shows x0 and x of each step.
+    """
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    stage, number = job.stage, job.stage.index + 1
+    sigmas = torch.tensor(plan.sigmas(stage), dtype=torch.float32)
+    form = NoiseForm.of(settings.guider.model_patcher)
+    if job.x0 is None:
+        image, noise = source.at(stage.size), job.white
+    else:
+        image, noise = source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
+    first, last = job.steps[0].index, len(sigmas) - 2
+    x0 = eps = None
+
+    def callback(step: int, step_x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
+        nonlocal x0, eps
+        if step == last:
+            x0, eps = step_x0, form.eps(x, step_x0, sigmas[step].to(x))
+        on_step(first + step, step_x0, x)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    video = job.white.ndim == 5
+    view = StageView(stage.size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=video)
+    guider = view.guider(settings.guider)
+    try:
+        output = guider.sample(
+            noise,
+            image,
+            settings.sampler,
+            sigmas,
+            denoise_mask=source.mask,
+            callback=callback,
+            disable_pbar=True,
+            seed=seed,
+        )
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RMDError) or not MISFIT.search(str(error)):
+            raise  # such as out of memory, which ComfyUI knows how to meet
+        raise RMDError(
+            f"the network of stage {number} cannot take what it was given ({one_line(error, 200)}); "
+            "encode the prompts with the model's own text encoders, and make pictures beside them for this model"
+        ) from error
+    if x0 is None:
+        raise RMDError(
+            f"the guider or sampler of stage {number} told nothing of its last step, so there is no picture to hand "
+            "on; use RMD Step Sampler or euler, with a guider of ComfyUI's"
+        )
+    if not torch.isfinite(x0).all():
+        raise RMDError(
+            f"the network of stage {number} gave values that are not finite (nan or inf); check the weights and the "
+            "strength of LoRAs, and try a wider weight_dtype"
+        )
+    return output, StageEnd(x0, eps)
+
+
+def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
+    """Say what is allowed and seldom meant."""
+    for setting in settings:
+        scale = getattr(setting.guider, "cfg", plan.cfg)
+        if abs(scale - plan.cfg) > 1e-6:
+            logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
+        eta = getattr(setting.sampler, "extra_options", {}).get("eta", plan.eta)
+        if sampler_name(setting.sampler) == "rmd" and abs(eta - plan.eta) > 1e-6:
+            logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
+    from_noise = plan.stages.curve.is_pure_noise(plan.stages.steps[0].sigma)
+    if not source.empty and source.mask is None and from_noise:
+        logger.warning(
+            "the latent holds a picture, but the plan starts from pure noise and will not show it; "
+            "lower denoise in RMD Schedule to start from the picture"
+        )
+    if source.empty and not from_noise:
+        logger.warning("the plan starts from a picture, but the latent is empty; encode one, or set denoise to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +217,8 @@ class StageOverride:
             raise RMDError("stage 1 is not entered over a boundary; set the boundary of stage 2 or later")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageSettings:
-    """What a stage is sampled with: `boundary` is None for the first stage."""
+class StageSettings(NamedTuple):
+    """What a stage is sampled with; `boundary` is None for the first stage."""
 
     guider: Any
     sampler: Any
@@ -67,32 +233,28 @@ def stage_settings(
     Raises RMDError for an override of a stage that the plan does not have, or two of the same stage.
     """
     count = len(plan.stages.stages)
-    chosen: dict[int, StageOverride] = {}
+    later = guider if later_guider is None else later_guider
+    settings = [
+        StageSettings(later if stage else guider, sampler, plan.boundary if stage else None) for stage in range(count)
+    ]
+    taken = set()
     for override in overrides:
-        if override.stage >= count:
+        stage = override.stage
+        if stage >= count:
             raise RMDError(
-                f"an override is for stage {override.stage + 1}, but the plan {plan.stages.split} runs {count} "
+                f"an override is for stage {stage + 1}, but the plan {plan.stages.split} runs {count} "
                 f"stage{'s' if count > 1 else ''}; set its stage to at most {count}"
             )
-        if override.stage in chosen:
-            raise RMDError(f"two overrides are for stage {override.stage + 1}; put their settings into one")
-        chosen[override.stage] = override
-    settings = []
-    for stage in range(count):
-        own = chosen.get(stage, StageOverride(stage=stage))
-        usual_guider = later_guider if stage and later_guider is not None else guider
-        settings.append(
-            StageSettings(
-                guider=usual_guider if own.guider is None else own.guider,
-                sampler=sampler if own.sampler is None else own.sampler,
-                boundary=None if stage == 0 else own.boundary or plan.boundary,
-            )
-        )
+        if stage in taken:
+            raise RMDError(f"two overrides are for stage {stage + 1}; put their settings into one")
+        taken.add(stage)
+        own = {name: getattr(override, name) for name in StageSettings._fields if getattr(override, name) is not None}
+        settings[stage] = settings[stage]._replace(**own)
     return tuple(settings)
 
 
 # Samplers whose callback shows, at each step, the very state that the network received and what it made of it, so that
-# the predicted noise can be read off (tests/test_nodes_samplers.py measures each). To ComfyUI, ddim is euler.
+# the predicted noise can be read off (tests/nodes/test_sampling.py measures each). To ComfyUI, ddim is euler.
 RECOVERABLE = frozenset(
     """
     rmd ddim ddpm dpm_2 dpm_2_ancestral dpmpp_2m dpmpp_2m_cfg_pp dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun
@@ -106,7 +268,6 @@ RECOVERABLE = frozenset(
 # Samplers that choose their own steps or run other ones than the plan's.
 OWN_STEPS = ("dpm_adaptive", "dpm_fast")
 
-
 # Models whose network takes a pooled prompt; core fails inside it when there is none.
 POOLED = ("SDXL", "SD3")
 
@@ -114,27 +275,25 @@ POOLED = ("SDXL", "SD3")
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
     """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
     views: dict[int, ModelView] = {}  # one guider mostly serves all stages
-    for stage, setting in zip(plan.stages.stages, settings):
+    rules = [*(setting.boundary for setting in settings[1:]), None]
+    for stage, setting, following in zip(plan.stages.stages, settings, rules):
         model = setting.guider.model_patcher
         if id(model) not in views:
             views[id(model)] = ModelView.of(model)
-        check_model(plan, views[id(model)], stage)
+        view = views[id(model)]
+        if view.kind != plan.kind:
+            raise RMDError(
+                f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model"
+            )
+        view.check_sizes([stage.size])
         check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
         check_guidance(setting.guider, setting.sampler)
-        following = settings[stage.index + 1] if stage.index + 1 < len(settings) else None
-        check_sampler(setting.sampler, recover=following is not None and following.boundary.uses_prediction)
-
-
-def check_model(plan: SamplingPlan, view: ModelView, stage: Stage) -> None:
-    """Raise RMDError for a model that the plan was not made for, or a stage of a size that it cannot take."""
-    if view.kind != plan.kind:
-        raise RMDError(f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model")
-    view.check_sizes([stage.size])
+        check_sampler(setting.sampler, recover=following is not None and following.uses_prediction)
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:
     """Raise RMDError for a guider that is a cascade itself, guides away from nothing, or lacks a pooled prompt."""
-    if getattr(guider, "is_rmd_cascade", False):
+    if isinstance(guider, CascadeGuider):
         raise RMDError("this guider is an RMD Guider and runs a cascade already; connect the guider inside it")
     conds, scale = getattr(guider, "original_conds", {}), getattr(guider, "cfg", 1.0)
     if not isinstance(scale, Real) or not math.isfinite(scale):
@@ -144,12 +303,12 @@ def check_guidance(guider: Any, sampler: Any) -> None:
         name = sampler_name(sampler)
         if name.endswith("_cfg_pp"):
             raise RMDError(f"the sampler {name} steps along the negative, which is missing; connect one or use euler")
-    network = guider.model_patcher.model
-    if type(network).__name__.startswith(POOLED):
+    network = type(guider.model_patcher.model).__name__
+    if network.startswith(POOLED):
         for entry in (entry for entries in conds.values() for entry in entries):
             if entry.get("pooled_output") is None and "unclip_conditioning" not in entry:
                 raise RMDError(
-                    f"{type(network).__name__} needs prompts with a pooled output, and one came without; "
+                    f"{network} needs prompts with a pooled output, and one came without; "
                     "encode them with the model's own text encoders"
                 )
 
@@ -215,10 +374,6 @@ class StageSeed(int):
     def fresh(self) -> FreshNoise:
         """The noise of this stage."""
         return self.source.of_stage(self.stage)
-
-    def next_stage(self) -> StageSeed:
-        """The seed of the stage after this one."""
-        return StageSeed(self.cascade, self.stage + 1, self.items)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StageSeed, (self.cascade, self.stage, self.items)
@@ -305,230 +460,18 @@ def sample_rmd(
     return x
 
 
-Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
-"""ComfyUI's sampler callback: (step, x0, x, total steps)."""
-
-MISFIT = re.compile(
-    "shapes cannot be multiplied|must match the size|must match except in|size mismatch|is invalid for input of size|"
-    "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater|"
-    "Expected more than 1 value per channel"
-)
-"""PyTorch's words for tensors of which one does not fit the other."""
-
-
-class ComfyStageRunner:
-    """Samples one stage after the other with ComfyUI's guiders and samplers.
-
-    `callback` hears of every step once, numbered over all stages. After the last stage `output` is what its guider gave
-    out, in ComfyUI's latent space.
-    """
-
-    def __init__(
-        self,
-        plan: SamplingPlan,
-        settings: tuple[StageSettings, ...],
-        *,
-        source: SourcePicture,
-        seed: StageSeed,
-        callback: Callback,
-    ) -> None:
-        self._plan = plan
-        self._settings = settings
-        self._source = source
-        self._seed = seed
-        self._callback = callback
-        self.output: torch.Tensor | None = None
-
-    def __call__(self, job: StageJob) -> StageEnd:
-        """Run a stage: ComfyUI mixes the picture so far with the noise, its callback shows x0 and x of each step."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        stage, settings = job.stage, self._settings[job.stage.index]
-        sigmas = torch.tensor(self._plan.sigmas(stage), dtype=torch.float32)
-        form = NoiseForm.of(settings.guider.model_patcher)
-        if job.x0 is None:
-            picture, white = self._source.at(stage.size), job.white
-        else:
-            picture, white = self._source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
-        last = _LastStep(form, sigmas, job.steps[0].index, len(self._plan.stages.steps))
-        guider = self._view(job).guider(settings.guider)
-        try:
-            self.output = guider.sample(
-                white,
-                picture,
-                settings.sampler,
-                sigmas,
-                denoise_mask=self._source.mask,
-                callback=last.hearing(self._callback),
-                disable_pbar=True,
-                seed=StageSeed(self._seed.cascade, stage.index, self._seed.items),
-            )
-        except (RuntimeError, ValueError) as error:
-            if isinstance(error, RMDError) or not MISFIT.search(str(error)):
-                raise  # such as out of memory, which ComfyUI knows how to meet
-            raise RMDError(
-                f"the network of stage {stage.index + 1} cannot take what it was given ({one_line(error, 200)}); "
-                "encode the prompts with the model's own text encoders, and make pictures beside them for this model"
-            ) from error
-        return last.end(stage.index + 1)
-
-    def _view(self, job: StageJob) -> StageView:
-        plan, video = self._plan, job.white.ndim == 5
-        return StageView(job.stage.size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=video)
-
-
-class _LastStep:
-    """Listens to a stage's steps and keeps the last one: its clean estimate, and the noise predicted beside it."""
-
-    def __init__(self, form: NoiseForm, sigmas: torch.Tensor, offset: int, total: int) -> None:
-        self._form = form
-        self._sigmas = sigmas
-        self._offset = offset
-        self._total = total
-        self._x0: torch.Tensor | None = None
-        self._eps: torch.Tensor | None = None
-
-    def hearing(self, callback: Callback) -> Callback:
-        """The callback of this stage, which tells `callback` about the whole cascade."""
-
-        def listen(step: int, x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
-            if step == len(self._sigmas) - 2:
-                self._x0 = x0
-                self._eps = self._form.eps(x, x0, self._sigmas[step].to(x))
-            callback(self._offset + step, x0, x, self._total)
-            comfy.model_management.throw_exception_if_processing_interrupted()
-
-        return listen
-
-    def end(self, stage: int) -> StageEnd:
-        """What the stage (counted from 1) hands on; RMDError if there is none, or it holds what is no number."""
-        if self._x0 is None:
-            raise RMDError(
-                f"the guider or sampler of stage {stage} told nothing of its last step, so there is no picture to hand "
-                "on; use RMD Step Sampler or euler, with a guider of ComfyUI's"
-            )
-        if not torch.isfinite(self._x0).all():
-            raise RMDError(
-                f"the network of stage {stage} gave values that are not finite (nan or inf); check the weights and the "
-                "strength of LoRAs, and try a wider weight_dtype"
-            )
-        return StageEnd(self._x0, self._eps)
-
-
-logger = logging.getLogger(__name__)
-
-
-class CascadeOutput(NamedTuple):
-    """What a cascade gives: the result as the last stage's guider gave it, and the clean estimate of every stage.
-
-    Both are samples in ComfyUI's latent space; `source` is the LATENT they were sampled into, in the model's form.
-    """
-
-    samples: torch.Tensor
-    stages: tuple[torch.Tensor, ...]
-    source: dict[str, Any]
-
-    def latent(self) -> dict[str, Any]:
-        """The result as a LATENT, with all else that the source carries."""
-        return {**self.source, "samples": finished(self.samples)}
-
-    def stage_latents(self) -> list[dict[str, Any]]:
-        """The estimates as LATENTs, without the source's noise mask, which is of the final size."""
-        kept = {key: value for key, value in self.source.items() if key != "noise_mask"}
-        return [{**kept, "samples": finished(x0)} for x0 in self.stages]
-
-
-def sample_cascade(
-    plan: SamplingPlan,
-    latent: dict[str, Any],
-    *,
-    guider: Any,
-    sampler: Any,
-    seed: int,
-    later_guider: Any | None = None,
-    overrides: Sequence[StageOverride] = (),
-    callback: Callback | None = None,
-) -> CascadeOutput:
-    """Sample a plan into a LATENT of the final size, with one `guider.sample` a stage.
-
-    Noise comes from the seed by stage, purpose and batch item (`batch_index`). Raises RMDError for whatever
-    `checks.check_cascade` refuses and for a latent of another size than the plan's, before anything runs.
-    """
-    settings = stage_settings(plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides)
-    check_cascade(plan, settings)
-    latent = final_latent(guider.model_patcher, latent)
-    samples = latent["samples"]
-    _check_size(plan, tuple(samples.shape[-2:]))
-    seed = StageSeed.of(seed)
-    if seed.items is None:
-        seed = StageSeed(seed.cascade, 0, batch_items(latent))
-    source = SourcePicture(latent, guider.model_patcher)
-    _warn(plan, settings, source)
-    if later_guider is not None and len(settings) == 1:
-        logger.warning("the plan runs one stage, so later_guider is not used")
-    with tqdm(total=len(plan.stages.steps), disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
-
-        def on_step(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
-            bar.update()
-            if callback is not None:
-                callback(step, x0, x, total)
-
-        runner = ComfyStageRunner(plan, settings, source=source, seed=seed, callback=on_step)
-        result = run_cascade(
-            plan.stages,
-            runner,
-            shape=tuple(samples.shape[:-2]),
-            noise=seed.source,
-            boundary=[setting.boundary for setting in settings[1:]],
-        )
-    to_latent = guider.model_patcher.model.process_latent_out
-    return CascadeOutput(runner.output, tuple(to_latent(x0) for x0 in result.stage_x0), latent)
-
-
-def _check_size(plan: SamplingPlan, came: tuple[int, int]) -> None:
-    if came != plan.stages.final_hw:
-        height, width = plan.final_px
-        raise RMDError(
-            f"the latent is {came[1] * plan.cell_px}x{came[0] * plan.cell_px} px, "
-            f"but the plan ends at {width}x{height} px; connect the same latent to RMD Schedule, "
-            "or give both the same width and height"
-        )
-
-
-def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourcePicture) -> None:
-    """Say what is allowed and seldom meant."""
-    for setting in settings:
-        scale = getattr(setting.guider, "cfg", plan.cfg)
-        if abs(scale - plan.cfg) > 1e-6:
-            logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
-        eta = getattr(setting.sampler, "extra_options", {}).get("eta", plan.eta)
-        if sampler_name(setting.sampler) == "rmd" and abs(eta - plan.eta) > 1e-6:
-            logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
-    from_noise = plan.stages.curve.is_pure_noise(plan.stages.steps[0].sigma)
-    if not source.empty and source.mask is None and from_noise:
-        logger.warning(
-            "the latent holds a picture, but the plan starts from pure noise and will not show it; "
-            "lower denoise in RMD Schedule to start from the picture"
-        )
-    if source.empty and not from_noise:
-        logger.warning("the plan starts from a picture, but the latent is empty; encode one, or set denoise to 1")
-
-
 class CascadeGuider:
-    """Runs a whole plan when it is sampled, in place of the one size that a core node asks for.
+    """A GUIDER that runs a whole plan when it is sampled, in place of the one size that a core node asks for.
 
     Noise comes from the seed, and levels from the plan: the noise and the sigmas handed to `sample` are not used.
     """
 
-    is_rmd_cascade = True
-
     def __init__(
         self, guider: Any, plan: SamplingPlan, *, later_guider: Any | None, overrides: Sequence[StageOverride]
     ) -> None:
-        self._guider = guider
-        self._plan = plan
-        self._later_guider = later_guider
-        self._overrides = tuple(overrides)
         self.model_patcher = guider.model_patcher
+        self._plan = plan
+        self._inputs = {"guider": guider, "later_guider": later_guider, "overrides": tuple(overrides)}
 
     def sample(
         self,
@@ -545,14 +488,6 @@ class CascadeGuider:
         latent = {"samples": latent_image}
         if denoise_mask is not None:
             latent["noise_mask"] = denoise_mask
-        result = sample_cascade(
-            self._plan,
-            latent,
-            guider=self._guider,
-            sampler=sampler,
-            seed=seed or 0,
-            later_guider=self._later_guider,
-            overrides=self._overrides,
-            callback=callback,
-        )
-        return result.samples
+        return sample_cascade(
+            self._plan, latent, sampler=sampler, seed=seed or 0, callback=callback, **self._inputs
+        ).samples

@@ -1,6 +1,4 @@
-"""A plan as text: what runs at which size and level, what it costs, by which rules, and what the user should know.
-A canvas for small technical pictures: drawn by PIL at a multiple of the size and brought down at the end.
-A plan as a picture: the logSNR curve of each size, the steps and hand-overs on it, and what each step costs."""
+"""A plan shown to the user: `plan_table` as text, `plan_picture` as an image drawn by PIL."""
 
 from __future__ import annotations
 

@@ -97,3 +97,10 @@ BLUEPRINTS = {
     ),
 }
 """By the name that ComfyUI shows, which is that of the file."""
+
+# How the tests use one: its sizes, and how its result is saved.
+SMALL = {"width": 128, "height": 128, "length": 5}
+SAVED_BY = {
+    "image": ("SaveImage", {"filename_prefix": "blueprint"}, "images"),
+    "video": ("SaveVideo", {"filename_prefix": "blueprint", "format": "auto", "format.codec": "auto"}, "video"),
+}

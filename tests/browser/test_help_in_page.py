@@ -6,9 +6,8 @@ import pytest
 
 from browser.session import WINDOW, Frontend
 from browser.test_locales_in_page import ADD, SET_LANGUAGE
-from test_help_pages import ROOT
-from test_help_pages_locales import blocks, cells
-from test_locales import locale
+from english_locale import locale
+from help_pages import ROOT, blocks, cells
 
 KIND = "RMD_StageOverride"
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from browser.session import WINDOW, Frontend
-from test_locales import SCRIPTS, locale
+from english_locale import SCRIPTS, locale
 
 SET_LANGUAGE = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
 ADD = """kinds => {

@@ -2,9 +2,8 @@
 
 import pytest
 
-from browser.blueprints import BLUEPRINTS
+from browser.blueprints import BLUEPRINTS, SAVED_BY, SMALL
 from browser.test_workflows import press_run
-from test_subgraphs import SAVED_BY, SMALL
 
 AROUND = """([result, saved]) => {
   const box = app.graph._nodes[0];

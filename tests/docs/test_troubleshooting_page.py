@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from test_help_pages import ROOT, quoted, rows, sections, unknown
+
+from help_pages import ROOT, quoted, rows, sections, unknown
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 TABLES = {name: text for name, text in sections(PAGE).items() if "\n|" in text}

@@ -4,10 +4,9 @@ import logging
 
 import pytest
 import torch
-from test_comfy_backbones import STUDENTS, comfy_output
-from test_comfy_files import relative_error
 
 from backbone_world import random_network
+from comfy_students import STUDENTS, comfy_output, relative_error
 from training.backbones import make_backbone
 from training.config import ModelSection
 from training.export import native_factors, save_lora

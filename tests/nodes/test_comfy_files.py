@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from comfy_students import KEY_COMPLAINTS, load_in_comfy, relative_error, tell_difference
 from training.backbones.wan import (
     load_wan_transformer,
     load_wan_vae,
@@ -19,7 +20,6 @@ from training_world import tiny_vae, tiny_wan, write_native_vae
 MODELS = Path(__file__).parents[2] / "demo" / "models"
 TRANSFORMERS = ["rmd_tiny_wan_teacher.safetensors", "rmd_tiny_wan_student.safetensors"]
 VAE_FILE = MODELS / "vae" / "rmd_tiny_wan_vae.safetensors"
-KEY_COMPLAINTS = ("unet missing", "unet unexpected", "left over keys", "Missing VAE keys", "Leftover VAE keys")
 
 
 @pytest.fixture
@@ -32,22 +32,6 @@ def complaints(comfy, caplog):
         return [line for line in told if line.startswith(KEY_COMPLAINTS)]
 
     return so_far
-
-
-def relative_error(got, expected):
-    return ((got - expected).norm() / expected.norm()).item()
-
-
-def tell_difference(name, error):
-    """Prints the row of docs/backbones.md; `pytest -rP` shows it."""
-    print(f"| {name} | {error:.1e} |")
-    assert error < 1e-5
-
-
-def load_in_comfy(comfy, path):
-    patcher = comfy.sd.load_diffusion_model(str(path))
-    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-    return patcher.model
 
 
 def assert_equal_transformers(comfy, path, sizes):

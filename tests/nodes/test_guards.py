@@ -28,20 +28,6 @@ def advanced(nodes, comfy):
     return run
 
 
-def schedule(nodes, model, *, width=128, height=128, **source):
-    """RMD Schedule on a TinyModel, with the defaults of its split source."""
-    usual = {
-        "source": "split",
-        "split": "2+2",
-        "sigmas": "",
-        "earlier_sizes": "0.5",
-        "mapping": "auto",
-        "base_shift": 0.0,
-        "method": "default",
-    }
-    return nodes("RMD_Schedule", model=model.patcher, width=width, height=height, source=usual | source)
-
-
 @pytest.mark.parametrize("cfg", [0.0, 2.5])
 def test_guidance_without_a_negative(nodes, tiny, refused, advanced, cfg):
     model = tiny("sdxl")
@@ -137,11 +123,6 @@ def test_a_plan_for_another_type_of_model(nodes, tiny, refused, made_for, runs_o
     refused(lambda: nodes.sample(model, plan), "the plan was made for", "with this model")
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
-def test_eta_outside_its_range(nodes, refused, eta):
-    refused(lambda: nodes("RMD_StepSampler", eta=eta), "eta is", "0", "1")
-
-
 def test_a_latent_of_another_size_or_kind(nodes, tiny, refused):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES)
@@ -217,45 +198,6 @@ def test_stage_upscale_after_the_wrong_stage(nodes, tiny, refused):
 def test_the_noise_of_stage_upscale_on_another_latent(nodes, tiny, refused):
     _, noise = crossed(nodes, tiny("wan"), sigmas=[1.0, 0.5])
     refused(lambda: noise.generate_noise(tiny("wan").latent(8, 8)), "RMD Stage Upscale", "(1, 16, 1, 8, 8)")
-
-
-def test_a_stage_that_the_plan_lacks(nodes, tiny, refused):
-    plan = nodes.plan(tiny("wan"), sizes=SIZES)
-    refused(lambda: nodes("RMD_StageSigmas", plan=plan, stage=3), "stage 3", "128x128")
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        ({"width": 1001}, ("1001x128 px", "multiples of 8 px", "1000x128")),
-        ({"split": "two"}, ("'two'", "2+2")),
-        ({"split": "4"}, ("4",)),
-        ({"earlier_sizes": "big"}, ("'big'", "0.5", "832x480")),
-        ({"earlier_sizes": "256x256"}, ("shrinks", "256x256", "128x128")),
-        ({"earlier_sizes": "60x64"}, ("60x64", "multiples of 8 px")),
-        ({"sigmas": "20, 5, 2, 1"}, ("20", "14.61")),
-        ({"sigmas": "14, 5, 7, 1"}, ("fall",)),
-        ({"base_shift": 3.0}, ("base_shift", "no flow model", "0")),
-        ({"mapping": "native shifts 3 to 5"}, ("flow model", "area")),
-        ({"source": "thresholds", "steps": 4, "thresholds": "-3, -1"}, ("thresholds has 2", "1")),
-    ],
-)
-def test_schedules_that_make_no_plan(nodes, tiny, refused, inputs, words):
-    model = tiny("sdxl")
-    if inputs.get("source") == "thresholds":
-        rest = {"earlier_sizes": "0.5", "mapping": "auto", "base_shift": 0.0, "method": "default"}
-        run = {"model": model.patcher, "width": 128, "height": 128, "source": rest | inputs}
-        refused(lambda: nodes("RMD_Schedule", **run), *words)
-    else:
-        refused(lambda: schedule(nodes, model, **inputs), *words)
-
-
-def test_a_recipe_for_another_model(nodes, tiny, refused):
-    from demo import files
-
-    recipe = nodes.pack.rmd_core.recipe.read_recipe(files.STUDENT)
-    run = {"model": tiny("sdxl").patcher, "source": {"source": "student recipe", "recipe": recipe}}
-    refused(lambda: nodes("RMD_Schedule", width=128, height=128, **run), "another model type", "wan2.1")
 
 
 @pytest.mark.parametrize(

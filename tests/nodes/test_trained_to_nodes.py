@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_comfy_backbones import STUDENTS
 
 from backbone_world import random_network
+from comfy_students import STUDENTS
 from rmd_core.files import read_tensors
 from rmd_core.noise import SeededNoise
 from rmd_core.recipe import read_recipe

@@ -136,10 +136,3 @@ def test_table_tells_the_rules(pack, plan):
     for line in ("x0 upsampled nearest, fresh noise\n", "eta       0.9 ", "cfg       4.5\n", "that of the final"):
         assert line in f"{table}\n"
     assert "none, every size keeps the levels of the first" in table
-
-
-def test_a_text_without_end_is_cut_at_once(pack):
-    canvas = pack.nodes.bridge.show.Canvas(200, 50, "#000000")
-    cut = canvas.fitted("x" * 1_000_000, 13, 180)
-    assert cut.endswith("...") and canvas.text_width(cut, 13) <= 190
-    assert canvas.fitted("short", 13, 180) == "short"

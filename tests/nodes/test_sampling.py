@@ -1,4 +1,4 @@
-"""One cascade, several ways to run it: RMD Sampler against the core's own runner, the trainer and hand-built graphs."""
+"""The cascade: the states a network receives against the method, and every way to run it against the others."""
 
 import itertools
 import random
@@ -7,9 +7,10 @@ import numpy
 import pytest
 import torch
 
-from cascade_rig import SEED, SHIFT, TINY, Recorder, alpha_sigma, relative
+from cascade_rig import SEED, SHIFT, TINY, Recorder, alpha_sigma, fresh_noise, is_flow, predicted_noise, relative
+from comfy_models import tiny_sdxl, tiny_sdxl_v, tiny_wan
 from demo import files
-from rmd_core.boundary import Boundary, upsample
+from rmd_core.boundary import Boundary, step_noise, upsample
 from rmd_core.cascade import DenoiserRunner, run_cascade
 from rmd_core.noise import SeededNoise
 from rmd_core.noising import guide
@@ -145,32 +146,6 @@ def test_the_trainers_sampler_gives_the_same_latents_of_the_shipped_student(node
     got = model.model.process_latent_in(out["samples"])
     assert got.shape == expected.shape == (1, 16, 1, 16, 16)
     assert relative(got, expected) <= PARITY
-
-
-@pytest.mark.parametrize("name", ["wan", "sdxl"])
-def test_the_guider_form_is_rmd_sampler_bit_for_bit(nodes, core, tiny, name):
-    model = tiny(name)
-    plan = nodes.plan(model, sizes=TINY[name])
-    guider, sigmas = nodes("RMD_Guider", guider=basic_guider(core, model), plan=plan)
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    (noise,) = nodes("RMD_Noise", noise_seed=SEED)
-    latent = model.latent(*plan.stages.final_hw)
-    output, denoised = advanced(core, noise, guider, sampler, sigmas, latent)
-    expected = nodes.sample(model, plan)["samples"]
-    assert torch.equal(output["samples"], expected)
-    assert relative(denoised["samples"], expected) <= 1e-6
-    assert len(sigmas) == 5 and sigmas[-1] == 0
-
-
-@pytest.mark.parametrize("name", ["wan", "sdxl"])
-def test_a_plain_seed_in_the_guider_form_is_that_seed(nodes, core, tiny, name):
-    model = tiny(name)
-    plan = nodes.plan(model, sizes=TINY[name])
-    guider, sigmas = nodes("RMD_Guider", guider=basic_guider(core, model), plan=plan)
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    noise = core.RandomNoise.execute(SEED).args[0]
-    output, _ = advanced(core, noise, guider, sampler, sigmas, model.latent(*plan.stages.final_hw))
-    assert torch.equal(output["samples"], nodes.sample(model, plan)["samples"])
 
 
 @pytest.mark.parametrize("name", ["wan", "sdxl"])
@@ -341,3 +316,159 @@ def test_what_comes_in_is_not_changed(nodes, tiny, name):
         assert torch.equal(positive[0][1][key], value) if torch.is_tensor(value) else positive[0][1][key] == value
     assert str(model.patcher.model_options) == options
     assert all(torch.equal(value, weights[key]) for key, value in model.patcher.model.state_dict().items())
+
+
+RULES = {
+    "default": {},
+    "all predicted": {"eta_switch": 1.0},
+    "mix": {"upsampler": "bilinear", "switch_noise": "mix", "eta_switch": 0.9},
+    "fresh": {"upsampler": "nearest", "switch_noise": "fresh"},
+}
+
+
+def expected_states(plan, calls):
+    """(picture, noise) parts of the state of every call, by the formula, from the recorded call before it."""
+    rule = Boundary(plan.boundary.upsampler, plan.boundary.switch_noise, plan.boundary.eta_switch)
+    before = None
+    for step, call in zip(plan.stages.steps, calls, strict=True):
+        alpha, sigma = alpha_sigma(plan, call.sigma)
+        if before is None:
+            noise = fresh_noise(call.x.shape, 0, "start")
+            yield 0.0 * noise, noise if is_flow(plan) else noise * (1.0 + sigma**2) ** 0.5
+        elif step.index_in_stage == 0:
+            crossing = rule.cross(
+                before.x0,  # float32: torch's kernels place their samples in the precision of what they enlarge
+                predicted_noise(plan, before),
+                (step.height, step.width),
+                lambda purpose, shape, stage=step.stage: fresh_noise(shape, stage, purpose),
+            )
+            yield alpha * crossing.x0, sigma * crossing.noise
+        else:
+            fresh = fresh_noise(call.x.shape, step.stage, f"step-{step.index_in_stage - 1}")
+            yield alpha * before.x0.double(), sigma * step_noise(predicted_noise(plan, before), plan.eta, fresh)
+        before = call
+
+
+def assert_states_follow_the_formula(nodes, model, plan):
+    recorder = Recorder()
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher))
+    steps = plan.stages.steps
+    assert recorder.sizes == [(step.height, step.width) for step in steps]
+    for step, call, (picture, noise) in zip(steps, recorder.calls, expected_states(plan, recorder.calls), strict=True):
+        assert call.sigma == pytest.approx(plan.stages.curve.comfy_sigma(step.sigma), rel=1e-6)
+        error = (call.x.double() - (picture + noise)).abs().max()
+        assert error <= (1e-6 if is_flow(plan) else 1e-6 * (picture.abs() + noise.abs()).max())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_state_is_the_formulas(nodes, tiny, name):
+    model = tiny(name)
+    assert_states_follow_the_formula(nodes, model, nodes.plan(model, sizes=TINY[name]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["wan", "sdxl"])
+def test_every_rule_of_the_boundary(nodes, tiny, name, rule):
+    model = tiny(name)
+    assert_states_follow_the_formula(nodes, model, nodes.plan(model, sizes=TINY[name], **RULES[rule]))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["wan", "sdxl_v"])
+def test_the_ends_of_eta(nodes, tiny, name, eta):
+    model = tiny(name)
+    assert_states_follow_the_formula(nodes, model, nodes.plan(model, sizes=TINY[name], eta=eta))
+
+
+@pytest.mark.parametrize("name", ["wan", "sd3", "sdxl"])
+def test_three_stages_of_odd_sizes_and_uneven_scale(nodes, tiny, name):
+    model = tiny(name)
+    plan = nodes.plan(model, sizes=((5, 7), (9, 10), (13, 17)), split="1+1+2")
+    assert_states_follow_the_formula(nodes, model, plan)
+
+
+def test_no_mapping_keeps_the_levels(nodes, tiny):
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=TINY["sdxl"], mapping=nodes.pack.rmd_core.schedule.NoMap())
+    sigmas = [step.sigma for step in plan.stages.steps]
+    assert sigmas == list(plan.stages.curve.grid(4))
+    assert_states_follow_the_formula(nodes, model, plan)
+
+
+def test_a_video_crosses_frame_by_frame(nodes, tiny):
+    model = tiny("wan")
+    plan = nodes.plan(model, sizes=TINY["wan"])
+    recorder = Recorder()
+    latent = model.latent(*plan.stages.final_hw, frames=3)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), latent=latent)
+    for call, (picture, noise) in zip(recorder.calls, expected_states(plan, recorder.calls), strict=True):
+        assert call.x.shape[2] == 3
+        assert (call.x.double() - (picture + noise)).abs().max() <= 1e-6
+
+
+def test_the_latent_that_comes_out_is_the_last_clean_estimate(nodes, tiny):
+    for name, sizes in TINY.items():
+        model, recorder = tiny(name), Recorder()
+        out = nodes.sample(model, nodes.plan(model, sizes=sizes), patcher=recorder.watch(model.patcher))
+        expected = model.patcher.model.process_latent_out(recorder.calls[-1].x0)
+        assert out["samples"].dtype == torch.float32
+        assert relative(out["samples"], expected) <= 1e-6
+
+
+def recording_guider(comfy, model):
+    """A CFGGuider that keeps the state, the sigma and the clean estimate of each network call."""
+
+    class Recording(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            x0 = super().predict_noise(x, timestep, model_options or {}, seed)
+            self.calls.append((x.clone(), float(timestep.flatten()[0]), x0.clone()))
+            return x0
+
+    guider = Recording(model.patcher)
+    guider.calls = []
+    guider.inner_set_conds({"positive": model.conditioning(1)})
+    return guider
+
+
+def shows_its_last_state(comfy, model, name, sigmas):
+    """Whether there is one callback a step, and the last one shows the last network call at the last sigma."""
+    guider, shown = recording_guider(comfy, model), []
+    latent = model.latent(8, 8)["samples"]
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
+    guider.sample(
+        noise,
+        latent,
+        comfy.samplers.sampler_object(name),
+        sigmas,
+        callback=lambda step, x0, x, steps: shown.append((step, x0.clone(), x.clone())),
+        disable_pbar=True,
+        seed=4,
+    )
+    last = float(sigmas[-2])
+    at_last = [(x, x0) for x, sigma, x0 in guider.calls if abs(sigma - last) < 1e-4 * last]
+    if [step for step, _, _ in shown] != list(range(len(sigmas) - 1)) or not at_last:
+        return False
+    (x, x0), (_, shown_x0, shown_x) = at_last[-1], shown[-1]
+    same_x0 = torch.allclose(shown_x0, x0, rtol=1e-4, atol=1e-4 * x0.abs().max().item())
+    return same_x0 and torch.allclose(shown_x, x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny_wan, tiny_sdxl, tiny_sdxl_v])
+def test_recoverable_samplers_are_those_that_show_their_state(comfy, pack, make):
+    model = make()
+    view = pack.nodes.bridge.model.ModelView.of(model.patcher)
+    comfy_sigmas = [view.curve.comfy_sigma(sigma) for sigma in view.curve.grid(3)]
+    sigmas = torch.tensor([*comfy_sigmas, 0.0], dtype=torch.float32)
+    checks = pack.nodes.bridge.sampling
+    names = set(comfy.samplers.SAMPLER_NAMES) - set(checks.OWN_STEPS)
+    measured = {name for name in names if shows_its_last_state(comfy, model, name, sigmas)}
+    assert measured == (checks.RECOVERABLE & names) and checks.RECOVERABLE - names == {"rmd"}
+
+
+def test_every_sampler_is_known_by_the_name_that_comfyui_lists(comfy, pack):
+    """A ddim SAMPLER is euler's; dpm_fast and dpm_adaptive are wrapped; all others carry their name."""
+    names = {
+        name: pack.nodes.bridge.sampling.sampler_name(comfy.samplers.sampler_object(name))
+        for name in (comfy.samplers.SAMPLER_NAMES)
+    }
+    assert {name: found for name, found in names.items() if name != found} == {"ddim": "euler"}
