@@ -3,9 +3,10 @@
     python -m training.encode_prompts --model FOLDER --prompts prompts.txt --out CACHE
 
 The cache is a folder of safetensors files. Prompts that it already holds are not encoded again, and an interrupted
-command goes on where it was. Exit codes: 0 done, 2 bad input, no memory or no place to write, 130 stopped by Ctrl-C.
+command continues where it was. Exit codes: 0 done, 2 bad input, no memory or no place to write, 130 stopped by Ctrl-C.
 
-The prompt cache of a run that names text encoders: what it lacks is encoded, before anything is trained."""
+A training run whose configuration names text encoders fills its cache in the same way before it trains: ``make_cache``.
+"""
 
 import argparse
 import contextlib
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rmd_core.errors import RMDError
+from rmd_core.errors import RMDError, one_line
 from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, shown
 
 from .backbones import make_backbone
@@ -30,66 +31,8 @@ from .text_encoders import Encoded, TextEncoders
 
 log = logging.getLogger(__name__)
 
-DTYPE = torch.float16
-SHARD = 256
-"""Prompts of one file besides the null prompt; with Wan's 512 tokens they have 1 GiB at most."""
-
-
-def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):
-    """Add ``prompts`` and the null prompt to the cache ``out``; returns how many prompts were encoded.
-
-    As ``encoding``, in one go.
-    """
-    return sum(encoding(encoders, prompts, out, negative=negative, batch=batch, shard=shard))
-
-
-def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):
-    """Add ``prompts`` and the null prompt to the cache ``out``, as a generator over numbers of prompts encoded.
-
-    ``encoders``: a ``TextEncoders``, which is loaded only if something is missing. ``negative``: what the teacher is
-    guided away from, the empty text for what the cache says, or for nothing. A step is a file of ``shard`` prompts;
-    whatever ends the encoding, what is encoded by then is kept. Raises RMDError for an ``out`` made by other encoders
-    or with another ``negative``, or one to which another process is adding prompts.
-    """
-    folder = CacheFolder(out)
-    identity = encoders.identity
-    prompts = [text for text in dict.fromkeys(prompts) if text != NULL_PROMPT]
-    open_cache(out, encoder=identity)  # what is no such cache is refused before anything is written
-    with folder.alone():
-        known = open_cache(out, encoder=identity)
-        missing = [text for text in prompts if known is None or text not in known]
-        null = None
-        if known is not None and NULL_PROMPT in known:
-            negative = _same_negative(known, negative)
-            null = _stored(known)
-        if not missing and null is not None:
-            return
-        precision = str(encoders.dtype).removeprefix("torch.")
-        settings = {
-            **{"encoder": identity, "masked": encoders.masked, "tokens": encoders.length},
-            **{"negative": negative, "precision": precision, "dtype": DTYPE},
-        }
-        others = [] if known is None else [other for other in known.precisions if other != precision]
-        if others:
-            log.warning(
-                "warning: %s holds prompts that were encoded in %s, and those that it lacks are encoded in %s; for one "
-                "precision encode all of them into another cache",
-                *(out, " and ".join(others), precision),
-            )
-        with _on_device(encoders.device, batch), encoders:
-            null = null or _finite(negative, encoders.encode_null(negative))
-            with tqdm(total=len(missing), unit="prompt", dynamic_ncols=True) as bar:
-                for start in range(0, max(1, len(missing)), shard):
-                    part, encoded = missing[start : start + shard], {}
-                    try:
-                        for first in range(0, len(part), batch):
-                            texts = part[first : first + batch]
-                            encoded |= {text: _finite(text, one) for text, one in zip(texts, encoders.encode(texts))}
-                            bar.update(len(texts))
-                    finally:
-                        if encoded or not part:
-                            folder.add({NULL_PROMPT: null} | encoded, **settings)
-                    yield len(encoded)
+DTYPE = torch.float16  # of the cache
+SHARD = 256  # prompts of one file besides the null prompt; with Wan's 512 tokens they take 1 GiB at most
 
 
 def main(argv=None):
@@ -103,72 +46,21 @@ def main(argv=None):
         prompts = read_prompts(arguments.prompts)
         device = _usable(arguments.device)
         CacheFolder(arguments.out)
-        encoders = TextEncoders(
-            fetched(arguments.model, ENCODERS),
-            **{"device": device, "dtype": getattr(torch, arguments.dtype), "tokens": arguments.tokens},
-        )
+        folder, dtype = fetched(arguments.model, ENCODERS), getattr(torch, arguments.dtype)
+        encoders = TextEncoders(folder, device=device, dtype=dtype, tokens=arguments.tokens)
         count = encode_prompts(encoders, prompts, arguments.out, negative=arguments.negative, batch=arguments.batch)
         cache = PromptCache(arguments.out)
     except RMDError as error:
-        return _say(f"error: {' '.join(str(error).split())}", 2)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        return _say("stopped; the same command goes on where it was", 130)
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     log.info(
         "%s: %d prompts, %d of them new, encoder %s, in %s",
         *(arguments.out, len(cache.texts), count, cache.encoder, " and ".join(cache.precisions) or "unknown precision"),
     )
     return 0
-
-
-@contextlib.contextmanager
-def _on_device(device, batch):
-    """A device's failure as an RMDError with advice."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        how = "ran out of memory" if ran_out_of_memory(error) else "failed"
-        raise RMDError(
-            f"the text encoders {how} on {device} ({' '.join(str(error).split())[:200]}); what is encoded by now is "
-            f"kept, go on by python -m training.encode_prompts with a --batch below {batch}, --dtype bfloat16 or "
-            "--device cpu"
-        ) from None
-
-
-def _same_negative(cache, negative):
-    if negative not in (NULL_PROMPT, cache.negative):
-        raise RMDError(
-            f"the null prompt of {cache.path} was made of {shown(cache.negative)}, not of {shown(negative)}; "
-            "make another cache, or leave the negative text out"
-        )
-    return cache.negative
-
-
-def _stored(cache):
-    pooled = cache.pooled([NULL_PROMPT])
-    return Encoded(cache.row(NULL_PROMPT), None if pooled is None else pooled[0])
-
-
-def _finite(text, encoded):
-    """What was encoded, as it is stored."""
-    cast = Encoded(*(None if tensor is None else tensor.to(DTYPE) for tensor in (encoded.embedding, encoded.pooled)))
-    if not all(torch.isfinite(tensor).all() for tensor in (cast.embedding, cast.pooled) if tensor is not None):
-        raise RMDError(
-            f"the embedding of {shown(text)} is not finite in float16; the encoders' weights are damaged, or need "
-            "--dtype float32"
-        )
-    return cast
-
-
-def _usable(device):
-    """The name of a device that is there; ``auto``: a GPU where PyTorch has one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RMDError(f"--device {device}: PyTorch cannot use it ({reason}); choose auto or cpu") from None
-    return device
 
 
 def _parser():
@@ -186,13 +78,98 @@ def _parser():
     return parser
 
 
-def _say(text, code):
-    print(text, file=sys.stderr)
-    return code
+def _usable(device):
+    """The name of a device that PyTorch can use; ``auto``: a GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = one_line(error, 200)
+        raise RMDError(f"--device {device}: PyTorch cannot use it ({reason}); choose auto or cpu") from None
+    return device
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):
+    """Add ``prompts`` and the null prompt to the cache ``out``; returns how many prompts were encoded.
+
+    As ``encoding``, in one go.
+    """
+    return sum(encoding(encoders, prompts, out, negative=negative, batch=batch, shard=shard))
+
+
+def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):
+    """Add ``prompts`` and the null prompt to the cache ``out``, as a generator over numbers of prompts encoded.
+
+    ``encoders``: a ``TextEncoders``, which is loaded only if something is missing. ``negative``: what the teacher is
+    guided away from; the empty text for the one of the cache, or for none. A step is a file of ``shard`` prompts;
+    whatever ends the encoding, what is encoded by then is kept. Raises RMDError for an ``out`` made by other encoders
+    or with another ``negative``, or one to which another process is adding prompts.
+    """
+    folder, identity = CacheFolder(out), encoders.identity
+    open_cache(out, encoder=identity)  # refuses another cache before anything is written
+    with folder.alone():
+        known, null = open_cache(out, encoder=identity), None
+        missing = [text for text in dict.fromkeys(prompts) if text != NULL_PROMPT and text not in (known or ())]
+        if known is not None and NULL_PROMPT in known:
+            if negative not in (NULL_PROMPT, known.negative):
+                raise RMDError(
+                    f"the null prompt of {known.path} was made of {shown(known.negative)}, not of {shown(negative)}; "
+                    "make another cache, or leave the negative text out"
+                )
+            negative, pooled = known.negative, known.pooled([NULL_PROMPT])
+            null = Encoded(known.row(NULL_PROMPT), None if pooled is None else pooled[0])
+            if not missing:
+                return
+        precision = str(encoders.dtype).removeprefix("torch.")
+        others = [] if known is None else [other for other in known.precisions if other != precision]
+        if others:
+            log.warning(
+                "warning: %s holds prompts that were encoded in %s, and the missing ones are encoded in %s; for one "
+                "precision encode all of them into another cache",
+                *(out, " and ".join(others), precision),
+            )
+        settings = {"encoder": identity, "masked": encoders.masked, "tokens": encoders.length, "dtype": DTYPE}
+        settings |= {"negative": negative, "precision": precision}
+        with _device_errors(encoders.device, batch), encoders:
+            null = null or _as_stored(negative, encoders.encode_null(negative))
+            with tqdm(total=len(missing), unit="prompt", dynamic_ncols=True) as bar:
+                for start in range(0, max(1, len(missing)), shard):
+                    part, encoded = missing[start : start + shard], {}
+                    try:
+                        for first in range(0, len(part), batch):
+                            texts = part[first : first + batch]
+                            encoded |= {text: _as_stored(text, e) for text, e in zip(texts, encoders.encode(texts))}
+                            bar.update(len(texts))
+                    finally:
+                        if encoded or not part:
+                            folder.add({NULL_PROMPT: null} | encoded, **settings)
+                    yield len(encoded)
+
+
+def _as_stored(text, encoded):
+    """What was encoded, in the precision of the cache. Raises RMDError where that is not finite."""
+    tensors = [None if tensor is None else tensor.to(DTYPE) for tensor in (encoded.embedding, encoded.pooled)]
+    if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor is not None):
+        raise RMDError(
+            f"the embedding of {shown(text)} is not finite in float16; the encoders' weights are damaged, or need "
+            "--dtype float32"
+        )
+    return Encoded(*tensors)
+
+
+@contextlib.contextmanager
+def _device_errors(device, batch):
+    """A device's failure as an RMDError with advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        how = "ran out of memory" if ran_out_of_memory(error) else "failed"
+        raise RMDError(
+            f"the text encoders {how} on {device} ({one_line(error, 200)}); what is encoded by now is "
+            f"kept, go on by python -m training.encode_prompts with a --batch below {batch}, --dtype bfloat16 or "
+            "--device cpu"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -207,18 +184,19 @@ class CacheToBe:
 def make_cache(config, *, device, spread=1):
     """Encode what ``prompts.cache`` lacks with the text encoders of ``prompts.encode_from``, as a generator.
 
-    That is, of the prompts of ``prompts.file``, the validation prompts and the null prompt; where nothing is lacking,
-    the encoders are not looked at. A step is a file of prompts, or one that is downloaded; what an interrupted run has
-    encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder without
-    encoders, encoders that did not make the cache or are not ``prompts.encoder``, and whatever else is wrong with the
-    configuration and can be told before. The memory that the training will need is told before the encoders load; its
-    MemoryEstimate is what the generator returns, or None where nothing is lacking. ``spread``: as in ``prepare``.
+    That is, of the prompts of ``prompts.file``, the validation prompts and the null prompt; where none is missing, the
+    encoders are not looked at. A step is a file of prompts, or the download of the encoders; what an interrupted run
+    has encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder
+    without encoders, encoders that did not make the cache or are not ``prompts.encoder``, and whatever else is wrong
+    with the configuration and is known by then. The memory that the training will need is logged before the encoders
+    load; its MemoryEstimate is what the generator returns, or None where nothing is missing. ``spread``: as in
+    ``prepare``.
     """
-    wanted, folder = config.prompts, config.prompts.encode_from
-    texts, lacking = _lacking(config)
-    if not lacking:
+    texts, missing = _prompts_of(config)
+    if not missing:
         return
-    CacheFolder(wanted.cache)
+    settings, folder = config.prompts, config.prompts.encode_from
+    CacheFolder(settings.cache)
     backbone, plan, _, outline = outline_run(config)
 
     def estimated(config):
@@ -229,34 +207,38 @@ def make_cache(config, *, device, spread=1):
     yield from fetching(folder, ENCODERS)
     encoders = TextEncoders(located(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity
-    if wanted.encoder not in (None, identity):
+    if settings.encoder not in (None, identity):
         raise RMDError(
-            f"{folder} has the text encoder '{identity}', not prompts.encoder '{wanted.encoder}'; change one of them"
+            f"{folder} has the text encoder '{identity}', not prompts.encoder '{settings.encoder}'; change one of them"
         )
-    log.info("%s lacks %d prompts, which are encoded now by %s", wanted.cache, len(lacking), folder)
-    yield from encoding(encoders, texts, wanted.cache, negative=wanted.negative)
+    log.info("%s lacks %d prompts, which are encoded now by %s", settings.cache, len(missing), folder)
+    yield from encoding(encoders, texts, settings.cache, negative=settings.negative)
     return memory
 
 
 def planned_cache(config):
-    """The CacheToBe where ``make_cache`` would encode, None where nothing is lacking; nothing is written or downloaded.
+    """The CacheToBe where ``make_cache`` would encode, None where nothing is missing; writes and downloads nothing.
 
-    Raises RMDError for a folder on this machine without the encoders, and a place where no cache can be made.
+    Raises RMDError for a folder on this machine without the encoders, and a path where no cache can be made.
     """
-    wanted = config.prompts
-    texts, lacking = _lacking(config)
-    if not lacking:
+    texts, missing = _prompts_of(config)
+    if not missing:
         return None
-    CacheFolder(wanted.cache)
-    if Path(wanted.encode_from).is_dir():
-        TextEncoders(wanted.encode_from)
-    log.info("%s lacks %d prompts, which a run encodes first by %s", wanted.cache, len(lacking), wanted.encode_from)
+    settings = config.prompts
+    CacheFolder(settings.cache)
+    if Path(settings.encode_from).is_dir():
+        TextEncoders(settings.encode_from)
+    log.info("%s lacks %d prompts, which a run encodes first by %s", settings.cache, len(missing), settings.encode_from)
     tokens = make_backbone(config.backbone.name).prompt_tokens
-    return CacheToBe(wanted.encoder or f"of {wanted.encode_from}, not asked yet", tokens, texts)
+    return CacheToBe(settings.encoder or f"of {settings.encode_from}, not asked yet", tokens, texts)
 
 
-def _lacking(config):
+def _prompts_of(config):
     """(all texts that a run needs besides the null prompt, those of all that its cache lacks)."""
     texts = (*read_prompts(config.prompts.file), *(config.output.validation_prompts or ()))
     known = open_cache(config.prompts.cache) or ()
     return texts, [text for text in dict.fromkeys((*texts, NULL_PROMPT)) if text not in known]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

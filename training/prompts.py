@@ -1,5 +1,4 @@
-"""Prompt lists: one a line, or objects with a prompt.
-Prompt embeddings written: one safetensors file, or a folder of such files; rmd_core.prompt_cache reads both."""
+"""Prompt lists, and prompt embeddings written as caches that ``rmd_core.prompt_cache`` reads."""
 
 import contextlib
 import json
@@ -36,24 +35,21 @@ def read_prompts(path):
         raise RMDError(f"the prompt file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RMDError(f"the prompt file {path} cannot be read as UTF-8 text ({error})") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix == ".jsonl":
-        prompts = tuple(_prompt_of(line, number, path) for number, line in numbered)
-    else:
-        prompts = tuple(line for _, line in numbered)
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        prompt = line.strip()
+        if prompt and path.suffix == ".jsonl":
+            try:
+                prompt = json.loads(prompt)["prompt"].strip()
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                prompt = ""
+            if not prompt:
+                raise RMDError(f'{path}, line {number}: expected an object like {{"prompt": "a red apple"}}')
+        if prompt:
+            prompts.append(prompt)
     if not prompts:
         raise RMDError(f"the prompt file {path} is empty; write one prompt a line")
-    return prompts
-
-
-def _prompt_of(line, number, path):
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        prompt = None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise RMDError(f'{path}, line {number}: expected an object like {{"prompt": "a red apple"}}')
-    return prompt.strip()
+    return tuple(prompts)
 
 
 def open_cache(path, *, encoder=None):
@@ -76,24 +72,20 @@ def write_prompt_cache(
 ):
     """Write ``{prompt: (tokens, dim) tensor}`` as one cache file; the null prompt is the empty text.
 
-    ``pooled``: ``{prompt: (width,) tensor}`` for the same prompts, where the network takes it. ``masked``: whether the
-    network masks the padding. ``negative``: the text that the null prompt's embedding was made of. ``precision``: the
-    encoder's own, such as ``float32``; ``dtype``: that of the file.
-
-    ``encoder``: a name for the text encoder that made the embeddings; a reader can insist on it. ``tokens``: the length
-    to which a reader pads every prompt, None for the longest one now; give it to add longer prompts later, as a network
-    sees the padding. Raises RMDError for an embedding of the wrong shape or a file that cannot be written.
+    ``encoder``: a name for the text encoder, which a reader can check. ``pooled``: ``{prompt: (width,) tensor}`` for
+    the same prompts, where the network takes it. ``masked``: whether the network masks the padding. ``tokens``: the
+    length to which a reader pads every prompt, None for the longest one here; give it to add longer prompts later, as
+    a network sees the padding. ``negative``: the text of the null prompt's embedding. ``precision``: the encoder's
+    own, such as ``float32``; ``dtype``: that of the file. Raises RMDError for an embedding of the wrong shape or a file
+    that cannot be written.
     """
-    widths = {tuple(value.shape[1:]) for value in embeddings.values()}
-    if len(widths) != 1 or len(next(iter(widths))) != 1:
+    shapes = {tuple(value.shape[1:]) for value in embeddings.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         raise RMDError(
-            f"prompt embeddings must all be (tokens, dim) with one dim, got trailing shapes {sorted(widths)}"
+            f"prompt embeddings must all be (tokens, dim) with one dim, got trailing shapes {sorted(shapes)}"
         )
     if NULL_PROMPT not in embeddings:
         raise RMDError("a prompt cache needs the embedding of the empty text, the null prompt")
-    widths = {tuple(value.shape) for value in (pooled or {}).values()}
-    if pooled is not None and (pooled.keys() != embeddings.keys() or len(widths) != 1 or len(next(iter(widths))) != 1):
-        raise RMDError(f"every prompt needs a pooled embedding of one width, got shapes {sorted(widths)}")
     longest = max(len(value) for value in embeddings.values())
     if tokens is not None and tokens < longest:
         raise RMDError(f"a prompt has {longest} tokens, more than the {tokens} that every prompt is padded to")
@@ -101,7 +93,10 @@ def write_prompt_cache(
     entry = {"version": VERSION, "encoder": encoder, "tokens": tokens or longest, "prompts": prompts}
     tensors = {prompt_key(text): value.to(dtype) for text, value in embeddings.items()}
     if pooled is not None:
-        entry["pooled"] = len(next(iter(pooled.values())))
+        shapes = {tuple(value.shape) for value in pooled.values()}
+        if pooled.keys() != embeddings.keys() or len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise RMDError(f"every prompt needs a pooled embedding of one width, got shapes {sorted(shapes)}")
+        entry["pooled"] = len(pooled[NULL_PROMPT])
         tensors |= {prompt_key(text) + POOLED: value.to(dtype) for text, value in pooled.items()}
     if masked:
         entry["masked"] = True
@@ -114,7 +109,7 @@ def write_prompt_cache(
 
 
 class CacheFolder:
-    """A prompt cache that is added to: a folder of files (shards), each written once, in one stroke, by one process.
+    """A prompt cache that can be added to: a folder of files (shards), each written once, atomically, by one process.
 
     Raises RMDError for a path that is a file or named like one.
     """
@@ -134,7 +129,7 @@ class CacheFolder:
 
     @contextlib.contextmanager
     def alone(self):
-        """For the time that prompts are added: no other process may, and what a killed one has half written goes.
+        """Within the block no other process adds prompts; what a killed one left half written is removed.
 
         Makes the folder. Raises RMDError where another process is adding prompts.
         """

@@ -1,19 +1,14 @@
-"""The right to write into an output folder, which one run has at a time.
-The output folder of a run, and who may write into it.
+"""The output folder of a run: who may write into it, which run it holds, and its checkpoints.
 
-config.yaml   the resolved configuration        pictures/      validation grids
-run.json      digests of it and of its data,    checkpoints/   see training/checkpoints.py
+config.yaml   the resolved configuration        pictures/      validation images
+run.json      digests of it and of its data,    checkpoints/   see CheckpointStore
               commits of hub ids
 metrics.jsonl one line per update               tensorboard/   the same for TensorBoard
-run.lock      see training/run_lock.py
+run.lock      see RunLock
 <name>.safetensors   the student, once the run is complete
 
-Checkpoints: one folder each, whole or absent, tensors in safetensors and the rest in JSON.
-
-checkpoints/step_000100/{student,fake,student_optimiser,fake_optimiser[,average]}.safetensors, state.json
-
-Parts whose tensors are spread over N processes are N files, student.1-of-4.safetensors and so on: a tensor that is in
-the second file too is spread along its first axis, any other is whole in the first.
+Checkpoints are safetensors and JSON, written here and not by torch.distributed.checkpoint, which pickles its metadata,
+does not replace a checkpoint in one stroke, and would still leave versions, retention and one-line errors to do.
 """
 
 import contextlib
@@ -48,17 +43,17 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-NAME = "run.lock"
-"""An empty file in the output folder; it stays there, and says nothing by being there."""
-
-_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+LOCK = "run.lock"
+RUN_VERSION = 2  # of run.json; 1 had a digest of the whole prompt cache
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)  # reading JSON of another shape
 
 
 class RunLock:
-    """Within the block no other run on this machine writes into ``folder``, which is made if it is not there.
+    """Within the block no other run on this machine writes into ``folder``, which is made if it does not exist.
 
-    The system itself takes the right back from a process that ends, however it ends. Raises RMDError where another run
-    has it, or the folder cannot be written. A file system without locks is told in a warning.
+    The lock is the system's, on the empty file run.lock, and ends with the process, however that ends; the file stays.
+    Raises RMDError where another run has the lock, or the folder cannot be written. On a file system without locks it
+    warns and goes on, where filelock would leave a lock file that a killed process cannot take away.
     """
 
     def __init__(self, folder):
@@ -67,12 +62,16 @@ class RunLock:
 
     def __enter__(self):
         make_folder(self.folder)
-        with writing(self.folder / NAME):
-            self._file = open(self.folder / NAME, "ab")
+        with writing(self.folder / LOCK):
+            self._file = open(self.folder / LOCK, "ab")
         try:
-            _lock(self._file)
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                os.lseek(self._file.fileno(), 0, os.SEEK_SET)
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
-            if error.errno in _HELD:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 self._file.close()
                 raise RMDError(
                     f"another run is writing into the output folder {self.folder} at this moment; wait until it has "
@@ -86,40 +85,36 @@ class RunLock:
         self._file.close()  # which gives the lock back
 
 
-def _lock(file):
-    """Take an exclusive lock or raise OSError at once."""
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-
-
-VERSION = 2  # 1 had a digest of the whole prompt cache
-
-
-def data_digests(config, prompts, cache):
-    """SHA-256 of what a run is fed: the list of ``prompts``, their embeddings in ``cache``, and the teacher."""
-    listed = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-    return {
-        "prompts": listed,
-        "prompts.cache": cache.digest((*prompts, NULL_PROMPT)),
-        "backbone.base": _checkpoint_digest(located(config.backbone.base)),
-    }
-
-
 def check_folder(config, data, *, resume):
     """The output folder: new or empty, or, when resuming, one that holds this very run. Nothing is written.
 
-    ``data``: the ``data_digests``. Raises RMDError if the folder holds anything else, or cannot be looked into.
+    ``data``: the ``data_digests``. Raises RMDError if the folder holds anything else, or cannot be read.
     """
-    folder, marker = Path(config.output.folder), Path(config.output.folder) / "run.json"
+    folder = Path(config.output.folder)
     try:
-        return _checked(config, data, folder, marker, resume=resume)
+        if folder.exists() and not folder.is_dir():
+            raise RMDError(f"the output folder {folder} is a file; choose another output.folder")
+        if resume:
+            _check_same_run(config, data, folder)
+        elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+            run = (folder / "run.json").exists()
+            raise RMDError(
+                f"the output folder {folder} already holds {'a run' if run else 'other files'}; "
+                f"{'continue it with --resume, or ' if run else ''}choose another one with --set output.folder=..."
+            )
     except OSError as error:
         raise RMDError(
             f"the output folder {folder} cannot be used ({error.strerror or error}); choose another output.folder"
         ) from None
+    return folder
+
+
+def claim_folder(config, data, folder, commits):
+    """Make the folder and mark it as this run's. Raises RMDError where it cannot be written."""
+    make_folder(folder)
+    write_text(folder / "config.yaml", config.to_yaml())
+    run = {"version": RUN_VERSION, "digest": config.digest(), "data": data, "commits": commits}
+    write_json(folder / "run.json", run)
 
 
 def known_commits(config):
@@ -127,62 +122,17 @@ def known_commits(config):
     try:
         commits = json.loads((Path(config.output.folder) / "run.json").read_text(encoding="utf-8"))["commits"]
         return {name: commit for name, commit in commits.items() if isinstance(commit, str)}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}  # what is wrong with it is told by check_folder
+    except _DAMAGED:
+        return {}  # check_folder reports what is wrong
 
 
-def claim_folder(config, data, folder, commits):
-    """Make the folder and mark it as this run's. Raises RMDError where it cannot be written."""
-    make_folder(folder)
-    write_text(folder / "config.yaml", config.to_yaml())
-    write_json(folder / "run.json", {"version": VERSION, "digest": config.digest(), "data": data, "commits": commits})
-
-
-def _checked(config, data, folder, marker, *, resume):
-    if folder.exists() and not folder.is_dir():
-        raise RMDError(f"the output folder {folder} is a file; choose another output.folder")
-    if resume:
-        _check_same_run(config, data, folder, marker)
-    elif folder.exists() and any(path.name != NAME for path in folder.iterdir()):
-        what = "a run" if marker.exists() else "other files"
-        raise RMDError(
-            f"the output folder {folder} already holds {what}; "
-            + ("continue it with --resume, or " if marker.exists() else "")
-            + "choose another one with --set output.folder=..."
-        )
-    return folder
-
-
-def _check_same_run(config, data, folder, marker):
-    try:
-        run = json.loads(marker.read_text(encoding="utf-8"))
-        version, digest, old = run["version"], run["digest"], dict(run["data"])
-    except FileNotFoundError:
-        raise RMDError(f"there is no run to resume in {folder}; start it without --resume") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise RMDError(f"{marker} is damaged; this run cannot be resumed, choose another output.folder") from None
-    if version != VERSION:
-        raise RMDError(
-            f"{marker} is of version {version}, this program reads version {VERSION}; choose another output.folder"
-        )
-    if digest != config.digest():
-        raise RMDError(
-            f"the run in {folder} has another configuration ({_differences(config, folder)}); "
-            "resume with the same one, or choose another output.folder"
-        )
-    changed = [key for key, value in data.items() if old.get(key) != value]
-    if changed:
-        raise RMDError(
-            f"{', '.join(_NAMES[key](config) for key in changed)} changed since the run in {folder} began; "
-            "put the old content back, or choose another output.folder"
-        )
-
-
-_NAMES = {
-    "prompts": lambda config: "the list of prompts",
-    "prompts.cache": lambda config: f"the prompt cache {config.prompts.cache}",
-    "backbone.base": lambda config: f"the teacher {config.backbone.base}",
-}
+def data_digests(config, prompts, cache):
+    """SHA-256 of the data of a run: the list of ``prompts``, their embeddings in ``cache``, and the teacher."""
+    return {
+        "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        "prompts.cache": cache.digest((*prompts, NULL_PROMPT)),
+        "backbone.base": _checkpoint_digest(located(config.backbone.base)),
+    }
 
 
 def _checkpoint_digest(path):
@@ -205,33 +155,69 @@ def _file_digest(path):
     return digest.hexdigest()
 
 
+def _check_same_run(config, data, folder):
+    marker = folder / "run.json"
+    try:
+        run = json.loads(marker.read_text(encoding="utf-8"))
+        version, digest, old = run["version"], run["digest"], dict(run["data"])
+    except FileNotFoundError:
+        raise RMDError(f"there is no run to resume in {folder}; start it without --resume") from None
+    except _DAMAGED:
+        raise RMDError(f"{marker} is damaged; this run cannot be resumed, choose another output.folder") from None
+    if version != RUN_VERSION:
+        raise RMDError(
+            f"{marker} is of version {version}, this program reads version {RUN_VERSION}; choose another output.folder"
+        )
+    if digest != config.digest():
+        raise RMDError(
+            f"the run in {folder} has another configuration ({_differences(config, folder)}); "
+            "resume with the same one, or choose another output.folder"
+        )
+    names = {
+        "prompts": "the list of prompts",
+        "prompts.cache": f"the prompt cache {config.prompts.cache}",
+        "backbone.base": f"the teacher {config.backbone.base}",
+    }
+    changed = [names[key] for key, value in data.items() if old.get(key) != value]
+    if changed:
+        raise RMDError(
+            f"{', '.join(changed)} changed since the run in {folder} began; "
+            "put the old content back, or choose another output.folder"
+        )
+
+
 def _differences(config, folder):
     try:
         old = decisive(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
+    except (*_DAMAGED, yaml.YAMLError):
         return "its config.yaml cannot be read"
     new = decisive(yaml.safe_load(config.to_yaml()))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in changed[:3])
 
 
-_NAME = re.compile(r"^step_(\d+)$")
-_STATE = "state.json"
-_VERSION = 1
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read: the update it was made after, by how many processes, and its tensors by part."""
+
+    update: int
+    path: Path
+    parts: dict
+    processes: int
 
 
 class StoredPart(Mapping):
-    """The tensors of one part by name, whole whatever they were spread over; read when asked for."""
+    """The tensors of one part by name, whole whether they were sharded or not; read when asked for."""
 
     def __init__(self, paths):
         self._files = [open_tensors(path) for path in paths]
         self._names = [set(file.keys()) for file in self._files]
 
     def __getitem__(self, name):
-        held = [file.get_tensor(name) for file, names in zip(self._files, self._names) if name in names]
-        if not held:
+        shards = [file.get_tensor(name) for file, names in zip(self._files, self._names) if name in names]
+        if not shards:
             raise KeyError(name)
-        return held[0] if len(held) == 1 else torch.cat(held)
+        return shards[0] if len(shards) == 1 else torch.cat(shards)
 
     def __iter__(self):
         return iter(sorted(self._names[0]))
@@ -240,18 +226,17 @@ class StoredPart(Mapping):
         return len(self._names[0])
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read back: the update it was made after, by how many processes, and its tensors by part."""
-
-    update: int
-    path: Path
-    parts: dict
-    processes: int
-
-
 class CheckpointStore:
-    """The checkpoints of one run, at most ``keep`` of them; written by all ``processes`` together, or by one alone."""
+    """The checkpoints of one run, at most ``keep`` of them; written by all ``processes`` together, or by one alone.
+
+    step_000100/{student,fake,student_optimiser,fake_optimiser[,average]}.safetensors, state.json
+
+    Each is one folder, there as a whole or not at all. Parts whose tensors are sharded over N processes are N files,
+    student.1-of-4.safetensors and so on: a tensor that is in the second file too is sharded along its first axis, any
+    other is whole in the first. They can be read by any number of processes.
+    """
+
+    VERSION = 1
 
     def __init__(self, folder, *, keep, processes=None):
         self.folder = Path(folder)
@@ -264,11 +249,11 @@ class CheckpointStore:
         """The updates there are checkpoints of, in order."""
         if not self.folder.is_dir():
             return []
-        found = (_NAME.match(path.name) for path in self.folder.iterdir() if (path / _STATE).is_file())
-        return sorted(int(match[1]) for match in found if match)
+        names = [path.name for path in self.folder.iterdir() if (path / "state.json").is_file()]
+        return sorted(int(match[1]) for match in (re.fullmatch(r"step_(\d+)", name) for name in names) if match)
 
     def path(self, update):
-        """Where the checkpoint of an update lies."""
+        """The folder of the checkpoint of an update."""
         return self.folder / f"step_{update:06d}"
 
     def latest_path(self):
@@ -277,35 +262,39 @@ class CheckpointStore:
         return self.path(updates[-1]) if updates else None
 
     def save(self, update, parts):
-        """Write a checkpoint under another name, rename it in one stroke, then drop those beyond ``keep``.
+        """Write a checkpoint under another name, rename it in one stroke, then remove those beyond ``keep``.
 
-        ``parts``: ``{part: {name: tensor}}``, tensors that may be spread over the processes. Raises RMDError in all
+        ``parts``: ``{part: {name: tensor}}``, tensors that may be sharded over the processes. Raises RMDError in all
         processes when one cannot write; older checkpoints are untouched.
         """
         partial, final = self.folder / f".part-{update:06d}", self.path(update)
-        spread = any(isinstance(tensor, DTensor) for tensors in parts.values() for tensor in tensors.values())
-        shards = self.count if spread else 1
+        sharded = any(isinstance(tensor, DTensor) for tensors in parts.values() for tensor in tensors.values())
+        shards = self.count if sharded else 1
         try:
-            with self._writing(final):
+            with self._together(), writing(final):
                 if self.rank == 0:
                     make_folder(self.folder)
-                    self._clear_partial()
+                    self._remove_partial()
                     partial.mkdir()
-            with self._writing(final):
+            with self._together(), writing(final):
                 for part, tensors in parts.items() if self.rank < shards else ():
-                    mine = {n: local(t) for n, t in tensors.items() if self.rank == 0 or isinstance(t, DTensor)}
-                    save_safetensors(partial / _file_name(part, self.rank, shards), mine)
-            with self._writing(final):
+                    own = {n: local(t) for n, t in tensors.items() if self.rank == 0 or isinstance(t, DTensor)}
+                    save_safetensors(partial / _file_name(part, self.rank, shards), own)
+            with self._together(), writing(final):
                 if self.rank == 0:
-                    state = {"version": _VERSION, "update": update, "parts": sorted(parts)}
-                    write_json(partial / _STATE, state | {"shards": shards, "processes": self.count})
+                    state = {"version": self.VERSION, "update": update, "parts": sorted(parts)}
+                    write_json(partial / "state.json", state | {"shards": shards, "processes": self.count})
                     if final.exists():
                         shutil.rmtree(final)
                     os.rename(partial, final)
         except ProcessLost:
             raise
         except RMDError as error:
-            raise self._failure(error) from None
+            if self.rank == 0:
+                self._remove_partial()
+            latest = self.latest_path()
+            kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
+            raise RMDError(f"{error}; {kept}") from None
         for old in self.updates()[: -self.keep] if self.rank == 0 else ():
             shutil.rmtree(self.path(old), ignore_errors=True)
         return final
@@ -313,40 +302,28 @@ class CheckpointStore:
     def load(self, update, parts):
         """The checkpoint of an update, which must have these ``parts``. Raises RMDError if it is damaged."""
         path = self.path(update)
-        instead = f"delete the folder {path} to resume from the one before"
+        file, instead = path / "state.json", f"delete the folder {path} to resume from the one before"
         try:
-            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            version, told, found = state["version"], state["update"], sorted(state["parts"])
+            state = json.loads(file.read_text(encoding="utf-8"))
+            version, stored, found = state["version"], state["update"], sorted(state["parts"])
             shards, processes = int(state.get("shards", 1)), int(state.get("processes", 1))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            raise RMDError(f"{path / _STATE} is damaged; {instead}") from None
-        if version != _VERSION:
+        except _DAMAGED:
+            raise RMDError(f"{file} is damaged; {instead}") from None
+        if version != self.VERSION:
+            raise RMDError(f"{file} is of version {version!r}, this program reads version {self.VERSION}; {instead}")
+        if stored != update or found != sorted(parts):
             raise RMDError(
-                f"{path / _STATE} is of version {version!r}, this program reads version {_VERSION}; {instead}"
+                f"{file} is damaged: it is of update {stored!r} and the parts {found}, not of the parts "
+                f"{sorted(parts)}; {instead}"
             )
-        if told != update or found != sorted(parts):
-            raise RMDError(
-                f"{path / _STATE} is damaged: it tells of update {told!r} and the parts {found}, "
-                f"not of the parts {sorted(parts)}; {instead}"
-            )
-        files = {part: [path / _file_name(part, number, shards) for number in range(shards)] for part in parts}
-        return Checkpoint(update, path, {part: StoredPart(paths) for part, paths in files.items()}, processes)
+        stored_parts = {
+            part: StoredPart([path / _file_name(part, number, shards) for number in range(shards)]) for part in parts
+        }
+        return Checkpoint(update, path, stored_parts, processes)
 
-    @contextlib.contextmanager
-    def _writing(self, final):
-        with self._together(), writing(final):
-            yield
-
-    def _clear_partial(self):
+    def _remove_partial(self):
         for path in self.folder.glob(".part-*"):
             shutil.rmtree(path, ignore_errors=True)
-
-    def _failure(self, error):
-        if self.rank == 0:
-            self._clear_partial()
-        latest = self.latest_path()
-        kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
-        return RMDError(f"{error}; {kept}")
 
 
 def _file_name(part, number, shards):

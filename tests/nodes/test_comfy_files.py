@@ -8,13 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from comfy_students import KEY_COMPLAINTS, load_in_comfy, relative_error, tell_difference
-from training.backbones.wan import (
-    load_wan_transformer,
-    load_wan_vae,
-    native_wan_metadata,
-    native_wan_state_dict,
-    save_wan_transformer,
-)
+from training.backbones.wan import WanBackbone, load_wan_transformer, load_wan_vae, save_wan_transformer
 from training_world import tiny_vae, tiny_wan, write_native_vae
 
 MODELS = Path(__file__).parents[2] / "demo" / "models"
@@ -96,10 +90,10 @@ def test_shipped_vae_codes_alike(comfy, complaints):
 
 
 def test_a_missing_or_foreign_key_is_noticed(comfy, complaints, tmp_path):
-    model = tiny_wan()
-    tensors = native_wan_state_dict(model)
+    model, backbone = tiny_wan(), WanBackbone()
+    tensors = backbone.native_state(model)
     tensors["blocks.0.self_attn.extra.weight"] = tensors.pop("blocks.0.self_attn.q.weight")
-    save_file(tensors, tmp_path / "wan.safetensors", metadata=native_wan_metadata(model))
+    save_file(tensors, tmp_path / "wan.safetensors", metadata=backbone.native_metadata(model))
     load_in_comfy(comfy, tmp_path / "wan.safetensors")
     told = " ".join(complaints())
     assert "unet missing" in told and "self_attn.q.weight" in told and "self_attn.extra.weight" in told

@@ -1,6 +1,7 @@
 """Every backbone in the trainer, on tiny networks: loading, predicting, one update, the student's file."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,18 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbone_world import (
     NAMES,
-    TINY,
     backbone_setup,
-    random_network,
     tiny_network,
     write_backbone_world,
     write_prompts,
 )
 from rmd_core.errors import RMDError
-from rmd_core.files import save_safetensors
 from rmd_core.recipe import read_recipe
 from training.backbones import BACKBONES, make_backbone
 from training.backbones.base import Backbone, network_dtype
+from training.export import base_name
 from training.parallel import Processes
 from training.prompts import PromptCache, write_prompt_cache
 from training.trainer import Trainer
@@ -106,29 +105,6 @@ def test_a_changed_folder_is_not_resumed(world, tmp_path, capsys):
         assert distill(folder, *sets, flags=["--resume"]) == refused(capsys, 2, "the teacher", "changed")
     finally:
         config.write_text(text, encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", ["sd3", "pixart_alpha", "pixart_sigma"])
-def test_a_native_file_gives_the_same_network_as_the_folder(tmp_path, name):
-    """PixArt's heads are 72 wide in every release, which a native file does not tell."""
-    kind, config, *_ = TINY[name]
-    heads = {"num_attention_heads": 1, "attention_head_dim": 72, "cross_attention_dim": 72}
-    network = random_network(kind, config | (heads if name.startswith("pixart") else {}))
-    backbone = make_backbone(name)
-    backbone.export(network, tmp_path / "m.safetensors", dtype=torch.float32, metadata={})
-    again = backbone.load(tmp_path / "m.safetensors", dtype=torch.float32)
-    assert equal(network.state_dict(), again.state_dict())
-    if name == "sd3":
-        assert again.config.dual_attention_layers == (0,) and again.config.qk_norm == "rms_norm"
-    whole = {f"model.diffusion_model.{key}": tensor for key, tensor in tensors(tmp_path / "m.safetensors").items()}
-    save_safetensors(tmp_path / "whole.safetensors", whole | {"first_stage_model.post_quant_conv.bias": torch.zeros(4)})
-    assert equal(network.state_dict(), backbone.load(tmp_path / "whole.safetensors", dtype=torch.float32).state_dict())
-    save_safetensors(tmp_path / "part.safetensors", dict(list(whole.items())[1:]))
-    save_safetensors(tmp_path / "more.safetensors", whole | {"model.diffusion_model.extra": torch.zeros(4)})
-    save_safetensors(tmp_path / "other.safetensors", {"weight": torch.zeros(4)})
-    for file, words in (("part", "tensors"), ("more", "'extra'"), ("other", "native key names")):
-        with pytest.raises(RMDError, match=words):
-            backbone.load(tmp_path / f"{file}.safetensors", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -248,20 +224,6 @@ def test_the_count_of_operations_is_that_of_a_real_forward(tmp_path, name):
     assert backbone.flops(network, 8, 12, 1, cache.tokens) == counter.get_total_flops() > 0
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_path, name):
-    write_backbone_world(name, tmp_path)
-    backbone = make_backbone(name)
-    vae = backbone.load_vae(tmp_path / "model")
-    raw = torch.randn(2, backbone.channels, 3, 4, generator=torch.Generator().manual_seed(0))
-    config = vae.config
-    latents = (raw - (config.shift_factor or 0.0)) * config.scaling_factor
-    with torch.no_grad():
-        expected = (vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1)
-    pictures = backbone.decode(vae, latents)
-    assert pictures.shape == (2, 3, 1, 24, 32) and torch.allclose(pictures[:, :, 0], expected, atol=1e-5)
-
-
 BAD = {
     "no such folder": ("sdxl", ["backbone.base={w}/nothing"], "does not exist"),
     "a name on the hub": ("sdxl", ["backbone.base=owner/model-1.0"], "hf download owner/model-1.0"),
@@ -284,66 +246,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, what):
     assert distill(tmp_path, *(o.format(w=tmp_path) for o in overrides)) == refused(capsys, 2, words)
 
 
-def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def test_damaged_folders_are_refused(tmp_path):
-    write_backbone_world("sdxl", tmp_path)
-    model, backbone = tmp_path / "model", make_backbone("sdxl")
-    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
-    good = weights.read_bytes()
-
-    def refuses(words):
-        with pytest.raises(RMDError, match=words) as caught:
-            backbone.load(model, dtype=torch.float32)
-        assert "\n" not in str(caught.value)
-
-    (model / "scheduler").mkdir()
-    (model / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
-    refuses("v_prediction")
-    (model / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
-    assert backbone.load(model, dtype=torch.bfloat16).dtype == torch.bfloat16
-    weights.write_bytes(good[: len(good) // 2])
-    refuses("truncated")
-    weights.unlink()
-    (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"PK")
-    refuses("only safetensors are read")
-    (model / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(good)
-    assert backbone.load(model, dtype=torch.float32).dtype == torch.float32
-    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 3])
-    refuses("lack")
-    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 1])
-    refuses("also hold")
-    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 2], cross_attention_dim=32)
-    refuses("cannot be loaded")
-    (model / "unet" / "config.json").write_text("[")
-    refuses("JSON")
-
-
-def test_a_folder_may_go_by_the_older_name_of_its_class(tmp_path):
-    write_backbone_world("pixart_alpha", tmp_path)
-    backbone, network = make_backbone("pixart_alpha"), tiny_network("pixart_alpha")
-    change(tmp_path / "model" / "transformer" / "config.json", _class_name="Transformer2DModel")
-    for dtype in (torch.float32, torch.bfloat16):
-        state = {key: tensor.to(dtype) for key, tensor in network.state_dict().items()}
-        assert equal(backbone.load(tmp_path / "model", dtype=dtype).state_dict(), state)
-    assert type(backbone.outline(tmp_path / "model")) is type(network)
-
-
-def test_weights_that_are_not_finite_and_another_autoencoder_are_refused(tmp_path):
-    write_backbone_world("sd3", tmp_path)
-    backbone, network = make_backbone("sd3"), tiny_network("sd3")
-    with torch.no_grad():
-        next(network.parameters())[0] = torch.nan
-    network.save_pretrained(tmp_path / "model" / "transformer")
-    with pytest.raises(RMDError, match="not finite"):
-        backbone.load(tmp_path / "model", dtype=torch.float32)
-    change(tmp_path / "model" / "vae" / "config.json", scaling_factor=0.3611)
-    with pytest.raises(RMDError, match="channels, scale and shift"):
-        backbone.load_vae(tmp_path / "model")
-
-
 @pytest.mark.parametrize(
     ("name", "of", "words"),
     [
@@ -361,3 +263,79 @@ def test_caches_of_other_encoders_are_refused(tmp_path, name, of, words):
         cache = write_prompts(of, tmp_path / "c.safetensors")
     with pytest.raises(RMDError, match=words):
         make_backbone(name).check_cache(tiny_network(name), cache)
+
+
+@pytest.mark.parametrize("mode", ["adapters", "three networks"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_each_mode(tmp_path, name, mode):
+    write_backbone_world(name, tmp_path)
+    settings = (f"model.mode={mode}", "model.rank=2", "train.updates=2")
+    assert distill(tmp_path, *settings) == 0
+    assert all(math.isfinite(value) for entry in metrics(tmp_path / "out") for value in entry.values())
+    student = tensors(tmp_path / "out" / "student.safetensors")
+    assert all(name.startswith("diffusion_model.") for name in student) == (mode == "adapters")
+    again = ("output.merge=true", "output.name=whole", "backbone.gradient_checkpointing=true")
+    assert distill(tmp_path, *settings, *again, flags=["--resume"]) == 0
+    assert "diffusion_model." not in "".join(tensors(tmp_path / "out" / "whole.safetensors"))
+
+
+@pytest.mark.parametrize("base", ["model", "model/unet"])
+def test_v_prediction_is_seen_from_the_folder_and_from_its_network(tmp_path, base):
+    write_backbone_world("sdxl", tmp_path)
+    (tmp_path / "model" / "scheduler").mkdir()
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    with pytest.raises(RMDError, match="prediction_type v_prediction; only epsilon"):
+        backbone_setup("sdxl", tmp_path, f"backbone.base={tmp_path / base}")
+
+
+def test_an_sdxl_model_of_other_noise_is_refused(tmp_path):
+    write_backbone_world("sdxl", tmp_path)
+    (tmp_path / "model" / "scheduler").mkdir()
+    told = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.012}
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    with pytest.raises(RMDError, match="says {'beta_schedule': 'linear', 'beta_start': 0.0001}; .* scaled_linear"):
+        backbone_setup("sdxl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "warned"),
+    [
+        ("sd3", {"shift": 3.0}, None),
+        ("sd3", {"shift": 1.5}, 1.5),
+        ("sd3", {"shift": 1.5, "use_dynamic_shifting": True}, None),
+        ("wan", {"flow_shift": 5}, 5.0),
+        ("wan", {"flow_shift": "5"}, None),
+        ("sdxl", {"shift": 2.0}, None),
+    ],
+)
+def test_a_scheduler_of_another_shift_is_told_once(tmp_path, caplog, name, told, warned):
+    write_backbone_world(name, tmp_path)
+    (tmp_path / "model" / "scheduler").mkdir()
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    for base in ("model", f"model/{'unet' if name == 'sdxl' else 'transformer'}"):
+        caplog.clear()
+        backbone_setup(name, tmp_path, f"backbone.base={tmp_path / base}")
+        warnings = [record.getMessage() for record in caplog.records if "shift" in record.getMessage()]
+        assert len(warnings) == (warned is not None)
+        assert not warnings or f"has shift {warned:g}, and backbone.shift is 3," in warnings[0]
+    if warned:
+        caplog.clear()
+        backbone_setup(name, tmp_path, f"backbone.shift={warned}")
+        assert "shift" not in caplog.text
+
+
+def test_layers_that_no_lora_file_can_hold(tmp_path):
+    write_backbone_world("sd3", tmp_path)
+    options = ["model.mode=adapters", "model.targets=[norm_out.linear]"]
+    with pytest.raises(RMDError, match="model.targets: 'norm_out.linear' has its halves .* output.merge=true"):
+        backbone_setup("sd3", tmp_path, *options)
+    backbone_setup("sd3", tmp_path, *options, "output.merge=true")
+
+
+def test_the_name_of_a_base(tmp_path, monkeypatch):
+    for part in ("stable-diffusion", "stable-diffusion/unet"):
+        (tmp_path / part).mkdir()
+        assert base_name(tmp_path / part) == "stable-diffusion"
+    monkeypatch.chdir(tmp_path / "stable-diffusion")
+    assert base_name(type(tmp_path)(".")) == "stable-diffusion"
+    assert base_name(tmp_path / "sd_xl_base_1.0.safetensors") == "sd_xl_base_1.0"

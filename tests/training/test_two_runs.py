@@ -7,7 +7,7 @@ from pathlib import Path
 
 from test_interrupted import finished, record, start, wait_for_update
 
-from training.run import NAME, RunLock
+from training.run import LOCK, RunLock
 from training_world import distill, refused, write_world
 
 HOLD = "import sys, training.run as run; run.RunLock(sys.argv[1]).__enter__(); print('held', flush=True); input()"
@@ -37,7 +37,7 @@ def test_a_new_run_waits_for_nobody(tmp_path, capsys):
     with RunLock(out):
         assert distill(tmp_path) == 2
         refused(capsys, 2, "another run is writing")
-        assert [path.name for path in out.iterdir()] == [NAME]
+        assert [path.name for path in out.iterdir()] == [LOCK]
     assert distill(tmp_path) == 0
 
 

@@ -1,11 +1,7 @@
-"""What the trainer asks of a model family.
-What several backbones refuse.
-A model family whose native files are a renaming of diffusers' tensors: it is a few facts and a KeyMap."""
+"""What the trainer asks of a model family, and what all of them share: a family adds facts and its forward."""
 
 import logging
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 
@@ -24,77 +20,175 @@ from .files import (
     scheduler_config,
 )
 
+log = logging.getLogger(__name__)
 
-class Backbone(ABC):
+NATIVE_SHIFT = 3.0  # of the flow models here, where a configuration gives none
+
+
+class Backbone:
     """One model family: its noise curve, its latents, its network calls and its files.
 
     Conditioning is a dictionary of tensors whose first axis is the batch. A checkpoint is one safetensors file in
-    native key names, or a Diffusers-format folder.
+    native key names, or a Diffusers-format folder. A family sets the attributes below and implements ``keys``,
+    ``native_config`` and ``predict``; what else differs it overrides. ``shift``: a flow teacher's shift.
     """
 
     name: str
     architecture: str  # modelspec.architecture of an exported student
     prediction: str  # "flow", "v" or "eps"
+    curve: object  # the NoiseCurve the teacher was trained on; flows get it from their shift
     channels: int  # of a latent
     multiple: int  # height and width of a latent must be multiples of it
     pixels_per_cell: int  # of the autoencoder
-    size_conditioning: str  # "none", "stage" or "final": which size the network is told
-    temporal: bool  # latents are (B, C, T, H, W), not (B, C, H, W)
-    curve: object  # the NoiseCurve the teacher was trained on
+    size_conditioning: str = "none"  # "none", "stage" or "final": which size is given to the network
+    temporal: bool = False  # latents are (B, C, T, H, W), not (B, C, H, W)
     prompt_tokens: int  # to which our text encoders pad a prompt; at most so many where they pad to the longest
+    masked: bool = False  # the network masks the padding of prompts
+    pooled: bool = False  # the network takes a pooled text embedding too
     known_batch: int | None = None  # samples of an update below which training is known to suffer
     adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on
 
-    @abstractmethod
-    def load(self, path, *, dtype):
-        """The network of a checkpoint, on the CPU in ``dtype``. Raises RMDError for a wrong one."""
+    kind: type  # the diffusers class
+    component: str = "transformer"  # its folder
+    aliases: tuple = ()  # other names of the class in configurations
+    left_over: tuple = ()  # tensors of a folder that the class has no place for
+    unused: tuple = ()  # native tensors that the class has no use for
+    text_width: str  # the entry of the class's configuration with the width of text embeddings
+    scaling: float  # of the autoencoder
+    latent_shift: float = 0.0
 
-    @abstractmethod
-    def outline(self, path):
-        """The network of a checkpoint on the meta device, from configuration or header. Raises RMDError as ``load``."""
+    def __init__(self, *, shift=None):
+        if self.prediction == "flow":
+            self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
+        elif shift is not None:
+            raise RMDError(f"backbone.shift is {shift:g}, but {self.name} is no rectified flow; leave it out")
 
-    @abstractmethod
+    @staticmethod
+    def keys(config):
+        """The KeyMap of a network of this configuration."""
+        raise NotImplementedError
+
+    @staticmethod
+    def native_config(tensors, metadata):
+        """Constructor arguments for a native file, from the shapes of its tensors.
+
+        None, or a KeyError, IndexError, ValueError or ArithmeticError, for another network's.
+        """
+        raise NotImplementedError
+
     def predict(self, network, x, sigma_B, conditioning):
         """The network's output in float32 for states ``x`` at the noise levels ``sigma_B``, shape (B,), float64."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def conditioning(self, cache, texts):
-        """The conditioning of prompts from a ``PromptCache``, on the CPU. Raises RMDError for a missing prompt."""
+    # Networks and files
 
-    @abstractmethod
-    def check_cache(self, network, cache):
-        """Raise RMDError unless the cache's embeddings fit the network."""
+    def native_metadata(self, network):
+        """Metadata by which ComfyUI's loader detects the network, beside its tensors."""
+        return {}
 
-    @abstractmethod
+    def check_file(self, path):
+        """Raise RMDError for a native file that says in its header that it is no such network."""
+
+    def checked(self, network, path):
+        """The network. Raises RMDError for one that cannot be distilled."""
+        return network
+
+    def load(self, path, *, dtype):
+        """The network of a checkpoint, on the CPU in ``dtype``. Raises RMDError for a wrong one."""
+        if is_folder(path):
+            names = {"aliases": self.aliases, "ignored": self.left_over}
+            network = load_component(self.kind, path, component=self.component, dtype=dtype, **names)
+        else:
+            self.check_file(path)
+            network = load_native(
+                self.kind, path, config_of=self.native_config, keys_of=self.keys, dtype=dtype, ignored=self.unused
+            )
+        return self.checked(network, path)
+
+    def outline(self, path):
+        """The network of a checkpoint on the meta device, from configuration or header. Raises RMDError as ``load``."""
+        if is_folder(path):
+            network = outline_component(self.kind, path, component=self.component, aliases=self.aliases)
+        else:
+            self.check_file(path)
+            network = outline_native(self.kind, path, config_of=self.native_config, ignored=self.unused)
+        return self.checked(network, path)
+
     def native_state(self, network):
         """The network's tensors under the names that ComfyUI's loader detects."""
+        return self.keys(network.config).to_native(network.state_dict())
 
-    @abstractmethod
     def native_layer(self, network, layer):
         """(native layer, layers of the network that are stacked in it, from its first row) of a layer, by name."""
+        return self.keys(network.config).native_layer(layer)
 
-    @abstractmethod
-    def load_vae(self, path):
-        """The autoencoder of a file or folder, frozen, in float32 on the CPU. Raises RMDError for a wrong one."""
-
-    @abstractmethod
-    def decode(self, vae, latents):
-        """Pictures (B, 3, T, H, W) in 0..1 of latents."""
-
-    @abstractmethod
     def export(self, network, path, *, dtype, metadata):
-        """Write the network as one file that ComfyUI loads, with further metadata."""
-
-    @abstractmethod
-    def blank_conditioning(self, network, tokens, device):
-        """Conditioning of one sample with nothing in it, of the shapes the network takes."""
+        """Write the network as one file that ComfyUI loads, with further metadata. Raises RMDError where that fails."""
+        save_native(
+            self.native_state(network), path, dtype=dtype, metadata={**self.native_metadata(network), **metadata}
+        )
 
     def architecture_of(self, network):
         """The modelspec.architecture of a student made from this network."""
         return self.architecture
 
-    def check_sizes(self, network, sizes):  # noqa: B027 - most networks run at every size
+    # Latents
+
+    def latent_shape(self, batch, frames):
+        """The shape of a batch of latents without height and width."""
+        return (batch, self.channels, frames) if self.temporal else (batch, self.channels)
+
+    def check_sizes(self, network, sizes):
         """Raise RMDError for a stage size, (height, width) in cells, at which the network fails here or in ComfyUI."""
+
+    def load_vae(self, path):
+        """The autoencoder of a file or folder, frozen, in float32 on the CPU. Raises RMDError for a wrong one."""
+        return load_kl_vae(path, channels=self.channels, scaling=self.scaling, shift=self.latent_shift)
+
+    def decode(self, vae, latents):
+        """Images (B, 3, T, H, W) in 0..1 of latents."""
+        return decode_kl(vae, latents, scaling=self.scaling, shift=self.latent_shift)
+
+    # Conditioning
+
+    def pooled_width(self, network):
+        """The width of the pooled text embedding of a network that takes one."""
+        raise NotImplementedError
+
+    def conditioning(self, cache, texts):
+        """The conditioning of prompts from a ``PromptCache``, on the CPU. Raises RMDError for a missing prompt."""
+        found = {"text": cache.batch(texts)}
+        if self.masked:
+            found["mask"] = cache.mask(texts)
+        if self.pooled:
+            found["pooled"] = cache.pooled(texts)
+        return found
+
+    def check_cache(self, network, cache):
+        """Raise RMDError unless the cache's embeddings fit the network."""
+        if self.masked and not cache.masked:
+            raise RMDError(
+                f"{cache.path} does not say that padding is masked, as {self.name} does; "
+                "make it with python -m training.encode_prompts"
+            )
+        if cache.masked and not self.masked:
+            raise RMDError(
+                f"{cache.path} was made for a network that masks the padding, this one does not; make its own"
+            )
+        _check_width(cache, "embeddings", cache.dim, network.config[self.text_width])
+        if self.pooled:
+            _check_width(cache, "pooled embeddings", cache.pooled_dim, self.pooled_width(network))
+
+    def blank_conditioning(self, network, tokens, device):
+        """Conditioning of one sample with nothing in it, of the shapes the network takes."""
+        blank = {"text": torch.zeros(1, tokens, network.config[self.text_width], device=device)}
+        if self.masked:
+            blank["mask"] = torch.ones(1, tokens, device=device)
+        if self.pooled:
+            blank["pooled"] = torch.zeros(1, self.pooled_width(network), device=device)
+        return blank
+
+    # Costs
 
     def flops(self, network, height, width, frames, tokens):
         """Floating-point operations of one forward of one sample: PyTorch's count over a forward without data."""
@@ -108,14 +202,22 @@ class Backbone(ABC):
             self.predict(copy, x, sigma, self.blank_conditioning(network, tokens, "meta"))
         return counter.get_total_flops()
 
-    def latent_shape(self, batch, frames):
-        """The shape of a batch of latents without height and width."""
-        return (batch, self.channels, frames) if self.temporal else (batch, self.channels)
-
     @staticmethod
     def parameters(network):
         """The number of parameters."""
         return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _check_width(cache, what, found, expected):
+    if found is None:
+        raise RMDError(
+            f"{cache.path} holds no {what}, which this network needs; make it with python -m training.encode_prompts"
+        )
+    if found != expected:
+        raise RMDError(
+            f"{cache.path} holds {what} of width {found}, but the transformer takes {expected}; "
+            "use the cache of its own text encoder"
+        )
 
 
 def network_dtype(network):
@@ -143,28 +245,20 @@ def move(conditioning, device):
     return {name: tensor.to(device) for name, tensor in conditioning.items()}
 
 
-log = logging.getLogger(__name__)
-
-_MADE = re.compile(r"(wan|sdxl|sd3|pixart-alpha|pixart-sigma)(-\d+)?-[0-9a-f]{12}")  # as encode_prompts names encoders
-
-
-def refuse_shift(backbone, shift):
-    """Raise RMDError for a flow shift given to a model that is no flow."""
-    if shift is not None:
-        raise RMDError(f"backbone.shift is {shift:g}, but {backbone.name} is no rectified flow; leave it out")
-
-
 def warn_of_another_shift(backbone, path):
     """Log a warning where the scheduler in a Diffusers-format folder has another shift than a flow backbone's curve."""
-    told = scheduler_config(path) if isinstance(backbone.curve, FlowCurve) and is_folder(path) else {}
-    shift = told.get("flow_shift", told.get("shift"))
+    scheduler = scheduler_config(path) if backbone.prediction == "flow" and is_folder(path) else {}
+    shift = scheduler.get("flow_shift", scheduler.get("shift"))
     # A scheduler that computes its shift from each size has no one shift.
-    if type(shift) in (int, float) and shift != backbone.curve.shift and not told.get("use_dynamic_shifting"):
+    if type(shift) in (int, float) and shift != backbone.curve.shift and not scheduler.get("use_dynamic_shifting"):
         log.warning(
             "warning: the scheduler of %s has shift %g, and backbone.shift is %g, which the plan's first size is named "
             "by; set backbone.shift=%g unless another is meant",
             *(path, shift, backbone.curve.shift, shift),
         )
+
+
+_MADE = re.compile(r"(wan|sdxl|sd3|pixart-alpha|pixart-sigma)(-\d+)?-[0-9a-f]{12}")  # as encode_prompts names encoders
 
 
 def refuse_other_family(backbone, cache):
@@ -175,83 +269,3 @@ def refuse_other_family(backbone, cache):
             f"{cache.path} was made by the text encoders of {made[1]} ({cache.encoder}), not by those of "
             f"{backbone.name}; use a cache of its own"
         )
-
-
-def refuse_masked(cache):
-    """Raise RMDError for a cache whose prompts are for a network that masks their padding."""
-    if cache.masked:
-        raise RMDError(f"{cache.path} was made for a network that masks the padding, this one does not; make its own")
-
-
-def check_width(cache, found, wanted, what="embeddings"):
-    """Raise RMDError unless the cache's ``what`` have the width that the network takes; ``found`` None: it has none."""
-    if found is None:
-        raise RMDError(
-            f"{cache.path} holds no {what}, which this network needs; make it with python -m training.encode_prompts"
-        )
-    if found != wanted:
-        raise RMDError(
-            f"{cache.path} holds {what} of width {found}, but the transformer takes {wanted}; "
-            "use the cache of its own text encoder"
-        )
-
-
-class KeyedBackbone(Backbone):
-    """A family of one diffusers class, with Stable Diffusion's kind of autoencoder.
-
-    What follows here is read from the facts; ``checked`` is the place for what else a network must be.
-    """
-
-    kind: type  # the diffusers class
-    component: str = "transformer"  # its folder
-    aliases: tuple = ()  # other names of the class in configurations
-    left_over: tuple = ()  # tensors of a folder that the class has no place for
-    unused: tuple = ()  # native tensors that it has no use for
-    keys: Callable  # keys(config): the KeyMap of a network of this configuration
-    scaling: float  # of the autoencoder
-    latent_shift: float = 0.0
-
-    @staticmethod
-    @abstractmethod
-    def native_config(tensors):
-        """Constructor arguments for a native file, from the shapes of its tensors; None for another network's."""
-
-    def check_file(self, path):  # noqa: B027 - most say nothing
-        """Raise RMDError for a native file that says in its header that it is no such network."""
-
-    def checked(self, network, path):
-        """The network. Raises RMDError for one that cannot be distilled."""
-        return network
-
-    def load(self, path, *, dtype):
-        if is_folder(path):
-            names = {"aliases": self.aliases, "ignored": self.left_over}
-            network = load_component(self.kind, path, component=self.component, dtype=dtype, **names)
-        else:
-            self.check_file(path)
-            reading = {"config_of": self.native_config, "keys_of": self.keys, "ignored": self.unused}
-            network = load_native(self.kind, path, dtype=dtype, **reading)
-        return self.checked(network, path)
-
-    def outline(self, path):
-        if is_folder(path):
-            network = outline_component(self.kind, path, component=self.component, aliases=self.aliases)
-        else:
-            self.check_file(path)
-            network = outline_native(self.kind, path, config_of=self.native_config, ignored=self.unused)
-        return self.checked(network, path)
-
-    def native_state(self, network):
-        return self.keys(network.config).to_native(network.state_dict())
-
-    def native_layer(self, network, layer):
-        return self.keys(network.config).native_layer(layer)
-
-    def export(self, network, path, *, dtype, metadata):
-        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
-
-    def load_vae(self, path):
-        return load_kl_vae(path, channels=self.channels, scaling=self.scaling, shift=self.latent_shift)
-
-    def decode(self, vae, latents):
-        return decode_kl(vae, latents, scaling=self.scaling, shift=self.latent_shift)

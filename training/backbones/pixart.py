@@ -1,5 +1,4 @@
-"""Key names of PixArt transformers: native (the original release, ComfyUI) and diffusers.
-PixArt alpha and PixArt Sigma."""
+"""PixArt alpha and PixArt Sigma."""
 
 import math
 
@@ -9,7 +8,7 @@ from diffusers import PixArtTransformer2DModel
 from rmd_core.errors import RMDError
 from rmd_core.schedule import VPCurve
 
-from .base import KeyedBackbone, check_width, network_dtype, refuse_shift
+from .base import Backbone, network_dtype
 from .files import KeyMap
 
 UNUSED = ("pos_embed", "y_embedder.y_embedding")
@@ -51,29 +50,27 @@ GRID = 32  # positions run from 0 to 32 at every size: 64 patches over interpola
 SMALLEST_MEAN = 32  # ComfyUI rounds the mean side over 64 to the scale of its positions, and 0 ends in an error
 
 
-class PixArtBackbone(KeyedBackbone):
+class PixArtBackbone(Backbone):
     """PixArt: eps prediction on linear betas; eps are the first 4 of 8 output channels, padding is masked."""
 
     prediction = "eps"
     channels = 4
     multiple = 2
     pixels_per_cell = 8
-    temporal = False
+    masked = True
+    curve = VPCurve.linear(1e-4, 0.02)
     kind = PixArtTransformer2DModel
     keys = staticmethod(pixart_keys)
     aliases = ("Transformer2DModel",)  # the class PixArt alpha's folders name
     left_over = ("caption_projection.y_embedding",)  # a caption for dropout in training, which early folders hold
     unused = UNUSED
-    adapter_targets = (*KeyedBackbone.adapter_targets, "ff.net.0.proj", "ff.net.2")
+    text_width = "caption_channels"
+    adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2")
     captions: int  # length of the original release's captions
-    told_sizes: bool  # whether the network is told resolution and aspect ratio
-
-    def __init__(self, *, shift=None):
-        refuse_shift(self, shift)
-        self.curve = VPCurve.linear(1e-4, 0.02)
+    takes_size: bool  # whether the network takes resolution and aspect ratio
 
     @staticmethod
-    def native_config(tensors):
+    def native_config(tensors, metadata):
         """Constructor arguments for a native file, from its shapes; heads are 72 wide, as in every release."""
         width, channels = tensors["x_embedder.proj.weight"].shape[:2]
         table = tensors.get("pos_embed")
@@ -91,11 +88,11 @@ class PixArtBackbone(KeyedBackbone):
         }
 
     def checked(self, network, path):
-        if bool(network.config.use_additional_conditions) != self.told_sizes:
-            told = "is" if network.config.use_additional_conditions else "is not"
+        if bool(network.config.use_additional_conditions) != self.takes_size:
+            takes = "takes" if network.config.use_additional_conditions else "does not take"
             raise RMDError(
-                f"{path}: its transformer {told} told resolution and aspect ratio; "
-                "backbone.name is pixart_alpha for those that are, else pixart_sigma"
+                f"{path}: its transformer {takes} resolution and aspect ratio; "
+                "backbone.name is pixart_alpha for those that do, else pixart_sigma"
             )
         grid = network.pos_embed.base_size / network.pos_embed.interpolation_scale
         if grid != GRID:
@@ -109,7 +106,7 @@ class PixArtBackbone(KeyedBackbone):
         dtype = network_dtype(network)
         height, width = x.shape[-2:]
         sizes = {"resolution": None, "aspect_ratio": None}
-        if self.told_sizes:
+        if self.takes_size:
             pixels = [float(side * self.pixels_per_cell) for side in (height, width)]
             sizes["resolution"] = torch.tensor(pixels, device=x.device).expand(len(x), 2)
             sizes["aspect_ratio"] = torch.full((len(x), 1), height / width, device=x.device)
@@ -123,17 +120,6 @@ class PixArtBackbone(KeyedBackbone):
         )[0]
         return output[:, : self.channels].float()
 
-    def conditioning(self, cache, texts):
-        return {"text": cache.batch(texts), "mask": cache.mask(texts)}
-
-    def check_cache(self, network, cache):
-        check_width(cache, cache.dim, network.config.caption_channels)
-        if not cache.masked:
-            raise RMDError(
-                f"{cache.path} does not say that padding is masked, as PixArt does; "
-                "make it with python -m training.encode_prompts"
-            )
-
     def check_sizes(self, network, sizes):
         for height, width in sizes:
             if height + width <= 2 * SMALLEST_MEAN:
@@ -142,10 +128,6 @@ class PixArtBackbone(KeyedBackbone):
                     f"plan.sizes: ComfyUI's PixArt cannot run {height}x{width} latent cells; the mean of the sides "
                     f"must be above {SMALLEST_MEAN} cells, {SMALLEST_MEAN * px} pixels"
                 )
-
-    def blank_conditioning(self, network, tokens, device):
-        text = torch.zeros(1, tokens, network.config.caption_channels, device=device)
-        return {"text": text, "mask": torch.ones(1, tokens, device=device)}
 
     def native_state(self, network):
         """The network's tensors under native names, and the one buffer more that ComfyUI's class has and never reads.
@@ -160,7 +142,7 @@ class PixArtBackbone(KeyedBackbone):
 
 
 class PixArtAlphaBackbone(PixArtBackbone):
-    """PixArt alpha at 1024 px, which is told resolution and aspect ratio, on Stable Diffusion 1.5's latents."""
+    """PixArt alpha at 1024 px, which takes resolution and aspect ratio, on Stable Diffusion 1.5's latents."""
 
     name = "pixart_alpha"
     prompt_tokens = 120
@@ -168,7 +150,7 @@ class PixArtAlphaBackbone(PixArtBackbone):
     size_conditioning = "stage"
     scaling = 0.18215
     captions = 120
-    told_sizes = True
+    takes_size = True
 
 
 class PixArtSigmaBackbone(PixArtBackbone):
@@ -177,7 +159,6 @@ class PixArtSigmaBackbone(PixArtBackbone):
     name = "pixart_sigma"
     prompt_tokens = 300
     architecture = "pixart-ms-sigma-xl-2"
-    size_conditioning = "none"
     scaling = 0.13025
     captions = 300
-    told_sizes = False
+    takes_size = False

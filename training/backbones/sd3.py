@@ -1,5 +1,4 @@
-"""Key names of SD3 and SD3.5 transformers: native (the original release, ComfyUI) and diffusers.
-Stable Diffusion 3.5 Medium and Large (and 3 Medium, the same without normalised queries)."""
+"""Stable Diffusion 3.5 Medium and Large (and 3 Medium, the same without normalised queries)."""
 
 import math
 
@@ -7,9 +6,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from rmd_core.errors import RMDError
-from rmd_core.schedule import FlowCurve
 
-from .base import KeyedBackbone, check_width, network_dtype, refuse_masked
+from .base import Backbone, network_dtype
 from .files import KeyMap
 
 
@@ -52,11 +50,10 @@ def _attention(keys, native, ours, projections, out, norms="norm_"):
         keys.add(f"{native}.ln_{part}", f"{ours}.{norms}{part}", ends=("weight",))
 
 
-NATIVE_SHIFT = 3.0
 HEAD = 64
 
 
-class SD3Backbone(KeyedBackbone):
+class SD3Backbone(Backbone):
     """SD3: rectified flow, 16 latent channels, timestep = 1000 sigma, sequence and pooled text."""
 
     name = "sd3"
@@ -66,22 +63,19 @@ class SD3Backbone(KeyedBackbone):
     channels = 16
     multiple = 2
     pixels_per_cell = 8
-    size_conditioning = "none"
-    temporal = False
+    pooled = True
     kind = SD3Transformer2DModel
     keys = staticmethod(sd3_keys)
+    text_width = "joint_attention_dim"
     scaling, latent_shift = 1.5305, 0.0609
     adapter_targets = (
-        *KeyedBackbone.adapter_targets,
+        *Backbone.adapter_targets,
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
 
-    def __init__(self, *, shift=None):
-        self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
-
     @staticmethod
-    def native_config(tensors):
+    def native_config(tensors, metadata):
         """Constructor arguments for a native file, from its shapes, as ComfyUI reads them."""
         width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
         layers = {int(name.split(".")[1]) for name in tensors if name.startswith("joint_blocks.")}
@@ -127,13 +121,8 @@ class SD3Backbone(KeyedBackbone):
             return_dict=False,
         )[0].float()
 
-    def conditioning(self, cache, texts):
-        return {"text": cache.batch(texts), "pooled": cache.pooled(texts)}
-
-    def check_cache(self, network, cache):
-        refuse_masked(cache)
-        check_width(cache, cache.dim, network.config.joint_attention_dim)
-        check_width(cache, cache.pooled_dim, network.config.pooled_projection_dim, "pooled embeddings")
+    def pooled_width(self, network):
+        return network.config.pooled_projection_dim
 
     def check_sizes(self, network, sizes):
         most = network.config.pos_embed_max_size * network.config.patch_size
@@ -143,9 +132,3 @@ class SD3Backbone(KeyedBackbone):
                     f"plan.sizes: {height}x{width} latent cells are beyond the network's positions; "
                     f"use at most {most} a side"
                 )
-
-    def blank_conditioning(self, network, tokens, device):
-        return {
-            "text": torch.zeros(1, tokens, network.config.joint_attention_dim, device=device),
-            "pooled": torch.zeros(1, network.config.pooled_projection_dim, device=device),
-        }

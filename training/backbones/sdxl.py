@@ -1,5 +1,4 @@
-"""Key names of UNets of the SDXL kind: native (the original release, ComfyUI) and diffusers.
-Stable Diffusion XL."""
+"""Stable Diffusion XL."""
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -9,7 +8,7 @@ from rmd_core.files import read_header
 from rmd_core.schedule import VPCurve
 
 from ..hub import is_folder
-from .base import KeyedBackbone, check_width, network_dtype, refuse_masked, refuse_shift
+from .base import Backbone, network_dtype
 from .files import KeyMap, scheduler_config
 
 _RESNET = {
@@ -105,8 +104,8 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 MARKERS = {"v_pred", "ztsnr", "edm_mean", "edm_vpred.sigma_max"}
 
 
-class SDXLBackbone(KeyedBackbone):
-    """SDXL: eps prediction on scaled linear betas; told the table index, the pooled text and the size of the stage."""
+class SDXLBackbone(Backbone):
+    """SDXL: eps prediction on scaled linear betas; takes the table index, the pooled text and the stage's size."""
 
     name = "sdxl"
     prompt_tokens = 77
@@ -116,19 +115,17 @@ class SDXLBackbone(KeyedBackbone):
     multiple = 4
     pixels_per_cell = 8
     size_conditioning = "stage"
-    temporal = False
+    pooled = True
+    curve = VPCurve.scaled_linear(BETAS["beta_start"], BETAS["beta_end"])
     kind = UNet2DConditionModel
     keys = staticmethod(sdxl_keys)
     component = "unet"
+    text_width = "cross_attention_dim"
     scaling = 0.13025
-    adapter_targets = (*KeyedBackbone.adapter_targets, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-
-    def __init__(self, *, shift=None):
-        refuse_shift(self, shift)
-        self.curve = VPCurve.scaled_linear(BETAS["beta_start"], BETAS["beta_end"])
+    adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 
     @staticmethod
-    def native_config(tensors):
+    def native_config(tensors, metadata):
         """Those of SDXL base, the only architecture such files are read in."""
         return dict(BASE) if tensors["label_emb.0.0.weight"].shape[1] == 2816 else None
 
@@ -143,19 +140,19 @@ class SDXLBackbone(KeyedBackbone):
     def checked(self, network, path):
         if not is_folder(path):
             return network
-        told = scheduler_config(path)
-        kind = told.get("prediction_type", "epsilon")
+        scheduler = scheduler_config(path)
+        kind = scheduler.get("prediction_type", "epsilon")
         if kind != "epsilon":
             raise RMDError(f"{path}: its scheduler says prediction_type {kind}; only epsilon models can be distilled")
-        other = {name: told[name] for name, value in BETAS.items() if told.get(name, value) != value}
+        other = {name: scheduler[name] for name, value in BETAS.items() if scheduler.get(name, value) != value}
         if other:
-            wanted = ", ".join(f"{name} {value}" for name, value in BETAS.items())
-            raise RMDError(f"{path}: its scheduler says {other}; students of SDXL's own noise are made, {wanted}")
+            own = ", ".join(f"{name} {value}" for name, value in BETAS.items())
+            raise RMDError(f"{path}: its scheduler says {other}; only SDXL's own noise can be distilled, {own}")
         config = network.config
         if (config.addition_embed_type, config.in_channels, config.out_channels) != ("text_time", 4, 4):
             raise RMDError(
-                f"{path}: its UNet takes {config.in_channels} channels, gives {config.out_channels} and is told "
-                f"{config.addition_embed_type}; SDXL text-to-image has 4, 4 and text_time"
+                f"{path}: its UNet takes {config.in_channels} channels, gives {config.out_channels} and has "
+                f"{config.addition_embed_type} embeddings; SDXL text-to-image has 4, 4 and text_time"
             )
         return network
 
@@ -168,21 +165,6 @@ class SDXLBackbone(KeyedBackbone):
         text = conditioning["text"].to(dtype)
         return network(x.to(dtype), timestep, text, added_cond_kwargs=added, return_dict=False)[0].float()
 
-    def conditioning(self, cache, texts):
-        return {"text": cache.batch(texts), "pooled": cache.pooled(texts)}
-
-    def check_cache(self, network, cache):
-        refuse_masked(cache)
-        check_width(cache, cache.dim, network.config.cross_attention_dim)
-        check_width(cache, cache.pooled_dim, self._pooled(network), "pooled embeddings")
-
-    def blank_conditioning(self, network, tokens, device):
-        return {
-            "text": torch.zeros(1, tokens, network.config.cross_attention_dim, device=device),
-            "pooled": torch.zeros(1, self._pooled(network), device=device),
-        }
-
-    @staticmethod
-    def _pooled(network):
+    def pooled_width(self, network):
         config = network.config
         return config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim

@@ -1,0 +1,420 @@
+"""Files of networks and autoencoders: names against ComfyUI and diffusers, round trips, damaged and foreign files."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_sd3_transformer_checkpoint_to_diffusers,
+    convert_wan_transformer_to_diffusers,
+)
+from safetensors.torch import load_file, save_file
+
+from backbone_world import NAMES, TINY, random_network, tiny_network, write_backbone_world
+from full_size import STUDENTS, meta_student
+from rmd_core.errors import RMDError
+from rmd_core.files import read_tensors, save_safetensors
+from training.backbones import make_backbone
+from training.backbones.wan import decode_latents, load_wan_transformer, load_wan_vae, save_wan_transformer
+from training_world import TEXT_DIM, equal, tensors, tiny_vae, tiny_wan, write_native_vae
+
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+PARAMETERS = {  # as published, in thousand millions; a few thousand of difference would show
+    "SDXL": 2.567,
+    "PixArt alpha": 0.611,
+    "PixArt Sigma": 0.611,
+    "SD3.5 Medium": 2.243,  # the 2.47 it is known by counts the position table
+    "SD3.5 Large": 8.06,
+    "Wan2.1 1.3B": 1.419,
+    "Wan2.1 14B": 14.288,
+}
+CONVERTERS = {  # diffusers' own, to its names
+    "wan": convert_wan_transformer_to_diffusers,
+    "sd3": convert_sd3_transformer_checkpoint_to_diffusers,
+    "sdxl": convert_ldm_unet_checkpoint,
+}
+
+
+def shapes(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def converted(name, network, native):
+    """What diffusers' converter makes of a whole checkpoint with these native tensors."""
+    whole = {f"model.diffusion_model.{key}": tensor for key, tensor in native.items()}
+    return CONVERTERS[name](whole, config=dict(network.config))
+
+
+@pytest.fixture(scope="module")
+def detection(comfy):
+    import comfy.model_detection
+
+    return comfy.model_detection
+
+
+def exported(backbone, network):
+    """What `export` writes of a network on the meta device: half-precision tensors without data, and the metadata."""
+    state = {name: tensor.to(torch.float16) for name, tensor in backbone.native_state(network).items()}
+    return state, backbone.native_metadata(network)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_comfyui_detects_the_student_and_takes_every_key(detection, name):
+    backbone, network, expected = meta_student(name)
+    state, metadata = exported(backbone, network)
+    assert detection.unet_prefix_from_state_dict(state) == "model."  # no prefix is taken off
+    config = detection.model_config_from_unet(state, "", metadata=metadata)
+    assert type(config).__name__ == expected
+    config.set_inference_dtype(torch.float16, None)
+    built = config.get_model(dict(state), "", device=torch.device("meta")).diffusion_model
+    theirs, ours = shapes(built.state_dict()), shapes(state)
+    assert sorted(theirs.keys() - ours.keys()) == [] and sorted(ours.keys() - theirs.keys()) == []
+    assert {key: (ours[key], shape) for key, shape in theirs.items() if ours[key] != shape} == {}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_page_tells_keys_and_parameters(name):
+    backbone, network, expected = meta_student(name)
+    state, _ = exported(backbone, network)
+    count = backbone.parameters(network)
+    assert count == pytest.approx(PARAMETERS[name] * 1e9, rel=0.01)
+    row = re.search(rf"^\| {re.escape(name)} \|(.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert row, f"{PAGE} has no row for {name}"
+    cells = [cell.strip(" `") for cell in row[1].split("|")]
+    assert cells[:5] == [
+        backbone.name,
+        backbone.architecture_of(network),
+        f"{count:,}",
+        f"{len(state):,}",
+        expected,
+    ]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_layer_that_a_lora_is_put_on_has_a_native_layer_of_its_shape(name):
+    backbone, network, _ = meta_student(name)
+    state = backbone.native_state(network)
+    layers = [n for n, _ in network.named_modules() if n.endswith(tuple(f".{t}" for t in backbone.adapter_targets))]
+    assert {target for target in backbone.adapter_targets if any(n.endswith(f".{target}") for n in layers)} == set(
+        backbone.adapter_targets
+    )
+    for layer in layers:
+        native, stacked = backbone.native_layer(network, layer)
+        rows = sum(network.get_submodule(part).weight.shape[0] for part in stacked)
+        assert layer in stacked and state[f"{native}.weight"].shape[0] == rows
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_full_size_native_file_gives_the_network_it_was_written_from(name):
+    backbone, network, _ = meta_student(name)
+    state, metadata = exported(backbone, network)
+    with torch.device("meta"):
+        again = type(network)(**backbone.native_config(state, metadata))
+    assert shapes(again.state_dict()) == shapes(network.state_dict())
+    differing = {key for key, value in network.config.items() if again.config[key] != value}
+    assert differing <= {"_use_default_values"}
+    if backbone.name in CONVERTERS:  # diffusers knows no PixArt files
+        theirs = converted(backbone.name, network, backbone.native_state(network))
+        assert shapes(theirs) == shapes(network.state_dict())
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_native_names_are_those_of_diffusers_own_converter(name):
+    backbone, network = make_backbone(name), tiny_network(name)
+    native, state = backbone.native_state(network), network.state_dict()
+    assert equal(converted(name, network, native), state)
+    assert equal(backbone.keys(network.config).to_diffusers(native), state)
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart_alpha", "pixart_sigma"])
+def test_a_native_file_gives_the_same_network_as_the_folder(tmp_path, name):
+    """PixArt's heads are 72 wide in every release, which a native file does not tell."""
+    kind, config, *_ = TINY[name]
+    heads = {"num_attention_heads": 1, "attention_head_dim": 72, "cross_attention_dim": 72}
+    network = random_network(kind, config | (heads if name.startswith("pixart") else {}))
+    backbone = make_backbone(name)
+    backbone.export(network, tmp_path / "m.safetensors", dtype=torch.float32, metadata={})
+    again = backbone.load(tmp_path / "m.safetensors", dtype=torch.float32)
+    assert equal(network.state_dict(), again.state_dict())
+    if name == "sd3":
+        assert again.config.dual_attention_layers == (0,) and again.config.qk_norm == "rms_norm"
+    whole = {f"model.diffusion_model.{key}": tensor for key, tensor in tensors(tmp_path / "m.safetensors").items()}
+    save_safetensors(tmp_path / "whole.safetensors", whole | {"first_stage_model.post_quant_conv.bias": torch.zeros(4)})
+    assert equal(network.state_dict(), backbone.load(tmp_path / "whole.safetensors", dtype=torch.float32).state_dict())
+    save_safetensors(tmp_path / "part.safetensors", dict(list(whole.items())[1:]))
+    save_safetensors(tmp_path / "more.safetensors", whole | {"model.diffusion_model.extra": torch.zeros(4)})
+    save_safetensors(tmp_path / "other.safetensors", {"weight": torch.zeros(4)})
+    for file, words in (("part", "tensors"), ("more", "'extra'"), ("other", "native key names")):
+        with pytest.raises(RMDError, match=words):
+            backbone.load(tmp_path / f"{file}.safetensors", dtype=torch.float32)
+
+
+def forward(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 16, 1, 6, 4, generator=generator)
+    text = torch.randn(2, 5, TEXT_DIM, generator=generator)
+    with torch.no_grad():
+        return model(x, torch.tensor([1000.0, 412.5]), text, return_dict=False)[0]
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(128, 1), (256, 2), (96, 2)])
+def test_file_round_trip_gives_equal_outputs(tmp_path, dim, heads):
+    model = tiny_wan(layers=2, dim=dim, heads=heads)
+    save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float32)
+    again = load_wan_transformer(tmp_path / "m.safetensors")
+    assert again.config.num_attention_heads == heads
+    assert torch.equal(forward(model), forward(again))
+
+
+def test_half_precision_and_wrapped_keys(tmp_path):
+    model = tiny_wan()
+    save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float16)
+    tensors, metadata = read_tensors(tmp_path / "m.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    save_safetensors(
+        tmp_path / "w.safetensors", {f"model.diffusion_model.{k}": t for k, t in tensors.items()}, metadata=metadata
+    )
+    a, b = (load_wan_transformer(tmp_path / f"{n}.safetensors") for n in "mw")
+    assert next(a.parameters()).dtype == torch.float32 and next(a.parameters()).requires_grad
+    assert torch.equal(forward(a), forward(b))
+
+
+def damaged_files(folder):
+    save_wan_transformer(tiny_wan(), folder / "good.safetensors", dtype=torch.float32)
+    good, metadata = read_tensors(folder / "good.safetensors")
+    content = (folder / "good.safetensors").read_bytes()
+    (folder / "short.safetensors").write_bytes(content[:-1000])
+    (folder / "stub.safetensors").write_bytes(content[:5])
+    torch.save(good, folder / "pickled.safetensors")
+    torch.save(good, folder / "old.safetensors", _use_new_zipfile_serialization=False)
+    save_safetensors(folder / "other.safetensors", {"conv_in.weight": torch.zeros(3)})
+    lacking = {k: v for k, v in good.items() if k != "blocks.0.self_attn.q.weight"}
+    save_safetensors(folder / "lacking.safetensors", lacking, metadata=metadata)
+    save_safetensors(folder / "i2v.safetensors", {**good, "img_emb.proj.0.weight": torch.zeros(3)}, metadata=metadata)
+    wrong = {**good, "blocks.0.ffn.2.weight": torch.zeros(7, 7)}
+    save_safetensors(folder / "shape.safetensors", wrong, metadata=metadata)
+    save_safetensors(folder / "config.safetensors", good, metadata={"config": "[1, 2"})
+    for name, sizes in {
+        "heads": {"num_heads": 7},
+        "narrow": {"num_heads": 128},
+        "boolean": {"num_heads": True},
+        "eps": {"eps": "x"},
+        "null": {"eps": None},
+    }.items():
+        save_safetensors(folder / f"{name}.safetensors", good, {"config": json.dumps({"transformer": sizes})})
+    for name, key, tensor in (
+        ("flat", "text_embedding.0.weight", torch.zeros(16)),
+        ("scalar", "head.head.weight", torch.zeros(())),
+        ("patch", "patch_embedding.weight", torch.zeros(128, 16, 1, 0, 2)),
+        ("integers", "blocks.0.ffn.2.weight", good["blocks.0.ffn.2.weight"].to(torch.int8)),
+        ("nan", "blocks.0.ffn.2.bias", torch.full_like(good["blocks.0.ffn.2.bias"], float("nan"))),
+        ("gap", "blocks.99999999999.ffn.2.bias", torch.zeros(3)),
+    ):
+        save_safetensors(folder / f"{name}.safetensors", {**good, key: tensor}, metadata)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged")
+    damaged_files(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent", "no such file"),
+        ("short", "truncated"),
+        ("stub", "truncated"),
+        ("pickled", "pickled"),
+        ("old", "pickled"),
+        ("other", "no WanTransformer3DModel"),
+        ("lacking", "self_attn.q.weight"),
+        ("i2v", "img_emb"),
+        ("shape", "blocks.0.ffn.2.weight"),
+        ("config", "'config'"),
+        ("heads", "7 heads"),
+        ("narrow", "128 heads"),
+        ("boolean", "True heads"),
+        ("eps", "eps is 'x'"),
+        ("null", "eps is None"),
+        ("flat", "no WanTransformer3DModel"),
+        ("scalar", "no WanTransformer3DModel"),
+        ("patch", "no WanTransformer3DModel"),
+        ("integers", "'blocks.0.ffn.2.weight' holds int8"),
+        ("nan", "'blocks.0.ffn.2.bias' holds values that are not finite"),
+        ("gap", r"first 'blocks\.1\."),
+    ],
+)
+def test_bad_files_give_one_line(damaged, name, words):
+    with pytest.raises(RMDError, match=words) as caught:
+        load_wan_transformer(damaged / f"{name}.safetensors")
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "words"), [(1e6, "set output.dtype to bfloat16"), (float("nan"), "lower the learn")])
+def test_weights_that_are_not_finite_are_not_written(tmp_path, value, words):
+    model = tiny_wan()
+    with torch.no_grad():
+        model.blocks[0].ffn.net[2].bias[3] = value
+    with pytest.raises(RMDError, match=words) as caught:
+        save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float16)
+    assert "'blocks.0.ffn.2.bias'" in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["wan", "sd3", "pixart_sigma"])
+def test_a_foreign_tensor_of_a_long_name_is_told_in_one_short_line(tmp_path, name):
+    path, backbone = tmp_path / "model.safetensors", make_backbone(name)
+    heads = {"num_attention_heads": 1, "attention_head_dim": 72, "cross_attention_dim": 72}
+    changes = heads if name == "pixart_sigma" else {}
+    network = tiny_wan() if name == "wan" else random_network(TINY[name][0], TINY[name][1] | changes)
+    backbone.export(network, path, dtype=torch.float32, metadata={})
+    save_file({**load_file(path), "z\n" + "y" * 5000: torch.zeros(1)}, path)
+    with pytest.raises(RMDError, match=r"first 'z\\nyyyy") as caught:
+        backbone.load(path, dtype=torch.float32)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("marker", ["v_pred", "ztsnr", "edm_mean"])
+def test_marked_checkpoints_are_no_eps_models(tmp_path, marker):
+    path = tmp_path / "model.safetensors"
+    save_file({"model.diffusion_model.out.2.bias": torch.zeros(4), marker: torch.zeros(1)}, path)
+    for load in (make_backbone("sdxl").outline, lambda p: make_backbone("sdxl").load(p, dtype=torch.float32)):
+        with pytest.raises(RMDError, match=f"its tensor '{marker}' that it is no eps model"):
+            load(path)
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    write_backbone_world("sdxl", tmp_path)
+    model, backbone = tmp_path / "model", make_backbone("sdxl")
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    good = weights.read_bytes()
+
+    def refuses(words):
+        with pytest.raises(RMDError, match=words) as caught:
+            backbone.load(model, dtype=torch.float32)
+        assert "\n" not in str(caught.value)
+
+    (model / "scheduler").mkdir()
+    (model / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    refuses("v_prediction")
+    (model / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
+    assert backbone.load(model, dtype=torch.bfloat16).dtype == torch.bfloat16
+    weights.write_bytes(good[: len(good) // 2])
+    refuses("truncated")
+    weights.unlink()
+    (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"PK")
+    refuses("only safetensors are read")
+    (model / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(good)
+    assert backbone.load(model, dtype=torch.float32).dtype == torch.float32
+    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 3])
+    refuses("lack")
+    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 1])
+    refuses("also hold")
+    change(model / "unet" / "config.json", transformer_layers_per_block=[1, 2], cross_attention_dim=32)
+    refuses("cannot be loaded")
+    (model / "unet" / "config.json").write_text("[")
+    refuses("JSON")
+
+
+def test_a_folder_may_go_by_the_older_name_of_its_class(tmp_path):
+    write_backbone_world("pixart_alpha", tmp_path)
+    backbone, network = make_backbone("pixart_alpha"), tiny_network("pixart_alpha")
+    change(tmp_path / "model" / "transformer" / "config.json", _class_name="Transformer2DModel")
+    for dtype in (torch.float32, torch.bfloat16):
+        state = {key: tensor.to(dtype) for key, tensor in network.state_dict().items()}
+        assert equal(backbone.load(tmp_path / "model", dtype=dtype).state_dict(), state)
+    assert type(backbone.outline(tmp_path / "model")) is type(network)
+
+
+def test_weights_that_are_not_finite_and_another_autoencoder_are_refused(tmp_path):
+    write_backbone_world("sd3", tmp_path)
+    backbone, network = make_backbone("sd3"), tiny_network("sd3")
+    with torch.no_grad():
+        next(network.parameters())[0] = torch.nan
+    network.save_pretrained(tmp_path / "model" / "transformer")
+    with pytest.raises(RMDError, match="not finite"):
+        backbone.load(tmp_path / "model", dtype=torch.float32)
+    change(tmp_path / "model" / "vae" / "config.json", scaling_factor=0.3611)
+    with pytest.raises(RMDError, match="channels, scale and shift"):
+        backbone.load_vae(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_in_a_folder(tmp_path, dtype):
+    tiny_network("sd3").save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    name = next(name for name, tensor in state.items() if tensor.ndim == 2)
+    save_file({**state, name: state[name].to(dtype)}, path)
+    with pytest.raises(RMDError, match="not quantised"):
+        make_backbone("sd3").load(tmp_path, dtype=torch.float32)
+
+
+def test_a_folder_that_says_it_is_quantised(tmp_path):
+    tiny_network("sd3").save_pretrained(tmp_path)
+    change(tmp_path / "config.json", quantization_config="x")
+    with pytest.raises(RMDError, match="quantised model"):
+        make_backbone("sd3").outline(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "wan"])
+def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_path, name):
+    write_backbone_world(name, tmp_path)
+    backbone = make_backbone(name)
+    vae = backbone.load_vae(tmp_path / "model")
+    raw = torch.randn(2, backbone.channels, 3, 4, generator=torch.Generator().manual_seed(0))
+    config = vae.config
+    latents = (raw - (config.shift_factor or 0.0)) * config.scaling_factor
+    with torch.no_grad():
+        expected = (vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1)
+    pictures = backbone.decode(vae, latents)
+    assert pictures.shape == (2, 3, 1, 24, 32) and torch.allclose(pictures[:, :, 0], expected, atol=1e-5)
+
+
+def test_autoencoder_file_decodes_like_the_model(tmp_path):
+    vae = tiny_vae()
+    write_native_vae(vae, tmp_path / "vae.safetensors")
+    again = load_wan_vae(tmp_path / "vae.safetensors")
+    latents = torch.randn(2, 16, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(1, 16, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    with torch.no_grad():
+        expected = (vae.decode(latents * std + mean).sample / 2 + 0.5).clamp(0, 1)
+    pictures = decode_latents(again, latents)
+    assert pictures.shape == (2, 3, 1, 32, 48)
+    assert torch.allclose(pictures, expected, atol=1e-6)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_a_transformer_is_no_autoencoder(tmp_path):
+    save_wan_transformer(tiny_wan(), tmp_path / "m.safetensors")
+    with pytest.raises(RMDError, match="no AutoencoderKLWan"):
+        load_wan_vae(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor"),
+    [
+        ("conv2.weight", torch.zeros(())),
+        ("conv2.weight", torch.zeros(48, 48, 1, 1, 1)),
+        ("decoder.head.0.gamma", torch.zeros(())),
+        ("decoder.head.0.gamma", torch.zeros(0, 1, 1, 1)),
+        ("conv1.weight", torch.zeros(())),
+        ("conv1.bias", torch.full((32,), float("inf"))),
+        ("decoder.upsamples.x.residual.0.gamma", torch.zeros(3)),
+    ],
+)
+def test_damaged_autoencoders_give_one_line(tmp_path, key, tensor):
+    write_native_vae(tiny_vae(), tmp_path / "good.safetensors")
+    tensors, _ = read_tensors(tmp_path / "good.safetensors")
+    save_safetensors(tmp_path / "vae.safetensors", {**tensors, key: tensor})
+    with pytest.raises(RMDError, match="vae.safetensors") as caught:
+        load_wan_vae(tmp_path / "vae.safetensors")
+    assert "\n" not in str(caught.value)
