@@ -12,13 +12,10 @@ full-size networks have random weights, on which neither depends. Results: bench
 """
 
 import argparse
-import contextlib
 import gc
 import itertools
 import logging
 import statistics
-import time
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -34,56 +31,15 @@ from .training_runs import DEMO, FULL, MODES, TINY, make_trainer
 
 RESULTS = FOLDER / "training_cost.json"
 WAYS = ("trainer", "plain")
-PARTS = ("forward", "graph", "backward", "optimiser", "rest")
-# One timed block of six updates in place of eight; with warm-up, peaks and parts both ways make some 40 updates.
-ADVICE = {"Wan2.1 14B": " --modes adapters --blocks 1  # 40 updates of about 70 PFLOP: 2 hours at 400 TFLOP/s"}
-
-
-@dataclass(frozen=True)
-class Updates:
-    """Both ways to make update number n of one trainer, and the numbers of blocks that are alike."""
-
-    trainer: object
-    plain: PlainLoop
-
-    @classmethod
-    def of(cls, trainer):
-        return cls(trainer, PlainLoop(trainer))
-
-    def run(self, way, numbers):
-        """Make the updates of these numbers one way."""
-        update = self.trainer.update if way == "trainer" else self.plain.update
-        for number in numbers:
-            update(number)
-
-    def blocks(self):
-        """Blocks of update numbers, without end. In each the draws of both phases meet every kind once.
-
-        A kind is a step of the plan where a batch is one sample, else a stage.
-        """
-        numbers, plan = itertools.count(1), self.trainer.setup.plan
-        single = self.trainer.config.train.batch == 1
-        kinds = len(plan.steps) if single else len(plan.stages)
-
-        def kind(draw):
-            return int(draw.steps[0]) if single else draw.stage
-
-        while True:
-            block = {}
-            for number in numbers:
-                first, second = (kind(draw) for draw in self.plain.drawn(number))
-                if second == (first + 1) % kinds:
-                    block.setdefault(first, number)
-                if len(block) == kinds:
-                    break
-            yield [block[first] for first in sorted(block)]
+# One timed block of six updates in place of eight; with warm-up and peaks both ways make some 26 updates.
+ADVICE = {"Wan2.1 14B": " --modes adapters --blocks 1  # 26 updates of about 70 PFLOP: 1.3 hours at 400 TFLOP/s"}
 
 
 def measure(case, mode, device, blocks):
     """The row of a case in a mode."""
     trainer = make_trainer(case, case.config(f"model.mode={mode}", f"train.device={device}"))
-    updates = Updates.of(trainer)
-    seconds = timed(updates, blocks)
+    ways = {"trainer": trainer, "plain": PlainLoop(trainer)}
+    seconds = timed(ways, blocks)
     ratio = quartiles(plain / ours for ours, plain in zip(seconds["trainer"], seconds["plain"]))
     row = {
         "batch": trainer.config.train.batch,
@@ -92,18 +48,34 @@ def measure(case, mode, device, blocks):
         **ratio,
     }
     row |= {f"{way}_ms": 1000 * statistics.median(seconds[way]) for way in WAYS}
-    row |= {f"{way}_bytes": peak for way, peak in peaks(updates).items()}
-    block = next(updates.blocks())
-    return row | {"parts": {way: parts_of(updates, way, block) for way in WAYS}}
+    return row | {f"{way}_bytes": peak for way, peak in peaks(ways).items()}
 
 
-def timed(updates, count, *, warmup=1):
+def alike(plain):
+    """Blocks of update numbers, without end. In each both phases meet every kind of sample once.
+
+    A kind is a step of the plan where a batch is one sample, else a stage. ``plain``: the PlainLoop of a trainer.
+    """
+    numbers, plan = itertools.count(1), plain.trainer.setup.plan
+    single = plain.trainer.config.train.batch == 1
+    kinds = len(plan.steps) if single else len(plan.stages)
+    while True:
+        block = {}
+        while len(block) < kinds:
+            number = next(numbers)
+            first, second = (int(draw.steps[0]) if single else draw.stage for draw in plain.drawn(number))
+            if second == (first + 1) % kinds:
+                block.setdefault(first, number)
+        yield [block[first] for first in sorted(block)]
+
+
+def timed(ways, count, *, warmup=1):
     """Seconds of an update for each way, ``count`` blocks of each, one way after the other and changing first."""
-    clock = DeviceClock(updates.trainer.device)
+    clock = DeviceClock(ways["trainer"].device)
     seconds = {way: [] for way in WAYS}
-    for number, block in enumerate(itertools.islice(updates.blocks(), count + warmup)):
+    for number, block in enumerate(itertools.islice(alike(ways["plain"]), count + warmup)):
         for way in WAYS if number % 2 else reversed(WAYS):
-            spent = clock.timed(lambda way=way, block=block: updates.run(way, block))
+            spent = clock.timed(lambda way=way, block=block: [ways[way].update(each) for each in block])
             if number >= warmup:
                 seconds[way].append(spent / len(block))
     return seconds
@@ -126,70 +98,19 @@ def counted_ratio(trainer):
     return plain_cost(setup.plan, relative, **common).total / ours.total
 
 
-def peaks(updates):
+def peaks(ways):
     """The most bytes on the device in an update for each way; nothing on the CPU.
 
     It is an update whose student is trained at the final size, where memory peaks, after ``timed`` has made the
     optimisers' states.
     """
-    clock, block = DeviceClock(updates.trainer.device), next(updates.blocks())
-    found = {}
-    for way, phase in zip(WAYS, (0, 1)):  # the trainer's student shares the fake score's draw
-        largest = max(block, key=lambda number, phase=phase: int(updates.plain.drawn(number)[phase].steps.max()))
+    clock, block, found = DeviceClock(ways["trainer"].device), next(alike(ways["plain"])), {}
+    for phase, way in enumerate(WAYS):  # the trainer's student shares the fake score's samples
+        last = max(block, key=lambda number, phase=phase: int(ways["plain"].drawn(number)[phase].steps.max()))
         clock.start_peak()
-        updates.run(way, [largest])
+        ways[way].update(last)
         found[way] = clock.peak()
     return {way: peak for way, peak in found.items() if peak is not None}
-
-
-def parts_of(updates, way, block):
-    """Milliseconds of an update, made one way, by part of PARTS: forwards without and with a graph, backwards,
-    optimisers, and the rest. The device is waited for each time; on the CPU it is the time of the process."""
-    trainer, phases = updates.trainer, updates.trainer.phases
-    seconds = dict.fromkeys(PARTS, 0.0)
-    on_cpu = trainer.device.type == "cpu"
-
-    def now():
-        if not on_cpu:
-            torch.get_device_module(trainer.device).synchronize()
-        return time.process_time() if on_cpu else time.perf_counter()
-
-    def watched(function, part=None):
-        def call(*arguments, **named):
-            began = now()
-            try:
-                return function(*arguments, **named)
-            finally:
-                seconds[part or ("graph" if torch.is_grad_enabled() else "forward")] += now() - began
-
-        return call
-
-    class Watched:
-        """A network whose calls are timed; everything else is its own."""
-
-        def __init__(self, network):
-            self.network, self.call = network, watched(network)
-
-        def __call__(self, *arguments, **named):
-            return self.call(*arguments, **named)
-
-        def __getattr__(self, name):
-            return getattr(self.network, name)
-
-    with contextlib.ExitStack() as undo:
-        for name in ("student", "fake", "teacher"):
-            undo.callback(setattr, phases, name, getattr(phases, name))
-            setattr(phases, name, Watched(getattr(phases, name)))
-        undo.callback(setattr, phases, "backward", phases.backward)
-        phases.backward = watched(phases.backward, "backward")
-        for optimiser in trainer.networks.optimisers.values():
-            undo.callback(setattr, optimiser, "step", optimiser.step)
-            optimiser.step = watched(optimiser.step, "optimiser")
-        began = now()
-        updates.run(way, block)
-        whole = now() - began
-    seconds["rest"] = whole - sum(seconds.values())
-    return {part: 1000 * spent / len(block) for part, spent in seconds.items()}
 
 
 def attempt(case, mode, device, blocks):
@@ -220,17 +141,6 @@ def cost_table(rows):
     return table(head, lines)
 
 
-def parts_table(rows):
-    """Where the time goes, in milliseconds of an update."""
-    lines = [
-        [f"{name}, {way}", *(f"{row['parts'][way][part]:.1f}" for part in PARTS)]
-        for name, row in rows.items()
-        if "parts" in row
-        for way in WAYS
-    ]
-    return table(["ms of an update", *PARTS], lines)
-
-
 def main(argv=None, results=RESULTS):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -258,7 +168,7 @@ def main(argv=None, results=RESULTS):
             row = attempt(offered[name], mode, "auto" if on_gpu else "cpu", arguments.blocks)
             rows[f"{name}, {mode}"] = row | {"made": made_here}
             write_results(results, {"rows": rows})  # row by row: an interrupted run keeps what it has
-    print(f"{cost_table(rows)}\n\n{parts_table(rows)}\n")
+    print(f"{cost_table(rows)}\n")
     missing = [case.name for case in FULL if f"{case.name}, adapters" not in rows]
     if missing:
         print("Not measured, as there was no GPU. On a machine with one (80 GB for 14B):")

@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.training_cost import Updates, main
+from benchmarks.training_cost import alike, main
 from benchmarks.training_memory import SETS, figures, store
 from benchmarks.training_memory import main as memory_main
 from benchmarks.training_runs import FULL, MODES, TINY, make_trainer
@@ -84,9 +84,9 @@ def test_a_plain_update_moves_what_an_update_moves(trainer, mode):
 @pytest.mark.parametrize(("batch", "kinds"), [(1, 4), (3, 2)])
 def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(trainer, batch, kinds):
     run = trainer(f"train.batch={batch}", "model.mode=three networks")
-    updates = Updates.of(run)
-    for block in itertools.islice(updates.blocks(), 3):
-        drawn = [updates.plain.drawn(number) for number in block]
+    plain = PlainLoop(run)
+    for block in itertools.islice(alike(plain), 3):
+        drawn = [plain.drawn(number) for number in block]
         for phase in zip(*drawn):
             met = [int(draw.steps[0]) if batch == 1 else draw.stage for draw in phase]
             assert sorted(met) == list(range(kinds))
@@ -103,7 +103,8 @@ def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(t
 
     for role in rows:
         getattr(run.phases, role).register_forward_pre_hook(count(role))
-    updates.run("plain", block)
+    for number in block:
+        plain.update(number)
     expected = plain_cost(run.setup.plan, cost, cfg=2.0)
     per_sample = {role: found / len(block) / batch for role, found in rows.items()}
     # A backward pass counts as two forwards; a fake score is called once in each phase.
@@ -116,7 +117,8 @@ def test_a_quantised_base_is_made_of_weights_in_the_precision_of_the_calls():
     pytest.importorskip("bitsandbytes")
     for kind in ("int8", "nf4"):
         config = TINY[1].config("model.mode=adapters", f"model.base_dtype={kind}", "train.device=cpu")
-        assert {p.dtype for p in make_trainer(TINY[1], config).setup.teacher.parameters()} == {torch.float32}
+        parameters = make_trainer(TINY[1], config).setup.teacher.parameters()
+        assert {p.dtype for p in parameters if p.is_floating_point()} == {torch.float32}
 
 
 def test_the_command_measures_a_case_in_tiny_and_says_what_is_missing(tmp_path, capsys):
@@ -126,7 +128,6 @@ def test_the_command_measures_a_case_in_tiny_and_says_what_is_missing(tmp_path, 
     assert stored.keys() == {f"{name}, {mode}" for mode in MODES}
     for row in stored.values():
         assert row["made"]["blocks"] == 1 and row["ratio"] > 0 and 1.0 < row["counted"] < 2.0
-        assert set(row["parts"]) == {"trainer", "plain"} and all(value > 0 for value in row["parts"]["plain"].values())
     printed = capsys.readouterr().out
     for case in FULL:
         assert f'--device cuda --cases "{case.name}"' in printed

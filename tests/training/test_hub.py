@@ -195,7 +195,9 @@ def test_a_hub_that_gives_no_answer_is_no_network(cache, model, monkeypatch):
 
 def test_a_copy_that_lacks_a_file_is_not_whole(cache, model):
     lay_out(cache, ID, model, keep=lambda path: is_network(path) and path.suffix != ".safetensors")
-    with pytest.raises(RMDError, match="no complete copy of such a model in the local hub cache: it has no safetensors"):
+    with pytest.raises(
+        RMDError, match="no complete copy of such a model in the local hub cache: it has no safetensors"
+    ):
         fetched(ID, NETWORK)
     parts = lambda path: path.parent.name in ("text_encoder", "tokenizer") or path.name == "model_index.json"  # noqa: E731
     lay_out(cache, "owner/parts", model, keep=parts)
