@@ -109,14 +109,14 @@ def outline(kind, config):
         return kind(**config).eval()
 
 
-def random_network(kind, config, *, device, dtype, seed=0):
+def random_network(kind, config, *, device, dtype):
     """A frozen network with random weights of order one, as a checkpoint of it is loaded in ``dtype``.
 
     What diffusers keeps in float32 stays in float32. The global generators are left alone.
     """
     with init_empty_weights(include_buffers=False):
         network = kind(**config)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(0)
     kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
     for name, outline in list(network.named_parameters()):
         path = name.split(".")

@@ -7,7 +7,6 @@ writes the table of docs/training-backbones.md.
 """
 
 import argparse
-from dataclasses import dataclass
 from functools import cache
 
 from training.backbones import make_backbone
@@ -35,30 +34,8 @@ CASES = {  # by the configuration's name: the network, and the tokens of a promp
 }
 
 
-@dataclass(frozen=True)
-class Need:
-    """Of one configuration: bytes on the device, samples of an update, updates, and operations of an update."""
-
-    device: int
-    samples: int
-    updates: int
-    flops: float
-
-    def cells(self, name):
-        """A row of the table."""
-        whole = self.flops * self.updates
-        return [
-            f"`{name}.yaml`",
-            gib(self.device),
-            self.samples,
-            self.updates,
-            f"{self.flops / 1e15:,.2g}" if self.flops < 1e16 else f"{self.flops / 1e15:,.0f}",
-            f"{whole / 1e18:,.2g}" if whole < 1e19 else f"{whole / 1e18:,.0f}",
-        ]
-
-
-def need(name):
-    """The Need of a shipped configuration on one device."""
+def row(name):
+    """A row of the table, for one device."""
     case = CASES[name]
     config = load_config(CONFIGS / f"{name}.yaml", []).resolved()
     _, kind, architecture = case.network()
@@ -79,19 +56,27 @@ def need(name):
         accumulation=config.train.accumulation,
         checkpointing=bool(config.backbone.gradient_checkpointing),
     ).total
-    samples = config.train.batch * config.train.accumulation
-    return Need(sum(counted(case, config).values()), samples, config.train.updates, cost * final * samples)
+    samples, updates = config.train.batch * config.train.accumulation, config.train.updates
+    each, whole = cost * final * samples, cost * final * samples * updates
+    return [
+        f"`{name}.yaml`",
+        gib(sum(counted(case, config).values())),
+        samples,
+        updates,
+        f"{each / 1e15:,.2g}" if each < 1e16 else f"{each / 1e15:,.0f}",
+        f"{whole / 1e18:,.2g}" if whole < 1e19 else f"{whole / 1e18:,.0f}",
+    ]
 
 
-def table(needs):
-    """The table of the page; ``needs``: Need by the configuration's name."""
+def table(names):
+    """The table of the page for some configurations."""
     head = ["", "weights, gradients, optimiser", "samples an update", "updates", "PFLOP an update", "EFLOP in all"]
-    return markdown_table(head, [found.cells(name) for name, found in needs.items()])
+    return markdown_table(head, map(row, names))
 
 
 def main(argv=None, page=PAGE):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
-    text = table({name: need(name) for name in CASES})
+    text = table(CASES)
     replace_block(page, MARK, text)
     print(text)
 

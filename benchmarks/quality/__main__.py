@@ -68,18 +68,17 @@ class Bench:
             log.info("%s is done", row.name)
 
 
-def measure_times(rounds=ROUNDS, batches=None):
+def measure_times():
     """CPU ms of one image on one thread, ``{timing_key: {batch: median over the rounds}}``, the ways taken in turn.
 
     The time depends on plan and guidance and not on the weights. Decoding is left out. Run it while nothing else runs.
     """
-    batches = batches or BATCHES
     ways = {timing_key(row): row for row in reversed(all_rows()) if isinstance(row, SampledRow)}
     network, cache = backbone().load(files.TEACHER, dtype=torch.float32), PromptCache(files.PROMPTS)
-    spent = {key: {batch: [] for batch in batches} for key in ways}
-    for turn in range(rounds + 1):
+    spent = {key: {batch: [] for batch in BATCHES} for key in ways}
+    for turn in range(ROUNDS + 1):
         for key, row in ways.items():
-            for batch, count in batches.items():
+            for batch, count in BATCHES.items():
                 began = time.process_time()
                 make_latents(row.way(network), backbone(), cache, PROMPTS[: batch * count], seed=turn, batch=batch)
                 if turn:  # the first round warms up

@@ -148,9 +148,9 @@ class SampledRow:
         return Way(title=self.title, network=network, plan=self.plan, **rules)
 
 
-def key_of(row, repeats=REPEATS):
+def key_of(row):
     """The key of a row's figures: 12 hexadecimal digits of what they depend on."""
-    judged = {"judge": digest_of_files(files.JUDGE, files.VAE), "reference": SEED_OF_REFERENCE, "repeats": repeats}
+    judged = {"judge": digest_of_files(files.JUDGE, files.VAE), "reference": SEED_OF_REFERENCE, "repeats": REPEATS}
     return short_digest(row.content | judged | {"revision": REVISION})
 
 

@@ -101,7 +101,6 @@ def test_the_key_changes_with_what_matters_and_with_nothing_else():
         replace(row, run=None),
     ):
         assert rows.key_of(other) != rows.key_of(row)
-    assert rows.key_of(row, repeats=1) != rows.key_of(row)
 
 
 def test_the_trainers_command_gives_the_configuration_that_the_key_is_of(tmp_path):
