@@ -10,16 +10,9 @@ import argparse
 import statistics
 
 import torch
-from torch.nn import Module, Parameter
 
-from rmd_core.boundary import Boundary
-from rmd_core.noise import SeededNoise
-from training.backbones import make_backbone
-from training.sample import sample_latents
-
-from .models import outline, random_conditioning
 from .results import FOLDER, ROOT, cpu_name, made, markdown_table, replace_block, write_results
-from .speed.measure import DeviceClock
+from .speed.measure import Subject
 from .speed.models import FULL
 
 RESULTS = FOLDER / "cascade_overhead.json"
@@ -27,38 +20,13 @@ PAGE, MARK = ROOT / "docs" / "speed.md", "cascade overhead"
 RUNS = 5
 
 
-class Idle(Module):
-    """A network that does nothing: its output is its input."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.one = Parameter(torch.zeros(1), requires_grad=False)
-
-    def forward(self, x, *arguments, **named):
-        return (x,)
-
-
-def own_seconds(model, way):
-    """CPU seconds of sampling one latent of a SpeedModel whose network calls cost nothing."""
-    backbone, network = make_backbone(model.backbone), Idle(outline(*model.network).config)
-    conditioning = random_conditioning(backbone, network, tokens=model.tokens, batch=1, device="cpu", seed=1)
-
-    def sample():
-        sample_latents(
-            backbone,
-            network,
-            way.plan,
-            conditioning=conditioning,
-            noise=SeededNoise(0),
-            boundary=Boundary(),
-            eta=0.5,
-            frames=model.frames,
-        )
-
-    sample()  # fills the caches of matrices
-    clock = DeviceClock("cpu")
-    return statistics.median(clock.timed(sample) for _ in range(RUNS))
+def own_seconds(model):
+    """CPU seconds of sampling one latent of a SpeedModel whose network calls cost nothing, by way."""
+    subject, found = Subject(model, device="cpu", dtype=torch.float32, mode="idle"), {}
+    for name in ("few", "rmd"):
+        runs = [subject.sample(model.ways[name], 1).seconds for _ in range(RUNS + 1)]
+        found[name] = statistics.median(runs[1:])  # the first fills the caches of matrices
+    return found
 
 
 def overhead_block(stored):
@@ -74,7 +42,7 @@ def overhead_block(stored):
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    rows = {m.name: {way: {"seconds": own_seconds(m, m.ways[way])} for way in ("few", "rmd")} for m in FULL}
+    rows = {m.name: {way: {"seconds": spent} for way, spent in own_seconds(m).items()} for m in FULL}
     stored = {"made": made(device=cpu_name()), "rows": rows}
     write_results(RESULTS, stored)
     replace_block(PAGE, MARK, overhead_block(stored))

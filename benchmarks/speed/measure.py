@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
-from benchmarks.models import random_conditioning, random_network
+from benchmarks.models import outline, random_conditioning, random_network
 from benchmarks.results import quartiles
 from rmd_core.boundary import Boundary
 from rmd_core.noise import SeededNoise
@@ -102,8 +102,20 @@ class Run:
         return 1.0 - sum(seconds for _, seconds in self.calls) / self.seconds
 
 
+class Idle(Module):
+    """A network that does nothing: its output is its input."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.one = Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x, *arguments, **named):
+        return (x,)
+
+
 class Subject:
-    """A SpeedModel with random weights on a device; ``mode`` is eager or compile."""
+    """A SpeedModel with random weights on a device; ``mode`` is eager, compile, or idle: a network that does nothing."""
 
     def __init__(self, model, *, device, dtype, mode):
         self.model = model
@@ -112,7 +124,10 @@ class Subject:
         self.mode = mode
         self.backbone = make_backbone(model.backbone)
         self.clock = DeviceClock(device)
-        network = random_network(*model.network, device=self.device, dtype=dtype)
+        if mode == "idle":
+            network = Idle(outline(*model.network).config)
+        else:
+            network = random_network(*model.network, device=self.device, dtype=dtype)
         if mode == "compile":
             compile_in_place(network)
         self.network = TimedNetwork(network, self.clock)

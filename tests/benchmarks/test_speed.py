@@ -199,7 +199,7 @@ def test_the_pages_hold_what_the_command_makes_of_the_stored_results(stored):
 
 def test_the_cascades_own_time_is_measured():
     (model,) = (model for model in TINY if model.name == "SDXL, tiny")
-    assert cascade_overhead.own_seconds(model, model.ways["rmd"]) > 0.0
+    assert all(seconds > 0.0 for seconds in cascade_overhead.own_seconds(model).values())
 
 
 def test_a_page_without_marks_is_refused(tmp_path):
