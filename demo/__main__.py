@@ -7,21 +7,21 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.judge import judge_pictures, load_judge
 from rmd_core.boundary import Boundary
 from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
 from training.prompts import PromptCache
 
 from . import files
-from .comparison import comparison_picture, table
-from .sampling import Way, make_pictures, single_resolution
-from .students import student_way
-from .world.catalogue import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
+from .comparison import comparison_image, table
+from .judge import judge_images, load_judge
+from .sampling import Way, make_images, single_resolution, student_way
+from .world import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("training", "configs", "demo.yaml")
@@ -30,7 +30,7 @@ NAME = "rmd_tiny_wan_student"
 
 
 def distil(folder, extra):
-    """Run the trainer as a user would; goes on with a run that was broken off."""
+    """Run the trainer as a user would; continues an interrupted run."""
     command = [sys.executable, str(Path("training", "distill.py")), "--config", str(CONFIG)]
     command += ["--set", f"output.folder={folder}", *extra]
     if (folder / "run.json").exists():
@@ -54,11 +54,21 @@ def demo_prompts():
     ]
 
 
-def accuracy(judge, pictures, prompts):
-    """Share of pictures whose concept the judge names right."""
-    concepts = list(CONCEPTS)
-    truth = torch.tensor([concepts.index(text.split()[0]) for text in prompts])
-    return (judge_pictures(judge, pictures).labels["concept"] == truth).float().mean().item()
+def ways_to_sample(student, backbone):
+    """The teacher at length, in few steps and in the cascade, the student of this run, and the shipped one."""
+    recipe = read_recipe(student)
+    teacher = backbone.load(files.TEACHER, dtype=torch.float32)
+    steps = sum(recipe.split)
+    long, plain = (single_resolution(recipe.curve, count, recipe.final_hw) for count in (TEACHER_STEPS, steps))
+    at_once = dict(network=teacher, boundary=Boundary(), eta=1.0)
+    ours = student_way("RMD student", student, backbone)
+    return [
+        Way(title="teacher", plan=long, guidance=TEACHER_GUIDANCE, **at_once),
+        Way(title=f"teacher, {steps} steps", plan=plain, **at_once),
+        replace(ours, title="teacher in the cascade", network=teacher, guidance=1.0),
+        ours,
+        student_way("RMD student, shipped", files.STUDENT, backbone),
+    ]
 
 
 def main():
@@ -70,40 +80,20 @@ def main():
     student = distil(args.out, [part for value in args.set for part in ("--set", value)])
 
     torch.set_num_threads(1)
-    recipe = read_recipe(student)
-    backbone = make_backbone("wan", shift=recipe.curve.shift)
-    teacher = backbone.load(files.TEACHER, dtype=torch.float32)
-    size, steps = recipe.final_hw, sum(recipe.split)
-    at_once = dict(network=teacher, boundary=Boundary(), eta=1.0)
-    long, plain = (single_resolution(recipe.curve, count, size) for count in (TEACHER_STEPS, steps))
-    ours = student_way("RMD student", student, backbone)
-    ways = [
-        Way(title="teacher", plan=long, guidance=TEACHER_GUIDANCE, **at_once),
-        Way(title=f"teacher, {steps} steps", plan=plain, **at_once),
-        Way(title="teacher in the cascade", network=teacher, plan=ours.plan, boundary=ours.boundary, eta=ours.eta),
-        ours,
-        student_way("RMD student, shipped", files.STUDENT, backbone),
-    ]
+    backbone = make_backbone("wan", shift=read_recipe(student).curve.shift)
     cache, vae, judge = PromptCache(files.PROMPTS), backbone.load_vae(files.VAE), load_judge()
     prompts = demo_prompts()
+    truth = torch.tensor([list(CONCEPTS).index(text.split()[0]) for text in prompts])
     lines, rows, slowest = [], [], None
-    for way in ways:
+    for way in ways_to_sample(student, backbone):
         timings = 1 if len(way.plan.steps) == TEACHER_STEPS else 5
-        pictures, seconds = make_pictures(way, backbone, vae, cache, prompts, seed=args.seed, timings=timings)
+        images, seconds = make_images(way, backbone, vae, cache, prompts, seed=args.seed, timings=timings)
         slowest = slowest or seconds
-        right = accuracy(judge, pictures, prompts)
-        guided = "" if way.guidance == 1.0 else " x 2 (CFG)"
-        lines.append(
-            [
-                way.title,
-                way.sides + guided,
-                f"{way.units:.2f}",
-                f"{1000 * seconds:.1f} ms",
-                f"{slowest / seconds:.1f} x",
-                f"{100 * right:.0f} %",
-            ]
-        )
-        rows.append((way.title, f"{way.sides}{guided}\n{1000 * seconds:.0f} ms a picture", pictures[: len(CONCEPTS)]))
+        right = (judge_images(judge, images).labels["concept"] == truth).float().mean().item()
+        steps = way.sides + ("" if way.guidance == 1.0 else " x 2 (CFG)")
+        times = f"{1000 * seconds:.1f} ms", f"{slowest / seconds:.1f} x"
+        lines.append([way.title, steps, f"{way.units:.2f}", *times, f"{100 * right:.0f} %"])
+        rows.append((way.title, f"{steps}\n{1000 * seconds:.0f} ms a picture", images[: len(CONCEPTS)]))
         print(f"sampled: {way.title}", flush=True)
     head = ["", "steps at each size", "cost", "time a picture", "faster", "named right"]
     print("\n" + table(head, lines))
@@ -113,9 +103,9 @@ def main():
         "\nthe shortest of five runs where a run is short;"
         "\nnamed right: by the shipped judge, over 24 pictures."
     )
-    picture = args.out / "comparison.png"
-    comparison_picture(rows, prompts[: len(CONCEPTS)]).save(picture)
-    print(f"\npicture: {picture}\nstudent: {student}")
+    sheet = args.out / "comparison.png"
+    comparison_image(rows, prompts[: len(CONCEPTS)]).save(sheet)
+    print(f"\npicture: {sheet}\nstudent: {student}")
 
 
 if __name__ == "__main__":

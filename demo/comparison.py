@@ -1,27 +1,30 @@
-"""The demo's picture (one row for each way to sample) and its table."""
+"""The demo's comparison: an image with one row for each way to sample, and a table."""
 
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
 LABEL_WIDTH, HEAD_HEIGHT, GAP = 210, 44, 4
 
 
-def comparison_picture(rows, prompts):
-    """A PIL image: a row of pictures (N, 3, S, S) in -1..1 for each (title, note, pictures), a column a prompt."""
+def comparison_image(rows, prompts):
+    """A PIL image: a row of images (N, 3, S, S) in -1..1 for each (title, note, images), a column for each prompt."""
     side = rows[0][2].shape[-1]
     width = LABEL_WIDTH + len(prompts) * (side + GAP)
     sheet = Image.new("RGB", (width, HEAD_HEIGHT + len(rows) * (side + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
     for column, text in enumerate(prompts):
-        for line, word in enumerate((text.split()[0], " ".join(text.split()[1:]))):
-            draw.text((LABEL_WIDTH + column * (side + GAP) + 4, 6 + 17 * line), word, "black", (large, small)[line])
-    for number, (title, note, pictures) in enumerate(rows):
+        concept, *rest = text.split()
+        left = LABEL_WIDTH + column * (side + GAP)
+        draw.text((left + 4, 6), concept, "black", large)
+        draw.text((left + 4, 23), " ".join(rest), "black", small)
+    for number, (title, note, images) in enumerate(rows):
         top = HEAD_HEIGHT + number * (side + GAP)
         draw.text((8, top + side // 2 - 30), title, "black", large)
         draw.multiline_text((8, top + side // 2 - 8), note, "dimgrey", small)
-        pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        for column, picture in enumerate(pixels):
-            sheet.paste(Image.fromarray(picture), (LABEL_WIDTH + column * (side + GAP), top))
+        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+        for column, image in enumerate(rearrange(pixels, "n c h w -> n h w c").numpy()):
+            sheet.paste(Image.fromarray(image), (LABEL_WIDTH + column * (side + GAP), top))
     return sheet
 
 

@@ -8,6 +8,7 @@ import torch
 from rmd_core.boundary import Boundary
 from rmd_core.noise import SeededNoise
 from rmd_core.plan import StagePlan, plan_from_split
+from rmd_core.recipe import read_recipe
 from rmd_core.schedule import NoMap
 from training.objective import Guidance
 from training.prompts import NULL_PROMPT
@@ -16,7 +17,7 @@ from training.sample import sample_latents
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to make pictures: a network, a plan and its rules; guidance 1 is none."""
+    """One way to make images: a network, a plan and its rules; guidance 1 is none."""
 
     title: str
     network: object
@@ -27,12 +28,12 @@ class Way:
 
     @property
     def calls(self):
-        """Network evaluations for one picture."""
+        """Network evaluations for one image."""
         return len(self.plan.steps) * (1 if self.guidance == 1.0 else 2)
 
     @property
     def sides(self):
-        """The steps at each picture size, such as ``2 x 64 px, 2 x 128 px``."""
+        """The steps at each image size, such as ``2 x 64 px, 2 x 128 px``."""
         return ", ".join(f"{len(stage.sigmas)} x {8 * stage.height} px" for stage in self.plan.stages)
 
     @property
@@ -48,7 +49,37 @@ def single_resolution(curve, steps, size):
     return plan_from_split(curve, (steps,), sizes=[size], mapping=NoMap(), steps=steps)
 
 
+def student_way(title, path, backbone):
+    """The Way that the recipe of a student's file asks for. Raises RMDError for a file without a recipe."""
+    recipe = read_recipe(path)
+    return Way(
+        title=title,
+        network=backbone.load(path, dtype=torch.float32),
+        plan=recipe.plan(),
+        boundary=recipe.boundary(),
+        eta=recipe.eta,
+        guidance=recipe.cfg,
+    )
+
+
 @torch.no_grad()
+def sample_way(way, backbone, cache, prompts, noise):
+    """Latents (N, C, 1, h, w) of a Way, one for each prompt."""
+    guidance = None
+    if way.guidance != 1.0:
+        guidance = Guidance(way.guidance, backbone.conditioning(cache, [NULL_PROMPT] * len(prompts)))
+    return sample_latents(
+        backbone,
+        way.network,
+        way.plan,
+        conditioning=backbone.conditioning(cache, prompts),
+        noise=noise,
+        boundary=way.boundary,
+        eta=way.eta,
+        guidance=guidance,
+    ).x0
+
+
 def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
     """Latents (N, C, 1, h, w) for the prompts, and the CPU seconds for one.
 
@@ -57,23 +88,11 @@ def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
     latents, spent = [], 0.0
     for start in range(0, len(prompts), batch):
         texts = prompts[start : start + batch]
-        guidance = None
-        if way.guidance != 1.0:
-            guidance = Guidance(way.guidance, backbone.conditioning(cache, [NULL_PROMPT] * len(texts)))
         noise = SeededNoise(seed, tuple(range(start, start + len(texts))))
         seconds = []
         for _ in range(timings):
             began = time.process_time()
-            x0 = sample_latents(
-                backbone,
-                way.network,
-                way.plan,
-                conditioning=backbone.conditioning(cache, texts),
-                noise=noise,
-                boundary=way.boundary,
-                eta=way.eta,
-                guidance=guidance,
-            ).x0
+            x0 = sample_way(way, backbone, cache, texts, noise)
             seconds.append(time.process_time() - began)
         latents.append(x0)
         spent += min(seconds)
@@ -81,11 +100,11 @@ def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
 
 
 @torch.no_grad()
-def make_pictures(way, backbone, vae, cache, prompts, *, seed, batch=24, timings=1):
-    """Pictures (N, 3, S, S) in -1..1 for the prompts, and the CPU seconds for one latent, decoding left out.
+def make_images(way, backbone, vae, cache, prompts, *, seed, batch=24, timings=1):
+    """Images (N, 3, S, S) in -1..1 for the prompts, and the CPU seconds for one latent, decoding left out.
 
     ``batch`` and ``timings`` as in ``make_latents``.
     """
     latents, seconds = make_latents(way, backbone, cache, prompts, seed=seed, batch=batch, timings=timings)
-    pictures = torch.cat([backbone.decode(vae, part)[:, :, 0] for part in latents.split(batch)])
-    return pictures * 2 - 1, seconds
+    images = torch.cat([backbone.decode(vae, part)[:, :, 0] for part in latents.split(batch)])
+    return images * 2 - 1, seconds

@@ -3,7 +3,7 @@
 A level is named by sigma in [0, 1]: `x = alpha x0 + sigma eps` with alpha = 1 - sigma (flow) or sqrt(1 - sigma^2) (VP).
 logSNR is `ln(alpha^2 / sigma^2)`, the natural logarithm; pure noise of a flow has sigma 1 and logSNR -inf. The same
 coarse information at a resolution r times as large needs a level lower by 2 ln r in logSNR, that is, r times the
-sigma / alpha. The formulas below say that without the logarithm, so that pure noise maps to itself and no digit is lost.
+sigma / alpha. The formulas below say that without the logarithm: pure noise maps to itself and no digit is lost.
 """
 
 from __future__ import annotations

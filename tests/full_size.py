@@ -1,8 +1,6 @@
 """The full-size networks on the meta device: real architectures without data, to compare keys and shapes."""
 
-import torch
-
-from benchmarks.full_size import ARCHITECTURES
+from benchmarks.models import ARCHITECTURES, outline
 from training.backbones import make_backbone
 
 DETECTED = {  # the class that ComfyUI should detect
@@ -20,6 +18,4 @@ STUDENTS = tuple(DETECTED)
 def meta_student(name):
     """A full-size student: its backbone, its network on the meta device, and the class ComfyUI should detect."""
     backbone, kind, config = ARCHITECTURES[name]
-    with torch.device("meta"):
-        network = kind(**config)
-    return make_backbone(backbone), network, DETECTED[name]
+    return make_backbone(backbone), outline(kind, config), DETECTED[name]

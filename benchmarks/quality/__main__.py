@@ -10,27 +10,33 @@ was stopped, and a row that is kept is neither trained nor sampled again.
 import argparse
 import logging
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from threading import Lock
 
 import torch
 
+from benchmarks.results import FOLDER, read_results, write_results
+from demo import files
+from demo.sampling import make_latents
 from rmd_core.errors import RMDError
-from rmd_core.files import make_folder
+from training.prompts import PromptCache
 
-from . import timing
-from .report import report, update_page
-from .rows import all_rows, key_of
-from .scoring import Scorer
-from .store import Store
+from .rows import SampledRow, Store, all_rows, backbone, made_here
+from .scoring import PROMPTS, Scorer
+from .tables import draw, report, timing_key, update_page
 
 log = logging.getLogger(__name__)
+TIMING = FOLDER / "quality_timing.json"
+BATCHES = {1: 6, 32: 1}  # batch -> batches sampled in one round
+ROUNDS = 7
 
 
 class Bench:
-    """Makes rows that are not kept yet. Training goes on in programs of its own, scoring one row at a time."""
+    """Makes rows that are not kept yet. Training runs in programs of its own, scoring one row at a time."""
 
     def __init__(self, store, *, training):
         self.store = store
@@ -40,38 +46,44 @@ class Bench:
 
     def make_all(self, rows):
         """Make rows one after the other up to the first RMDError, which is returned."""
-        return next((error for error in map(self.make, rows) if error), None)
-
-    def make(self, row):
-        """Train where needed, sample, score and keep one row; returns the RMDError that came, if one did."""
-        key = key_of(row)
-        if self.store.figures(key) is not None:
-            return None
         try:
-            if self.training:
-                row.prepare()
-            if row.ready:
-                with self._lock:
-                    self.store.keep(row, key, self._score(row))
-                log.info("%s is done", row.name)
+            for row in rows:
+                self.make(row)
         except RMDError as error:
             return error
         return None
 
-    def _score(self, row):
-        if self._scorer is None:
-            log.info("drawing the reference")
-            self._scorer = Scorer()
-        return self._scorer.score(row.pictures(self._scorer))
+    def make(self, row):
+        """Train where needed, sample, score and keep one row."""
+        if self.store.figures(row) is not None:
+            return
+        if self.training:
+            row.prepare()
+        if row.ready:
+            with self._lock:
+                if self._scorer is None:
+                    log.info("rendering the reference")
+                    self._scorer = Scorer()
+                self.store.keep(row, self._scorer.score(row.images(self._scorer)))
+            log.info("%s is done", row.name)
 
 
-def draw(store, folder):
-    """Draw both figures as PNG files."""
-    from .figures import during_training, quality_against_cost  # only here: tables need no matplotlib
+def measure_times():
+    """CPU ms of one image on one thread, ``{timing_key: {batch: median over the rounds}}``, the ways taken in turn.
 
-    make_folder(folder)
-    for name, figure in (("quality_against_cost", quality_against_cost), ("quality_during_training", during_training)):
-        figure(store).savefig(folder / f"{name}.png", dpi=110)
+    The time depends on plan and guidance and not on the weights. Decoding is left out. Run it while nothing else runs.
+    """
+    ways = {timing_key(row): row for row in reversed(all_rows()) if isinstance(row, SampledRow)}
+    network, cache = backbone().load(files.TEACHER, dtype=torch.float32), PromptCache(files.PROMPTS)
+    spent = {key: {batch: [] for batch in BATCHES} for key in ways}
+    for turn in range(ROUNDS + 1):
+        for key, row in ways.items():
+            for batch, count in BATCHES.items():
+                began = time.process_time()
+                make_latents(row.way(network), backbone(), cache, PROMPTS[: batch * count], seed=turn, batch=batch)
+                if turn:  # the first round warms up
+                    spent[key][batch].append(1000 * (time.process_time() - began) / (batch * count))
+    return {key: {str(batch): median(times) for batch, times in by.items()} for key, by in spent.items()}
 
 
 def main(argv=None):
@@ -90,33 +102,30 @@ def main(argv=None):
     try:
         return _run(args, Store())
     except RMDError as error:
-        return _say(error, 1)
+        return _fail(error, 1)
     except KeyboardInterrupt:
-        return _say("stopped; the same command goes on from here", 130)
+        return _fail("stopped; the same command goes on from here", 130)
 
 
 def _run(args, store):
-    failed = [] if args.table or args.time else _make_rows(args, store)
+    failed = []
     if args.time:
-        timing.keep(timing.measure())
-    text = report(store, timing.kept())
+        write_results(TIMING, {"ms": measure_times(), "made": made_here()})
+    elif not args.table:
+        chosen = [row for row in all_rows() if row.name.startswith(tuple(args.only or ("",)))]
+        groups = [list(group) for _, group in groupby(chosen, key=lambda row: row.source)]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            failed = list(filter(None, pool.map(Bench(store, training=not args.no_training).make_all, groups)))
+    text = report(store, read_results(TIMING))
     print(text)
     if args.page:
         update_page(args.page, text)
     if args.figures:
         draw(store, args.figures)
-    return max([_say(error, 1) for error in failed], default=0)
+    return max([_fail(error, 1) for error in failed], default=0)
 
 
-def _make_rows(args, store):
-    chosen = [row for row in all_rows() if row.name.startswith(tuple(args.only or ("",)))]
-    bench = Bench(store, training=not args.no_training)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        groups = [list(group) for _, group in groupby(chosen, key=lambda row: row.source)]
-        return [error for error in pool.map(bench.make_all, groups) if error]
-
-
-def _say(problem, code):
+def _fail(problem, code):
     print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
     return code
 

@@ -1,25 +1,33 @@
-"""Every row of the tables: what makes its pictures, and the key under which its figures are kept."""
+"""Every row of the tables: what makes its images, and the key under which its figures are kept."""
 
-import hashlib
-import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 
+from benchmarks.results import FOLDER, cpu_name, made, read_results, write_results
 from demo import files
-from demo.sampling import Way, single_resolution
-from demo.students import student_way
+from demo.sampling import Way, single_resolution, student_way
 from rmd_core.boundary import Boundary
+from rmd_core.errors import RMDError
 from training.backbones import make_backbone
 from training.config import load_config
 from training.plans import build_plan, sampling_boundary
 
-from .damage import DAMAGES
-from .scoring import REPEATS, SEED_OF_REFERENCE
-from .students import BASE, CELLS, CONFIG, DEFAULT, REVISION, SINGLE, digest_of_files, runs, weights_key
-from .teachers import TEACHERS
-from .training import OUTPUTS, student_file, train
+from .scoring import DAMAGES, REPEATS, SEED_OF_REFERENCE
+from .students import (
+    BASE,
+    CELLS,
+    CONFIG,
+    DEFAULT,
+    REVISION,
+    SINGLE,
+    TEACHERS,
+    digest_of_files,
+    runs,
+    short_digest,
+    weights_key,
+)
 
 SEEDS_OF_FLOOR = (901, 902, 903)
 GUIDANCE = 2.0  # of the teacher
@@ -29,7 +37,7 @@ MAPPED = "method.mapping=area"  # how a teacher samples a cascade; without disti
 
 @dataclass(frozen=True, kw_only=True)
 class RealRow:
-    """Real pictures, damaged or not. ``seed``: of their jitters."""
+    """Real images, damaged or not. ``seed``: of their jitters."""
 
     name: str
     title: str
@@ -51,16 +59,16 @@ class RealRow:
     def prepare(self):
         """Nothing to train."""
 
-    def pictures(self, scorer):
-        """The pictures to score, (N, 3, S, S) in -1..1."""
+    def images(self, scorer):
+        """The images to score, (N, 3, S, S) in -1..1."""
         if self.damage is None:
-            return scorer.real_pictures(self.seed)
-        return self.damage.apply(scorer.real_pictures(self.seed, self.damage.prompts(scorer.prompts)))
+            return scorer.real_images(self.seed)
+        return self.damage.apply(scorer.real_images(self.seed, self.damage.prompts(scorer.prompts)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledRow:
-    """Pictures that a network makes.
+    """Images that a network makes.
 
     ``run``: (student, training seed, updates), or ``teacher``: a teacher to train, or neither for the shipped one.
     """
@@ -76,7 +84,7 @@ class SampledRow:
 
     @property
     def units(self):
-        """Network evaluations for a picture, in units of one at the final size."""
+        """Network evaluations for an image, in units of one at the final size."""
         return self.way(None).units
 
     @property
@@ -88,67 +96,105 @@ class SampledRow:
 
     @property
     def content(self):
-        """What the figures depend on."""
+        """What the figures depend on: the network, and sizes, levels and rules of sampling."""
         if self.run is not None:
             student, seed, mark = self.run
             network = {"student": weights_key(student, seed), "updates": mark}
         else:
-            network = self.teacher.content if self.teacher else {"teacher": _digest(files.TEACHER)}
-        return {"network": network, "prompts": _digest(files.PROMPTS), **self.sampling}
-
-    @property
-    def sampling(self):
-        """How it samples: sizes and levels, and the rules, whatever the classes are that hold them."""
+            network = self.teacher.content if self.teacher else {"teacher": digest_of_files(files.TEACHER)}
         stages = [[s.height, s.width, [round(level, 6) for level in s.sigmas]] for s in self.plan.stages]
         rule = [self.boundary.upsampler, self.boundary.switch_noise, self.boundary.eta_switch]
-        boundary = rule if len(stages) > 1 else None
-        return {"stages": stages, "boundary": boundary, "eta": self.eta, "guidance": self.guidance}
+        return {
+            "network": network,
+            "prompts": digest_of_files(files.PROMPTS),
+            "stages": stages,
+            "boundary": rule if len(stages) > 1 else None,
+            "eta": self.eta,
+            "guidance": self.guidance,
+        }
+
+    @cached_property
+    def file(self):
+        """The file of its network."""
+        if self.run is not None:
+            student, seed, mark = self.run
+            return student.file(seed, mark)
+        return self.teacher.file() if self.teacher else files.TEACHER
 
     @property
     def ready(self):
         """Whether its network is there."""
-        return self._file().exists()
+        return self.file.exists()
 
     def prepare(self):
         """Train the network as far as it is not there. Raises RMDError when that fails."""
         if self.run is not None:
-            train(*self.run[:2])
+            student, seed, _ = self.run
+            student.train(seed)
         elif self.teacher is not None:
-            self.teacher.train(OUTPUTS)
+            self.teacher.train()
 
-    def pictures(self, scorer):
-        """The pictures to score, (N, 3, S, S) in -1..1."""
+    def images(self, scorer):
+        """The images to score, (N, 3, S, S) in -1..1."""
         if self.run is not None:
-            way = student_way(self.title, self._file(), backbone())
+            way = student_way(self.title, self.file, backbone())
         else:
-            way = self.way(backbone().load(self._file(), dtype=torch.float32))
-        return scorer.pictures(way, backbone())
-
-    def _file(self):
-        if self.run is not None:
-            return student_file(*self.run)
-        return self.teacher.file(OUTPUTS) if self.teacher else files.TEACHER
+            way = self.way(backbone().load(self.file, dtype=torch.float32))
+        return scorer.images(way, backbone())
 
     def way(self, network):
         """The row as the demo's Way with a network."""
-        return Way(title=self.title, network=network, plan=self.plan, boundary=self.boundary, eta=self.eta,
-                   guidance=self.guidance)  # fmt: skip
+        rules = {"boundary": self.boundary, "eta": self.eta, "guidance": self.guidance}
+        return Way(title=self.title, network=network, plan=self.plan, **rules)
 
 
-def key_of(row, repeats=REPEATS):
+def key_of(row):
     """The key of a row's figures: 12 hexadecimal digits of what they depend on."""
-    judged = {"judge": _digest(files.JUDGE, files.VAE), "reference": SEED_OF_REFERENCE, "repeats": repeats}
-    text = json.dumps(row.content | judged | {"revision": REVISION}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    judged = {"judge": digest_of_files(files.JUDGE, files.VAE), "reference": SEED_OF_REFERENCE, "repeats": REPEATS}
+    return short_digest(row.content | judged | {"revision": REVISION})
+
+
+class Store:
+    """Figures of finished rows by key, in files ``<row name>.<key>.json`` of a folder; several processes may write."""
+
+    def __init__(self, folder=FOLDER / "quality"):
+        self.folder = folder
+
+    def figures(self, row):
+        """The figures kept of a row, or None. Raises RMDError for a damaged file."""
+        found = sorted(self.folder.glob(f"*.{key_of(row)}.json"))
+        return self._read(found[0])["figures"] if found else None
+
+    def made(self):
+        """How the kept rows were made, as sorted texts: processor, version and date."""
+        entries = [self._read(path)["made"] for path in sorted(self.folder.glob("*.*.json"))]
+        return sorted({"{cpu}, torch {torch}, {date}".format(**entry) for entry in entries})
+
+    def keep(self, row, figures):
+        """Write the figures of a row."""
+        key = key_of(row)
+        entry = {"name": row.name, "title": row.title, "key": key, "content": row.content, "figures": figures}
+        write_results(self.folder / f"{row.name}.{key}.json", entry | {"made": made_here()})
+
+    def _read(self, path):
+        entry = read_results(path)
+        if not {"figures", "made"} <= entry.keys():
+            raise RMDError(f"{path} is damaged; delete it to measure again")
+        return entry
+
+
+def made_here():
+    """Date, processor and version of torch."""
+    return made(cpu=cpu_name(), torch=torch.__version__.split("+")[0])
 
 
 def floor_rows():
-    """Real pictures against the reference, of several draws of jitters."""
+    """Real images against the reference, of several samples of jitters."""
     return [RealRow(name=f"real_{seed}", title="real, other jitters", seed=seed) for seed in SEEDS_OF_FLOOR]
 
 
 def damaged_rows():
-    """Damaged real pictures."""
+    """Damaged real images."""
     return [RealRow(name=f"damaged_{d.name}", title=d.title, seed=SEEDS_OF_FLOOR[0], damage=d) for d in DAMAGES]
 
 
@@ -170,8 +216,8 @@ def cascade_rows():
         for rule, eta in rules if guidance == 1.0 else rules[:3]:
             noise = (f"method.switch_noise={rule}", f"method.eta={eta}")
             found.append(_cascade(f"{rule}_{eta:g}", f"nearest, {rule} {eta:g}", guidance, *noise))
-    for upsampler, mapping in (("nearest", "none"), ("bicubic", "area"), ("bicubic", "none"), ("bilinear", "area"),
-                               ("bilinear", "none")):  # fmt: skip
+    others = ("nearest", "none"), ("bicubic", "area"), ("bicubic", "none"), ("bilinear", "area"), ("bilinear", "none")
+    for upsampler, mapping in others:
         changes = (f"method.upsampler={upsampler}", f"method.mapping={mapping}")
         title = f"{upsampler}, exact 0.5" + (", no mapping" if mapping == "none" else "")
         found.append(_cascade(f"{upsampler}_{mapping}", title, 1.0, *changes))
@@ -181,11 +227,6 @@ def cascade_rows():
 def student_rows(student, mark=None):
     """The rows of a student, one for each seed, after ``mark`` updates or at its end."""
     return [_student(student, seed, mark or student.marks[-1]) for seed in student.seeds]
-
-
-def curve_rows(student):
-    """The rows of a student at each of its marks, ``{mark: rows}``."""
-    return {mark: student_rows(student, mark) for mark in student.marks}
 
 
 def share_rows():
@@ -214,8 +255,8 @@ def all_rows():
 
 def _at_final_size(name, title, steps, guidance, teacher=None):
     plan = single_resolution(backbone().curve, steps, DEFAULT.config(0).plan.sizes[-1])
-    return SampledRow(name=name, title=title, plan=plan, boundary=Boundary(), eta=1.0, guidance=guidance,
-                      teacher=teacher)  # fmt: skip
+    rules = {"boundary": Boundary(), "eta": 1.0, "guidance": guidance}
+    return SampledRow(name=name, title=title, plan=plan, teacher=teacher, **rules)
 
 
 def _cascade(name, title, guidance, *changes):
@@ -242,8 +283,3 @@ def backbone():
     """The demo's backbone, with the flow shift of the demo's configuration."""
     config = DEFAULT.config(0)
     return make_backbone(config.backbone.name, shift=config.backbone.shift)
-
-
-@cache
-def _digest(*paths):
-    return digest_of_files(*paths)

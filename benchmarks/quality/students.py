@@ -1,15 +1,21 @@
-"""The students of the benchmark: what each is trained with, one change at a time, at equal training cost."""
+"""What is trained: students, one change at a time and at equal training cost, and short trainings of the teacher."""
 
 import hashlib
 import json
+import logging
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from benchmarks.results import ROOT
 from demo import files
+from rmd_core.errors import RMDError
 from training.config import decisive, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
+log = logging.getLogger(__name__)
+OUTPUTS = Path("outputs") / "quality"  # below the repository's root, ignored by git
 CONFIG = ROOT / "training" / "configs" / "demo.yaml"
 REVISION = 1  # raise it when the trainer or the sampler is changed so that the same settings give other pictures
 
@@ -30,7 +36,7 @@ ALWAYS = (
     "train.seed", "train.warmup_updates", "train.fake_steps", "train.fake_only_updates", "train.share_forward",
     "train.precision", "output.dtype",
 )  # fmt: skip
-FILES = ("backbone.base", "backbone.vae", "prompts.cache", "prompts.file")  # told by their content
+FILES = ("backbone.base", "backbone.vae", "prompts.cache", "prompts.file")  # identified by their content
 SEEDS = (0, 1, 2)
 THREE_SIZES = "plan.sizes=[[8,8],[12,12],[16,16]]"
 
@@ -57,6 +63,72 @@ class Student:
     def config(self, seed):
         """The resolved configuration of a run to its end."""
         return load_config(CONFIG, (*self.overrides(seed), *RUN, f"train.updates={self.marks[-1]}")).resolved()
+
+    def folder(self, seed, outputs=OUTPUTS):
+        """The folder of a run, from the root; another configuration gives another folder."""
+        return Path(outputs) / "students" / f"{self.name}-{seed}-{weights_key(self, seed)}"
+
+    def file(self, seed, mark, outputs=OUTPUTS):
+        """The student after ``mark`` updates."""
+        return ROOT / self.folder(seed, outputs) / f"after_{mark}.safetensors"
+
+    def command(self, seed, mark, outputs=OUTPUTS):
+        """The trainer's command that trains to ``mark`` updates, from the last checkpoint if there is one."""
+        folder = self.folder(seed, outputs)
+        own = (f"train.updates={mark}", f"output.folder={folder.as_posix()}", f"output.name=after_{mark}")
+        sets = [word for text in (*self.overrides(seed), *RUN, *own) for word in ("--set", text)]
+        resume = ["--resume"] if (ROOT / folder / "run.json").exists() else []
+        return ["training/distill.py", "--config", str(CONFIG), *sets, *resume]
+
+    def train(self, seed, outputs=OUTPUTS):
+        """Train a run as far as its students are not there. Raises RMDError when that fails."""
+        for mark in self.marks:
+            if not self.file(seed, mark, outputs).exists():
+                title = f"{self.name}, seed {seed}, to {mark} updates"
+                logfile = ROOT / self.folder(seed, outputs).with_name(f"{self.name}-{seed}.log")
+                run_program(self.command(seed, mark, outputs), logfile, title)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A teacher trained from nothing. ``shares``: of the steps at 128, 96 and 64 px."""
+
+    name: str
+    title: str
+    shares: tuple
+    cpu_minutes: float = 6
+    jitters: int = 16
+
+    @property
+    def content(self):
+        """What its weights depend on, but for the speed of the machine."""
+        settings = [list(self.shares), self.cpu_minutes, self.jitters]
+        return {"short teacher": settings, "vae": digest_of_files(files.VAE), "revision": REVISION}
+
+    def file(self, outputs=OUTPUTS):
+        """The file of its weights."""
+        return ROOT / outputs / "teachers" / self.name / "teacher.safetensors"
+
+    def train(self, outputs=OUTPUTS):
+        """Train it if it is not there, in one piece. Raises RMDError when that fails."""
+        folder = self.file(outputs).parent
+        if not self.file(outputs).exists():
+            command = ["-m", "demo.make.teacher", "--out", folder, "--cpu-minutes", self.cpu_minutes]
+            command += ["--jitters", self.jitters, "--shares", *self.shares]
+            run_program(command, folder.with_suffix(".log"), self.name)
+
+
+def run_program(arguments, logfile, title):
+    """Run Python with arguments, its output to a log. Raises RMDError when it fails."""
+    log.info("training %s", title)
+    logfile.parent.mkdir(parents=True, exist_ok=True)
+    with logfile.open("a") as file:
+        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=file, stderr=file)
+    if done.returncode:
+        raise RMDError(
+            f"training {title} ended with code {done.returncode}; see {logfile} and run the same command again, which "
+            "continues from the last checkpoint if there is one"
+        )
 
 
 def _main(name, title, *changes, marks=(80, 160, 240)):
@@ -111,6 +183,10 @@ CHANGES = (
     _change("half_rates", "half the learning rates", "optimiser.student_lr=5e-5", "optimiser.fake_lr=2e-4"),
 )
 STUDENTS = (DEFAULT, SINGLE, *CELLS, *CHANGES)
+TEACHERS = (
+    Teacher(name="teacher_half_low", title="half of the steps below 128 px", shares=(0.5, 0.25, 0.25)),
+    Teacher(name="teacher_tenth_low", title="a tenth of the steps below 128 px", shares=(0.9, 0.05, 0.05)),
+)
 
 
 def runs():
@@ -129,6 +205,7 @@ def settings(config):
     return {key: value for key, value in kept.items() if key not in FILES}
 
 
+@cache
 def digest_of_files(*paths):
     """SHA-256 over the content of files, in hexadecimal."""
     digest = hashlib.sha256()
@@ -141,5 +218,9 @@ def digest_of_files(*paths):
 def weights_key(student, seed):
     """What the weights of a run depend on, but for the number of updates, as 12 hexadecimal digits."""
     content = {"settings": settings(student.config(seed)), "files": digest_of_files(files.TEACHER, files.PROMPTS)}
-    text = json.dumps(content | {"revision": REVISION}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return short_digest(content | {"revision": REVISION})
+
+
+def short_digest(content):
+    """12 hexadecimal digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,27 +1,69 @@
-"""The tables of the benchmark, from the kept rows; a row that is not there says so."""
+"""The tables and figures of the benchmark, from the kept rows; a row that is not there says so."""
 
+import re
 import textwrap
+from pathlib import Path
+from statistics import mean
 
 from demo.comparison import table
+from rmd_core.errors import RMDError
+from rmd_core.files import write_text
 
 from . import rows
-from .damage import DAMAGES, PAIRS, violations
+from .scoring import DAMAGES, PAIRS, PROMPTS, REPEATS, violations
 from .students import CELLS, CHANGES, DEFAULT, SINGLE
-from .timing import timing_key
 
 NAMES = ("fd", "kid", "swd", "concept", "worst_concept", "doubt", "spread")
 DIGITS = {"fd": 3, "kid": 1, "swd": 2, "concept": 3, "worst_concept": 2, "doubt": 1, "spread": 2}
 RANGED = ("fd", "kid", "swd")  # shown with the range over several rows, the others as their mean
 HEAD = ["", "cost", "ms at 1", "at 32", "FD", "KID", "SWD", "concept", "worst", "doubt", "spread"]
 NOT_RUN = "not run yet"
+BEGIN, END = "<!-- printed by python -m benchmarks.quality -->", "<!-- end -->"
+INK, MUTED = "#1b1b1b", "#767676"
+
+
+def report(store, timing):
+    """The tables with their titles, and how the rows were made. ``timing``: what was kept of ``--time``, or None."""
+    tables = Tables(store, timing)
+    parts = [f"{title}\n\n{text()}\n" for title, text in tables.all().items()]
+    parts.append(f"{len(PROMPTS) * REPEATS} pictures a row; {'; '.join(store.made()) or 'no row is there'}")
+    if timing:
+        parts.append("ms: CPU time of a picture on one thread, {cpu}, torch {torch}, {date}".format(**timing["made"]))
+    return "\n".join(line.rstrip() for line in "\n".join(parts).splitlines())
+
+
+def update_page(path, text):
+    """Put ``text`` as the code block between the marks of a page. Raises RMDError for a page without marks."""
+    page, inside = Path(path).read_text(encoding="utf-8"), re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
+    if not inside.search(page):
+        raise RMDError(f"the page has no place for the tables; write {BEGIN} and {END} into it")
+    write_text(path, inside.sub(lambda _: f"{BEGIN}\n```\n{text}\n```\n{END}", page))
+
+
+def timing_key(row):
+    """What the time of a row's images depends on: steps at each size in latent cells, and guidance."""
+    steps = "+".join(f"{len(stage.sigmas)}x{stage.height}x{stage.width}" for stage in row.plan.stages)
+    return steps + (" guided" if row.guidance != 1.0 else "")
 
 
 class Tables:
-    """Texts from what a Store keeps. ``timing``: what ``timing.kept`` returns."""
+    """Texts from what a Store keeps. ``timing``: what was kept of ``--time``, or None."""
 
     def __init__(self, store, timing=None):
         self.store = store
         self.timing = timing
+
+    def all(self):
+        """Every table as a function, by its title."""
+        return {
+            "Real pictures, teacher, cascade without distillation, students": self.main,
+            "Upsampler of the clean estimate and mapping of the levels": self.cells,
+            "Differences between students of the same training seed": self.paired,
+            "One change at a time, at two thirds of the training": self.changes,
+            "During training": self.curves,
+            "Low-resolution share of a short teacher training": self.shares,
+            "The metric on damaged real pictures": self.check,
+        }
 
     def main(self):
         """The floor, the teacher, the cascade without distillation, and the students of three training seeds."""
@@ -33,21 +75,21 @@ class Tables:
 
     def cells(self):
         """Upsampler of x0 by mapping, three training seeds each."""
-        lines = [self.line(student.title, rows.student_rows(student)) for student in (DEFAULT, *CELLS)]
-        return self._text(lines)
+        return self._text([self.line(student.title, rows.student_rows(student)) for student in (DEFAULT, *CELLS)])
 
     def paired(self):
-        """Differences from the default at the same training seed, paired, seed by seed."""
-        head = ["minus RMD 2+2, seed by seed", "FD", "KID", "SWD"]
-        lines = []
+        """Differences from the default at the same training seed, seed by seed."""
+        lines, missing = [], []
         for student in (SINGLE, *CELLS):
             pairs = zip(rows.student_rows(student), rows.student_rows(DEFAULT))
-            figures = [(self.figures(one), self.figures(two)) for one, two in pairs]
-            figures = [pair for pair in figures if all(pair)]
-            cells = [" ".join(f"{a[name] - b[name]:+.{DIGITS[name]}f}" for a, b in figures) for name in RANGED]
-            lines.append([student.title, *cells])
-        there, missing = [line for line in lines if line[1]], [line[0] for line in lines if not line[1]]
-        return "\n".join([table(head, there), *_not_run(missing)])
+            found = [(self.store.figures(one), self.store.figures(two)) for one, two in pairs]
+            found = [pair for pair in found if all(pair)]
+            cells = [" ".join(f"{a[name] - b[name]:+.{DIGITS[name]}f}" for a, b in found) for name in RANGED]
+            if found:
+                lines.append([student.title, *cells])
+            else:
+                missing.append(student.title)
+        return "\n".join([table(["minus RMD 2+2, seed by seed", "FD", "KID", "SWD"], lines), *_not_run(missing)])
 
     def changes(self):
         """One change at a time, one training seed, beside the default at equal training cost."""
@@ -60,50 +102,40 @@ class Tables:
 
     def curves(self):
         """The students of three seeds after a third, two thirds and all of the training."""
-        lines = []
-        for student in (DEFAULT, SINGLE, *CELLS):
-            lines += [
-                self.line(f"{student.title}, {mark} updates", found) for mark, found in rows.curve_rows(student).items()
-            ]
-        return self._text(lines)
+        found = [(student, mark) for student in (DEFAULT, SINGLE, *CELLS) for mark in student.marks]
+        return self._text([self.line(f"{s.title}, {mark} updates", rows.student_rows(s, mark)) for s, mark in found])
 
     def shares(self):
         """Teachers of short runs, with more or fewer steps at low resolution."""
-        lines = []
-        for teacher, *found in rows.share_rows():
-            lines += [self.line(f"{teacher.title}: {row.title}", [row]) for row in found]
-        return self._text(lines)
+        shares = rows.share_rows()
+        return self._text([self.line(f"{t.title}: {row.title}", [row]) for t, *found in shares for row in found])
 
     def check(self):
-        """Damaged real pictures, and whether the figures rank them as they should."""
+        """Damaged real images, and whether the figures rank them as they should."""
         lines = [self.line("real, other jitters", rows.floor_rows())]
-        figures = {"": self.figures(rows.floor_rows()[0])}
+        figures = {"": self.store.figures(rows.floor_rows()[0])}
         for damage, row in zip(DAMAGES, rows.damaged_rows()):
             lines.append(self.line(damage.title, [row]))
-            figures[damage.name] = self.figures(row)
-        figures = {name: values for name, values in figures.items() if values}
+            figures[damage.name] = self.store.figures(row)
+        if not all(figures.values()):
+            return self._text(lines)
         wrong = violations(figures)
-        told = f"{len(PAIRS) - len(wrong)} of {len(PAIRS)} comparisons rank as they should"
+        verdict = f"{len(PAIRS) - len(wrong)} of {len(PAIRS)} comparisons rank as they should"
         for worse, better, name in wrong:
-            told += f"; {name} of {worse} is not worse than of {better or 'no damage'}"
-        return self._text(lines) + (f"\n{told}" if len(figures) == len(DAMAGES) + 1 else "")
-
-    def figures(self, row):
-        """The kept figures of a row, or None."""
-        return self.store.figures(rows.key_of(row))
+            verdict += f"; {name} of {worse} is not worse than of {better or 'no damage'}"
+        return f"{self._text(lines)}\n{verdict}"
 
     def line(self, title, found):
         """One line of a table: means over the ``found`` rows that are kept, or the title alone where none is."""
-        figures = [values for values in map(self.figures, found) if values]
-        cost = self._cost(found[0])
+        figures = values_of(self.store, found)
         if not figures:
             return [title]
         if len(figures) < len(found):
             title += f" ({len(figures)} of {len(found)} seeds)"
-        return [title, *cost, *(_cell([values[name] for values in figures], name) for name in NAMES)]
+        return [title, *self._cost(found[0]), *(_cell([values[name] for values in figures], name) for name in NAMES)]
 
     def _cost(self, row):
-        """Network evaluations in units of one at the final size, and CPU ms a picture at batch 1 and 32."""
+        """Network evaluations in units of one at the final size, and CPU ms an image at batch 1 and 32."""
         if row.units is None:
             return ["-", "-", "-"]
         times = (self.timing or {"ms": {}})["ms"].get(timing_key(row), {})
@@ -116,11 +148,86 @@ class Tables:
         return "\n".join([*parts, *_not_run(missing)])
 
 
+def values_of(store, found):
+    """The figures of the ``found`` rows that are kept."""
+    return [figures for row in found if (figures := store.figures(row))]
+
+
 def _not_run(titles):
     return textwrap.wrap(f"{NOT_RUN}: {'; '.join(titles)}", 110) if titles else []
 
 
 def _cell(values, name):
-    digits = DIGITS[name]
-    mean, low, high = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
-    return mean if low == high or name not in RANGED else f"{mean} ({low}..{high})"
+    average, low, high = (f"{value:.{DIGITS[name]}f}" for value in (mean(values), min(values), max(values)))
+    return average if low == high or name not in RANGED else f"{average} ({low}..{high})"
+
+
+def draw(store, folder):
+    """Write both figures as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, panel in (("quality_against_cost", against_cost), ("quality_during_training", during_training)):
+        figure_of(store, panel).savefig(folder / f"{name}.png", dpi=110)
+
+
+def figure_of(store, panel):
+    """A matplotlib Figure of two panels, ``panel(axes, store, name)``, with the real images' distance as a line."""
+    from matplotlib.figure import Figure  # only here: tables need no matplotlib
+
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    titles = {"fd": "Frechet distance", "swd": "patch sliced Wasserstein, x100"}
+    for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
+        axes.set_title(f"{title} (less is better)", fontsize=11, color=INK)
+        axes.grid(color="#e6e6e6", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        panel(axes, store, name)
+        floor = values_of(store, rows.floor_rows())
+        if floor:
+            axes.axhline(mean(values[name] for values in floor), color=MUTED, ls="--", lw=1, label="real pictures")
+        axes.set_ylim(bottom=0)
+    handles, titles = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, titles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def against_cost(axes, store, name):
+    """Distance against network evaluations, a point a row; bars span the training seeds."""
+    plain, guided = ([[row] for row in rows.cascade_rows() if (row.guidance == 1.0) == same] for same in (True, False))
+    kinds = [  # title, colour, marker, lists of rows, one a point
+        ("teacher", "#0072b2", "s", [[row] for row in rows.teacher_rows()]),
+        ("cascade, not distilled", "#999999", "o", plain),
+        ("cascade, not distilled, CFG 2", "#56b4e9", "o", guided),
+        ("one change of RMD 2+2, shorter training", "#f0c9a0", "^", [rows.student_rows(s) for s in CHANGES]),
+        ("RMD 2+2, other upsampler or mapping", "#e69f00", "^", [rows.student_rows(s) for s in CELLS]),
+        ("one resolution, 4 steps, distilled", "#009e73", "D", [rows.student_rows(SINGLE)]),
+        ("RMD 2+2", "#d55e00", "*", [rows.student_rows(DEFAULT)]),
+    ]
+    for title, colour, marker, points in kinds:
+        kept = [(found[0].units, [v[name] for v in values]) for found in points if (values := values_of(store, found))]
+        if kept:
+            costs, means = [cost for cost, _ in kept], [mean(values) for _, values in kept]
+            spans = [[mean(v) - min(v) for _, v in kept], [max(v) - mean(v) for _, v in kept]]
+            size = 10 if marker == "*" else 6
+            axes.errorbar(costs, means, yerr=spans, fmt=marker, color=colour, ms=size, lw=1.2, label=title)
+    axes.set_xscale("log")
+    axes.set_xlim(1.5, 130)
+    axes.set_xticks([2, 4, 8, 100], ["2", "4", "8", "100"])
+    axes.minorticks_off()
+    axes.set_xlabel("network evaluations a picture, in units of one at 128 px")
+
+
+def during_training(axes, store, name):
+    """Distance against training cost, a thin line a seed and a thick one for their mean."""
+    colours = zip((DEFAULT, SINGLE, *CELLS), ("#d55e00", "#009e73", "#e69f00", "#cc79a7", "#0072b2"))
+    for student, colour in colours:
+        seeds = zip(*(rows.student_rows(student, mark) for mark in student.marks))
+        curves = [[figures[name] for figures in values_of(store, found)] for found in seeds]
+        curves = [curve for curve in curves if len(curve) == len(student.marks)]
+        costs = [student.cost * mark / student.marks[-1] for mark in student.marks]
+        for curve in curves:
+            axes.plot(costs, curve, color=colour, lw=0.8, alpha=0.6)
+        if curves:
+            title = f"{student.title} ({len(curves)} seed{'s' * (len(curves) > 1)})"
+            axes.plot(costs, [mean(column) for column in zip(*curves)], "o-", color=colour, lw=2, label=title)
+    axes.set_xlabel("training cost, in updates of RMD 2+2")

@@ -1,17 +1,66 @@
-"""The speed tables in Markdown, from stored results alone."""
+"""The stored results of a device, and the speed tables in Markdown that are made from them alone."""
 
+import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.markdown import markdown_table
+from benchmarks.results import ROOT, markdown_table, read_results, write_results
+from rmd_core.errors import RMDError
 
-from .models import FULL, TINY
-from .rows import MODES, Group
-from .ways import size_name
+from .models import FULL, MODES, TINY, Group, size_name
 
-ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "speed.md", ROOT / "README.md"
 TITLES = {"teacher": "teacher", "few": "few steps", "rmd": "RMD", "three": "RMD 1+1+2"}
 MARK = "speed"
+
+
+@dataclass
+class Results:
+    """The stored results of one device: what it was ``made`` with, FLOP ``counts``, largest ``batches``, ``rows``."""
+
+    path: Path
+    made: dict
+    counts: dict = field(default_factory=dict)
+    batches: dict = field(default_factory=dict)
+    rows: dict = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path, made=None):
+        """A file's contents, empty without one. Raises RMDError where ``made`` differs in more than the date."""
+        stored = read_results(path)
+        results = cls(path, made) if stored is None else cls(path, **stored)
+        for name in (made or {}).keys() - {"date"}:
+            before = results.made.get(name)
+            if before != made[name]:
+                raise RMDError(
+                    f"{path} was made with {name} {before}, this is {made[name]}; "
+                    "remove the file to measure everything again"
+                )
+        return results
+
+    def save(self):
+        """Write everything at once."""
+        contents = {"made": self.made, "counts": self.counts, "batches": self.batches, "rows": self.rows}
+        write_results(self.path, contents)
+
+    def count(self, model):
+        """The FLOP counts of a model, counted at the first use."""
+        if model.name not in self.counts:
+            self.counts[model.name] = model.count_flops()
+            self.save()
+        return self.counts[model.name]
+
+    def groups(self):
+        """(group, its rows by name) of the groups of which any way was measured."""
+        for model, mode, full in itertools.product((*FULL, *TINY), MODES, (False, True)):
+            group = Group(model=model, mode=mode, full=full)
+            found = {name: self.rows[group.key(name)] for name in model.ways if group.key(name) in self.rows}
+            if found:
+                yield group, found
+
+    def decoding(self, model):
+        """The row of decoding, or None."""
+        return self.rows.get(Group(model=model, mode="eager", full=False).key("decode"))
 
 
 class Ratios:
@@ -20,11 +69,8 @@ class Ratios:
     def __init__(self, model, counts):
         self.model = model
         self.sizes, self.decode = counts["sizes"], counts["decode"]
-
-    @property
-    def low_to_high(self):
-        """One call at the smaller size over one at the final size."""
-        return self.sizes[size_name(self.model.low)] / self.sizes[size_name(self.model.high)]
+        self.low, self.high = (self.sizes[size_name(size)] for size in (model.low, model.high))
+        self.low_to_high = self.low / self.high
 
     def of(self, name, *, decoded=False):
         """The teacher's arithmetic over a way's; ``decoded``: with the autoencoder's."""
@@ -35,31 +81,16 @@ class Ratios:
 
 def flop_table(counts):
     """The arithmetic of the full-size models: one call, one decoding, and the speed-ups that it allows."""
-    head = [
-        "",
-        "low, high",
-        "TFLOP a call",
-        "low / high",
-        "decoding",
-        "teacher",
-        "steps",
-        "few steps",
-        "RMD",
-        "RMD / few",
-        "1+1+2",
-        "with decoding: few",
-        "RMD",
-    ]
+    head = ["", "low, high", "TFLOP a call", "low / high", "decoding", "teacher", "steps", "few steps", "RMD"]
+    head += ["RMD / few", "1+1+2", "with decoding: few", "RMD"]
     rows = []
     for model in FULL:
         ratios = Ratios(model, counts[model.name])
-        low, high = (ratios.sizes[size_name(size)] / 1e12 for size in (model.low, model.high))
-        three = f"{ratios.of('three'):.1f} x" if "three" in model.ways else "-"
         rows.append(
             [
                 model.name,
-                f"{_pixels(model.low)}, {_pixels(model.high)}",
-                f"{low:,.4g}, {high:,.4g}",
+                ", ".join(f"{8 * width} x {8 * height}" for height, width in (model.low, model.high)),
+                f"{ratios.low / 1e12:,.4g}, {ratios.high / 1e12:,.4g}",
                 f"{ratios.low_to_high:.3f}",
                 f"{ratios.decode / 1e12:.1f}",
                 f"{model.teacher_steps} x 2",
@@ -67,7 +98,7 @@ def flop_table(counts):
                 f"{ratios.of('few'):.1f} x",
                 f"**{ratios.of('rmd'):.1f} x**",
                 f"{ratios.of('rmd') / ratios.of('few'):.2f} x",
-                three,
+                f"{ratios.of('three'):.1f} x" if "three" in model.ways else "-",
                 f"{ratios.of('few', decoded=True):.1f} x",
                 f"{ratios.of('rmd', decoded=True):.1f} x",
             ]
@@ -79,39 +110,35 @@ def time_table(results):
     """Seconds a sample and the peak of memory of every group of rows that is there."""
     head = ["", "", "batch", *TITLES.values(), "decoding", "around the calls", "peak memory: few, RMD"]
     rows = []
-    for group, found in _groups(results):
-        cells = [_time(found.get(name)) for name in TITLES]
-        decode = results.rows.get(Group(model=group.model, mode="eager", full=False).key("decode"))
-        rmd = found.get("rmd")
+    for group, found in results.groups():
+        first, rmd = next(iter(found.values())), found.get("rmd")
         rows.append(
             [
                 group.model.name,
                 group.mode,
-                str(next(iter(found.values()))["batch"]),
-                *cells,
-                _time(decode),
+                first["batch"],
+                *(_time(found.get(name)) for name in TITLES),
+                _time(results.decoding(group.model)),
                 f"{100 * rmd['outside']:.1f} %" if rmd else "-",
-                ", ".join(_memory(found.get(name)) for name in ("few", "rmd")) if _on_gpu(found) else "-",
+                "-" if first["peak_bytes"] is None else ", ".join(_peak(found.get(name)) for name in ("few", "rmd")),
             ]
         )
     return markdown_table(head, rows, left=2)
 
 
 def ratio_table(results):
-    """How many times faster than the teacher, the FLOP-only limit in brackets."""
+    """How many times faster than the teacher, by arithmetic alone in brackets."""
     head = ["", "", "batch", *list(TITLES.values())[1:], "low / high", "with decoding: few", "RMD"]
     rows = []
-    for group, found in _groups(results):
+    for group, found in results.groups():
         ratios = Ratios(group.model, results.counts[group.model.name])
-        decode = results.rows.get(Group(model=group.model, mode="eager", full=False).key("decode"))
-        cells = [_ratio(found, name, ratios) for name in ("few", "rmd", "three")]
-        both = [_ratio(found, name, ratios, decode) for name in ("few", "rmd")]
-        cost = f"{measured_low_to_high(group.model, found['rmd']):.3f} ({ratios.low_to_high:.3f})"
-        rows.append(
-            [group.model.name, group.mode, str(found["rmd"]["batch"]), *cells, cost, *both]
-            if "rmd" in found
-            else [group.model.name, group.mode, "-", *cells, "-", *both]
-        )
+        decode, batch, cost = results.decoding(group.model), "-", "-"
+        if rmd := found.get("rmd"):
+            batch = rmd["batch"]
+            cost = f"{measured_low_to_high(group.model, rmd):.3f} ({ratios.low_to_high:.3f})"
+        alone = [_ratio(found, name, ratios) for name in ("few", "rmd", "three")]
+        decoded = [_ratio(found, name, ratios, decode) for name in ("few", "rmd")]
+        rows.append([group.model.name, group.mode, batch, *alone, cost, *decoded])
     return markdown_table(head, rows, left=2)
 
 
@@ -123,37 +150,29 @@ def measured_low_to_high(model, row):
 def headlines(results):
     """One line for each group of a model whose speed-up the paper reports: ours, and the ratio that explains it."""
     lines = []
-    for group, found in _groups(results):
+    for group, found in results.groups():
         model = group.model
-        if model.paper and {"rmd", "teacher"} <= found.keys():
-            lines.append(f"- {_headline(model, group.mode, found, results)}")
+        if not (model.paper and {"rmd", "teacher"} <= found.keys()):
+            continue
+        ratios, rmd, teacher = Ratios(model, results.counts[model.name]), found["rmd"], found["teacher"]
+        ours = teacher["seconds"]["median"] / rmd["seconds"]["median"]
+        low, high = model.split
+        measured = measured_low_to_high(model, rmd)
+        needed = (2 * model.teacher_steps / model.paper - high) / low
+        guided, plain = (row["calls"][size_name(model.high)]["median"] for row in (teacher, rmd))
+        lines.append(
+            f"- {model.name} {low}+{high} against {model.teacher_steps} x 2 calls, {group.mode}, batch {rmd['batch']}: "
+            f"**{ours:.1f} x**, the paper {model.paper:g} x, by arithmetic alone {ratios.of('rmd'):.1f} x. "
+            f"A low call costs {measured:.3f} of a high one, {100 * (measured / ratios.low_to_high - 1):+.0f} % over "
+            f"the arithmetic ({ratios.low_to_high:.3f}); the paper's figure needs {needed:.3f}. A guided call costs "
+            f"{guided / plain:.2f} plain ones; {100 * rmd['outside']:.1f} % of RMD's time is around its calls."
+        )
     return "\n".join(lines)
 
 
-def _headline(model, mode, found, results):
-    ratios, rmd, teacher = Ratios(model, results.counts[model.name]), found["rmd"], found["teacher"]
-    ours = teacher["seconds"]["median"] / rmd["seconds"]["median"]
-    low, high = model.split
-    steps = "+".join(map(str, model.split))
-    text = (
-        f"{model.name} {steps} against {model.teacher_steps} x 2 calls, {mode}, batch {rmd['batch']}: "
-        f"**{ours:.1f} x**, the paper {model.paper:g} x, by arithmetic alone {ratios.of('rmd'):.1f} x. "
-    )
-    measured = measured_low_to_high(model, rmd)
-    calls = model.ways["teacher"].calls
-    needed = (calls / model.paper - high) / low
-    guided = teacher["calls"][size_name(model.high)]["median"] / rmd["calls"][size_name(model.high)]["median"]
-    return text + (
-        f"A low call costs {measured:.3f} of a high one, {100 * (measured / ratios.low_to_high - 1):+.0f} % over the "
-        f"arithmetic ({ratios.low_to_high:.3f}); the paper's figure needs {needed:.3f}. A guided call costs "
-        f"{guided:.2f} plain ones; {100 * rmd['outside']:.1f} % of RMD's time is around its calls."
-    )
-
-
 def page_block(all_results):
-    """What stands between the marks of docs/speed.md: the arithmetic, then each device."""
-    counts = next(results.counts for results in all_results if all(model.name in results.counts for model in FULL))
-    parts = ["### By arithmetic", flop_table(counts)]
+    """What is between the marks of docs/speed.md: the arithmetic, then each device."""
+    parts = ["### By arithmetic", flop_table(_all_counts(all_results))]
     for results in all_results:
         made = results.made
         versions = ", ".join(f"{name} {made[name]}" for name in ("torch", "diffusers") if name in made)
@@ -165,8 +184,8 @@ def page_block(all_results):
             "Times faster than the teacher (by arithmetic alone):",
             ratio_table(results),
         ]
-        if headlines(results):
-            parts += ["Against the paper:", headlines(results)]
+        if lines := headlines(results):
+            parts += ["Against the paper:", lines]
     if not _full_size(all_results):
         parts.append(
             "**The full-size models have not been timed: no GPU was at hand.** The times above are of tiny models of "
@@ -176,15 +195,13 @@ def page_block(all_results):
 
 
 def readme_block(all_results):
-    """What stands between the marks of README.md: the speed-ups by arithmetic, and measured ones if there are any."""
-    counts = next(results.counts for results in all_results if all(model.name in results.counts for model in FULL))
-    measured = _full_size(all_results)
+    """What is between the marks of README.md: the speed-ups by arithmetic, and measured ones if there are any."""
+    counts, measured = _all_counts(all_results), _full_size(all_results)
     columns = [f"measured, {results.made['device']}" for results in measured] or ["measured"]
     head = ["", "calls: teacher, RMD", "paper", "by arithmetic", "with decoding", *columns]
     rows = []
     for model in FULL:
         ratios = Ratios(model, counts[model.name])
-        cells = [_best(results, model) for results in measured] or ["not yet"]
         rows.append(
             [
                 model.name,
@@ -192,7 +209,7 @@ def readme_block(all_results):
                 f"{model.paper:g} x" if model.paper else "-",
                 f"{ratios.of('rmd'):.1f} x",
                 f"{ratios.of('rmd', decoded=True):.1f} x",
-                *cells,
+                *([_best(results, model) for results in measured] or ["not yet"]),
             ]
         )
     known = "and measured" if measured else "not yet measured, for want of a GPU"
@@ -204,32 +221,20 @@ def readme_block(all_results):
 
 def _best(results, model):
     ours = []
-    for group, found in _groups(results):
+    for group, found in results.groups():
         if group.model == model and {"rmd", "teacher"} <= found.keys():
             ratio = found["teacher"]["seconds"]["median"] / found["rmd"]["seconds"]["median"]
             ours.append(f"{ratio:.1f} x ({group.mode}, batch {found['rmd']['batch']})")
     return ", ".join(ours) or "not yet"
 
 
+def _all_counts(all_results):
+    return next(results.counts for results in all_results if all(model.name in results.counts for model in FULL))
+
+
 def _full_size(all_results):
     names = {model.name for model in FULL}
     return [results for results in all_results if any(key.split(" | ")[0] in names for key in results.rows)]
-
-
-def _groups(results):
-    """(group, its rows by name) of those that have any way measured."""
-    for model in (*FULL, *TINY):
-        for mode in MODES:
-            for full in (False, True):
-                group = Group(model=model, mode=mode, full=full)
-                found = {name: results.rows.get(group.key(name)) for name in model.ways}
-                found = {name: row for name, row in found.items() if row}
-                if found:
-                    yield group, found
-
-
-def _pixels(size):
-    return f"{8 * size[1]} x {8 * size[0]}"
 
 
 def _time(row):
@@ -242,11 +247,7 @@ def _time(row):
     return f"{median} {unit} ({low} to {high})"
 
 
-def _on_gpu(found):
-    return any(row["peak_bytes"] is not None for row in found.values())
-
-
-def _memory(row):
+def _peak(row):
     return "-" if row is None else f"{row['peak_bytes'] / 2**30:.2f} GiB"
 
 

@@ -15,8 +15,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from ..world.catalogue import CONCEPTS, STYLES
-from ..world.drawings import DRAWINGS_FILE, SIDE
+from ..world import CONCEPTS, DRAWINGS_FILE, SIDE, STYLES
 
 
 def svg(package, name):
@@ -37,9 +36,9 @@ def main(node_modules):
         package = json.loads(Path(node_modules, "@iconify-json", package_name, "icons.json").read_text())
         for concept, icon in CONCEPTS.items():
             png = resvg_py.svg_to_bytes(svg_string=svg(package, icon), width=SIDE, height=SIDE)
-            picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+            image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
             square = Image.new("RGBA", (SIDE, SIDE))
-            square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+            square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
             drawings[f"{style}/{concept}"] = np.asarray(square)
     DRAWINGS_FILE.parent.mkdir(exist_ok=True)
     np.savez_compressed(DRAWINGS_FILE, **drawings)

@@ -10,15 +10,15 @@ import time
 import torch
 from torch.nn import functional as F
 
-from benchmarks.judge import Judge
 from rmd_core.files import save_safetensors
 from training.backbones.wan import decode_latents, load_wan_vae
 
 from .. import files
-from ..world.catalogue import CONCEPTS, HELD_OUT_STYLES, SEEN_STYLES
-from ..world.drawings import Drawings
+from ..judge import Judge
+from ..world import CONCEPTS, HELD_OUT_STYLES, SEEN_STYLES, Drawings
+from .vae import encode_images
 
-POOL = 4096  # pictures, a quarter of them through the autoencoder
+POOL = 4096  # images, a quarter of them through the autoencoder
 RATE = 3e-3
 
 
@@ -30,18 +30,18 @@ def labels(drawings, index, background):
 
 
 @torch.no_grad()
-def through(vae, pictures):
-    """Pictures after the autoencoder, in -1..1."""
-    return decode_latents(vae, files.encode_pictures(vae, pictures).unsqueeze(2))[:, :, 0] * 2 - 1
+def through(vae, images):
+    """Images after the autoencoder, in -1..1."""
+    return decode_latents(vae, encode_images(vae, images).unsqueeze(2))[:, :, 0] * 2 - 1
 
 
 @torch.no_grad()
 def accuracy(judge, drawings, vae=None):
     """Shares of held-out jitters that are named right, by kind of label."""
-    pictures, index, background = drawings.sample(288, torch.Generator().manual_seed(9), side=128, held_out=True)
+    images, index, background = drawings.sample(288, torch.Generator().manual_seed(9), side=128, held_out=True)
     if vae is not None:
-        pictures = torch.cat([through(vae, part) for part in pictures.split(32)])
-    answers, truth = judge.eval()(pictures), labels(drawings, index, background)
+        images = torch.cat([through(vae, part) for part in images.split(32)])
+    answers, truth = judge.eval()(images), labels(drawings, index, background)
     return {kind: round((answers[kind].argmax(1) == truth[kind]).float().mean().item(), 3) for kind in answers}
 
 
@@ -53,8 +53,8 @@ def main():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(21)
     drawings, vae, judge = Drawings(SEEN_STYLES), load_wan_vae(files.VAE), Judge()
-    pictures, index, background = drawings.sample(POOL, generator, side=128)
-    pictures[::4] = torch.cat([through(vae, part) for part in pictures[::4].split(32)])
+    images, index, background = drawings.sample(POOL, generator, side=128)
+    images[::4] = torch.cat([through(vae, part) for part in images[::4].split(32)])
     truth = labels(drawings, index, background)
     optimiser = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.02)
     began, step = time.process_time(), 0
@@ -62,7 +62,7 @@ def main():
         judge.train()
         optimiser.param_groups[0]["lr"] = RATE * (1 - share)
         rows = torch.randint(POOL, (48,), generator=generator)
-        answers = judge(pictures[rows])
+        answers = judge(images[rows])
         loss = sum(F.cross_entropy(answers[kind], truth[kind][rows], label_smoothing=0.05) for kind in answers)
         optimiser.zero_grad()
         loss.backward()

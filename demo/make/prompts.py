@@ -6,8 +6,7 @@ python -m demo.make.prompts
 from training.prompts import write_prompt_cache
 
 from .. import files
-from ..world.catalogue import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
-from ..world.words import ENCODER, embed
+from ..world import BACKGROUNDS, CONCEPTS, ENCODER, TEACHER_STYLES, embed, prompt
 
 
 def main():

@@ -9,19 +9,15 @@ see zero padding). The other taps stay zero: a clip is coded frame by frame.
 import argparse
 import json
 import math
-import os
-import time
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-from torch import distributed
 from torch.nn import functional as F
 
-from ..world.catalogue import HELD_OUT_STYLES, SEEN_STYLES
-from ..world.drawings import Drawings
-from .muon import Muon
+from ..world import HELD_OUT_STYLES, SEEN_STYLES, Drawings
+from .training import Training
 
 CONFIG = dict(
     base_dim=8,
@@ -82,26 +78,48 @@ def encode(vae, x_BCHW):
     return vae.quant_conv(vae.encoder(x_BCHW.unsqueeze(2)))[:, :16, 0]
 
 
+def normalise(vae, z_BCHW):
+    """Raw latents by Wan's fixed means and deviations."""
+    mean, std = _statistics(vae)
+    return (z_BCHW - mean) / std
+
+
+def denormalise(vae, z_BCHW):
+    """Raw latents of normalised ones."""
+    mean, std = _statistics(vae)
+    return z_BCHW * std + mean
+
+
+def _statistics(vae):
+    return (torch.tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+
+
+@torch.no_grad()
+def encode_images(vae, images):
+    """Normalised latents (B, 16, S/8, S/8) of images (B, 3, S, S) in -1..1, by an AutoencoderKLWan as it is shipped."""
+    return normalise(vae, vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0])
+
+
 def decode(vae, z_BCHW):
-    """Pictures (B, 3, 8H, 8W), not clamped."""
+    """Images (B, 3, 8H, 8W), not clamped."""
     return vae.decoder(vae.post_quant_conv(z_BCHW.unsqueeze(2)))[:, :, 0]
 
 
-def picture_loss(y, x):
+def image_loss(y, x):
     """L1 + L2 + L1 of the differences between neighbours, which keeps edges sharp."""
     edge = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
     return (y - x).abs().mean() + (y - x).square().mean() + 0.5 * edge
 
 
-def crops(pictures, generator, side=64):
-    """One random crop of each picture, on any pixel."""
-    span = pictures.shape[-1] - side
-    corner = torch.randint(span + 1, (len(pictures), 2), generator=generator).tolist()
-    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, corner)])
+def crops(images, generator, side=64):
+    """One random crop of each image, on any pixel."""
+    span = images.shape[-1] - side
+    corner = torch.randint(span + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(images, corner)])
 
 
 def batch(drawings, generator, size, *, whole):
-    """Pictures to reconstruct: crops of 128 px, or whole pictures of 64, 96 or 128 px."""
+    """Images to reconstruct: crops of 128 px, or whole images of 64, 96 or 128 px."""
     if not whole:
         picked = drawings.sample(size, generator, side=128)[0]
         return crops(picked, generator)
@@ -111,7 +129,7 @@ def batch(drawings, generator, size, *, whole):
 
 @torch.no_grad()
 def psnr(vae, drawings, generator, *, side, held_out, count=48):
-    """Mean peak signal-to-noise ratio in dB over pictures of the given side."""
+    """Mean peak signal-to-noise ratio in dB over images of the given side."""
     x = drawings.sample(count, generator, side=side, held_out=held_out)[0]
     y = torch.cat([decode(vae, encode(vae, part)).clamp(-1, 1) for part in x.split(8)])
     return (10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean().item()
@@ -127,13 +145,6 @@ def report(vae):
     return {key: round(value, 2) for key, value in rows.items()}
 
 
-def average_gradients(parameters, ranks):
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters])
-    distributed.all_reduce(flat)
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(part.view_as(p) / ranks)
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
@@ -143,84 +154,41 @@ def main():
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="continue from this file")
     args = parser.parse_args()
-    ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if ranks > 1:
-        distributed.init_process_group("gloo")
     torch.set_num_threads(1)
     CONFIG["base_dim"] = args.base_dim
     vae = frame_vae(0)
     if args.start:
         vae.load_state_dict(torch.load(args.start, weights_only=True))
-    parameters = [p for p in vae.parameters() if p.requires_grad]
-    optimisers = [
-        Muon([p for p in parameters if p.ndim == 2], args.lr),
-        torch.optim.AdamW([p for p in parameters if p.ndim != 2], args.lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    averaged = {k: v.clone() for k, v in vae.state_dict().items()}
-    drawings = Drawings(SEEN_STYLES)
-    generator = torch.Generator().manual_seed(100 * rank + 7 + (1000 if args.start else 0))
-    budget, step, shown = args.cpu_minutes * 60 / ranks, 0, 0.0
+    training = Training(vae, lambda name, p: p.ndim == 2, lr=args.lr, cpu_minutes=args.cpu_minutes, clip=0.5)
+    drawings, shown = Drawings(SEEN_STYLES), 0.0
+    generator = torch.Generator().manual_seed(100 * training.rank + 7 + (1000 if args.start else 0))
     args.out.mkdir(parents=True, exist_ok=True)
-    while True:
-        spent = torch.tensor(time.process_time())
-        if ranks > 1:
-            distributed.all_reduce(spent, distributed.ReduceOp.MAX)
-        share = spent.item() / budget
-        if share >= 1:
-            break
-        warm = min(1.0, (step + 1) / 100)
-        for optimiser in optimisers:
-            optimiser.param_groups[0]["lr"] = args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+    while (share := training.share()) < 1:
+        step, warm = training.step, min(1.0, (training.step + 1) / 100)
         x = batch(drawings, generator, args.batch, whole=share > 0.7 or step % 5 == 4)
         z = encode(vae, x)
-        loss = LATENT_PENALTY * z.square().mean()
+        penalty = LATENT_PENALTY * z.square().mean()
         z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
+        # a latent survives resampling, which stages of two resolutions ask of it: down, and up
         if step % 4 == 1:
-            # a latent survives resampling, which stages of two resolutions ask of it: down
             z, x = F.avg_pool2d(z, 2), F.avg_pool2d(x, 2)
         elif step % 4 == 3:
-            # and up
             z = F.interpolate(encode(vae, F.avg_pool2d(x, 2)), scale_factor=2, mode="bicubic")
-        error = picture_loss(decode(vae, z), x)
-        vae.zero_grad(set_to_none=True)
-        (loss + error).backward()
-        for p in parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        if ranks > 1:
-            average_gradients(parameters, ranks)
-        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
-        for optimiser in optimisers:
-            optimiser.step()
-        step += 1
-        decay = min(0.998, step / (step + 20))
-        for key, value in vae.state_dict().items():
-            averaged[key].lerp_(value, 1 - decay)
-        if rank == 0 and (share - shown > 0.04):
+        error = image_loss(decode(vae, z), x)
+        training.update(penalty + error, args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))))
+        if training.rank == 0 and share - shown > 0.04:
             shown = share
+            training.save(args.out / "vae.pt")
             live = {k: v.clone() for k, v in vae.state_dict().items()}
-            vae.load_state_dict(averaged)
-            torch.save(averaged, args.out / "vae.part")
-            os.replace(args.out / "vae.part", args.out / "vae.pt")
-            print(
-                json.dumps(
-                    dict(
-                        step=step,
-                        share=round(share, 3),
-                        loss=round(error.item(), 4),
-                        cpu=round(time.process_time()),
-                        **report(vae),
-                    )
-                ),
-                flush=True,
-            )
+            vae.load_state_dict(training.averaged)
+            figures = dict(share=round(share, 3), loss=round(error.item(), 4), cpu=round(training.spent), **report(vae))
+            print(json.dumps(dict(step=training.step, **figures)), flush=True)
             vae.load_state_dict(live)
-    if rank == 0:
-        torch.save(averaged, args.out / "vae.pt")
-        vae.load_state_dict(averaged)
-        print(json.dumps(dict(step=step, done=True, **report(vae))), flush=True)
-    if ranks > 1:
-        distributed.destroy_process_group()
+    if training.rank == 0:
+        training.save(args.out / "vae.pt")
+        vae.load_state_dict(training.averaged)
+        print(json.dumps(dict(step=training.step, done=True, **report(vae))), flush=True)
+    training.close()
 
 
 if __name__ == "__main__":

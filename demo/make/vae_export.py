@@ -4,7 +4,7 @@
 
 Wan's pipeline normalises latents by fixed means and deviations. The last layer of the encoder and the
 first of the decoder are 1x1 convolutions, so this world's own statistics are folded into them: after
-Wan's normalisation every channel has mean 0 and deviation 1 on the teacher's pictures.
+Wan's normalisation every channel has mean 0 and deviation 1 on the teacher's images.
 """
 
 import argparse
@@ -19,8 +19,7 @@ from rmd_core.files import save_safetensors
 from training.backbones.wan import load_wan_vae
 
 from .. import files
-from ..world.catalogue import TEACHER_STYLES
-from ..world.drawings import Drawings
+from ..world import TEACHER_STYLES, Drawings
 from . import vae as tiny
 
 
@@ -64,12 +63,10 @@ def clip_vae(frame_state, base_dim):
 
 @torch.no_grad()
 def latent_statistics(frame_vae, count=2304):
-    """Mean and deviation (16,) of the latents of the teacher's pictures at the final size."""
-    pictures = Drawings(TEACHER_STYLES)
+    """Mean and deviation (16,) of the latents of the teacher's images at the final size."""
+    images = Drawings(TEACHER_STYLES)
     generator = torch.Generator().manual_seed(3)
-    latents = torch.cat(
-        [tiny.encode(frame_vae, pictures.sample(32, generator, side=128)[0]) for _ in range(count // 32)]
-    )
+    latents = torch.cat([tiny.encode(frame_vae, images.sample(32, generator, side=128)[0]) for _ in range(count // 32)])
     return latents.mean((0, 2, 3)).double(), latents.std((0, 2, 3)).double()
 
 

@@ -1,4 +1,4 @@
-"""The pictures of README and docs: the noise they share, and that they are drawn small."""
+"""The images of README and docs: the noise they share, and that they are drawn small."""
 
 from pathlib import Path
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.pictures.logsnr_stages import logsnr_stages
-from benchmarks.pictures.shipped import SharedStart
+from benchmarks.pictures import SharedStart, logsnr_stages
 from rmd_core.boundary import orthonormal_rows
 from rmd_core.noise import SeededNoise
 
@@ -15,7 +14,7 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
 @pytest.mark.parametrize("name", ["logsnr_stages", "teacher_cascade_student", "stages_of_a_sample"])
-def test_pictures_are_small(name):
+def test_images_are_small(name):
     path = IMAGES / f"{name}.png"
     assert path.stat().st_size < 300_000
     assert Image.open(path).width <= 1200

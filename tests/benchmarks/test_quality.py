@@ -6,13 +6,23 @@ from functools import cache
 
 import pytest
 
-from benchmarks.quality import rows, students, timing
-from benchmarks.quality.__main__ import draw
-from benchmarks.quality.report import BEGIN, END, between_marks, report
-from benchmarks.quality.store import Store
-from benchmarks.quality.students import CELLS, CHANGES, DEFAULT, SINGLE, STUDENTS, runs, settings, weights_key
-from benchmarks.quality.tables import NAMES, Tables
-from benchmarks.quality.training import command
+from benchmarks.quality import rows
+from benchmarks.quality.__main__ import TIMING
+from benchmarks.quality.rows import Store
+from benchmarks.quality.students import (
+    CELLS,
+    CHANGES,
+    CONFIG,
+    DEFAULT,
+    ROOT,
+    SINGLE,
+    STUDENTS,
+    runs,
+    settings,
+    weights_key,
+)
+from benchmarks.quality.tables import BEGIN, END, NAMES, Tables, draw, report, update_page
+from benchmarks.results import read_results
 from rmd_core.errors import RMDError
 from training.config import load_config
 from training.memory import update_cost
@@ -45,17 +55,16 @@ def test_every_student_and_row_is_there_once():
     assert all(student.seeds == (0, 1, 2) for student in (DEFAULT, SINGLE, *CELLS))
 
 
-def test_tables_show_no_row_that_is_never_made(tmp_path):
-    shown, made = [], {row.name for row in rows.all_rows()}
+def test_tables_show_every_row_and_none_that_is_never_made(tmp_path):
+    shown = set()
 
-    class Noted(Tables):
+    class Noted(Store):
         def figures(self, row):
-            shown.append(row.name)
+            shown.add(row.name)
 
-    tables = Noted(Store(tmp_path))
-    for name in ("main", "cells", "paired", "changes", "curves", "shares", "check"):
-        getattr(tables, name)()
-    assert set(shown) == made
+    for text in Tables(Noted(tmp_path)).all().values():
+        text()
+    assert shown == {row.name for row in rows.all_rows()}
 
 
 def test_students_cost_as_much_training_as_the_default():
@@ -72,7 +81,7 @@ def test_students_cost_as_much_training_as_the_default():
 
 def test_the_default_is_one_configuration_written_out():
     """BASE holds what the demo's configuration and the default preset say today, or the tables say otherwise."""
-    demo = load_config(students.CONFIG).resolved()
+    demo = load_config(CONFIG).resolved()
     assert settings(DEFAULT.config(0)) == settings(demo)
 
 
@@ -92,35 +101,34 @@ def test_the_key_changes_with_what_matters_and_with_nothing_else():
         replace(row, run=None),
     ):
         assert rows.key_of(other) != rows.key_of(row)
-    assert rows.key_of(row, repeats=1) != rows.key_of(row)
 
 
 def test_the_trainers_command_gives_the_configuration_that_the_key_is_of(tmp_path):
-    words = command(SINGLE, 1, 64, outputs=tmp_path)
+    words = SINGLE.command(1, 64, outputs=tmp_path)
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = load_config(words[words.index("--config") + 1], sets).resolved()
     assert settings(config) == settings(SINGLE.config(1))
     assert (config.train.updates, config.plan.sizes, "--resume" in words) == (64, ((16, 16),), False)
 
 
-def test_a_kept_row_is_found_by_its_key_and_a_damaged_file_is_told(tmp_path):
+def test_a_kept_row_is_found_by_its_key_and_a_damaged_file_is_an_error(tmp_path):
     store, (row, other) = Store(tmp_path), rows.floor_rows()[:2]
-    key = rows.key_of(row)
-    assert store.figures(key) is None
-    store.keep(row, key, FIGURES)
-    assert Store(tmp_path).figures(key) == FIGURES
-    assert store.figures(rows.key_of(other)) is None
+    assert store.figures(row) is None
+    store.keep(row, FIGURES)
+    assert Store(tmp_path).figures(row) == FIGURES
+    assert store.figures(other) is None
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["content"] == {"real": row.seed, "damage": None}
-    path.write_text("{")
-    with pytest.raises(RMDError, match="delete it"):
-        store.figures(key)
+    for text in ("{", "{}"):
+        path.write_text(text)
+        with pytest.raises(RMDError, match="delete it"):
+            store.figures(row)
 
 
 def test_tables_come_from_kept_rows_and_name_what_is_missing(tmp_path):
-    store, found = Store(tmp_path), rows.student_rows(DEFAULT)
-    for number, row in enumerate(found[:2]):
-        store.keep(row, rows.key_of(row), FIGURES | {"fd": 0.2 + 0.1 * number})
+    store = Store(tmp_path)
+    for number, row in enumerate(rows.student_rows(DEFAULT)[:2]):
+        store.keep(row, FIGURES | {"fd": 0.2 + 0.1 * number})
     times = {"ms": {"2x8x8+2x16x16": {"1": 30.25, "32": 12.0}}}
     text = Tables(store, times).cells()
     (line,) = [line for line in text.splitlines() if line.startswith("RMD 2+2 (2 of 3 seeds)")]
@@ -129,23 +137,28 @@ def test_tables_come_from_kept_rows_and_name_what_is_missing(tmp_path):
     assert "ms at 1" in text and "ms at 1" not in Tables(store).cells()
 
 
-def test_the_page_holds_what_the_command_prints():
+def test_the_page_holds_what_the_command_prints(tmp_path):
     """docs/quality.md is written by ``python -m benchmarks.quality --table --page docs/quality.md``."""
-    page = (students.ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
-    assert between_marks(report(Store(), timing.kept()), page) == page
+    page, copy = ROOT / "docs" / "quality.md", tmp_path / "page.md"
+    copy.write_bytes(page.read_bytes())
+    update_page(copy, report(Store(), read_results(TIMING)))
+    assert copy.read_bytes() == page.read_bytes()
 
 
-def test_tables_are_put_between_the_marks():
-    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert between_marks("a \\1 b", page) == f"before\n{BEGIN}\n```\na \\1 b\n```\n{END}\nafter\n"
+def test_tables_are_put_between_the_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    update_page(page, "a \\1 b")
+    assert page.read_text() == f"before\n{BEGIN}\n```\na \\1 b\n```\n{END}\nafter\n"
+    page.write_text("a page")
     with pytest.raises(RMDError, match="no place for the tables"):
-        between_marks("new", "a page")
+        update_page(page, "new")
 
 
 def test_figures_are_drawn_from_kept_rows(tmp_path):
     store = Store(tmp_path / "rows")
     for row in (*rows.student_rows(DEFAULT), *rows.teacher_rows(), *rows.floor_rows()):
-        store.keep(row, rows.key_of(row), FIGURES)
+        store.keep(row, FIGURES)
     draw(store, tmp_path / "drawn")
     for name in ("quality_against_cost", "quality_during_training"):
         assert (tmp_path / "drawn" / f"{name}.png").stat().st_size > 10_000

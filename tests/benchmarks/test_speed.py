@@ -6,16 +6,12 @@ import pytest
 import torch
 
 from benchmarks import cascade_overhead
-from benchmarks.full_size import ARCHITECTURES
-from benchmarks.markdown import marks, replace_block, stored_block
-from benchmarks.speed.__main__ import stored_results
-from benchmarks.speed.flops import count_flops, decoding_flops
-from benchmarks.speed.measure import largest_batch, measure_way, quartiles
-from benchmarks.speed.models import FULL, TINY
-from benchmarks.speed.page import MARK, PAGE, README, Ratios, headlines, page_block, readme_block
-from benchmarks.speed.rows import Bench, Group, Results, groups
-from benchmarks.speed.subject import Subject
-from benchmarks.speed.ways import size_name
+from benchmarks.models import ARCHITECTURES, outline
+from benchmarks.results import marks, quartiles, read_results, replace_block, stored_block
+from benchmarks.speed.__main__ import Bench, stored_results
+from benchmarks.speed.measure import Subject, largest_batch, measure_way
+from benchmarks.speed.models import FULL, TINY, Group, groups, size_name
+from benchmarks.speed.page import MARK, PAGE, README, Ratios, Results, headlines, page_block, readme_block
 from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
 from rmd_core.noise import SeededNoise
@@ -56,8 +52,7 @@ def small():
 def test_counts_are_the_known_figures(name, stored):
     model = replace(FULL_BY_NAME[name], tokens=120) if name == "PixArt Sigma" else FULL_BY_NAME[name]
     backbone = make_backbone(model.backbone)
-    with torch.device("meta"):
-        network = model.network[0](**model.network[1])
+    network = outline(*model.network)
     found = [Backbone.flops(backbone, network, *size, model.frames, model.tokens) for size in (model.low, model.high)]
     assert [flops / 1e12 for flops in found] == pytest.approx(TFLOP[name], rel=0.02)
     if model.tokens == FULL_BY_NAME[name].tokens:
@@ -74,8 +69,7 @@ def test_stored_counts_are_the_known_figures(name, stored):
 @pytest.mark.parametrize("name", ["Wan2.1 1.3B", "Wan2.1 14B"])
 def test_the_formula_for_video_agrees_with_the_count(name, stored):
     model = FULL_BY_NAME[name]
-    with torch.device("meta"):
-        network = model.network[0](**model.network[1])
+    network = outline(*model.network)
     for size, counted in zip(model.sizes, low_and_high(stored[-1], name)):
         formula = make_backbone("wan").flops(network, *size, model.frames, model.tokens)
         assert formula == pytest.approx(counted, rel=1e-4)
@@ -87,11 +81,7 @@ def test_what_the_arithmetic_allows(stored):
     assert (sdxl.of("rmd"), sdxl.of("few"), wan.of("few")) == pytest.approx((32.4, 20.0, 16.67), abs=0.05)
     assert (wan.of("rmd"), sdxl.of("rmd", decoded=True)) == pytest.approx((26.5, 20.3), abs=0.1)
     assert sdxl.of("few", decoded=True) == pytest.approx(14.7, abs=0.1)
-
-
-def test_the_pictures_decoder_has_its_known_arithmetic():
-    model = FULL_BY_NAME["SDXL"]
-    assert decoding_flops(make_backbone("sdxl"), model) / 2e12 == pytest.approx(5.24, rel=0.01)
+    assert sdxl.decode / 2e12 == pytest.approx(5.24, rel=0.01)  # known of the image decoder
 
 
 def test_every_architecture_but_one_pixart_is_measured():
@@ -106,27 +96,20 @@ def test_a_run_makes_the_plans_calls_through_the_cascade(small):
         assert 0.0 < run.outside < 1.0
 
 
-def test_the_watched_network_gives_what_the_bare_one_gives(small):
+def test_the_timed_network_gives_what_the_bare_one_gives(small):
     subject = Subject(small, device="cpu", dtype=torch.float32, mode="eager")
-    way, conditioning = small.ways["rmd"], subject._conditioning(1, seed=1)
-    results = [
-        sample_latents(
-            subject.backbone,
-            network,
-            way.plan,
-            conditioning=conditioning,
-            noise=SeededNoise(0),
-            boundary=Boundary(),
-            eta=0.5,
-        ).x0
+    plan, backbone = small.ways["rmd"].plan, subject.backbone
+    rules = {"conditioning": subject._conditioning(1, seed=1), "noise": SeededNoise(0), "boundary": Boundary()}
+    timed, bare = (
+        sample_latents(backbone, network, plan, eta=0.5, **rules).x0
         for network in (subject.network, subject.network.network)
-    ]
-    assert torch.equal(*results) and results[0].isfinite().all()
+    )
+    assert torch.equal(timed, bare) and bare.isfinite().all()
 
 
 @pytest.mark.parametrize("model", TINY, ids=lambda model: model.name)
 def test_every_class_runs_in_half_precision_as_on_a_gpu(model):
-    """With what diffusers keeps in float32 kept so, as in a loaded checkpoint; pictures are decoded too."""
+    """With what diffusers keeps in float32 kept so, as in a loaded checkpoint; images are decoded too."""
     subject = Subject(model, device="cpu", dtype=torch.bfloat16, mode="eager")
     run = subject.sample(model.ways["rmd"].warm_up(), 1)
     assert [size for size, _ in run.calls] == [model.low, model.high]
@@ -195,7 +178,7 @@ def test_finished_rows_are_kept_and_a_further_run_goes_on(small, tmp_path, monke
     assert Bench(again, device="cpu").run([small])
     assert again.made == made and {key: again.rows[key] for key in before} == before
     assert again.rows[one.key("rmd")]["flops"] == taken["flops"]
-    assert taken["flops"] == small.ways["rmd"].flops(count_flops(small)["sizes"])
+    assert taken["flops"] == small.ways["rmd"].flops(small.count_flops()["sizes"])
     monkeypatch.setattr("benchmarks.speed.page.TINY", (small,))
     assert "the paper 10 x" in headlines(again) and "the paper's figure needs" in headlines(again)
     with pytest.raises(RMDError, match="torch 1, this is 2"):
@@ -210,20 +193,13 @@ def test_figures_are_medians_with_quartiles():
 def test_the_pages_hold_what_the_command_makes_of_the_stored_results(stored):
     assert stored_block(PAGE, MARK) == page_block(stored)
     assert stored_block(README, MARK) == readme_block(stored)
-    overhead = cascade_overhead.read_stored()
+    overhead = read_results(cascade_overhead.RESULTS)
     assert stored_block(PAGE, cascade_overhead.MARK) == cascade_overhead.overhead_block(overhead)
 
 
-def test_a_cascade_holds_as_much_memory_as_one_size():
-    rows = cascade_overhead.read_stored()["rows"]
-    assert rows.keys() == FULL_BY_NAME.keys()
-    assert all(1.0 <= row["rmd"]["peak"] / row["few"]["peak"] < 1.02 for row in rows.values())
-
-
-def test_stored_memory_is_what_is_counted():
-    model = FULL_BY_NAME["PixArt Sigma"]
-    row = cascade_overhead.read_stored()["rows"][model.name]
-    assert cascade_overhead.peak_memory(model, model.ways["rmd"]) == pytest.approx(row["rmd"]["peak"], rel=0.01)
+def test_the_cascades_own_time_is_measured():
+    (model,) = (model for model in TINY if model.name == "SDXL, tiny")
+    assert all(seconds > 0.0 for seconds in cascade_overhead.own_seconds(model).values())
 
 
 def test_a_page_without_marks_is_refused(tmp_path):

@@ -1,16 +1,28 @@
-"""The demo's shipped world: drawings, prompts, teacher, student, judge, and the page it makes."""
+"""The demo's shipped world: drawings, prompts, teacher, student, judge, and the image it makes."""
 
 import pytest
 import torch
 
-from benchmarks.judge import judge_pictures, load_judge
 from demo import files
-from demo.comparison import comparison_picture, table
-from demo.sampling import Way, make_pictures, single_resolution
-from demo.students import student_way
-from demo.world.catalogue import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
-from demo.world.drawings import JITTER_CELLS, JITTER_HIGH, JITTER_LOW, Drawings, draw_jitter
-from demo.world.words import ENCODER, TOKENS, WIDTH, embed
+from demo.comparison import comparison_image, table
+from demo.judge import judge_images, load_judge
+from demo.make.vae import encode_images
+from demo.sampling import Way, make_images, single_resolution, student_way
+from demo.world import (
+    BACKGROUNDS,
+    CONCEPTS,
+    ENCODER,
+    JITTER_CELLS,
+    JITTER_HIGH,
+    JITTER_LOW,
+    TEACHER_STYLES,
+    TOKENS,
+    WIDTH,
+    Drawings,
+    draw_jitter,
+    embed,
+    prompt,
+)
 from rmd_core.boundary import Boundary
 from rmd_core.files import read_tensors
 from rmd_core.recipe import read_recipe
@@ -26,10 +38,10 @@ def world():
     return backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS, encoder=ENCODER), load_judge()
 
 
-def named_right(judge, pictures):
+def named_right(judge, images):
     concepts = list(CONCEPTS)
     truth = torch.tensor([concepts.index(text.split()[0]) for text in PROMPTS])
-    return (judge_pictures(judge, pictures).labels["concept"] == truth).float().mean().item()
+    return (judge_images(judge, images).labels["concept"] == truth).float().mean().item()
 
 
 def cells(jitter):
@@ -46,7 +58,7 @@ def test_held_out_jitters_share_no_cell_with_training_and_have_the_same_marginal
         assert torch.allclose(unit.std(0), torch.full((4,), 12**-0.5), atol=0.02)
 
 
-def test_pictures_of_a_size_are_the_larger_ones_seen_from_afar():
+def test_images_of_a_size_are_the_larger_ones_seen_from_afar():
     drawings = Drawings(TEACHER_STYLES)
     jitter = draw_jitter(4, torch.Generator().manual_seed(2), held_out=False)
     index, background = torch.arange(4), torch.arange(4)
@@ -70,10 +82,10 @@ def test_the_prompt_file_holds_the_words_own_vectors():
         assert torch.equal(stored[prompt_key(text)], embed(text).half())
 
 
-def test_latents_of_the_teachers_pictures_have_unit_size(world):
+def test_latents_of_the_teachers_images_have_unit_size(world):
     _, vae, _, _ = world
-    pictures, _, _ = Drawings(TEACHER_STYLES).sample(24, torch.Generator().manual_seed(4), side=128, held_out=True)
-    latents = files.encode_pictures(vae, pictures)
+    images, _, _ = Drawings(TEACHER_STYLES).sample(24, torch.Generator().manual_seed(4), side=128, held_out=True)
+    latents = encode_images(vae, images)
     assert latents.shape == (24, 16, 16, 16)
     assert latents.std((0, 2, 3)).sub(1).abs().max() < 0.25
     assert latents.mean((0, 2, 3)).abs().max() < 0.5
@@ -83,9 +95,9 @@ def test_the_shipped_student_says_how_it_samples_and_draws_what_it_is_asked_for(
     backbone, vae, cache, judge = world
     way = student_way("student", files.STUDENT, backbone)
     assert (way.sides, way.calls, way.units) == ("2 x 64 px, 2 x 128 px", 4, 2.5)
-    pictures, _ = make_pictures(way, backbone, vae, cache, PROMPTS, seed=0)
-    assert pictures.shape == (len(PROMPTS), 3, 128, 128)
-    assert named_right(judge, pictures) >= 0.9
+    images, _ = make_images(way, backbone, vae, cache, PROMPTS, seed=0)
+    assert images.shape == (len(PROMPTS), 3, 128, 128)
+    assert named_right(judge, images) >= 0.9
 
 
 def test_the_teacher_draws_what_it_is_asked_for(world):
@@ -94,21 +106,21 @@ def test_the_teacher_draws_what_it_is_asked_for(world):
     plan = single_resolution(backbone.curve, 10, (16, 16))
     way = Way(title="", network=teacher, plan=plan, boundary=Boundary(), eta=1.0, guidance=2.0)
     assert way.calls == 20
-    pictures, _ = make_pictures(way, backbone, vae, cache, PROMPTS, seed=0)
-    assert named_right(judge, pictures) >= 0.9
+    images, _ = make_images(way, backbone, vae, cache, PROMPTS, seed=0)
+    assert named_right(judge, images) >= 0.9
 
 
 def test_a_picture_does_not_depend_on_its_batch(world):
     backbone, vae, cache, _ = world
     way = student_way("student", files.STUDENT, backbone)
-    whole, _ = make_pictures(way, backbone, vae, cache, PROMPTS[:3], seed=5)
-    parts, _ = make_pictures(way, backbone, vae, cache, PROMPTS[:3], seed=5, batch=1)
+    whole, _ = make_images(way, backbone, vae, cache, PROMPTS[:3], seed=5)
+    parts, _ = make_images(way, backbone, vae, cache, PROMPTS[:3], seed=5, batch=1)
     assert torch.allclose(whole, parts, atol=1e-3)
 
 
 def test_the_page_has_a_row_for_each_way_and_a_column_for_each_prompt():
-    pictures = torch.zeros(3, 3, 16, 16)
-    rows = [("a", "x", pictures), ("b", "y", pictures)]
-    sheet = comparison_picture(rows, ["apple noto", "star", "frog fluent on-pink"])
+    images = torch.zeros(3, 3, 16, 16)
+    rows = [("a", "x", images), ("b", "y", images)]
+    sheet = comparison_image(rows, ["apple noto", "star", "frog fluent on-pink"])
     assert sheet.width > 3 * 16 and sheet.height > 2 * 16
     assert table(["", "n"], [["long name", 1], ["b", 22]]).splitlines()[-1] == "b" + 10 * " " + "22"

@@ -84,9 +84,9 @@ def check_overrides(overrides, config=ROOT / "training" / "configs" / "sdxl.yaml
 
 def check_pytest(words):
     options = {word.rstrip("P") if word.startswith("-r") else word for word in words if word.startswith("-")}
-    assert options <= {"-k", "-r", "-s", "-q", "-x"}, "say here what the option is"
+    assert options <= {"-k", "-m", "-r", "-s", "-q", "-x"}, "say here what the option is"
     paths = [word for word in words if word.endswith(".py")]
-    assert paths and all((ROOT / path).is_file() for path in paths)
+    assert (paths or "-m" in options) and all((ROOT / path).is_file() for path in paths)
 
 
 def check_launched(words, parser):

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.judge import judge_pictures, load_judge
 from comfy_prompts import complaints, missing_files
 from comfy_server import Refused
 from demo import files
-from demo.sampling import make_pictures
-from demo.students import student_way
-from demo.world.catalogue import CONCEPTS
-from demo.world.words import ENCODER
+from demo.judge import judge_images, load_judge
+from demo.sampling import make_images, student_way
+from demo.world import CONCEPTS, ENCODER
 from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
 from training.prompts import PromptCache
@@ -147,7 +145,7 @@ def test_the_demos_picture_is_the_one_that_the_trainers_code_makes(demo):
     text = prompt[the(prompt, "RMD_LoadPromptEmbeddings")]["inputs"]["prompt"]
     seed = prompt[the(prompt, "RMD_Sampler")]["inputs"]["seed"]
     way = student_way("student", files.STUDENT, backbone)
-    expected, _ = make_pictures(way, backbone, backbone.load_vae(files.VAE), cache, [text], seed=seed)
+    expected, _ = make_images(way, backbone, backbone.load_vae(files.VAE), cache, [text], seed=seed)
     assert pictures.shape == expected.shape == (1, 3, 128, 128)
     apart = (pictures * 255 - (expected.clamp(-1, 1) + 1) * 127.5).abs()
     assert apart.max() <= 1.01 and apart.mean() < 0.6  # the file holds whole numbers
@@ -156,7 +154,7 @@ def test_the_demos_picture_is_the_one_that_the_trainers_code_makes(demo):
 def test_the_judge_names_what_the_demo_drew(demo):
     prompt, _, pictures = demo
     text = prompt[the(prompt, "RMD_LoadPromptEmbeddings")]["inputs"]["prompt"]
-    label = judge_pictures(load_judge(), pictures * 2 - 1).labels["concept"].item()
+    label = judge_images(load_judge(), pictures * 2 - 1).labels["concept"].item()
     assert list(CONCEPTS)[label] == text.split()[0]
 
 

@@ -1,13 +1,14 @@
-"""The judge: a small classifier of the demo world whose features and labels score pictures."""
+"""The judge: a small classifier of the demo world whose features and labels score images."""
 
 from dataclasses import dataclass
 
 import torch
 from torch.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 
-from demo import files
-from demo.world.catalogue import BACKGROUNDS, CONCEPTS, SEEN_STYLES
 from rmd_core.files import read_tensors
+
+from . import files
+from .world import BACKGROUNDS, CONCEPTS, SEEN_STYLES
 
 WIDTHS = (16, 32, 64, 64, 64)
 HEADS = {"concept": len(CONCEPTS), "style": len(SEEN_STYLES), "background": len(BACKGROUNDS)}
@@ -25,12 +26,12 @@ class Judge(Module):
         self.body = Sequential(*layers)
         self.heads = torch.nn.ModuleDict({name: Linear(before, count) for name, count in HEADS.items()})
 
-    def features(self, pictures):
-        """Features (B, 64) of pictures (B, 3, 128, 128) in -1..1."""
-        return self.body(pictures).mean((2, 3))
+    def features(self, images):
+        """Features (B, 64) of images (B, 3, 128, 128) in -1..1."""
+        return self.body(images).mean((2, 3))
 
-    def forward(self, pictures):
-        features = self.features(pictures)
+    def forward(self, images):
+        features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
 
@@ -55,7 +56,7 @@ def load_judge(path=files.JUDGE):
 
 
 @torch.no_grad()
-def judge_pictures(judge, pictures):
-    """The Verdict on pictures (B, 3, 128, 128) in -1..1."""
-    features = torch.cat([judge.features(part) for part in pictures.split(64)])
+def judge_images(judge, images):
+    """The Verdict on images (B, 3, 128, 128) in -1..1."""
+    features = torch.cat([judge.features(part) for part in images.split(64)])
     return Verdict(features.double(), {name: head(features).log_softmax(1) for name, head in judge.heads.items()})

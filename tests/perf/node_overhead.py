@@ -1,6 +1,6 @@
 """Wall time of RMD Sampler against core nodes that make the same network calls, on tiny models of ComfyUI's classes.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.node_overhead [--pairs 20]
+    OMP_NUM_THREADS=1 PYTHONPATH=tests python -m perf.node_overhead [--pairs 20]
 
 Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and
 a nearest-exact LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked.
@@ -11,25 +11,25 @@ spent in the network. Results: benchmarks/results/node_overhead.json.
 """
 
 import argparse
-import datetime
 import importlib
 import io
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import ImageOps
 
+import cascade_rig
+import comfy_models
+import comfy_pack
+from benchmarks.results import FOLDER, cpu_name, made, quartiles, write_results
+from comfyui_checkout import find_comfyui
 from demo.comparison import table
-from rmd_core.files import write_json
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "node_overhead.json"
+RESULTS = FOLDER / "node_overhead.json"
 SEED = 3
 
 
@@ -60,18 +60,16 @@ CASES = (
 
 
 def load_comfyui():
-    """ComfyUI's modules in this process, on the CPU and away from the user's folders; gives what the cases need."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    comfyui = importlib.import_module("comfyui_checkout").find_comfyui()
+    """The pack's nodes in this process, on the CPU and away from the user's folders, and ComfyUI's version."""
+    comfyui = find_comfyui()
     if comfyui is None:
         sys.exit("error: no ComfyUI was found; set COMFYUI_PATH to one")
     sys.path.insert(0, str(comfyui))
     options = importlib.import_module("comfy.cli_args").args
     options.cpu, options.base_directory = True, tempfile.mkdtemp()
     importlib.import_module("comfy.utils").set_progress_bar_enabled(False)
-    pack = importlib.import_module("comfy_pack")
-    imported = pack.import_pack()
-    nodes = importlib.import_module("cascade_rig").Nodes(imported, pack.node_classes(imported))
+    pack = comfy_pack.import_pack()
+    nodes = cascade_rig.Nodes(pack, comfy_pack.node_classes(pack))
     return nodes, importlib.import_module("comfyui_version").__version__
 
 
@@ -81,7 +79,7 @@ class Pair:
     def __init__(self, nodes, case):
         self.nodes = nodes
         self.case = case
-        self.tiny = getattr(importlib.import_module("comfy_models"), f"tiny_{case.model}")()
+        self.tiny = getattr(comfy_models, f"tiny_{case.model}")()
         self.plan = nodes.plan(self.tiny, sizes=case.sizes, split=case.split)
         self.positive = self.tiny.conditioning(1)
         self.sampling = importlib.import_module("comfy_extras.nodes_custom_sampler")
@@ -120,7 +118,7 @@ class Pair:
         """Both sides make the same calls, sizes and sigmas, and show as many previews."""
         made = []
         for run in (self.rmd, self.core):
-            recorder = importlib.import_module("cascade_rig").Recorder()
+            recorder = cascade_rig.Recorder()
             self.shown = 0
             run(recorder.watch(self.tiny.patcher))
             if bool(self.shown) != self.case.previews:
@@ -159,19 +157,10 @@ class Pair:
 
 
 def _figures(pairs):
-    """Median ratio of (rmd, core) seconds with its quartiles `low` and `high`, and the median milliseconds of each."""
-    ratios = [rmd / core for rmd, core in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    """Ratio of (rmd, core) seconds, its median and quartiles `low` and `high`, and the median milliseconds of each."""
+    ratio = quartiles(rmd / core for rmd, core in pairs)
     rmd_ms, core_ms = (1000 * statistics.median(side) for side in zip(*pairs))
-    return {"ratio": middle, "low": low, "high": high, "rmd_ms": rmd_ms, "core_ms": core_ms}
-
-
-def cpu_name():
-    """The processor as Linux names it, else its architecture."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return {"ratio": ratio.pop("median"), **ratio, "rmd_ms": rmd_ms, "core_ms": core_ms}
 
 
 def main():
@@ -199,15 +188,8 @@ def main():
                 f"{outside['core_ms']:.1f}",
             ]
         )
-    made = {
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "comfyui": version,
-        "pairs": pairs,
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-    }
-    write_json(RESULTS, {"made": made, "rows": rows})
+    here = made(comfyui=version, pairs=pairs, cpu=cpu_name(), threads=torch.get_num_threads())
+    write_results(RESULTS, {"made": here, "rows": rows})
     print(table(["", "RMD ms", "core ms", "ratio", "quartiles", "CPU ratio", "outside RMD", "core"], shown))
 
 

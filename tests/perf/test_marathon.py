@@ -1,9 +1,9 @@
-"""A short marathon through the real server: prompts interrupted and cancelled, every finished picture still right.
+"""A short marathon through the real server: prompts interrupted and cancelled, every finished image still right.
 
-The long one, with the table of docs/hard-use.md: python -m benchmarks.marathon
+The long one, with the table of docs/hard-use.md: PYTHONPATH=tests python -m perf.marathon
 """
 
-from benchmarks.marathon import GROWTH_MB, Marathon
+from perf.marathon import GROWTH_MB, Marathon
 
 
 def test_a_short_marathon(server):

@@ -1,15 +1,61 @@
-"""Jittered pictures of the shipped drawings, at any size, from an explicit generator."""
+"""What the demo's models are trained and judged on: prompts without a text encoder, and jittered drawings.
 
+Each word of a prompt has one fixed Gaussian vector, seeded by its text. Images come at any size, from an explicit
+generator.
+"""
+
+import hashlib
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch.nn import functional as F
 
-from .catalogue import BACKGROUNDS, CONCEPTS
+# concept word in a prompt -> icon name in the Iconify packages
+CONCEPTS = {
+    "apple": "red-apple",
+    "watermelon": "watermelon",
+    "heart": "red-heart",
+    "panda": "panda",
+    "sunglasses": "smiling-face-with-sunglasses",
+    "frog": "frog",
+    "mushroom": "mushroom",
+    "doughnut": "doughnut",
+    "tree": "evergreen-tree",
+    "star": "star",
+    "burger": "hamburger",
+    "penguin": "penguin",
+}
 
-DRAWINGS_FILE = Path(__file__).parents[1] / "data" / "drawings.npz"
+# style word in a prompt -> Iconify package; the teacher learns the first two
+STYLES = {
+    "noto": "noto",
+    "fluent": "fluent-emoji-flat",
+    "blob": "noto-v1",
+    "twemoji": "twemoji",
+    "emojione": "emojione",
+}
+TEACHER_STYLES = ("noto", "fluent")
+SEEN_STYLES = ("noto", "fluent", "blob", "twemoji")  # autoencoder and judge train on these
+HELD_OUT_STYLES = ("emojione",)  # no model ever trains on these drawings
+
+# word in a prompt -> sRGB
+BACKGROUNDS = {
+    "white": (245, 245, 245),
+    "black": (32, 32, 36),
+    "blue": (70, 110, 200),
+    "green": (60, 140, 90),
+    "orange": (235, 150, 60),
+    "pink": (240, 170, 190),
+}
+
+TOKENS = 3  # concept, style, background
+WIDTH = 64
+ENCODER = "rmd-demo-words-3x64"
+
+DRAWINGS_FILE = Path(__file__).parent / "data" / "drawings.npz"
 SIDE = 256  # px of the stored drawings
 
 # one jitter is (scale, angle in degrees, dx, dy as shares of the picture); each range is cut into
@@ -17,6 +63,26 @@ SIDE = 256  # px of the stored drawings
 JITTER_LOW = torch.tensor([0.80, -8.0, -0.05, -0.05])
 JITTER_HIGH = torch.tensor([0.98, 8.0, 0.05, 0.05])
 JITTER_CELLS = 8
+
+
+def prompt(concept, style, background):
+    """The prompt of one kind of picture, such as ``apple noto on-blue``."""
+    return f"{concept} {style} on-{background}"
+
+
+def word_vector(word):
+    """The vector (WIDTH,) of one word, the same on every machine."""
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:7], "big")
+    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def embed(prompt):
+    """Up to TOKENS words in order as (TOKENS, WIDTH); the slots of missing words, or of ``*``, are zero."""
+    words = prompt.split()
+    if len(words) > TOKENS:
+        raise ValueError(f"{prompt!r} has {len(words)} words; the demo world knows at most {TOKENS}")
+    slots = [torch.zeros(WIDTH) if word == "*" else word_vector(word) for word in words]
+    return torch.stack(slots + [torch.zeros(WIDTH)] * (TOKENS - len(slots)))
 
 
 def draw_jitter(count, generator, *, held_out):
@@ -36,7 +102,7 @@ class Drawings:
         with np.load(DRAWINGS_FILE) as archive:
             pairs = [(style, concept) for style in styles for concept in CONCEPTS]
             rgba = np.stack([archive[f"{style}/{concept}"] for style, concept in pairs])
-        rgba = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
+        rgba = rearrange(torch.from_numpy(rgba), "n h w c -> n c h w").float() / 255
         self.premultiplied_BCHW = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
         self.styles = [style for style, _ in pairs]
         self.concepts = [concept for _, concept in pairs]
@@ -55,7 +121,7 @@ class Drawings:
         scale, angle, dx, dy = jitter.unbind(1)
         radians = angle * (math.pi / 180)
         cos, sin = torch.cos(radians) / scale, torch.sin(radians) / scale
-        theta = torch.stack([cos, -sin, -2 * dx, sin, cos, -2 * dy], 1).view(-1, 2, 3)
+        theta = rearrange([cos, -sin, -2 * dx, sin, cos, -2 * dy], "(r c) b -> b r c", r=2)
         canvas = 2 * side if 2 * side <= SIDE else SIDE
         source = self.premultiplied_BCHW[index]
         if SIDE // canvas > 1:

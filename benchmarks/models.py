@@ -1,5 +1,8 @@
-"""The full-size architectures as their publishers' configurations give them, without weights."""
+"""The full-size architectures as their publishers' configurations give them, tiny ones of the same classes, and both
+with random weights, on which neither speed nor memory depends."""
 
+import torch
+from accelerate import init_empty_weights
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
@@ -8,6 +11,7 @@ from diffusers import (
     UNet2DConditionModel,
     WanTransformer3DModel,
 )
+from torch.nn import Parameter
 
 from training.backbones.sdxl import BASE as SDXL
 
@@ -77,3 +81,61 @@ VAES = {  # backbone: (class of the autoencoder, its configuration)
     "sd3": (AutoencoderKL, SD3_VAE),
     "wan": (AutoencoderKLWan, WAN_VAE),
 }
+
+TINY = {  # name: what the tiny network of its class has otherwise
+    "SDXL": {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        "attention_head_dim": (2, 4),
+        "norm_num_groups": 8,
+    },
+    "PixArt Sigma": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 24, "cross_attention_dim": 48},
+    "SD3.5 Medium": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 128,
+        "dual_attention_layers": (0,),
+    },
+    "Wan2.1 1.3B": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128},
+    "Wan2.1 14B": {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128},
+}
+
+
+def outline(kind, config):
+    """A network without data, on the meta device."""
+    with torch.device("meta"):
+        return kind(**config).eval()
+
+
+def random_network(kind, config, *, device, dtype):
+    """A frozen network with random weights of order one, as a checkpoint of it is loaded in ``dtype``.
+
+    What diffusers keeps in float32 stays in float32. The global generators are left alone.
+    """
+    with init_empty_weights(include_buffers=False):
+        network = kind(**config)
+    generator = torch.Generator(device).manual_seed(0)
+    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    for name, outline in list(network.named_parameters()):
+        path = name.split(".")
+        values = torch.empty(outline.shape, device=device, dtype=torch.float32 if kept & set(path) else dtype)
+        if outline.ndim > 1:
+            values.normal_(0, outline[0].numel() ** -0.5, generator=generator)
+        else:
+            values.fill_(1.0 if path[-1] == "weight" else 0.0)
+        owner = network.get_submodule(".".join(path[:-1]))
+        setattr(owner, path[-1], Parameter(values, requires_grad=False))
+    return network.to(device).eval()
+
+
+def random_conditioning(backbone, network, *, tokens, batch, device, seed):
+    """Conditioning of a batch: random embeddings, nothing masked."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, blank in backbone.blank_conditioning(network, tokens, "cpu").items():
+        shape = (batch, *blank.shape[1:])
+        values = torch.ones(shape) if name == "mask" else torch.randn(shape, generator=generator)
+        found[name] = values.to(device)
+    return found

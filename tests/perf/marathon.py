@@ -1,18 +1,16 @@
 """Many demo prompts in a row through a real ComfyUI server, some of them interrupted or cancelled at random moments.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.marathon [--prompts 100] [--seed 0]
+    OMP_NUM_THREADS=1 PYTHONPATH=tests python -m perf.marathon [--prompts 100] [--seed 0]
 
 Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI) and Linux (/proc tells the memory). The prompt is the shipped demo,
 tests/workflows/rmd_demo.json, with one of a few seeds; each seed is first run twice without disturbance, and both
-pictures must be equal: that is its reference. Then every picture that comes out, before, after or in spite of an
-interrupt (POST /interrupt) or a cancel (POST /queue, delete), is held against the reference of its seed, bit for bit.
+images must be equal: that is its reference. Then every image that comes out, before, after or in spite of an
+interrupt (POST /interrupt) or a cancel (POST /queue, delete), is compared with the reference of its seed, bit for bit.
 The server's resident memory after the references is the level to which the end is compared.
 Results: benchmarks/results/marathon.json. Exit code 1 if anything was not as it should be.
 """
 
 import argparse
-import datetime
-import importlib
 import json
 import random
 import statistics
@@ -25,23 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.node_overhead import cpu_name
+from benchmarks.results import FOLDER, cpu_name, made, write_results
+from comfy_server import ComfyServer
+from comfyui_checkout import find_comfyui
 from demo.comparison import table
-from rmd_core.files import write_json
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "marathon.json"
-PROMPT = ROOT / "tests" / "workflows" / "rmd_demo.json"
-
-SEEDS = 5
-"""Different seeds of one marathon, so that every one comes again and again."""
-
-GROWTH_MB = 50.0
-"""What the server's memory may grow by between the references and the end."""
-
-INTERRUPTS, CANCELS = 0.35, 0.2
-"""Shares of the prompts that are to be interrupted while they run, and cancelled while they wait."""
-
+RESULTS = FOLDER / "marathon.json"
+PROMPT = Path(__file__).parents[1] / "workflows" / "rmd_demo.json"
+SEEDS = 5  # different seeds of one marathon, so that every one comes again and again
+GROWTH_MB = 50.0  # what the server's memory may grow by between the references and the end
+INTERRUPTS, CANCELS = 0.35, 0.2  # shares of the prompts: interrupted while they run, cancelled while they wait
 POLL_SECONDS, MOST_SECONDS = 0.02, 300.0
 
 
@@ -62,7 +53,7 @@ class Report:
 
     @property
     def fine(self):
-        """Whether every prompt ended as it may, every picture is right, and nothing was left."""
+        """Whether every prompt ended as it may, every image is right, and nothing was left."""
         ended = self.finished + self.interrupted + self.cancelled
         bad = self.failed + self.unequal + self.left_in_queue
         return ended == self.prompts and not bad and self.memory_end - self.memory_start <= GROWTH_MB
@@ -87,9 +78,9 @@ class Marathon:
                 name = self.send(seed)
                 self.drain()
                 spent.append(time.perf_counter() - began)
-                picture = self.picture(name)
-                if not np.array_equal(self.references.setdefault(seed, picture), picture):
-                    raise AssertionError(f"seed {seed} gave two pictures in two runs that nobody disturbed")
+                image = self.image(name)
+                if not np.array_equal(self.references.setdefault(seed, image), image):
+                    raise AssertionError(f"seed {seed} gave two images in two runs that nobody disturbed")
         self.seconds = statistics.median(spent)
 
     def run(self, prompts):
@@ -119,13 +110,13 @@ class Marathon:
         return report
 
     def count(self, report, name, seed):
-        """Add how one prompt ended; a picture of it is compared with its seed's."""
+        """Add how one prompt ended; a image of it is compared with its seed's."""
         entry = self.server.json(f"/history/{name}").get(name)
         if entry is None:
             report.cancelled += 1
         elif entry["status"]["status_str"] == "success":
             report.finished += 1
-            report.unequal += not np.array_equal(self.picture(name), self.references[seed])
+            report.unequal += not np.array_equal(self.image(name), self.references[seed])
         elif any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"]):
             report.interrupted += 1
         else:
@@ -138,8 +129,8 @@ class Marathon:
 
     def post(self, path, body):
         """POST a JSON body."""
-        told = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.server.url + path, json.dumps(body).encode(), told)
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.server.url + path, json.dumps(body).encode(), headers)
         urllib.request.urlopen(request, timeout=30).close()
 
     def drain(self):
@@ -152,8 +143,8 @@ class Marathon:
             time.sleep(POLL_SECONDS)
         return len(queue["queue_running"]) + len(queue["queue_pending"])
 
-    def picture(self, name):
-        """The picture of a finished prompt, (H, W, 3) whole numbers."""
+    def image(self, name):
+        """The image of a finished prompt, (H, W, 3) whole numbers."""
         (image,) = self.server.json(f"/history/{name}")[name]["outputs"][self.saver]["images"]
         return np.asarray(self.server.view(image).convert("RGB"))
 
@@ -172,7 +163,7 @@ def rows(report):
         ["interrupted while running", f"{report.interrupted}"],
         ["cancelled while waiting", f"{report.cancelled}"],
         ["failed", f"{report.failed}"],
-        ["finished pictures that differ from their reference", f"{report.unequal}"],
+        ["finished images that differ from their reference", f"{report.unequal}"],
         ["left in the queue", f"{report.left_in_queue}"],
         ["server's memory after the references", f"{report.memory_start:.0f} MB"],
         ["at the end", f"{report.memory_end:.0f} MB ({grown:+.1f} MB, at most {GROWTH_MB:+.0f} MB is allowed)"],
@@ -185,18 +176,17 @@ def main():
     parser.add_argument("--prompts", type=int, default=100, help="prompts after the references (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the marathon's own choices (default 0)")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "tests"))
-    comfyui = importlib.import_module("comfyui_checkout").find_comfyui()
+    comfyui = find_comfyui()
     if comfyui is None:
         sys.exit("error: no ComfyUI was found; set COMFYUI_PATH to one")
     with tempfile.TemporaryDirectory() as folder:
-        with importlib.import_module("comfy_server").ComfyServer(comfyui, Path(folder) / "base") as server:
+        with ComfyServer(comfyui, Path(folder) / "base") as server:
             version = server.json("/system_stats")["system"]["comfyui_version"]
             marathon = Marathon(server, seed=arguments.seed)
             marathon.make_references()
             report = marathon.run(arguments.prompts)
-    made = {"date": datetime.date.today().isoformat(), "comfyui": version, "cpu": cpu_name(), "seed": arguments.seed}
-    write_json(RESULTS, {"made": made, "report": asdict(report)})
+    here = made(comfyui=version, cpu=cpu_name(), seed=arguments.seed)
+    write_results(RESULTS, {"made": here, "report": asdict(report)})
     print(table(["", ""], rows(report)))
     sys.exit(0 if report.fine else 1)
 

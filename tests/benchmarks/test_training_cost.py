@@ -1,4 +1,4 @@
-"""The plain loop of the cost benchmark is the trainer's own mathematics, costs what it should, and the command runs."""
+"""The plain loop has the trainer's own gradients, blocks of updates are alike, and the commands run on tiny networks."""
 
 import itertools
 import json
@@ -7,17 +7,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks.training_cost.__main__ import main
-from benchmarks.training_cost.cases import FULL, TINY
-from benchmarks.training_cost.measure import Updates, standing_bytes
-from benchmarks.training_cost.plain_loop import PlainLoop
-from benchmarks.training_cost.runs import _random_setup
+from benchmarks.plain_loop import PlainLoop
+from benchmarks.training_cost import alike, main
+from benchmarks.training_memory import SETS, figures, store
+from benchmarks.training_memory import main as memory_main
+from benchmarks.training_runs import FULL, MODES, TINY, make_trainer
 from training.memory import plain_cost
 from training.parallel import Processes
 from training.trainer import Trainer
 from training_world import make_setup
-
-MODES = ("three networks", "adapters")
 
 
 @pytest.fixture
@@ -81,15 +79,14 @@ def test_a_plain_update_moves_what_an_update_moves(trainer, mode):
     for role, old in before.items():
         new = trained[role].state_dict()
         assert any(not torch.equal(new[name], tensor) for name, tensor in old.items()), role
-    assert standing_bytes(run) == run.setup.memory.total - run.setup.memory.activations - run.setup.memory.gradients
 
 
 @pytest.mark.parametrize(("batch", "kinds"), [(1, 4), (3, 2)])
 def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(trainer, batch, kinds):
     run = trainer(f"train.batch={batch}", "model.mode=three networks")
-    updates = Updates.of(run)
-    for block in itertools.islice(updates.blocks(), 3):
-        drawn = [updates.plain.drawn(number) for number in block]
+    plain = PlainLoop(run)
+    for block in itertools.islice(alike(plain), 3):
+        drawn = [plain.drawn(number) for number in block]
         for phase in zip(*drawn):
             met = [int(draw.steps[0]) if batch == 1 else draw.stage for draw in phase]
             assert sorted(met) == list(range(kinds))
@@ -106,7 +103,8 @@ def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(t
 
     for role in rows:
         getattr(run.phases, role).register_forward_pre_hook(count(role))
-    updates.run("plain", block)
+    for number in block:
+        plain.update(number)
     expected = plain_cost(run.setup.plan, cost, cfg=2.0)
     per_sample = {role: found / len(block) / batch for role, found in rows.items()}
     # A backward pass counts as two forwards; a fake score is called once in each phase.
@@ -117,26 +115,38 @@ def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(t
 
 def test_a_quantised_base_is_made_of_weights_in_the_precision_of_the_calls():
     pytest.importorskip("bitsandbytes")
-    case = next(case for case in TINY if "Wan" in case.name)
     for kind in ("int8", "nf4"):
-        config = case.config("model.mode=adapters", f"model.base_dtype={kind}", "train.device=cpu")
-        assert {p.dtype for p in _random_setup(case, config, "cpu").teacher.parameters()} == {torch.float32}
+        config = TINY[1].config("model.mode=adapters", f"model.base_dtype={kind}", "train.device=cpu")
+        parameters = make_trainer(TINY[1], config).setup.teacher.parameters()
+        assert {p.dtype for p in parameters if p.is_floating_point()} == {torch.float32}
 
 
 def test_the_command_measures_a_case_in_tiny_and_says_what_is_missing(tmp_path, capsys):
-    results = tmp_path / "results.json"
-    name = next(case.name for case in TINY if "Wan" in case.name)
+    results, name = tmp_path / "results.json", TINY[1].name
     main(["--device", "cpu", "--tiny", "--cases", name, "--blocks", "1"], results=results)
     stored = json.loads(results.read_text())["rows"]
     assert stored.keys() == {f"{name}, {mode}" for mode in MODES}
     for row in stored.values():
         assert row["made"]["blocks"] == 1 and row["ratio"] > 0 and 1.0 < row["counted"] < 2.0
-        assert set(row["parts"]) == {"trainer", "plain"} and all(value > 0 for value in row["parts"]["plain"].values())
-        assert 0.5 < row["trainer_bytes"] / row["estimated_bytes"] < 1.5
-    told = capsys.readouterr().out
-    assert "Not measured for want of a GPU" in told
+    printed = capsys.readouterr().out
     for case in FULL:
-        assert f'--device cuda --cases "{case.name}"' in told
-    assert '"Wan2.1 14B" --modes adapters --blocks 1' in told and "70 PFLOP" in told
+        assert f'--device cuda --cases "{case.name}"' in printed
     with pytest.raises(SystemExit, match="no case is called none"):
         main(["--device", "cpu", "--cases", "none"], results=results)
+
+
+def test_the_memory_command_counts_and_says_what_was_not_measured(tmp_path, capsys):
+    memory_main(["--tiny", "--only", "wan-1.3b"], results=tmp_path / "results.json")
+    printed = capsys.readouterr().out
+    assert not list(tmp_path.iterdir()) and printed.count("missing") == len(SETS)
+    found = figures(TINY[1], SETS["adapters"], measure=False)
+    assert found["device"] == sum(found["parts"].values()) > 0 and f"{found['device'] / 2**20:.1f} MiB" in printed
+
+
+def test_the_memory_command_keeps_what_was_measured(tmp_path):
+    results, counted = tmp_path / "results.json", {"device": 2, "parts": {}}
+    measured, full = counted | {"measured": 3}, counted | {"measured": None}
+    assert store(results, "a", "x", counted) == counted and store(results, "a", "x", measured) == measured
+    assert store(results, "a", "x", counted) == measured and store(results, "b", "x", counted) == counted
+    assert store(results, "a", "x", full) == full and store(results, "a", "y", counted) == counted
+    assert json.loads(results.read_text())["rows"] == {"a": {"x": full, "y": counted}, "b": {"x": counted}}

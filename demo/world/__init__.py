@@ -1,1 +1,0 @@
-"""What the demo's models are trained and judged on: drawings, jitter and prompts."""
