@@ -22,7 +22,7 @@ from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, shown
 
 from .backbones import make_backbone
 from .hub import ENCODERS, fetched, fetching, located
-from .memory import device_memory, estimate_memory, tell_memory
+from .memory import tell_memory
 from .offload import ran_out_of_memory
 from .prompts import CacheFolder, open_cache, read_prompts
 from .setup import outline_run
@@ -212,20 +212,15 @@ def make_cache(config, *, device, spread=1):
     encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder without
     encoders, encoders that did not make the cache or are not ``prompts.encoder``, and whatever else is wrong with the
     configuration and can be told before. The memory that the training will need is told before the encoders load; its
-    MemoryEstimate is what the generator returns, or None where nothing is lacking. ``spread``: as in ``prepare``.
+    Memory is what the generator returns, or None where nothing is lacking. ``spread``: as in ``prepare``.
     """
     wanted, folder = config.prompts, config.prompts.encode_from
     texts, lacking = _lacking(config)
     if not lacking:
         return
     CacheFolder(wanted.cache)
-    backbone, plan, _, outline = outline_run(config)
-
-    def estimated(config):
-        tokens = backbone.prompt_tokens
-        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=tokens, spread=spread)
-
-    memory = tell_memory(config, estimated, *device_memory(config.train.device))
+    backbone, _, _, outline = outline_run(config)
+    memory = tell_memory(config, backbone, outline, spread=spread)
     yield from fetching(folder, ENCODERS)
     encoders = TextEncoders(located(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity
