@@ -28,11 +28,12 @@ class LoraLayer(torch.nn.Module):
         self.scale = alpha / rank
         self.active = None
         self.cast_inputs = True
-        if isinstance(base_layer, torch.nn.Linear):
-            shapes = (rank, base_layer.in_features), (base_layer.out_features, rank)
+        if isinstance(base_layer, torch.nn.Linear):  # a quantised weight has another shape
+            self.out_features = base_layer.out_features
+            shapes = (rank, base_layer.in_features), (self.out_features, rank)
         else:
-            ones = [1] * len(base_layer.kernel_size)
-            shapes = (rank, *base_layer.weight.shape[1:]), (base_layer.out_channels, rank, *ones)
+            self.out_features = base_layer.out_channels
+            shapes = (rank, *base_layer.weight.shape[1:]), (self.out_features, rank, *[1] * len(base_layer.kernel_size))
         device = base_layer.weight.device
         self.down, self.up = (
             torch.nn.ParameterDict({name: torch.zeros(shape, device=device) for name in names}) for shape in shapes
@@ -100,7 +101,7 @@ class AdaptedNetwork:
     ``adapted_layers``.
     """
 
-    def __init__(self, network, names, *, rank, alpha, targets, seed):
+    def __init__(self, network, names, *, rank, alpha, targets, seed=0):
         self.network = network.requires_grad_(False)
         self.alpha = alpha
         self._kind = type(network)

@@ -230,9 +230,7 @@ def tell_memory(config, backbone, outline, *, spread=1):
         way = f"--set {' --set '.join(overrides)} needs {gib(better.total)}" if overrides else "take a smaller model"
         if overrides and better.total > available:
             way += ", still too much: take a larger device"
-        log.warning(
-            "warning: this run will not fit into the memory of %s, even without activations; %s", device, way
-        )
+        log.warning("warning: this run will not fit into the memory of %s, even without activations; %s", device, way)
     return memory
 
 

@@ -1,7 +1,7 @@
 """The two losses of one update, from the prompts of a batch to gradients. Source: docs/method.md, training objective.
 
-Three networks take part: the student G, the fake score F and the teacher R. The student makes a clean estimate at one of
-its steps; the estimate is brought to the final size and noised; F learns to denoise it (``fake_phase``), and the
+Three networks take part: the student G, the fake score F and the teacher R. The student makes a clean estimate at one
+of its steps; the estimate is brought to the final size and noised; F learns to denoise it (``fake_phase``), and the
 student learns from the difference between F and R there (``student_phase``). F and R only ever see latents of the final
 size, labelled with the level the latent really has.
 """

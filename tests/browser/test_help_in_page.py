@@ -3,12 +3,12 @@
 import re
 
 import pytest
-
-from browser.session import WINDOW, Frontend
-from browser.test_locales_in_page import ADD, SET_LANGUAGE
 from test_help_pages import ROOT
 from test_help_pages_locales import blocks, cells
 from test_locales import locale
+
+from browser.session import WINDOW, Frontend
+from browser.test_locales_in_page import ADD, SET_LANGUAGE
 
 KIND = "RMD_StageOverride"
 

@@ -3,9 +3,9 @@
 from itertools import combinations
 
 import pytest
+from test_locales import SCRIPTS, locale
 
 from browser.session import WINDOW, Frontend
-from test_locales import SCRIPTS, locale
 
 SET_LANGUAGE = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
 ADD = """kinds => {

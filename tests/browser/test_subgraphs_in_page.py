@@ -1,10 +1,10 @@
 """The subgraph blueprints in the real frontend: found by searching, added, wired to the demo's models, and run."""
 
 import pytest
+from test_subgraphs import SAVED_BY, SMALL
 
 from browser.blueprints import BLUEPRINTS
 from browser.test_workflows import press_run
-from test_subgraphs import SAVED_BY, SMALL
 
 AROUND = """([result, saved]) => {
   const box = app.graph._nodes[0];
