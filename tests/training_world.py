@@ -12,10 +12,13 @@ from rmd_core.files import read_tensors, save_safetensors
 from training.backbones.wan import save_wan_transformer
 from training.config import load_config
 from training.distill import main
+from training.lora import AdaptedNetwork
+from training.objective import Objective
 from training.prompts import write_prompt_cache
 from training.setup import prepare
 
 TEXT_DIM = 16
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")  # the adapters' of Wan
 PROMPTS = ("a red apple", "a blue cup", "a green leaf", "a yellow sun", "a white cloud")
 
 # A millionth of a gradient's size decides the direction of AdamW's first steps where the gradient is zero but for
@@ -54,6 +57,27 @@ def make_setup(folder, *overrides, spread=1):
     if not path.exists():
         write_world(folder)
     return prepare(load_config(path, overrides).resolved(), spread=spread)
+
+
+def make_objective(setup):
+    """An Objective whose student, fake score and teacher have different weights, so that no two can be confused."""
+    return Objective(setup, student=tiny_wan(seed=5), fake=tiny_wan(seed=6), teacher=setup.teacher)
+
+
+def gradients(network):
+    """The gradients that a network or adapter has, by the name of the parameter."""
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def adapted(names=("student", "fake"), *, network=None, seed=0, moved=True):
+    """A tiny transformer with adapters, away from their start where ``moved``: each has an effect of its own."""
+    base = AdaptedNetwork(network or tiny_wan(layers=2), names, rank=3, alpha=1.5, targets=TARGETS, seed=seed)
+    if moved:
+        for number, name in enumerate(names):
+            generator = torch.Generator().manual_seed(len(name) + number)
+            for parameter in base.adapters[name].parameters():
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return base
 
 
 def copy_world(source, target):

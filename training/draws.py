@@ -40,6 +40,15 @@ class PhaseDraw:
             items=self.items[part],
         )
 
+    def parts(self, count):
+        """The draw as consecutive draws of ``count`` samples."""
+        return [self.rows(start, start + count) for start in range(0, len(self.steps), count)]
+
+    def describe(self):
+        """The batch in words."""
+        prompts = ", ".join(repr(prompt) for prompt in self.prompts[:4]) + (", ..." if len(self.prompts) > 4 else "")
+        return f"in stage {self.stage + 1}, for the batch of {len(self.prompts)} prompts {prompts}"
+
     def reaching(self, step):
         """The draw with trajectories made up to a step (or further)."""
         return replace(self, reach=step)

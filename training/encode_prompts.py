@@ -23,7 +23,7 @@ from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, shown
 
 from .backbones import make_backbone
 from .hub import ENCODERS, fetched, fetching, located
-from .memory import device_memory, estimate_memory, tell_memory
+from .memory import tell_memory
 from .offload import ran_out_of_memory
 from .prompts import CacheFolder, open_cache, read_prompts
 from .setup import outline_run
@@ -189,21 +189,15 @@ def make_cache(config, *, device, spread=1):
     has encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder
     without encoders, encoders that did not make the cache or are not ``prompts.encoder``, and whatever else is wrong
     with the configuration and is known by then. The memory that the training will need is logged before the encoders
-    load; its MemoryEstimate is what the generator returns, or None where nothing is missing. ``spread``: as in
-    ``prepare``.
+    load; its Memory is what the generator returns, or None where nothing is missing. ``spread``: as in ``prepare``.
     """
     texts, missing = _prompts_of(config)
     if not missing:
         return
     settings, folder = config.prompts, config.prompts.encode_from
     CacheFolder(settings.cache)
-    backbone, plan, _, outline = outline_run(config)
-
-    def estimated(config):
-        tokens = backbone.prompt_tokens
-        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=tokens, spread=spread)
-
-    memory = tell_memory(config, estimated, *device_memory(config.train.device))
+    backbone, _, _, outline = outline_run(config)
+    memory = tell_memory(config, backbone, outline, spread=spread)
     yield from fetching(folder, ENCODERS)
     encoders = TextEncoders(located(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity

@@ -1,49 +1,117 @@
-"""A frozen network with several LoRA adapters on it, of which a call sees one or none."""
+"""LoRA adapters with roles: one frozen network with several of them on it, of which each call sees one or none.
+
+These are forty lines of our own in place of peft: which adapter a call sees changes several times in an update, all of
+them keep their gradients meanwhile, and a recomputed block must see the adapter that its forward pass saw.
+"""
 
 import math
-import warnings
 
 import torch
-from accelerate import init_empty_weights
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 
-from rmd_core.errors import RMDError, one_line
+from rmd_core.errors import RMDError
 from rmd_core.noise import derive_seed
 
 from .export import Factors
 from .offload import Recomputing
 from .parallel import full
 
+F = torch.nn.functional
+_CONVOLUTIONS = {torch.nn.Conv1d: F.conv1d, torch.nn.Conv2d: F.conv2d, torch.nn.Conv3d: F.conv3d}
+
+
+class LoraLayer(torch.nn.Module):
+    """A frozen linear layer or convolution plus ``alpha / rank * up(down(x))`` of the adapter that is ``active``."""
+
+    def __init__(self, base_layer, names, *, rank, alpha):
+        super().__init__()
+        self.base_layer = base_layer
+        self.scale = alpha / rank
+        self.active = None
+        self.cast_inputs = True
+        if isinstance(base_layer, torch.nn.Linear):  # a quantised weight has another shape
+            self.out_features = base_layer.out_features
+            shapes = (rank, base_layer.in_features), (self.out_features, rank)
+        else:
+            self.out_features = base_layer.out_channels
+            shapes = (rank, *base_layer.weight.shape[1:]), (self.out_features, rank, *[1] * len(base_layer.kernel_size))
+        device = base_layer.weight.device
+        self.down, self.up = (
+            torch.nn.ParameterDict({name: torch.zeros(shape, device=device) for name in names}) for shape in shapes
+        )
+
+    @property
+    def weight(self):
+        """The weight of the frozen layer, which networks look at for its type."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self):
+        """The bias of the frozen layer."""
+        return self.base_layer.bias
+
+    def forward(self, x):
+        """The output in the type of the frozen layer's."""
+        result = self.base_layer(x)
+        if self.active is None:
+            return result
+        down, up = self.down[self.active], self.up[self.active]
+        if self.cast_inputs:
+            x = x.to(down.dtype)
+        if isinstance(self.base_layer, torch.nn.Linear):
+            added = F.linear(F.linear(x, down), up)
+        else:
+            added = _CONVOLUTIONS[type(self.base_layer)](self.base_layer._conv_forward(x, down, None), up)
+        return (result + added * self.scale).to(result.dtype)
+
+    def delta(self, name):
+        """What an adapter adds to the weight, in its shape."""
+        down, up = self.down[name], self.up[name]
+        return (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:]) * self.scale
+
+
+def adapted_layers(network, targets):
+    """The layers that get an adapter, ``{name: layer}``; ``targets`` are endings of their names.
+
+    Raises RMDError where no layer ends like that, or where one is of a kind that takes no LoRA.
+    """
+    named = [(name, layer) for name, layer in network.named_modules() if name]
+    found = {}
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name, _ in named):
+            raise RMDError(
+                f"model.targets: no layer's name ends in '{target}'; a layer is, for example, '{named[-1][0]}'"
+            )
+    for name, layer in named:
+        if f".{name}".endswith(tuple(f".{target}" for target in targets)):
+            plain = type(layer) in _CONVOLUTIONS and layer.groups == 1
+            if not plain and not isinstance(layer, torch.nn.Linear):
+                raise RMDError(
+                    f"model.targets: '{name}' is a {type(layer).__name__}; only linear layers and convolutions take "
+                    "an adapter"
+                )
+            found[name] = layer
+    return found
+
 
 class AdaptedNetwork:
     """A network with one LoRA for each of ``names``, in float32; the network itself is frozen and stays as it is.
 
-    ``targets``: endings of the names of the layers that get one. The adapters' values are open until ``start``. The
-    network is changed in place: its layers are wrapped by peft's. Raises RMDError where no layer ends like that, or
-    where one is of a kind that takes no LoRA.
+    ``targets``: endings of the names of the layers that get one. ``seed``: of the adapters' first values, which are
+    without effect. The network is changed in place: those layers are replaced by a LoraLayer. Raises RMDError as
+    ``adapted_layers``.
     """
 
-    def __init__(self, network, names, *, rank, alpha, targets):
+    def __init__(self, network, names, *, rank, alpha, targets, seed=0):
         self.network = network.requires_grad_(False)
         self.alpha = alpha
         self._kind = type(network)
-        self._active = ""  # no adapter's name
-        _check_targets(network, targets)
-        settings = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, init_lora_weights=False
-        )
-        for name in names:
-            _inject(network, settings, name)
-        self.layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
-        self.adapters = {name: Adapter(self.layers, name) for name in names}
-        self.use(None)
-
-    def start(self, seed):
-        """Give every adapter its first values, a function of ``seed`` and its name; they are without effect."""
-        for name, adapter in self.adapters.items():
-            adapter.start(derive_seed(seed, "adapter", name))
-        return self
+        self._active = None
+        self.layers = {}
+        for name, layer in adapted_layers(network, targets).items():
+            self.layers[name] = LoraLayer(layer, names, rank=rank, alpha=alpha)
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, self.layers[name])
+        self.adapters = {name: Adapter(self.layers, name, derive_seed(seed, "adapter", name)) for name in names}
 
     def seen_with(self, name, call=None):
         """The network as a role sees it: every call has the adapter ``name``, or none for None.
@@ -53,20 +121,16 @@ class AdaptedNetwork:
         return _View(self, name, call or self.network)
 
     def use(self, name):
-        """Let the following calls see the adapter ``name`` alone, or none; gradients of the others stay possible."""
-        if name == self._active:
-            return
-        for layer in self.layers.values():
-            layer.set_adapter([] if name is None else [name])
-        self._active = name
-        for adapter in self.adapters.values():  # set_adapter freezes what is not active, but its graph may still wait
-            for parameter in adapter.parameters():
-                parameter.requires_grad_(True)
+        """Let the following calls see the adapter ``name`` alone, or none."""
+        if name != self._active:
+            for layer in self.layers.values():
+                layer.active = name
+            self._active = name
 
     def enable_gradient_checkpointing(self, setting=True):
         """Recompute activations in the backward pass, with the adapter that the forward pass saw.
 
-        ``setting``: true, or ``offload`` for the inputs of blocks to wait in main memory.
+        ``setting``: true, or ``offload`` for the inputs of blocks to wait in system memory.
         """
 
         def with_the_same_adapter(block):
@@ -83,12 +147,12 @@ class AdaptedNetwork:
     def leave_casts_to_autocast(self):
         """Let adapters take inputs as they are: under autocast a copy in float32 would only be cast back."""
         for layer in self.layers.values():
-            layer.cast_input_dtype_enabled = False
+            layer.cast_inputs = False
 
     def factors(self, name):
         """The adapter as ``{layer name: Factors}``; the tensors are shared, not copied."""
         return {
-            layer_name: Factors(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), self.alpha)
+            layer_name: Factors(layer.down[name].detach(), layer.up[name].detach(), self.alpha)
             for layer_name, layer in self.layers.items()
         }
 
@@ -99,15 +163,16 @@ class AdaptedNetwork:
         Weights are in ``dtype``, those that it cannot hold in float32. ``base``: a plain network to take the other
         weights from, where those at hand are quantised.
         """
+        from accelerate import init_empty_weights
+
         weights = {}
         for key, tensor in (self.network if base is None else base).state_dict().items():
             tensor = full(tensor)
             owner, _, kind = key.rpartition(".")
             layer_name = owner.removesuffix(".base_layer")
-            if layer_name in self.layers and kind == "weight":
-                delta = self.layers[layer_name].get_delta_weight(name).to(tensor.device)
-                weights[f"{layer_name}.weight"] = _fitting(tensor.float() + delta.float(), dtype)
-            elif layer_name in self.layers:
+            if layer_name in self.layers:
+                if kind == "weight":
+                    tensor = tensor.float() + self.layers[layer_name].delta(name).to(tensor.device)
                 weights[f"{layer_name}.{kind}"] = _fitting(tensor, dtype)
             elif not any(owner.startswith(f"{adapted}.") for adapted in self.layers):
                 weights[key] = _fitting(tensor, dtype)
@@ -118,14 +183,19 @@ class AdaptedNetwork:
 
 
 class Adapter:
-    """The parameters of one adapter, named ``<layer>.down`` and ``<layer>.up``."""
+    """The parameters of one adapter, named ``<layer>.down`` and ``<layer>.up``, with the usual start of a LoRA.
 
-    def __init__(self, layers, name):
+    ``down`` is uniform within 1 / sqrt(inputs), a function of ``seed``, and ``up`` zero.
+    """
+
+    def __init__(self, layers, name, seed):
         self._parameters = {}
         for layer_name, layer in layers.items():
-            for part, module in (("down", layer.lora_A[name]), ("up", layer.lora_B[name])):
-                module.to(torch.float32)
-                self._parameters[f"{layer_name}.{part}"] = module.weight
+            down = layer.down[name]
+            self._parameters |= {f"{layer_name}.down": down, f"{layer_name}.up": layer.up[name]}
+            generator = torch.Generator().manual_seed(derive_seed(seed, f"{layer_name}.down"))
+            bound = 1 / math.sqrt(down[0].numel())
+            down.data.copy_((torch.rand(down.shape, generator=generator) * 2 - 1) * bound)
 
     def named_parameters(self):
         """(name, parameter) pairs in the order of the layers."""
@@ -138,25 +208,6 @@ class Adapter:
     def state_dict(self):
         """The tensors by name, shared, not copied."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, tensors):
-        """Take the values of ``tensors``. Raises RuntimeError if they are those of another adapter."""
-        if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in self._parameters.items()}:
-            raise RuntimeError("names or shapes of another adapter")
-        for name, parameter in self._parameters.items():
-            parameter.copy_(tensors[name])
-
-    @torch.no_grad()
-    def start(self, seed):
-        """The usual start of a LoRA: ``down`` uniform within 1 / sqrt(inputs), ``up`` zero."""
-        for name, parameter in self._parameters.items():
-            if name.endswith(".up"):
-                parameter.zero_()
-                continue
-            generator = torch.Generator().manual_seed(derive_seed(seed, name))
-            bound = 1 / math.sqrt(parameter[0].numel())
-            parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
 
 class _View:
@@ -171,23 +222,6 @@ class _View:
 
     def __getattr__(self, name):
         return getattr(self._owner.network, name)
-
-
-def _check_targets(network, targets):
-    names = [name for name, _ in network.named_modules() if name]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise RMDError(f"model.targets: no layer's name ends in '{target}'; a layer is, for example, '{names[-1]}'")
-
-
-def _inject(network, settings, name):
-    # Peft draws start values, which are replaced, from the global generator, which must stay as it is.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            inject_adapter_in_model(settings, network, name)
-        except ValueError as error:
-            raise RMDError(f"model.targets: {one_line(error)}") from None
 
 
 def _fitting(tensor, dtype):

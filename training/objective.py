@@ -1,20 +1,29 @@
-"""One network call as the pair (x0, eps), guided or not: the one place where trainer and sampler ask a network.
-The two losses of one update: the fake score's regression and the student's distribution matching.
+"""The two losses of one update, from the prompts of a batch to gradients. Source: docs/method.md, training objective.
 
-Source: docs/method.md, training objective. Three networks take part: the student G, the fake score F and the teacher R.
-F and R only ever see latents of the final size, labelled with the level the latent really has.
+Three networks take part: the student G, the fake score F and the teacher R. The student makes a clean estimate at one
+of its steps; the estimate is brought to the final size and noised; F learns to denoise it (``fake_phase``), and the
+student learns from the difference between F and R there (``student_phase``). F and R only ever see latents of the final
+size, labelled with the level the latent really has.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from rmd_core.boundary import step_noise
 from rmd_core.cascade import DenoiserRunner, trajectory
+from rmd_core.errors import RMDError
 from rmd_core.losses import fake_score_loss, fake_score_loss_subinterval, generator_loss
 from rmd_core.noising import add_noise, guide, noise_further, to_x0_eps
+from rmd_core.prompt_cache import NULL_PROMPT
 
-from .backbones.base import join, take
+from .backbones.base import join, move, take
+from .plans import loss_boundary, training_boundary
+
+
+class NotFinite(RMDError):
+    """A loss or a gradient norm that is infinite or no number."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,8 @@ def estimate_x0_eps(backbone, network, x, sigma_B, conditioning, *, curve, guida
     """
     if guidance is not None and guidance.calls == "apart":
         rows = (conditioning, guidance.null)
-        asked = [estimate_x0_eps(backbone, network, x, sigma_B, row, curve=curve) for row in rows]
-        return tuple(guide(*pair, guidance.scale) for pair in zip(*asked))
+        pairs = [estimate_x0_eps(backbone, network, x, sigma_B, row, curve=curve) for row in rows]
+        return tuple(guide(*pair, guidance.scale) for pair in zip(*pairs))
     if guidance is not None:
         x, sigma_B = torch.cat((x, x)), torch.cat((sigma_B, sigma_B))
         conditioning = join(conditioning, guidance.null)
@@ -67,56 +76,96 @@ class NoisedState:
 
 
 class Objective:
-    """Both losses for one plan.
+    """Both losses of a run, as gradients added to the networks' ``.grad``; stepping is the caller's.
 
-    ``boundary``: the rule at a change of size while trajectories are made; ``loss_boundary``: the one by which a
-    low-resolution estimate reaches the final size inside the losses; ``eta``: share of predicted noise inside a stage.
-    ``settings``: the configuration's loss section. ``guidance_calls``: of the teacher, ``together`` or ``apart``.
+    ``setup``: the Setup of the run. ``agree(problem)``: the first problem that any process has, a line of text or None;
+    None where this is the only one.
     """
 
-    def __init__(
-        self, plan, backbone, *, boundary, loss_boundary, eta, frames, settings, guidance_calls="together", device="cpu"
-    ):
-        self.plan = plan
-        self.backbone = backbone
-        self.boundary = boundary
-        self.loss_boundary = loss_boundary
-        self.eta = eta
-        self.frames = frames
-        self.settings = settings
-        self.guidance_calls = guidance_calls
+    def __init__(self, setup, *, student, fake, teacher, device="cpu", agree=None):
+        config = setup.config
+        self.plan = setup.plan
+        self.backbone = setup.backbone
+        self.embed = setup.embed  # prompts to their conditioning, on the CPU
+        self.student = student
+        self.fake = fake
+        self.teacher = teacher
+        self.boundary = training_boundary(config.method)  # at a change of size while trajectories are made
+        self.loss_boundary = loss_boundary(config.method)  # from a low-resolution estimate to the final size
+        self.eta = config.method.eta_train  # share of predicted noise inside a stage
+        self.frames = config.plan.frames
+        self.settings = config.loss
+        self.guidance_calls = config.train.guidance_calls
+        self.micro_batch = config.train.batch
         self.device = device
+        self.null = move(self.embed([NULL_PROMPT]), device)
+        self.agree = agree or (lambda problem: problem)
 
-    def student_input(self, student, draw, conditioning):
-        """The state the student receives at each sample's drawn step, (B, C, [T,] h, w) of its stage, without graph.
+    def fake_phase(self, draw, *, share):
+        """Gradients of the fake score's loss: ``(loss, samples)``.
 
-        The student runs the cascade only until each sample has reached its own step.
+        With ``share`` the samples serve ``student_phase`` too. If the draw is one micro-batch its student forward is
+        kept with its graph; else only the states the student received are kept, and graphs are made one by one.
         """
+        parts = draw.parts(self.micro_batch)
+        keep_graph = share and len(parts) == 1
+        total, samples = 0.0, []
+        for part in parts:
+            x_in, conditioning = self.student_input(part)
+            with torch.set_grad_enabled(keep_graph):
+                estimate = self.estimate(part, x_in, conditioning)
+            loss = self.fake_loss(estimate, self.noised(estimate, part, "fake"), conditioning)
+            total += self._backward(loss, len(parts), "fake score", part)
+            samples.append((x_in, conditioning, estimate if keep_graph else None))
+        return total, samples if share else None
+
+    def student_phase(self, draw, samples=None):
+        """Gradients of the student's loss: ``(loss, estimates)`` with the estimates (B, C, [T,] H, W) detached.
+
+        ``samples``: those of a fake phase over the same stage, steps and noise, or None to make new ones.
+        """
+        parts = draw.parts(self.micro_batch)
+        total, estimates = 0.0, []
+        for number, part in enumerate(parts):
+            x_in, conditioning, estimate = samples[number] if samples else (*self.student_input(part), None)
+            estimate = estimate or self.estimate(part, x_in, conditioning)
+            loss = self.student_loss(estimate, self.noised(estimate, part, "student"), conditioning)
+            total += self._backward(loss, len(parts), "student", part)
+            estimates.append(estimate.x0.detach())
+        return total, torch.cat(estimates)
+
+    def student_input(self, draw):
+        """The state the student receives at each sample's drawn step, without graph, and the conditioning.
+
+        (B, C, [T,] h, w) of the drawn stage. The student runs the cascade only until each sample has reached its step.
+        """
+        conditioning = move(self.embed(draw.prompts), self.device)
 
         def denoise(x, step):
             rows = (draw.steps > step.index).nonzero().flatten().to(x.device)
             if not len(rows):  # only because other processes go on: one call without use
                 rows = torch.zeros(1, dtype=torch.long, device=x.device)
             x0, eps = torch.zeros_like(x), torch.zeros_like(x)
-            x0[rows], eps[rows] = self._step(student, x[rows], step, take(conditioning, rows))
+            sigma = torch.full((len(rows),), step.sigma, dtype=torch.float64)
+            x0[rows], eps[rows] = self._x0_eps(self.student, x[rows], sigma, take(conditioning, rows))
             return x0, eps
 
         runner = DenoiserRunner(denoise, eta=self.eta, device=self.device)
         shape = self.backbone.latent_shape(len(draw.steps), self.frames)
         visits = trajectory(self.plan, runner, shape=shape, noise=draw.noise("trajectory"), boundary=self.boundary)
-        inputs, last = None, int(draw.steps.max()) if draw.reach is None else draw.reach
+        x_in, last = None, int(draw.steps.max()) if draw.reach is None else draw.reach
         for step, x in visits:
             if step.stage == draw.stage:
-                mine = (draw.steps == step.index).to(x.device)
-                inputs = x.clone() if inputs is None else torch.where(_like(mine, x), x, inputs)
+                mine = (draw.steps == step.index).to(x.device).view(-1, *[1] * (x.ndim - 1))
+                x_in = x.clone() if x_in is None else torch.where(mine, x, x_in)
             if step.index == last:
-                return inputs
-        raise AssertionError("a drawn step lies in the plan")
+                return x_in, conditioning
+        raise AssertionError("a drawn step is in the plan")
 
-    def estimate(self, student, draw, x_in, conditioning):
-        """The student's estimate from ``x_in``, brought to the final size in one step."""
+    def estimate(self, draw, x_in, conditioning):
+        """The student's Estimate from ``x_in``, brought to the final size in one step."""
         levels = torch.tensor([step.sigma for step in self.plan.steps], dtype=torch.float64)
-        x0, eps = self._x0_eps(student, x_in, levels[draw.steps], conditioning)
+        x0, eps = self._x0_eps(self.student, x_in, levels[draw.steps], conditioning)
         eps = eps.detach()
         fresh = draw.noise("loss").of_stage(draw.stage)
         if draw.stage == len(self.plan.stages) - 1:
@@ -133,9 +182,9 @@ class Objective:
         x_t, fresh = noise_further(x_s, alpha_s=alpha_s, sigma_s=draw.s, alpha_t=alpha_t, sigma_t=draw.t, noise=last)
         return NoisedState(x_t, alpha_t, draw.t, last, fresh)
 
-    def fake_loss(self, fake, estimate, state, conditioning):
-        """The fake score's loss; only ``fake`` gets a gradient."""
-        x0, _ = self._x0_eps(fake, state.x, state.sigma, conditioning)
+    def fake_loss(self, estimate, state, conditioning):
+        """The fake score's loss; only the fake score gets a gradient."""
+        x0, _ = self._x0_eps(self.fake, state.x, state.sigma, conditioning)
         if self.settings.fake_target == "subinterval":
             return fake_score_loss_subinterval(
                 x0, x_t=state.x, noise=state.last, fresh=state.fresh, alpha=state.alpha, sigma=state.sigma
@@ -144,29 +193,31 @@ class Objective:
             x0, estimate.x0.detach(), alpha=state.alpha, sigma=state.sigma, weighting=self.settings.fake_weighting
         )
 
-    def student_loss(self, fake, teacher, estimate, state, conditioning, null_conditioning):
+    def student_loss(self, estimate, state, conditioning):
         """The student's loss; only what made ``estimate.x0`` gets a gradient."""
         with torch.no_grad():
-            fake_x0, _ = self._x0_eps(fake, state.x, state.sigma, conditioning)
-            teacher_x0 = self.teacher_x0(teacher, state, conditioning, null_conditioning)
+            fake_x0, _ = self._x0_eps(self.fake, state.x, state.sigma, conditioning)
+            teacher_x0 = self.teacher_x0(state, conditioning)
         return generator_loss(estimate.x0, teacher_x0, fake_x0, clip=self.settings.clip, huber_c=self.settings.huber_c)
 
-    def teacher_x0(self, teacher, state, conditioning, null_conditioning):
+    def teacher_x0(self, state, conditioning):
         """The teacher's clean estimate, guided in x0 space by its conditional and its null one."""
         guidance = None
         if self.settings.cfg != 1.0:
-            guidance = Guidance(self.settings.cfg, null_conditioning, self.guidance_calls)
-        return self._x0_eps(teacher, state.x, state.sigma, conditioning, guidance)[0]
-
-    def _step(self, student, x, step, conditioning):
-        """The student's (x0, eps) at one step of the plan, for a whole batch."""
-        return self._x0_eps(student, x, torch.full((len(x),), step.sigma, dtype=torch.float64), conditioning)
+            null = {name: row.expand(len(state.x), *row.shape[1:]) for name, row in self.null.items()}
+            guidance = Guidance(self.settings.cfg, null, self.guidance_calls)
+        return self._x0_eps(self.teacher, state.x, state.sigma, conditioning, guidance)[0]
 
     def _x0_eps(self, network, x, sigma_B, conditioning, guidance=None):
-        return estimate_x0_eps(
-            self.backbone, network, x, sigma_B, conditioning, curve=self.plan.curve, guidance=guidance
-        )
+        curve = self.plan.curve
+        return estimate_x0_eps(self.backbone, network, x, sigma_B, conditioning, curve=curve, guidance=guidance)
 
-
-def _like(flags_B, x):
-    return flags_B.view(-1, *([1] * (x.ndim - 1)))
+    def _backward(self, loss, parts, name, draw):
+        """Add the gradients of a micro-batch, one of ``parts``; returns its share of the loss."""
+        value = loss.item()
+        problem = None if math.isfinite(value) else f"the {name}'s loss is {value} {draw.describe()}"
+        problem = self.agree(problem)
+        if problem is not None:
+            raise NotFinite(problem)
+        (loss / parts).backward()
+        return value / parts

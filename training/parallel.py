@@ -1,5 +1,8 @@
-"""The processes of a run, started by torchrun or ``accelerate launch``, and what they agree on before any goes on.
-Networks spread over the processes of a run by PyTorch's ``fully_shard`` (FSDP2), and tensors that may be spread."""
+"""The processes of a run, started by torchrun or ``accelerate launch``, and tensors sharded over them.
+
+accelerate finds the launch, the device and the process group, and puts autocast around networks. Gradients are averaged
+and networks sharded (PyTorch's ``fully_shard``, FSDP2) by the code here.
+"""
 
 import contextlib
 import warnings
@@ -10,8 +13,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, get_int_from_env, is_torch_version, parse_flag_from_env
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from rmd_core.errors import RMDError, one_line
 
@@ -58,6 +59,11 @@ class Processes:
                 f"{announced()} processes were started, but there is no GPU for each that PyTorch can use here; "
                 "use --set train.device=cpu, or start one process"
             )
+
+    def autocast(self, network):
+        """The network, its calls under autocast where ``train.precision`` asks for it, with outputs in float32."""
+        # An "evaluation model" is not wrapped for DDP or FSDP: gradients are averaged once in an update, below.
+        return self.accelerator.prepare_model(network, evaluation_mode=True, device_placement=False)
 
     def close(self):
         """Part from the other processes."""
@@ -110,9 +116,7 @@ class Processes:
         if not any(lengths):
             return None
         first = next(rank for rank, length in enumerate(lengths) if length)
-        letters = torch.zeros(lengths[first], dtype=torch.uint8)
-        if first == self.rank:
-            letters = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        letters = torch.tensor(list(text) if first == self.rank else [0] * lengths[first], dtype=torch.uint8)
         letters = letters.to(self.device)
         self._exchange(distributed.broadcast, letters, src=first)
         return bytes(letters.tolist()).decode()
@@ -147,7 +151,7 @@ class Processes:
         """Replace gradients by their mean over the processes; those of spread parameters are that already."""
         if self.count == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+        gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p.grad)]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             self._exchange(distributed.all_reduce, flat)
@@ -206,6 +210,7 @@ def shard(network, processes, *, whole=()):
     A block (one of ``_no_split_modules``) is brought together for its own call and let go after it, always, so that no
     call sees weights from before a step. Parameters in ``whole`` are left as they are.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # not there in older PyTorch, see Processes
 
     # Ours are never changed in place, which is what fully_shard warns of at each output that is a view.
@@ -219,20 +224,25 @@ def shard(network, processes, *, whole=()):
     return fully_shard(network, **settings)
 
 
+def is_sharded(tensor):
+    """Whether a tensor is a DTensor, whose module takes a second to import where none is made."""
+    return hasattr(tensor, "full_tensor")
+
+
 def local(tensor):
-    """What lies in this process of a tensor; all of it, where it is not spread."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """This process's shard of a tensor; all of it, where it is not sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def full(tensor):
     """The whole of a tensor, to be asked for by all processes together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def put(target, whole):
     """Copy the values of a whole tensor into one that may be spread."""
-    if not isinstance(target, DTensor):
+    if not is_sharded(target):
         target.copy_(whole)
         return
     mesh = target.device_mesh
@@ -248,7 +258,7 @@ def fits(tensors, targets):
 
 def like(target, whole):
     """The values of a whole tensor, spread as ``target`` is where the shapes agree."""
-    if not isinstance(target, DTensor) or target.shape != whole.shape:
+    if not is_sharded(target) or target.shape != whole.shape:
         return whole
     spread = torch.zeros_like(target)
     put(spread, whole)

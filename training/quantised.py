@@ -74,27 +74,34 @@ def quantise(network, kind, *, targets, device):
     whole network need not be on it. Raises RMDError where bitsandbytes is not there.
     """
     bitsandbytes_for(f"model.base_dtype: {kind}")
-    blocks = tuple(_blocks(network))
-    for name, layer in list(network.named_modules()):
-        if type(layer) is not torch.nn.Linear:
-            continue
-        within = name.startswith(blocks) and ".norm" not in name
-        if within or f".{name}".endswith(tuple(f".{target}" for target in targets)):
-            parent, _, own = name.rpartition(".")
-            setattr(network.get_submodule(parent), own, QuantisedLinear(layer, kind, device))
+    for name, layer in quantisable_layers(network, targets):
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, QuantisedLinear(layer, kind, device))
     return network
+
+
+def quantisable_layers(network, targets):
+    """(name, layer) pairs of the layers that ``quantise`` replaces."""
+    blocks = tuple(
+        f"{name}." for name, module in network.named_modules() if type(module).__name__.endswith("TransformerBlock")
+    )
+    endings = tuple(f".{target}" for target in targets)
+    return [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if type(layer) is torch.nn.Linear
+        and (name.startswith(blocks) and ".norm" not in name or f".{name}".endswith(endings))
+    ]
+
+
+def packed_bytes(numel, kind):
+    """The bytes of so many quantised weights, with their scales."""
+    return -(-numel * BITS[kind] // 8) + 4 * -(-numel // BLOCK)
 
 
 def quantised_layers(network):
     """The quantised layers of a network."""
     return [layer for layer in network.modules() if isinstance(layer, QuantisedLinear)]
-
-
-def _blocks(network):
-    """The names of a diffusers network's transformer blocks, with a dot."""
-    for name, module in network.named_modules():
-        if type(module).__name__.endswith("TransformerBlock"):
-            yield f"{name}."
 
 
 def _frozen(tensor, device):

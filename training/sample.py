@@ -1,17 +1,19 @@
-"""Sampling from a student or a teacher through the one cascade engine.
-Validation: the student samples fixed prompts with fixed noise, as one picture grid."""
+"""Sampling without ComfyUI, through the one cascade engine, and the validation images of a run."""
 
 import io
 import math
 
 import torch
+from einops import rearrange
 from PIL import Image
 
 from rmd_core.cascade import DenoiserRunner, run_cascade
 from rmd_core.files import make_folder, write_atomically
 from rmd_core.noise import SeededNoise, derive_seed
 
+from .backbones.base import move
 from .objective import estimate_x0_eps
+from .plans import sampling_boundary
 
 
 def sample_latents(
@@ -36,35 +38,35 @@ def sample_latents(
     )
 
 
-_NEARLY = 1 / 255
+_NEARLY = 1 / 255  # so near to black or white counts as burnt
 
 
 class Validation:
-    """Samples ``prompts`` by the plan with the rules of inference, and writes ``pictures/step_000050.png``."""
+    """Samples fixed prompts with fixed noise by the rules of inference, and writes ``pictures/step_000050.png``.
 
-    def __init__(self, plan, backbone, vae, *, conditioning, boundary, eta, frames, seed, folder, device="cpu"):
-        self.plan = plan
-        self.backbone = backbone
-        self.vae = vae
-        self.conditioning = conditioning
-        self.boundary = boundary
-        self.eta = eta
-        self.frames = frames
-        self.seed = derive_seed(seed, "validation")
+    ``setup``: the Setup of the run, with an autoencoder. ``decodes``: whether this process decodes and writes.
+    """
+
+    def __init__(self, setup, folder, *, device="cpu", decodes=True):
+        self.setup = setup
         self.folder = folder
         self.device = device
+        self.conditioning = move(setup.embed(setup.validation_prompts), device)
+        self.vae = setup.vae.to(device) if decodes else None
+        self.seed = derive_seed(setup.config.train.seed, "validation")
 
     def sample(self, network):
         """Clean latents (B, C, [T,] H, W) of the validation prompts."""
+        config = self.setup.config
         return sample_latents(
-            self.backbone,
+            self.setup.backbone,
             network,
-            self.plan,
+            self.setup.plan,
             conditioning=self.conditioning,
             noise=SeededNoise(self.seed),
-            boundary=self.boundary,
-            eta=self.eta,
-            frames=self.frames,
+            boundary=sampling_boundary(config.method),
+            eta=config.method.eta,
+            frames=config.plan.frames,
             device=self.device,
         ).x0
 
@@ -73,22 +75,22 @@ class Validation:
 
         Returns figures: the share of pixels burnt to black or white in a channel.
         """
-        pictures = self.backbone.decode(self.vae, latents)
+        images = self.setup.backbone.decode(self.vae, latents)
         make_folder(self.folder)
-        write_atomically(self.folder / f"step_{update:06d}.png", grid_png(pictures[:, :, 0]))
-        burnt = (pictures <= _NEARLY) | (pictures >= 1 - _NEARLY)
+        write_atomically(self.folder / f"step_{update:06d}.png", grid_png(images[:, :, 0]))
+        burnt = (images <= _NEARLY) | (images >= 1 - _NEARLY)
         return {"picture_saturation": burnt.float().mean().item()}
 
 
-def grid_png(pictures_BCHW, *, gap=2):
-    """The bytes of a PNG with pictures (B, 3, H, W) in 0..1 side by side in a nearly square grid."""
-    count, _, height, width = pictures_BCHW.shape
+def grid_png(images_BCHW, *, gap=2):
+    """The bytes of a PNG with images (B, 3, H, W) in 0..1 side by side in a nearly square grid."""
+    values = (rearrange(images_BCHW, "b c h w -> b h w c") * 255).round().to(torch.uint8).cpu().numpy()
+    count, height, width, _ = values.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    values = (pictures_BCHW.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    for place, picture in enumerate(values):
-        sheet.paste(Image.fromarray(picture), ((place % columns) * (width + gap), (place // columns) * (height + gap)))
+    for number, image in enumerate(values):
+        sheet.paste(Image.fromarray(image), ((number % columns) * (width + gap), (number // columns) * (height + gap)))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from .backbones.base import refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import Draws, PromptOrder
 from .hub import located
-from .memory import MemoryEstimate, device_memory, estimate_memory, tell_memory
+from .memory import Memory, tell_memory
 from .plans import build_intervals, build_plan, check_libraries, check_lora_names, check_rank, check_spread
 from .prompts import read_prompts
 from .quantised import is_quantised
@@ -35,7 +35,7 @@ class Setup:
     cache: PromptCache
     prompts: tuple
     validation_prompts: tuple
-    memory: MemoryEstimate
+    memory: Memory
     teacher: torch.nn.Module
     vae: torch.nn.Module | None
 
@@ -80,9 +80,9 @@ def loaded_in(config):
 def prepare(config, *, spread=1, planned=None, memory=None):
     """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
 
-    ``spread``: the number of processes that networks will be spread over, for the memory estimate. ``planned``: what
-    stands for a prompt cache that is not there yet (a CacheToBe); such a Setup can be told, not trained. ``memory``:
-    the MemoryEstimate of this run where it was told already; it is made anew for prompts of another length.
+    ``spread``: the number of processes that networks will be sharded over. ``planned``: what stands for a prompt cache
+    that is not there yet (a CacheToBe); such a Setup can be reported, not trained. ``memory``: the Memory of this run
+    where it was logged already.
     """
     if spread > 1:
         check_spread(config)
@@ -101,14 +101,8 @@ def prepare(config, *, spread=1, planned=None, memory=None):
         cache.require((*prompts, *validation, NULL_PROMPT))
         refuse_other_family(backbone, cache)
         backbone.check_cache(outline, cache)
-
-    def estimated(config):
-        if spread > 1:
-            check_spread(config)
-        return estimate_memory(config, backbone, outline, size=plan.final_hw, tokens=cache.tokens, spread=spread)
-
-    if memory is None or memory.tokens != cache.tokens:
-        memory = tell_memory(config, estimated, *device_memory(config.train.device))
+    if memory is None:
+        memory = tell_memory(config, backbone, outline, spread=spread)
     teacher = backbone.load(located(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
     vae = backbone.load_vae(located(config.backbone.vae)) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))

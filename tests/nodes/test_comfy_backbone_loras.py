@@ -18,7 +18,7 @@ def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, na
     family, kind, config, width, pooled_width, _, sizes = STUDENTS[name]
     backbone, network = make_backbone(family), random_network(kind, config)
     backbone.export(network, tmp_path / "base.safetensors", dtype=torch.float32, metadata={})
-    base = adapt(network, backbone, ModelSection(rank=3, alpha=1.5)).start(0)
+    base = adapt(network, backbone, ModelSection(rank=3, alpha=1.5))
     generator = torch.Generator().manual_seed(5)
     for parameter in base.adapters["student"].parameters():
         size = parameter[0].numel() ** -0.5

@@ -44,11 +44,10 @@ def trained(key, folder):
     (folder / "config.yaml").write_text(CONFIG.format(name=name, folder=folder, low=low, high=high))
     assert distill(folder) == 0
     backbone = make_backbone(name)
-    base = adapt(backbone.load(folder / "model", dtype=torch.float32), backbone, ModelSection(rank=3, alpha=1.5)).start(
-        0
-    )
+    base = adapt(backbone.load(folder / "model", dtype=torch.float32), backbone, ModelSection(rank=3, alpha=1.5))
     state, _ = read_tensors(folder / "out" / "checkpoints" / "step_000001" / "student.safetensors")
-    base.adapters["student"].load_state_dict(state)
+    for name, parameter in base.adapters["student"].named_parameters():
+        parameter.data.copy_(state[name])
     recipe = read_recipe(folder / "out" / "lora.safetensors")
 
     def sample(role):

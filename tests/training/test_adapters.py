@@ -4,28 +4,27 @@ import copy
 
 import pytest
 import torch
-from test_objective import make_phases
 
 from rmd_core.errors import RMDError
 from rmd_core.recipe import read_recipe
 from training.backbones.wan import load_wan_transformer
 from training.export import native_factors
 from training.lora import AdaptedNetwork
-from training_world import distill, equal, make_setup, metrics, refused, tensors, tiny_wan
+from training_world import (
+    TARGETS,
+    adapted,
+    distill,
+    equal,
+    gradients,
+    make_objective,
+    make_setup,
+    metrics,
+    refused,
+    tensors,
+    tiny_wan,
+)
 
 ADAPTERS = ("model.mode=adapters", "model.rank=3", "model.alpha=1.5")
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-
-
-def adapted(names=("student", "fake"), *, network=None, seed=0, moved=True):
-    """A tiny transformer with adapters, away from their start where ``moved``: each has an effect of its own."""
-    base = AdaptedNetwork(network or tiny_wan(layers=2), names, rank=3, alpha=1.5, targets=TARGETS).start(seed)
-    if moved:
-        for number, name in enumerate(names):
-            generator = torch.Generator().manual_seed(len(name) + number)
-            for parameter in base.adapters[name].parameters():
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return base
 
 
 def inputs(seed=3):
@@ -79,15 +78,11 @@ def test_wrong_targets_are_named(targets):
     assert "\n" not in str(caught.value)
 
 
-def gradients(adapter):
-    return {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_equal_those_of_three_separate_networks(tmp_path, share, checkpointing):
     setup = make_setup(tmp_path, "train.warmup_updates=0", "train.batch=3")
-    ours, apart = make_phases(setup), make_phases(setup)
+    ours, apart = make_objective(setup), make_objective(setup)
     base = adapted(network=copy.deepcopy(setup.teacher))
     if checkpointing:
         base.enable_gradient_checkpointing()
@@ -100,17 +95,17 @@ def test_gradients_equal_those_of_three_separate_networks(tmp_path, share, check
         stages.add(draw.stage)
         later = draws.other_levels(draw, update, "student")
         found = []
-        for phases, fake, student in (
+        for objective, fake, student in (
             (ours, base.adapters["fake"], base.adapters["student"]),
             (apart, single["fake"].adapters["fake"], single["student"].adapters["student"]),
         ):
             for adapter in (fake, student):
                 for parameter in adapter.parameters():
                     parameter.grad = None
-            _, samples = phases.fake_phase(draw, share=share)
+            _, samples = objective.fake_phase(draw, share=share)
             fakes = gradients(fake)
             assert fakes and not gradients(student)
-            phases.student_phase(later, samples)
+            objective.student_phase(later, samples)
             assert equal(gradients(fake), fakes)
             found.append((fakes, gradients(student)))
         for a, b in zip(*found):
@@ -238,5 +233,5 @@ def test_layers_that_are_one_natively_get_one_lora():
         ours = {name: value for name, value in factors.items() if name != left_out}
         stacked = native_factors(ours, {"qkv": layers}, base.network)["qkv"]
         got = stacked.alpha / len(stacked.down) * stacked.up @ stacked.down
-        deltas = [base.layers[name].get_delta_weight("student") * (name != left_out) for name in layers]
+        deltas = [base.layers[name].delta("student") * (name != left_out) for name in layers]
         assert torch.allclose(got, torch.cat(deltas), atol=1e-6) and got.abs().max() > 1e-2

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from full_size import meta_student
 from training.backbones import make_backbone
 from training.config import load_config
-from training.memory import GIB, estimate_memory
+from training.memory import GIB, count_memory
 from training.plans import build_intervals
 from training.prompts import CacheFolder
 from training.setup import outline_run
@@ -73,8 +73,8 @@ def test_its_memory_can_be_told(name):
     with torch.device("meta"):
         shallow = type(network).from_config(dict(network.config) | fewer)
     config = load_config(CONFIGS / f"{name}.yaml").resolved()
-    estimate = estimate_memory(config, backbone, shallow, size=config.plan.sizes[-1], tokens=120)
-    assert estimate.trained > 1e6 and sum(estimate.weights.values()) < estimate.total < 80 * GIB
+    memory = count_memory(config, backbone, shallow)
+    assert memory.trained > 1e6 and sum(memory.weights.values()) < memory.total < 80 * GIB
 
 
 def test_the_flow_curve_is_the_scheduler_that_sd3_and_wan_ship_with():

@@ -65,7 +65,7 @@ def test_one_update_moves_student_and_fake_wherever_the_output_depends_on_them(w
     setup = backbone_setup(name, folder)
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = Trainer(setup, Processes(setup.config))
-    networks = {part: getattr(trainer.phases, part) for part in ("student", "fake", "teacher")}
+    networks = {part: getattr(trainer.objective, part) for part in ("student", "fake", "teacher")}
     before = {part: {n: t.clone() for n, t in net.state_dict().items()} for part, net in networks.items()}
     assert equal(before["student"], before["teacher"]) and equal(before["fake"], before["teacher"])
     expected = used_parameters(setup.backbone, tiny_network(name), setup.cache, setup.config.plan.sizes[-1][0])

@@ -1,67 +1,17 @@
 """Runs that are killed, stopped or run out of disk, as real processes."""
 
-import json
-import os
-import resource
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launched import finished, one_error_line, record, start, wait_for_update
 from training.distill import StopSignals, main
 from training.record import Board
 from training_world import write_world
-
-SCRIPT = Path(__file__).parent.parent / "training" / "distill.py"
-
-
-def start(config, *overrides, flags=(), limit=None):
-    """distill.py as a process of its own; ``limit``: no file may grow beyond so many bytes, as on a full disk."""
-    sets = [part for override in overrides for part in ("--set", override)]
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--config", str(config), *sets, *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=config.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,
-    )
-
-
-def finished(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def wait_for_update(folder, update, process):
-    """Wait until the record has reached an update; the process is still running then."""
-    path = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if len(lines) >= update:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run made no progress")
-
-
-def record(folder):
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def one_error_line(output):
-    lines = [line for line in output.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "Traceback" not in output, output
-    return lines[0]
 
 
 @pytest.mark.parametrize("mode", ["three networks", "adapters"])

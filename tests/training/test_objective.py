@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from rmd_core.noise import SeededNoise, derive_seed
-from training.objective import Objective
-from training.plans import loss_boundary, training_boundary
-from training.trainer import TwoPhases
-from training_world import make_setup, tiny_wan
+from training.objective import Estimate
+from training.sample import Validation
+from training_world import gradients, make_objective, make_setup, tiny_wan
 
 PLANS = {
     "2+2": ("plan.split=2+2",),
@@ -21,33 +20,6 @@ PLANS = {
     "2+2 unguided": ("loss.cfg=1.0",),
     "2+2 as official-7gpu": ("method.preset=official-7gpu",),
 }
-
-
-def make_phases(setup, *, micro_batch=3):
-    """Student, fake score and teacher with different weights, so that no two can be confused."""
-    method = setup.config.method
-    objective = Objective(
-        setup.plan,
-        setup.backbone,
-        boundary=training_boundary(method),
-        loss_boundary=loss_boundary(method),
-        eta=method.eta_train,
-        frames=1,
-        settings=setup.config.loss,
-    )
-    return TwoPhases(
-        objective,
-        student=tiny_wan(seed=5),
-        fake=tiny_wan(seed=6),
-        teacher=setup.teacher,
-        embed=setup.embed,
-        null=setup.embed([""]),
-        micro_batch=micro_batch,
-    )
-
-
-def gradients(network):
-    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
 def assert_equal_gradients(ours, plain):
@@ -169,9 +141,10 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
         if draw.stage in stages:
             continue
         stages.add(draw.stage)
-        phases = make_phases(setup, micro_batch=micro_batch)
-        student, fake = phases.student, phases.fake
-        _, samples = phases.fake_phase(draw, share=share)
+        objective = make_objective(setup)
+        objective.micro_batch = micro_batch
+        student, fake = objective.student, objective.fake
+        _, samples = objective.fake_phase(draw, share=share)
         ours = gradients(fake)
         assert not gradients(student) and not gradients(setup.teacher)
         fake.zero_grad()
@@ -189,7 +162,7 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
             if share
             else draws.phase(update, "student", round_number=update)
         )
-        value, x0 = phases.student_phase(draw, samples)
+        value, x0 = objective.student_phase(draw, samples)
         ours = gradients(student)
         assert not gradients(fake) and not gradients(setup.teacher)
         student.zero_grad()
@@ -206,24 +179,22 @@ def test_a_student_phase_without_a_fake_phase_is_the_same_as_one_that_shares(tmp
     draw = setup.draws().phase(1, "fake-0", round_number=0)
     results = []
     for share in (True, False):
-        phases = make_phases(setup)
-        samples = phases.fake_phase(draw, share=True)[1] if share else None
-        value, _ = phases.student_phase(draw, samples)
-        results.append((value, gradients(phases.student)))
+        objective = make_objective(setup)
+        samples = objective.fake_phase(draw, share=True)[1] if share else None
+        value, _ = objective.student_phase(draw, samples)
+        results.append((value, gradients(objective.student)))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(results[1][1][name], g) for name, g in results[0][1].items())
 
 
 def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(tmp_path):
     setup = make_setup(tmp_path, "train.batch=6", "train.warmup_updates=0")
-    objective, draws, calls = make_phases(setup).objective, setup.draws(), []
-    student = tiny_wan()
-    student.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
+    objective, draws, calls = make_objective(setup), setup.draws(), []
+    objective.student.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
     for update in range(1, 7):
         draw = draws.phase(update, "fake-0", round_number=0)
         calls.clear()
-        conditioning = setup.embed(draw.prompts)
-        x_in = objective.student_input(student, draw, conditioning)
+        x_in, _ = objective.student_input(draw)
         stage = setup.plan.stages[draw.stage]
         assert x_in.shape == (6, 16, 1, stage.height, stage.width) and not x_in.requires_grad
         expected = [int((draw.steps > index).sum()) for index in range(int(draw.steps.max()))]
@@ -232,26 +203,23 @@ def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(
 
 def test_one_sample_stays_the_same_in_another_batch(tmp_path):
     setup = make_setup(tmp_path, "train.batch=5", "train.warmup_updates=0")
-    phases = make_phases(setup)
+    objective = make_objective(setup)
     draw = setup.draws().phase(3, "fake-0", round_number=0)
-    whole = phases.objective.student_input(phases.student, draw, setup.embed(draw.prompts))
-    part = draw.rows(2, 4)
-    alone = phases.objective.student_input(phases.student, part, setup.embed(part.prompts))
+    whole, _ = objective.student_input(draw)
+    alone, _ = objective.student_input(draw.rows(2, 4))
     assert torch.allclose(whole[2:4], alone, atol=1e-5)
 
 
 def test_told_level_is_the_level_of_the_state(tmp_path):
     """Reconstruct the share of x0 and the power of the noise in x_t from what they are made of."""
     setup = make_setup(tmp_path, "train.batch=64", "train.warmup_updates=0", "method.eta_train=0")
-    phases, draws = make_phases(setup), setup.draws()
+    objective, draws = make_objective(setup), setup.draws()
     for update in (1, 2, 3, 4):
         draw = draws.phase(update, "fake-0", round_number=0)
         zeros = torch.zeros(64, 16, 1, 8, 8)
-        from training.objective import Estimate
-
         white = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(update))
-        noise_only = phases.objective.noised(Estimate(zeros, white), draw, "fake")
-        with_one = phases.objective.noised(Estimate(zeros + 1, white), draw, "fake")
+        noise_only = objective.noised(Estimate(zeros, white), draw, "fake")
+        with_one = objective.noised(Estimate(zeros + 1, white), draw, "fake")
         share = (with_one.x - noise_only.x).flatten(1)
         alpha = (1 - draw.t).float()[:, None]
         assert torch.allclose(share, alpha.expand_as(share), atol=1e-5)
@@ -264,7 +232,7 @@ def test_told_level_is_the_level_of_the_state(tmp_path):
 def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, where):
     setup = make_setup(tmp_path, "train.batch=8", "train.warmup_updates=0")
     told, calls, student = {}, [], tiny_wan()
-    phases = make_phases(setup, micro_batch=8)
+    objective = make_objective(setup)
 
     def note(module, arguments):
         x, timestep = arguments[:2]
@@ -276,23 +244,11 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
     student.register_forward_pre_hook(note)
     draws = setup.draws()
     if where == "training":
-        phases.student = student
+        objective.student = student
         for update in range(1, 9):
-            phases.fake_phase(draws.phase(update, "fake-0", round_number=0), share=False)
+            objective.fake_phase(draws.phase(update, "fake-0", round_number=0), share=False)
     else:
-        from training.sample import Validation
-
-        validation = Validation(
-            setup.plan,
-            setup.backbone,
-            None,
-            conditioning=setup.embed(["a red apple"]),
-            boundary=training_boundary(setup.config.method),
-            eta=0.5,
-            frames=1,
-            seed=0,
-            folder=tmp_path,
-        )
+        validation = Validation(setup, tmp_path, decodes=False)
         validation.sample(student)
         assert calls == [step.width for step in setup.plan.steps]  # one call a step, on the plan's own grid
     expected = {}
@@ -303,21 +259,18 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
 
 def test_subinterval_target_trains_the_fake_score_only(tmp_path):
     setup = make_setup(tmp_path, "loss.fake_target=subinterval")
-    phases = make_phases(setup)
+    objective = make_objective(setup)
     draw = setup.draws().phase(1, "fake-0", round_number=0)
-    loss, _ = phases.fake_phase(draw, share=False)
-    state_of = phases.objective
-    conditioning = setup.embed(draw.prompts)
+    loss, _ = objective.fake_phase(draw, share=False)
     with torch.no_grad():
-        estimate = state_of.estimate(
-            phases.student, draw, state_of.student_input(phases.student, draw, conditioning), conditioning
-        )
-        state = state_of.noised(estimate, draw, "fake")
-        v = phases.fake(state.x, (1000 * draw.t).float(), conditioning["text"]).sample
+        x_in, conditioning = objective.student_input(draw)
+        estimate = objective.estimate(draw, x_in, conditioning)
+        state = objective.noised(estimate, draw, "fake")
+        v = objective.fake(state.x, (1000 * draw.t).float(), conditioning["text"]).sample
         a, t, b = ((1 - draw.t), draw.t, state.fresh)
         shape = (-1, 1, 1, 1, 1)
         target = (state.x - (t**2 / b).view(shape) * state.last) / a.view(shape)
         error = ((state.x - t.view(shape) * v) - target).square().flatten(1).mean(1)
         expected = ((b * a / t**2) ** 2 * error).mean()
     assert loss == pytest.approx(expected.item(), rel=1e-4)
-    assert gradients(phases.fake) and not gradients(phases.student)
+    assert gradients(objective.fake) and not gradients(objective.student)

@@ -9,10 +9,9 @@ from math import sqrt
 import pytest
 import torch
 import torch.nn.functional as F
-from test_objective import gradients, make_phases
 
 from rmd_core.noise import SeededNoise, derive_seed
-from training_world import make_setup
+from training_world import gradients, make_objective, make_setup
 
 K, LOW, ETA, CFG = 6, 3, 0.5, 5.0
 SIZES = ((4, 6), (8, 12))
@@ -162,10 +161,12 @@ def flat(network):
 
 def reference(setup, pair, *defects):
     """(gradient of the fake score, gradient of the student) by the reference."""
-    phases = make_phases(setup)
-    authors = Authors(setup, phases.student, phases.fake, phases.teacher, *defects)
+    objective = make_objective(setup)
+    authors = Authors(setup, objective.student, objective.fake, objective.teacher, *defects)
     found = []
-    for network, loss, draw in zip((phases.fake, phases.student), (authors.fake_loss, authors.student_loss), pair):
+    for network, loss, draw in zip(
+        (objective.fake, objective.student), (authors.fake_loss, authors.student_loss), pair
+    ):
         loss(draw).backward()
         found.append(flat(network))
     return found
@@ -184,13 +185,13 @@ def test_the_index_tables_are_those_of_the_page():
 @pytest.mark.parametrize("micro_batch", [1, 3])
 @pytest.mark.parametrize("stage", [0, 1])
 def test_our_gradients_are_those_of_the_reference_without_its_defects(setup, draws, stage, micro_batch):
-    phases = make_phases(setup, micro_batch=micro_batch)
-    phases.objective.frames = 2
+    objective = make_objective(setup)
+    objective.micro_batch = micro_batch
     pair = draws[stage]
-    phases.fake_phase(pair[0], share=False)
-    ours = [flat(phases.fake)]
-    phases.student_phase(pair[1])
-    ours.append(flat(phases.student))
+    objective.fake_phase(pair[0], share=False)
+    ours = [flat(objective.fake)]
+    objective.student_phase(pair[1])
+    ours.append(flat(objective.student))
     for name, got, expected in zip(("fake score", "student"), ours, reference(setup, pair)):
         print(f"stage {stage + 1}, {name}: relative difference of the gradients {distance(got, expected):.2e}")
         assert distance(got, expected) < 1e-5

@@ -77,10 +77,8 @@ def test_adapters_on_a_quantised_base_get_the_gradients_of_those_on_the_dequanti
     x = torch.randn(*backbone.latent_shape(1, 1), *setup.plan.final_hw, generator=torch.Generator().manual_seed(1))
     conditioning = move(setup.embed(setup.prompts[:1]), "cpu")
     found = []
-    for base in (adapt(network, backbone, settings).start(0), adapt(plain, backbone, settings).start(0)):
-        assert {type(layer.get_base_layer()) for layer in base.layers.values()} <= {
-            QuantisedLinear
-        } or base.network is plain
+    for base in (adapt(network, backbone, settings), adapt(plain, backbone, settings)):
+        assert {type(layer.base_layer) for layer in base.layers.values()} <= {QuantisedLinear} or base.network is plain
         for number, parameter in enumerate(base.adapters["student"].parameters()):
             parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
         sigma = torch.full((1,), 0.7, dtype=torch.float64)
@@ -107,7 +105,7 @@ def test_the_runs_own_targets_are_quantised_and_counted(world):
     setup = make_setup(world, *ADAPTERS, "model.base_dtype=nf4", "model.targets=[to_q, time_embedder.linear_2]")
     networks = make_networks(setup, Processes(setup.config))
     layers = quantised_layers(networks.teacher)
-    assert networks.base.layers["condition_embedder.time_embedder.linear_2"].get_base_layer() in layers
+    assert networks.base.layers["condition_embedder.time_embedder.linear_2"].base_layer in layers
     assert setup.memory.weights["nf4"] == sum(layer.weight.nbytes + layer.scales.nbytes for layer in layers)
 
 

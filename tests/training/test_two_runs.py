@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_interrupted import finished, record, start, wait_for_update
-
+from launched import finished, record, start, wait_for_update
 from training.run import LOCK, RunLock
 from training_world import distill, refused, write_world
 
