@@ -115,7 +115,7 @@ class Idle(Module):
 
 
 class Subject:
-    """A SpeedModel with random weights on a device; ``mode`` is eager, compile, or idle: a network that does nothing."""
+    """A SpeedModel with random weights on a device; ``mode``: eager, compile, or idle (a network that does nothing)."""
 
     def __init__(self, model, *, device, dtype, mode):
         self.model = model

@@ -1,4 +1,4 @@
-"""The plain loop has the trainer's own gradients, blocks of updates are alike, and the commands run on tiny networks."""
+"""The plain loop has the trainer's own gradients, blocks of updates are alike, and commands run on tiny networks."""
 
 import itertools
 import json

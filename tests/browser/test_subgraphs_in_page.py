@@ -1,7 +1,6 @@
 """The subgraph blueprints in the real frontend: found by searching, added, wired to the demo's models, and run."""
 
 import pytest
-from test_subgraphs import SAVED_BY, SMALL
 
 from browser.blueprints import BLUEPRINTS, SAVED_BY, SMALL
 from browser.test_workflows import press_run
