@@ -1,4 +1,4 @@
-"""Where the losses look: the noise levels drawn for each step, and the draw of stage and steps."""
+"""Where the losses look: the noise levels sampled for each step, and the choice of stage and steps for a batch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 
 from .errors import RMDError
-from .plan import StagePlan
+from .plan import StagePlan, Step
 from .schedule import NoiseCurve
 
 TOP_INDEX = 980
-"""Upper end, exclusive, of the drawn table indices: noisier states show the teacher next to nothing."""
+"""Upper end, exclusive, of the sampled table indices: noisier states show the teacher next to nothing."""
 LAST_STAGE_REDUCTION = 0.15
 """By how much the offset factor is smaller in the last stage, which has to learn the details."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The levels drawn for one step: table indices lower..upper (closed) at the final size, all noisier than s_sigma.
+    """The levels sampled for one step: table indices lower..upper (closed) at the final size, all noisier than s_sigma.
 
     s_sigma is the level, at the final size, to which the estimate is noised first: that of the state after the step,
     0.0 after the last one.
@@ -36,7 +36,7 @@ class TimestepIntervals:
 
     Indices count on the table of the final size. For a flow that is the curve with its shift multiplied by the final
     stage's ratio, so a step keeps its index; for VP it is the one table, and levels move on it. `notes` are sentences
-    for the user about levels that were held.
+    for the user about intervals that had to begin below the state after the step.
     """
 
     plan: StagePlan
@@ -54,30 +54,31 @@ class TimestepIntervals:
         that stage if it is lower.
 
         A state after the step that is noisier than index top - 2 (many steps, or a VP table that ends before the level
-        a large ratio asks for) leaves nothing to draw: s_sigma is then held at top - 2, t at top - 1, and `notes` says
-        so. Raises RMDError for a factor outside [0, 1).
+        a large ratio asks for) leaves nothing to sample: s_sigma is then the level of top - 2, t that of top - 1, and
+        `notes` says so. Raises RMDError for a factor outside [0, 1).
         """
         if not 0.0 <= offset_factor < 1.0:
             raise RMDError(f"the offset factor is {offset_factor!r}; use a number from 0 to below 1")
-        last = plan.stages[-1].index
-        before_last = [step for step in plan.steps if step.stage != last]
+        curve, last = _final_curve(plan), plan.stages[-1].index
+        before_last = [step.base_sigma for step in plan.steps if step.stage != last]
+        levels_after = [*(plan.at_final_size(sigma) for sigma in plan.base_sigmas[1:]), 0.0]
         intervals, notes = [], []
-        for step, t_mid in zip(plan.steps, _middles(plan)):
-            top, factor = min(TOP_INDEX, plan.curve.table_size), offset_factor
+        for step, s_sigma in zip(plan.steps, levels_after):
+            top, factor = min(TOP_INDEX, curve.table_size), offset_factor
             if step.stage == last:
                 factor = max(0.0, offset_factor - LAST_STAGE_REDUCTION)
                 if split and before_last:
                     # At least the two indices that a level and a noisier one need.
-                    top = min(top, max(2, _floor(_final_index(plan, before_last[-1].base_sigma))))
+                    top = min(top, max(2, _floor(curve.table_index(plan.at_final_size(before_last[-1])))))
+            t_mid = 0 if s_sigma == 0.0 else max(_floor(curve.table_index(s_sigma)) + 1, _authors_middle(plan, step))
             lower = min(t_mid + int((top - t_mid) * factor), top - 1)
-            s_sigma = _level_after(plan, step.index)
-            held = _final_curve(plan).table_sigma(float(top - 2))
-            if s_sigma > held + 1e-9:
+            limit = curve.table_sigma(float(top - 2))
+            if s_sigma > limit + 1e-9:
                 notes.append(
                     f"step {step.index + 1} of {plan.split} trains from table index {top - 2} of the final size to "
-                    f"{top - 1}, less noisy than the state after it, index {_index_after(plan, step.index):.1f}"
+                    f"{top - 1}, less noisy than the state after it, index {curve.table_index(s_sigma):.1f}"
                 )
-                s_sigma, lower = held, top - 1
+                s_sigma, lower = limit, top - 1
             intervals.append(Interval(lower, top - 1, s_sigma))
         return cls(plan, tuple(intervals), tuple(notes))
 
@@ -98,11 +99,31 @@ class TimestepIntervals:
         return self.sigma_at(lower + torch.floor(uniform * count)), s_sigma
 
 
-class StageDraw:
-    """The draw of a stage for a whole batch, and of one of its steps for each sample.
+def _authors_middle(plan: StagePlan, step: Step) -> int:
+    """The authors' t_mid at the final size, `floor(N k / K) - floor(N / K)`, if the plan is on the curve's own grid.
 
-    During the first `warmup_updates` updates every stage but the last is drawn, with equal chances; afterwards every
-    stage (with two stages: the authors' coin). A plan of one stage draws that one. Nothing but the plan, the update and
+    It is up to K - 1 above the first index that is noisier than the state after the step. 0 for any other grid.
+    """
+    steps, size = len(plan.steps), plan.curve.table_size
+    if any(abs(ours - own) >= 1e-9 for ours, own in zip(plan.base_sigmas, plan.curve.grid(steps))):
+        return 0
+    base = plan.curve.table_sigma(float(size * (steps - step.index) // steps - size // steps))
+    return math.ceil(_final_curve(plan).table_index(plan.at_final_size(base)) - 1e-6)
+
+
+def _final_curve(plan: StagePlan) -> NoiseCurve:
+    return plan.curve.at_ratio(plan.stages[-1].ratio)
+
+
+def _floor(index: float) -> int:
+    return math.floor(index + 1e-6)
+
+
+class StageDraw:
+    """The random choice of a stage for a whole batch, and of one of its steps for each sample.
+
+    During the first `warmup_updates` updates every stage but the last is chosen, with equal chances; afterwards every
+    stage (with two stages: the authors' coin). A plan of one stage has that one. Nothing but the plan, the update and
     the generator's state decides. Source: docs/method.md, training.
     """
 
@@ -122,43 +143,3 @@ class StageDraw:
     def draw_steps(self, stage: int, batch: int, generator: torch.Generator) -> torch.Tensor:
         """Indices (in the plan) of `batch` steps of a stage, `(B,)` int64, each uniform and independent."""
         return sum(self._calls[:stage]) + torch.randint(self._calls[stage], (batch,), generator=generator)
-
-
-def _middles(plan: StagePlan) -> list[int]:
-    """t_mid of every step: the first index at the final size that counts as noisier than the state after the step.
-
-    On the curve's own grid the authors take `floor(N k / K) - floor(N / K)`, which is up to K - 1 above that.
-    """
-    steps, size = len(plan.steps), plan.curve.table_size
-    own_grid = all(abs(ours - own) < 1e-9 for ours, own in zip(plan.base_sigmas, plan.curve.grid(steps)))
-    middles = []
-    for step in plan.steps:
-        after = _level_after(plan, step.index)
-        middle = 0 if after == 0.0 else _floor(_index_after(plan, step.index)) + 1
-        if own_grid and after > 0.0:
-            authors = size * (steps - step.index) // steps - size // steps
-            middle = max(middle, math.ceil(_final_index(plan, plan.curve.table_sigma(float(authors))) - 1e-6))
-        middles.append(middle)
-    return middles
-
-
-def _level_after(plan: StagePlan, index: int) -> float:
-    if index + 1 == len(plan.steps):
-        return 0.0
-    return plan.at_final_size(plan.steps[index + 1].base_sigma)
-
-
-def _index_after(plan: StagePlan, index: int) -> float:
-    return _final_curve(plan).table_index(_level_after(plan, index))
-
-
-def _final_index(plan: StagePlan, base_sigma: float) -> float:
-    return _final_curve(plan).table_index(plan.at_final_size(base_sigma))
-
-
-def _final_curve(plan: StagePlan) -> NoiseCurve:
-    return plan.curve.at_ratio(plan.stages[-1].ratio)
-
-
-def _floor(index: float) -> int:
-    return math.floor(index + 1e-6)

@@ -1,6 +1,8 @@
-"""What a user should know about a plan, as values: whoever shows them words sizes in cells or in pixels.
-Stage plans: which step runs at which size and at which noise level, frozen before anything runs.
-The last steps of a plan: what remains of it when a picture is already there to start from."""
+"""Stage plans: which step runs at which size and at which noise level, frozen before anything runs.
+
+`plan_from_split` and `plan_from_thresholds` make a StagePlan, `plan_tail` one of its last steps alone, `stage_sizes`
+the sizes that a plan is made for.
+"""
 
 from __future__ import annotations
 
@@ -11,51 +13,6 @@ from functools import cached_property
 
 from .errors import RMDError
 from .schedule import NoiseCurve, ResolutionMap, Size
-
-NameSize = Callable[[Size], str]
-"""Words for a size given as (height, width) in latent cells."""
-
-
-def in_cells(size: Size) -> str:
-    """A size in latent cells, such as "64 x 64"."""
-    return f"{size[0]} x {size[1]}"
-
-
-@dataclass(frozen=True)
-class UnusedSize:
-    """A size at which no step runs."""
-
-    size: Size
-
-    def text(self, name_size: NameSize = in_cells) -> str:
-        """The note as a sentence."""
-        return f"no step runs at {name_size(self.size)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MovedLevel:
-    """A step whose level moved to an entry of the curve's table.
-
-    `step` counts over the plan from 0. `exact` is the timestep of the level that was wanted, None where that lies
-    beyond the table; `timestep` is the entry used.
-    """
-
-    step: int
-    size: Size
-    exact: float | None
-    timestep: float
-
-    def text(self, name_size: NameSize = in_cells) -> str:
-        """The note as a sentence."""
-        wanted = "beyond the model's table" if self.exact is None else f"timestep {self.exact:.1f}"
-        return (
-            f"step {self.step + 1} at {name_size(self.size)}: the exact level is {wanted}; "
-            f"timestep {self.timestep:.0f} is used"
-        )
-
-
-PlanNote = UnusedSize | MovedLevel
-
 
 BaseGrid = int | Sequence[float]
 """How the steps of a plan are given: their number (the curve's own grid), or their levels, noisiest first."""
@@ -91,9 +48,8 @@ class Step:
 class Stage:
     """The steps of one size: their levels as this size names them, and as the first size does (`base_sigmas`).
 
-    ratio is the r by which the levels were mapped. end_base_sigma is the base level at which the stage hands over, and
-    0.0 for the last. logsnr_interval is (first level, hand-over) in base logSNR; a flow's pure noise is -inf, the end
-    of the last stage inf. height and width are latent cells.
+    ratio is the r by which the levels were mapped. end_base_sigma is the base level at which the next stage starts, 0.0
+    after the last. height and width are latent cells.
     """
 
     index: int
@@ -103,12 +59,23 @@ class Stage:
     sigmas: tuple[float, ...]
     base_sigmas: tuple[float, ...]
     end_base_sigma: float
-    logsnr_interval: tuple[float, float]
 
     @property
     def size(self) -> Size:
         """Latent (height, width)."""
         return self.height, self.width
+
+
+@dataclass(frozen=True)
+class PlanNote:
+    """What a user should know about a size of a plan; `words` is a sentence with a place for {size}."""
+
+    size: Size
+    words: str
+
+    def text(self, name_size: Callable[[Size], str] = lambda size: f"{size[0]} x {size[1]}") -> str:
+        """The note as a sentence, with the size in latent cells unless `name_size` words it otherwise."""
+        return self.words.format(size=name_size(self.size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +96,7 @@ class StagePlan:
     @property
     def split(self) -> str:
         """Steps per size as asked, such as "2+2"; a size without a step is a 0."""
-        return _text(self.steps_asked)
+        return split_text(self.steps_asked)
 
     @property
     def calls_per_stage(self) -> tuple[int, ...]:
@@ -149,8 +116,7 @@ class StagePlan:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Every step in order."""
-        levels = [sigma for stage in self.stages for sigma in stage.sigmas]
-        following = [*levels[1:], 0.0]
+        following = [*(sigma for stage in self.stages for sigma in stage.sigmas), 0.0][1:]
         steps: list[Step] = []
         for stage in self.stages:
             for place, (sigma, base) in enumerate(zip(stage.sigmas, stage.base_sigmas)):
@@ -172,7 +138,7 @@ class StagePlan:
     def at_final_size(self, base_sigma: float) -> float:
         """The level at the final size of a level of the base grid's scale.
 
-        A level of the last stage's own steps gets the label it has there; any other is mapped continuously, held at the
+        A level of the last stage's own steps is the one it has there; any other is mapped continuously, up to the
         noisiest level of the curve.
         """
         last = self.stages[-1]
@@ -213,17 +179,18 @@ def plan_from_split(
     still mapped from the first size (a threshold that slides over the first step then changes that step alone), and
     with "4+0" the result has the smaller size.
 
-    A VP plan moves each level to the nearest table entry and holds levels after the first step to the last entry but
-    one, because ComfyUI takes the last entry for pure noise. Raises RMDError for a split that does not fit, sizes that
+    A VP plan moves each level to the nearest table entry, levels after the first step to the last entry but one at
+    most, because ComfyUI takes the last entry for pure noise. Raises RMDError for a split that does not fit, sizes that
     shrink, a grid that is not strictly decreasing within the curve, or two levels of a stage on one table entry.
     """
     counts = split_counts(split)
     sizes = _sizes(sizes)
+    text, total = split_text(counts), sum(counts)
     if len(counts) != len(sizes):
-        raise RMDError(f"the split {_text(counts)} has {len(counts)} stages but {len(sizes)} sizes came; give one each")
-    base = base_grid(curve, sum(counts) if steps is None else steps)
-    if len(base) != sum(counts):
-        raise RMDError(f"the split {_text(counts)} has {sum(counts)} steps but the grid has {len(base)}; make them one")
+        raise RMDError(f"the split {text} has {len(counts)} stages but {len(sizes)} sizes came; give one each")
+    base = base_grid(curve, total if steps is None else steps)
+    if len(base) != total:
+        raise RMDError(f"the split {text} has {total} steps but the grid has {len(base)}; give as many levels as steps")
     return _build(curve, counts, base, sizes, mapping)
 
 
@@ -251,6 +218,32 @@ def plan_from_thresholds(
     for sigma in base:
         counts[sum(curve.logsnr(sigma) >= threshold for threshold in thresholds)] += 1
     return _build(curve, tuple(counts), base, sizes, mapping)
+
+
+def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
+    """The plan of the last `steps` steps alone, at the same sizes and levels; the plan itself if that is all of them.
+
+    A size that loses its steps keeps its place with a 0 ("0+2"), so that levels stay mapped from the plan's first size.
+    Raises RMDError unless steps is from 1 to the number of steps of the plan.
+    """
+    total = len(plan.base_sigmas)
+    if not 1 <= steps <= total:
+        raise RMDError(f"the last {steps} of {total} steps are no plan; keep 1 to {total}")
+    if steps == total:
+        return plan
+    counts, dropped = [], total - steps
+    for count in plan.steps_asked:
+        gone = min(count, dropped)
+        dropped -= gone
+        counts.append(count - gone)
+    return plan_from_split(
+        plan.curve, counts, sizes=plan.sizes, mapping=plan.mapping, steps=plan.base_sigmas[total - steps :]
+    )
+
+
+def split_text(counts: Sequence[int]) -> str:
+    """Steps per size as text, such as "2+2"."""
+    return "+".join(map(str, counts))
 
 
 def split_counts(split: str | Sequence[int]) -> tuple[int, ...]:
@@ -324,21 +317,18 @@ def _build(
     start = 0
     for count, size in zip(counts, sizes):
         if count == 0:
-            notes.append(UnusedSize(size))
+            notes.append(PlanNote(size, "no step runs at {size}"))
             continue
-        own = base[start : start + count]
-        end = base[start + count] if start + count < len(base) else 0.0
+        own, rest = base[start : start + count], base[start + count :]
         ratio = mapping.ratio(sizes[0], size, sizes[-1])
-        sigmas = _labels(curve, own, ratio, first_step=start, notes=notes, size=size)
         stage = Stage(
             index=len(stages),
             height=size[0],
             width=size[1],
             ratio=ratio,
-            sigmas=sigmas,
+            sigmas=_mapped(curve, own, ratio, first_step=start, notes=notes, size=size),
             base_sigmas=own,
-            end_base_sigma=end,
-            logsnr_interval=(curve.logsnr(own[0]), curve.logsnr(end)),
+            end_base_sigma=rest[0] if rest else 0.0,
         )
         stages.append(stage)
         start += count
@@ -347,26 +337,28 @@ def _build(
     )
 
 
-def _labels(
+def _mapped(
     curve: NoiseCurve, base: tuple[float, ...], ratio: float, *, first_step: int, notes: list[PlanNote], size: Size
 ) -> tuple[float, ...]:
-    labels: list[float] = []
+    """The levels of a stage's steps at its size; a note says where a level moved to an entry of the table."""
+    sigmas: list[float] = []
     for index, sigma in enumerate(base, start=first_step):
         exact = curve.with_ratio(sigma, ratio)
         # Only the plan's very first call may use the last table entry: ComfyUI takes it for pure noise.
-        last_index = curve.table_size - (2 if index else 1)
-        label = curve.snapped(exact, last_index=last_index)
-        timestep, beyond = _tidy(curve.timestep(label)), curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
-        if beyond or abs(curve.timestep(exact) - timestep) > 1e-6:
-            wanted = None if beyond else curve.timestep(exact)
-            notes.append(MovedLevel(step=index, size=size, exact=wanted, timestep=timestep))
-        if labels and label >= labels[-1]:
+        moved = curve.snapped(exact, last_index=curve.table_size - (2 if index else 1))
+        timestep, exact_timestep = _tidy(curve.timestep(moved)), curve.timestep(exact)
+        beyond = curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
+        if beyond or abs(exact_timestep - timestep) > 1e-6:
+            place = "beyond the model's table" if beyond else f"timestep {exact_timestep:.1f}"
+            words = f"step {index + 1} at {{size}}: the exact level is {place}; timestep {timestep:.0f} is used"
+            notes.append(PlanNote(size, words))
+        if sigmas and moved >= sigmas[-1]:
             raise RMDError(
                 f"two steps at {size[0]} x {size[1]} fall on timestep {timestep:.0f}; "
                 "use fewer steps, a smaller ratio between the sizes, or a later switch"
             )
-        labels.append(label)
-    return tuple(labels)
+        sigmas.append(moved)
+    return tuple(sigmas)
 
 
 def _sizes(sizes: Sequence[Size]) -> tuple[Size, ...]:
@@ -396,28 +388,3 @@ def _tidy(timestep: float) -> float:
 
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "(none)"
-
-
-def _text(counts: Sequence[int]) -> str:
-    return "+".join(str(count) for count in counts)
-
-
-def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
-    """The plan of the last `steps` steps alone, at the same sizes and levels; the plan itself if that is all of them.
-
-    A size that loses its steps keeps its place with a 0 ("0+2"), so that levels stay mapped from the plan's first size.
-    Raises RMDError unless steps is from 1 to the number of steps of the plan.
-    """
-    total = len(plan.base_sigmas)
-    if not 1 <= steps <= total:
-        raise RMDError(f"the last {steps} of {total} steps are no plan; keep 1 to {total}")
-    if steps == total:
-        return plan
-    counts, dropped = [], total - steps
-    for count in plan.steps_asked:
-        gone = min(count, dropped)
-        dropped -= gone
-        counts.append(count - gone)
-    return plan_from_split(
-        plan.curve, counts, sizes=plan.sizes, mapping=plan.mapping, steps=plan.base_sigmas[total - steps :]
-    )

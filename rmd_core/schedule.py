@@ -2,8 +2,8 @@
 
 A level is named by sigma in [0, 1]: `x = alpha x0 + sigma eps` with alpha = 1 - sigma (flow) or sqrt(1 - sigma^2) (VP).
 logSNR is `ln(alpha^2 / sigma^2)`, the natural logarithm; pure noise of a flow has sigma 1 and logSNR -inf. The same
-coarse information at a resolution r times as large needs a level lower by 2 ln r in logSNR, that is, r times the
-sigma / alpha. The formulas below say that without the logarithm: pure noise maps to itself and no digit is lost.
+coarse information at a resolution r times as large needs a level lower by 2 ln r in logSNR, which is r times the
+sigma / alpha. The formulas below say so without the logarithm: pure noise maps to itself, and no digit is lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from .errors import RMDError
 
 Level = TypeVar("Level", float, torch.Tensor)
-"""A level, or what stands for one (logSNR, timestep, table index): a float, or a float64 tensor of any shape."""
+"""A level, or what stands for one (timestep, table index): a float, or a tensor, of which the result is float64."""
 
 NAMED_SCHEDULES = ("scaled_linear", "linear")
 
@@ -133,25 +133,25 @@ class FlowCurve(NoiseCurve):
         return 1000
 
     def table_sigma(self, index: Level) -> Level:
-        return _shifted((index + 1.0) / 1000.0, self.shift)
+        return _shifted((_float64(index) + 1.0) / 1000.0, self.shift)
 
     def table_index(self, sigma: Level) -> Level:
-        return 1000.0 * _shifted(sigma, 1.0 / self.shift) - 1.0
+        return 1000.0 * _shifted(_float64(sigma), 1.0 / self.shift) - 1.0
 
     def timestep(self, sigma: Level) -> Level:
-        return 1000.0 * sigma
+        return 1000.0 * _float64(sigma)
 
     def sigma_from_timestep(self, timestep: Level) -> Level:
-        return timestep / 1000.0
+        return _float64(timestep) / 1000.0
 
     def alpha(self, sigma: Level) -> Level:
-        return 1.0 - sigma
+        return 1.0 - _float64(sigma)
 
     def logsnr(self, sigma: Level) -> Level:
         return _by_torch(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)), sigma)
 
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        return _shifted(sigma, ratio)
+        return _shifted(_float64(sigma), ratio)
 
     def at_ratio(self, ratio: float) -> FlowCurve:
         return FlowCurve(self.shift * ratio)
@@ -160,10 +160,10 @@ class FlowCurve(NoiseCurve):
         return sigma
 
     def comfy_sigma(self, sigma: Level) -> Level:
-        return sigma
+        return _float64(sigma)
 
     def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
-        return comfy_sigma
+        return _float64(comfy_sigma)
 
     def describe(self) -> str:
         return f"flow, shift {self.shift:g}"
@@ -275,10 +275,14 @@ def _vp_alpha(sigma: torch.Tensor) -> torch.Tensor:
     return torch.sqrt((1.0 - sigma) * (1.0 + sigma))
 
 
+def _float64(level: Level) -> Level:
+    return level.to(torch.float64) if isinstance(level, torch.Tensor) else float(level)
+
+
 def _by_torch(formula: Callable[[torch.Tensor], torch.Tensor], level: Level) -> Level:
     """A formula for tensors, given a float as well: PyTorch's and Python's logarithms may differ in the last bit."""
     if isinstance(level, torch.Tensor):
-        return formula(level.to(torch.float64))
+        return formula(_float64(level))
     return formula(torch.tensor(float(level), dtype=torch.float64)).item()
 
 

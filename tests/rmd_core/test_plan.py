@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
-from rmd_core.plan import MovedLevel, UnusedSize, base_grid, plan_from_split, plan_from_thresholds, stage_sizes
+from rmd_core.plan import base_grid, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
 from rmd_core.schedule import AreaMap, FixedRatioMap, FlowCurve, NoMap, ShiftPairMap, VPCurve
 
 unhurried = settings(deadline=None, max_examples=60)
@@ -123,7 +123,7 @@ def test_invariant_7_any_split_runs_and_empty_stages_keep_their_meaning(curve, s
     for stage, size in zip(plan.stages, kept):
         assert stage.ratio == mapping.ratio(sizes[0], size, sizes[-1])
     for size, count in zip(sizes, split):
-        assert (UnusedSize(size) in plan.notes) == (count == 0)
+        assert (f"no step runs at {size[0]} x {size[1]}" in [note.text() for note in plan.notes]) == (count == 0)
 
 
 @unhurried
@@ -143,7 +143,7 @@ def test_flow_levels_are_the_base_levels_mapped_by_each_stages_ratio(split, mapp
         assert step.sigma == curve.with_ratio(step.base_sigma, plan.stages[step.stage].ratio)
         assert step.timestep == pytest.approx(1000 * step.sigma)
         assert step.logsnr == curve.logsnr(step.sigma)
-    assert all(isinstance(note, UnusedSize) for note in plan.notes)
+    assert all(note.text().startswith("no step runs") for note in plan.notes)
 
 
 @unhurried
@@ -179,8 +179,8 @@ def test_the_authors_own_sampler_grid_can_be_given():
     indices = (999, 833, 667, 501, 335, 169)
     grid = [FLOW3.table_sigma(index) for index in indices]
     by_mode_2 = plan_from_split(FLOW3, "3+3", sizes=WAN, mapping=ShiftPairMap(3, 5), steps=grid)
-    wanted = [1.0, 0.93778, 0.85788, 0.83444, 0.71672, 0.50595]
-    assert [step.sigma for step in by_mode_2.steps] == pytest.approx(wanted, abs=2e-5)
+    expected = [1.0, 0.93778, 0.85788, 0.83444, 0.71672, 0.50595]
+    assert [step.sigma for step in by_mode_2.steps] == pytest.approx(expected, abs=2e-5)
 
 
 def test_0_plus_k_differs_from_1_plus_k_less_1_in_its_first_step_alone():
@@ -207,9 +207,8 @@ def test_k_plus_0_ends_at_the_smaller_size():
 def test_vp_clamps_later_levels_to_998_and_says_so():
     plan = plan_from_split(SDXL, "1+3", sizes=((16, 16), (128, 128)), mapping=FixedRatioMap(3.6))
     assert [step.timestep for step in plan.steps] == [999, 998, 827, 624]
-    assert MovedLevel(step=1, size=(128, 128), exact=None, timestep=998) in plan.notes
-    told = plan.notes[0].text(lambda size: f"{8 * size[1]}x{8 * size[0]} px")
-    assert told == "step 2 at 1024x1024 px: the exact level is beyond the model's table; timestep 998 is used"
+    words = plan.notes[0].text(lambda size: f"{8 * size[1]}x{8 * size[0]} px")
+    assert words == "step 2 at 1024x1024 px: the exact level is beyond the model's table; timestep 998 is used"
 
 
 def test_vp_refuses_two_levels_on_one_timestep():
@@ -225,12 +224,10 @@ def test_a_grid_off_the_table_is_snapped_too():
     assert plan.notes[0].text() == "step 1 at 8 x 8: the exact level is timestep 899.4; timestep 899 is used"
 
 
-def test_stages_say_their_interval():
+def test_a_stage_ends_where_the_next_one_starts():
     plan = plan_from_split(FLOW3, "2+1+1", sizes=((8, 8), (12, 12), (16, 16)), mapping=AreaMap())
     ends = [stage.end_base_sigma for stage in plan.stages]
     assert ends == [plan.stages[1].base_sigmas[0], plan.stages[2].base_sigmas[0], 0.0]
-    assert plan.stages[0].logsnr_interval == (-math.inf, FLOW3.logsnr(ends[0]))
-    assert plan.stages[2].logsnr_interval == (FLOW3.logsnr(ends[1]), math.inf)
 
 
 @unhurried
@@ -302,7 +299,7 @@ def test_sizes_that_are_none_are_refused(sizes):
 def test_what_does_not_fit_together_is_refused():
     with pytest.raises(RMDError, match="2 stages but 1 sizes"):
         plan_from_split(FLOW3, "2+2", sizes=[(8, 8)], mapping=AreaMap())
-    with pytest.raises(RMDError, match="4 steps but the grid has 2"):
+    with pytest.raises(RMDError, match="4 steps but the grid has 2; give as many"):
         plan_from_split(FLOW3, "2+2", sizes=IMAGE, mapping=AreaMap(), steps=[1.0, 0.5])
     with pytest.raises(RMDError, match="shrinks from 8 x 16 to 16 x 8"):
         plan_from_split(FLOW3, "2+2", sizes=[(8, 16), (16, 8)], mapping=AreaMap())
@@ -369,3 +366,39 @@ def test_size_ratios_that_are_no_stages_are_refused(ratios):
 def test_stage_sizes_refuse_other_multiples():
     with pytest.raises(RMDError, match="multiples of 0"):
         stage_sizes((16, 16), (0.5, 1), multiple=0)
+
+
+def levels(plan):
+    return [(step.height, step.width, step.sigma, step.base_sigma, step.next_sigma) for step in plan.steps]
+
+
+@pytest.mark.parametrize("curve", [FlowCurve(3.0), SDXL], ids=["flow", "vp"])
+@given(counts=st.lists(st.integers(0, 3), min_size=1, max_size=3).filter(any), data=st.data())
+def test_kept_steps_are_the_last_ones_of_the_plan(curve, counts, data):
+    sizes = [(16 << place, 24 << place) for place in range(len(counts))]
+    plan = plan_from_split(curve, counts, sizes=sizes, mapping=AreaMap())
+    kept = data.draw(st.integers(1, sum(counts)))
+    tail = plan_tail(plan, kept)
+    assert tail.sizes == plan.sizes and tail.mapping == plan.mapping
+    expected, got = levels(plan)[-kept:], levels(tail)
+    if curve is SDXL and plan.steps[-kept].timestep == 998:
+        expected, got = expected[1:], got[1:]  # below the last entry in the plan, which a first step may use
+    assert got == expected
+
+
+def test_dropped_stages_keep_their_place_in_the_split():
+    plan = plan_from_split(FlowCurve(3.0), "3+3", sizes=[(60, 104), (90, 160)], mapping=ShiftPairMap(3, 5))
+    assert plan_tail(plan, 6) is plan
+    assert plan_tail(plan, 4).split == "1+3"
+    tail = plan_tail(plan, 2)
+    assert tail.split == "0+2" and len(tail.stages) == 1
+    assert tail.stages[0].ratio == pytest.approx(5 / 3)
+    assert tail.stages[0].sigmas == plan.stages[1].sigmas[1:]
+    assert [note.text() for note in tail.notes] == ["no step runs at 60 x 104"]
+
+
+@pytest.mark.parametrize("kept", [0, 7, -1])
+def test_a_tail_longer_than_the_plan_or_empty_is_refused(kept):
+    plan = plan_from_split(FlowCurve(3.0), "3+3", sizes=[(60, 104), (90, 160)], mapping=AreaMap())
+    with pytest.raises(RMDError, match=f"the last {kept} of 6 steps are no plan; keep 1 to 6"):
+        plan_tail(plan, kept)
