@@ -1,156 +1,31 @@
-"""Types of the recipe's fields: one reader per field, from JSON values to Python and back.
-The recipe: everything needed to sample a student again, carried in the header of its safetensors file."""
+"""The recipe: everything needed to sample a student again, carried in the header of its safetensors file."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .boundary import Boundary, check_eta
 from .errors import RMDError
 from .files import read_metadata
-from .plan import StagePlan, plan_from_split, stage_sizes
+from .noising import PREDICTIONS
+from .plan import StagePlan, plan_from_split, split_text, stage_sizes
 from .schedule import NoiseCurve, ResolutionMap, curve_from_dict, map_from_dict
-
-R = TypeVar("R")
-
-SIZE_CONDITIONINGS = ("none", "stage", "final")
-
-MAX_TABLE = 100_000
-"""No noise table is longer; a damaged number must not fill the memory."""
-
-MAX_STEPS = 1_000
-MAX_CELLS = 100_000
-
-
-def to_values(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe as JSON values, in their order; JSON itself turns tuples into lists."""
-    values = {}
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
-        values[field.name] = value.as_dict() if field.name in ("curve", "mapping") else value
-    return values
-
-
-def from_values(kind: type[R], values: dict[str, Any]) -> R:
-    """Build a recipe from JSON values; RMDError names a field that is missing, unknown or of a wrong type."""
-    missing = [name for name in READERS if name not in values]
-    if missing:
-        raise RMDError(f"the recipe lacks the field {', '.join(missing)}; save the student again")
-    unknown = [name for name in values if name not in READERS]
-    if unknown:
-        raise RMDError(f"the recipe has the unknown field {', '.join(unknown)[:80]!r}; remove it")
-    arguments = {}
-    for name, read in READERS.items():
-        try:
-            arguments[name] = read(values[name])
-        except RMDError as error:
-            raise RMDError(f"the recipe's field {name}: {error}") from None
-        except (ValueError, TypeError, KeyError, OverflowError, RuntimeError):
-            raise RMDError(f"the recipe's field {name} has the wrong type or value, {_shown(values[name])}") from None
-    return kind(**arguments)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TypeError
-    return float(value)
-
-
-def _natural(limit: int) -> Callable[[object], int]:
-    def read(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
-            raise TypeError
-        return value
-
-    return read
-
-
-def _optional(read: Callable[[object], Any]) -> Callable[[object], Any]:
-    return lambda value: None if value is None else read(value)
-
-
-def _several(read: Callable[[object], Any], length: int | None = None) -> Callable[[object], tuple]:
-    def read_all(value: object) -> tuple:
-        if not isinstance(value, list) or len(value) > MAX_STEPS or (length is not None and len(value) != length):
-            raise TypeError
-        return tuple(read(item) for item in value)
-
-    return read_all
-
-
-def _curve(value: object) -> NoiseCurve:
-    if not isinstance(value, dict):
-        raise TypeError
-    values = dict(value)
-    if "size" in values:
-        _natural(MAX_TABLE)(values["size"])
-    for name in ("shift", "start", "end"):
-        if name in values:
-            _number(values[name])
-    if "betas" in values and (not isinstance(values["betas"], list) or len(values["betas"]) > MAX_TABLE):
-        raise TypeError
-    for beta in values.get("betas", ()):
-        _number(beta)
-    return curve_from_dict(values)
-
-
-def _mapping(value: object) -> ResolutionMap:
-    if not isinstance(value, dict):
-        raise TypeError
-    for name, part in value.items():
-        if name != "kind":
-            _number(part)
-    return map_from_dict(value)
-
-
-READERS: dict[str, Callable[[object], Any]] = {
-    "base_model": _text,
-    "architecture": _text,
-    "prediction": _text,
-    "curve": _curve,
-    "split": _several(_natural(MAX_STEPS)),
-    "thresholds": _optional(_several(_number)),
-    "sigmas": _several(_number),
-    "ratios": _several(_several(_number, 2)),
-    "final_hw": _several(_natural(MAX_CELLS), 2),
-    "multiple": _natural(MAX_CELLS),
-    "pixels_per_cell": _natural(MAX_CELLS),
-    "mapping": _mapping,
-    "upsampler": _text,
-    "switch_noise": _text,
-    "eta": _number,
-    "eta_switch": _number,
-    "size_conditioning": _text,
-    "prompt_encoder": _text,
-    "cfg": _number,
-    "adapter_alpha": _optional(_number),
-    "training_step": _natural(2**53),
-    "config_digest": _text,
-}
-
 
 RECIPE_KEY = "rmd.recipe"
 RECIPE_VERSION = 1
 
-MAX_RATIO = 64.0
+SIZE_CONDITIONINGS = ("none", "stage", "final")
 
-PREDICTION_NAMES = {"eps": "epsilon", "v": "v", "flow": "flow"}
+MAX_STEPS = 1_000
+MAX_CELLS = 100_000
+MAX_RATIO = 64.0
+MAX_LIST = 100_000
+"""No list and no noise table is longer; a damaged number must not fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,26 +70,26 @@ class Recipe:
     config_digest: str
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTION_NAMES:
-            raise RMDError(
-                f"the recipe's prediction is {self.prediction!r:.80}; use one of {', '.join(PREDICTION_NAMES)}"
-            )
-        if self.size_conditioning not in SIZE_CONDITIONINGS:
-            raise RMDError(
-                f"the recipe's size_conditioning is {self.size_conditioning!r:.80}; "
-                f"use one of {', '.join(SIZE_CONDITIONINGS)}"
-            )
+        for name, allowed in (("prediction", PREDICTIONS), ("size_conditioning", SIZE_CONDITIONINGS)):
+            if getattr(self, name) not in allowed:
+                raise RMDError(f"the recipe's {name} is {getattr(self, name)!r:.80}; use one of {', '.join(allowed)}")
         if not any(self.split) or len(self.split) != len(self.ratios) or sum(self.split) != len(self.sigmas):
             raise RMDError(
-                f"the recipe has the split {'+'.join(map(str, self.split))}, {len(self.ratios)} sizes and "
+                f"the recipe has the split {split_text(self.split)[:80]}, {len(self.ratios)} sizes and "
                 f"{len(self.sigmas)} levels; they must agree"
+            )
+        if max(len(self.split), len(self.sigmas)) > MAX_STEPS:
+            raise RMDError(
+                f"the recipe has {len(self.sigmas)} steps at {len(self.split)} sizes; use {MAX_STEPS} at most"
             )
         last_ratio = [pair for pair, count in zip(self.ratios, self.split) if count][-1]
         sides = [side for pair in self.ratios for side in pair]
         if last_ratio != (1.0, 1.0) or not all(0.0 < side <= MAX_RATIO for side in sides):
             raise RMDError("the recipe's size ratios must be above 0, and (1, 1) at the last that runs")
-        if min(*self.final_hw, self.multiple, self.pixels_per_cell) < 1:
-            raise RMDError("the recipe's final_hw, multiple and pixels_per_cell must be at least 1")
+        if not all(1 <= cells <= MAX_CELLS for cells in (*self.final_hw, self.multiple, self.pixels_per_cell)):
+            raise RMDError(
+                f"the recipe's final_hw, multiple and pixels_per_cell must be at least 1, and {MAX_CELLS} at most"
+            )
         if self.cfg < 0.0 or (self.adapter_alpha is not None and self.adapter_alpha <= 0.0):
             raise RMDError(
                 f"the recipe's cfg is {self.cfg:g} and its adapter_alpha {self.adapter_alpha}; "
@@ -231,44 +106,33 @@ class Recipe:
         *,
         boundary: Boundary,
         eta: float,
-        base_model: str,
-        architecture: str,
-        prediction: str,
         thresholds: tuple[float, ...] | None = None,
-        multiple: int,
-        pixels_per_cell: int,
         size_conditioning: str = "none",
-        prompt_encoder: str,
         cfg: float = 1.0,
         adapter_alpha: float | None = None,
-        training_step: int,
-        config_digest: str,
+        **others: Any,
     ) -> Recipe:
-        """The recipe of a student trained on a plan, with the eta and boundary it is to be sampled with."""
+        """The recipe of a student trained on a plan, with the eta and boundary it is to be sampled with.
+
+        `others` are the fields that have no default here.
+        """
         height, width = plan.final_hw
         return cls(
-            base_model=base_model,
-            architecture=architecture,
-            prediction=prediction,
             curve=plan.curve,
             split=plan.steps_asked,
             thresholds=None if thresholds is None else tuple(float(value) for value in thresholds),
             sigmas=plan.base_sigmas,
             ratios=tuple((stage_height / height, stage_width / width) for stage_height, stage_width in plan.sizes),
             final_hw=(height, width),
-            multiple=multiple,
-            pixels_per_cell=pixels_per_cell,
             mapping=plan.mapping,
             upsampler=boundary.upsampler,
             switch_noise=boundary.switch_noise,
             eta=check_eta(eta),
             eta_switch=boundary.eta_switch,
             size_conditioning=size_conditioning,
-            prompt_encoder=prompt_encoder,
             cfg=float(cfg),
             adapter_alpha=None if adapter_alpha is None else float(adapter_alpha),
-            training_step=training_step,
-            config_digest=config_digest,
+            **others,
         )
 
     def plan(self, final_hw: tuple[int, int] | None = None) -> StagePlan:
@@ -296,7 +160,9 @@ class Recipe:
 
     def to_json(self) -> str:
         """The recipe as one JSON object with its version; equal recipes give equal text."""
-        return json.dumps({"version": RECIPE_VERSION, **to_values(self)}, allow_nan=False)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"curve": self.curve.as_dict(), "mapping": self.mapping.as_dict()}
+        return json.dumps({"version": RECIPE_VERSION, **values}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -311,14 +177,66 @@ class Recipe:
             raise RMDError("the recipe is damaged: it is not JSON; save the student again") from None
         if not isinstance(values, dict):
             raise RMDError("the recipe is damaged: it is not a JSON object; save the student again")
-        if "version" not in values:
-            raise RMDError("the recipe lacks the field version; save the student again")
-        version = values.pop("version")
-        if type(version) is not int or version != RECIPE_VERSION:
-            raise RMDError(
-                f"the recipe has version {version!r:.40}, this code reads version {RECIPE_VERSION}; update ComfyUI-RMD"
-            )
-        return from_values(cls, values)
+        types = get_type_hints(cls)
+        missing = [name for name in ("version", *types) if name not in values]
+        if "version" not in missing:
+            version = values.pop("version")
+            if type(version) is not int or version != RECIPE_VERSION:
+                raise RMDError(
+                    f"the recipe has version {version!r:.40}, this code reads version {RECIPE_VERSION}; "
+                    "update ComfyUI-RMD"
+                )
+        if missing:
+            raise RMDError(f"the recipe lacks the field {', '.join(missing)}; save the student again")
+        unknown = [name for name in values if name not in types]
+        if unknown:
+            raise RMDError(f"the recipe has the unknown field {', '.join(unknown)[:80]!r}; remove it")
+        return cls(**{name: _field(name, values[name], kind) for name, kind in types.items()})
+
+
+def _field(name: str, value: Any, kind: Any) -> Any:
+    try:
+        return _typed(value, kind)
+    except RMDError as error:
+        raise RMDError(f"the recipe's field {name}: {error}") from None
+    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError):
+        text = repr(value)
+        text = text if len(text) <= 60 else text[:57] + "..."
+        raise RMDError(f"the recipe's field {name} has the wrong type or value, {text}") from None
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """A JSON value as a field's type: finite floats, ints from 0, lists as tuples. Raises TypeError for any other."""
+    if kind is NoiseCurve:
+        return curve_from_dict(_named_values(value))
+    if kind is ResolutionMap:
+        return map_from_dict(_named_values(value))
+    if get_origin(kind) is UnionType:  # X | None
+        return None if value is None else _typed(value, get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if not isinstance(value, list) or len(value) > MAX_LIST:
+            raise TypeError
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise TypeError
+        return tuple(_typed(part, kind) for part, kind in zip(value, kinds))
+    if kind is float:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise TypeError
+        return float(value)
+    if type(value) is not kind or (kind is int and not 0 <= value <= 2**53):
+        raise TypeError
+    return value
+
+
+def _named_values(value: Any) -> dict[str, Any]:
+    """The values of a curve or a map, each of its type. Raises TypeError for any other."""
+    if not isinstance(value, dict) or value.get("size", 0) > MAX_LIST:
+        raise TypeError
+    types = {"kind": str, "schedule": str, "size": int, "betas": tuple[float, ...]}
+    return {name: _typed(part, types.get(name, float)) for name, part in value.items()}
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -343,27 +261,19 @@ def write_metadata(recipe: Recipe, *, title: str) -> dict[str, str]:
 
     Equal recipes give equal metadata, so there is no date. Source: Stability-AI/ModelSpec 1.0.1.
     """
-    height, width = (side * recipe.pixels_per_cell for side in recipe.final_hw)
+    px = recipe.pixels_per_cell
+    sizes = [f"{w * px}x{h * px}" for (h, w), count in zip(recipe.stage_sizes(), recipe.split) if count]
     adapter = recipe.adapter_alpha is not None
     spec = {
         "sai_model_spec": "1.0.1",
         "architecture": recipe.architecture + ("/lora" if adapter else ""),
         "implementation": "https://github.com/comfyanonymous/ComfyUI",
         "title": title,
-        "resolution": f"{width}x{height}",
-        "prediction_type": PREDICTION_NAMES[recipe.prediction],
-        "usage_hint": _usage_hint(recipe),
+        "resolution": sizes[-1],
+        "prediction_type": "epsilon" if recipe.prediction == "eps" else recipe.prediction,
+        "usage_hint": (
+            f"RMD student of {recipe.base_model}: {split_text(recipe.split)} steps at {' to '.join(sizes)} px, "
+            f"CFG {recipe.cfg:g}; the RMD nodes read everything else from this file."
+        ),
     }
     return {RECIPE_KEY: recipe.to_json(), **{f"modelspec.{key}": value for key, value in spec.items()}}
-
-
-def _usage_hint(recipe: Recipe) -> str:
-    sizes = " to ".join(
-        f"{width * recipe.pixels_per_cell}x{height * recipe.pixels_per_cell}"
-        for (height, width), count in zip(recipe.stage_sizes(), recipe.split)
-        if count
-    )
-    return (
-        f"RMD student of {recipe.base_model}: {'+'.join(map(str, recipe.split))} steps at {sizes} px, "
-        f"CFG {recipe.cfg:g}; the RMD nodes read everything else from this file."
-    )
