@@ -1,6 +1,8 @@
-"""Upsampling of latents: height and width only, half-pixel centres, no antialias.
-Noise re-injection: what is added to a clean estimate before the next step, inside a stage and at a switch.
-The boundary between two stages: how a clean estimate and its noise reach a larger size."""
+"""The boundary between two stages: how a clean estimate and its noise reach a larger size.
+
+`Boundary.cross` is the whole of it: `upsample` for the estimate, `switch_noise` for the noise. `step_noise` is the
+noise between the steps of one stage.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from .errors import RMDError
 from .noise import FreshNoise
@@ -29,7 +32,7 @@ def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Te
     itself comes back. The kernels have torch's semantics: half-pixel centres, no antialias, bicubic a = -0.75. `area`
     is exact fractional box averaging: each target cell is the mean of the source over the box it covers. It is chosen
     over `interpolate(mode="area")`, which gives every source cell a box touches the same weight however thin the
-    sliver, because only the exact form keeps the mean of the picture and shifts nothing; the two agree at whole
+    sliver, because only the exact form keeps the mean of the image and shifts nothing; the two agree at whole
     ratios (where both equal `nearest`) and at 2:3.
 
     Raises RMDError for an unknown method, another rank, or a target smaller than the source in either axis.
@@ -42,15 +45,14 @@ def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Te
         return x
     if method == "area":
         return area_average(x, (height, width))
-    maps = widened(x).reshape(x.shape[0], -1, *x.shape[-2:])  # (B, C*T, H, W): time shares the channel axis
-    mode = _TORCH_MODES[method]
+    maps = rearrange(widened(x), "b ... h w -> b (...) h w")  # time shares the channel axis
     align = None if method == "nearest" else False
-    enlarged = F.interpolate(maps, size=(height, width), mode=mode, align_corners=align)
+    enlarged = F.interpolate(maps, size=(height, width), mode=_TORCH_MODES[method], align_corners=align)
     return enlarged.reshape(*x.shape[:-2], height, width).to(x.dtype)
 
 
 def area_average(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """The exact box average of a tensor `(..., H, W)` at another size, larger or smaller, in its own dtype and place.
+    """The exact box average of a tensor `(..., H, W)` at another size, larger or smaller, in its dtype, on its device.
 
     At equal size `x` itself comes back.
     """
@@ -111,8 +113,8 @@ def step_noise(eps: torch.Tensor, eta: float, fresh: torch.Tensor | None) -> tor
     if eta == 1.0:
         return eps
     if fresh is None or fresh.shape != eps.shape:
-        came = None if fresh is None else tuple(fresh.shape)
-        raise RMDError(f"fresh noise is {came} beside predicted noise {tuple(eps.shape)}; draw it in the same shape")
+        shape = None if fresh is None else tuple(fresh.shape)
+        raise RMDError(f"fresh noise is {shape} beside predicted noise {tuple(eps.shape)}; give it the same shape")
     fresh = fresh.to(eps)
     return fresh if eta == 0.0 else eta * eps + sqrt(1.0 - eta * eta) * fresh
 
@@ -131,7 +133,7 @@ def switch_noise(
     - `fresh`: xi alone.
 
     xi is `fresh("switch", shape at size_hw)` and zeta `fresh("switch-low", eps.shape)`; only what a rule uses is
-    drawn. eta 0 uses nothing of eps; eta 1 draws no zeta; at equal size Q is the identity, so xi drops out.
+    asked for. eta 0 uses nothing of eps; eta 1 no zeta; at equal size Q is the identity, so xi drops out.
 
     Raises RMDError for an unknown rule, eta outside [0, 1], or a target smaller than eps.
     Source: docs/method.md, the boundary operation.

@@ -6,7 +6,7 @@ is any callable `run_stage(job: StageJob) -> StageEnd`; `DenoiserRunner(denoise,
 timestep to tell the network).
 
 Training: `trajectory(plan, runner, ...)` yields each step's `(step, x)` before the network is called on it, through
-the same functions as `run_cascade`; breaking off after the step you drew costs nothing for the steps behind it.
+the same functions as `run_cascade`; to stop at a step costs nothing for the steps after it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ StageRunner = Callable[[StageJob], StageEnd]
 
 @dataclass(frozen=True)
 class CascadeResult:
-    """The picture's latent `x0` at the final size, and the last clean estimate of every stage."""
+    """The latent `x0` at the final size, and the last clean estimate of every stage."""
 
     x0: torch.Tensor
     stage_x0: tuple[torch.Tensor, ...]
@@ -96,7 +96,7 @@ def run_cascade(
     stage_x0 = []
     rules = [boundary] * (len(plan.stages) - 1) if isinstance(boundary, Boundary) else list(boundary)
     if len(rules) != len(plan.stages) - 1:
-        raise RMDError(f"{len(rules)} boundaries came for {len(plan.stages)} stages; give one fewer than stages")
+        raise RMDError(f"{len(rules)} boundaries were given for {len(plan.stages)} stages; give one fewer than stages")
     for stage, rule in zip(plan.stages, [None, *rules]):
         job = _stage_job(plan, stage, end, shape, noise, rule, on_step)
         end = _checked(run_stage(job), job)
@@ -130,7 +130,7 @@ class DenoiserRunner:
     """The native stage runner: one denoiser call per step, noise mixed by eta in between, no graph recorded.
 
     eta in [0, 1] is the share of predicted noise between the steps of a stage. The state lives on `device` in `dtype`;
-    noise is drawn on the CPU in float32 first. Raises RMDError for eta outside [0, 1].
+    noise is made on the CPU in float32 first. Raises RMDError for eta outside [0, 1].
     Source: docs/method.md, the sampler.
     """
 
@@ -211,11 +211,11 @@ def _stage_job(
 
 
 def _checked(end: StageEnd, job: StageJob) -> StageEnd:
-    wanted = tuple(job.white.shape)
+    shape = tuple(job.white.shape)
     for name, tensor in (("x0", end.x0), ("eps", end.eps)):
-        if tensor is not None and tuple(tensor.shape) != wanted:
+        if tensor is not None and tuple(tensor.shape) != shape:
             raise RMDError(
-                f"stage {job.stage.index + 1} returned {name} of shape {tuple(tensor.shape)}, not {wanted}; "
+                f"stage {job.stage.index + 1} returned {name} of shape {tuple(tensor.shape)}, not {shape}; "
                 "a stage keeps the shape of its noise"
             )
     return end

@@ -1,12 +1,12 @@
-"""The one error that the method raises for input it cannot use, and what it quotes of others."""
+"""The one error that is raised for input that cannot be used."""
 
 from __future__ import annotations
 
 
 class RMDError(ValueError):
-    """One line that names what came, what is allowed and what to change."""
+    """One line that names what was given, what is allowed and what to change."""
 
 
-def one_line(told: object, most: int | None = None) -> str:
-    """What an error says on one line, and of a long text the first `most` characters."""
-    return " ".join(str(told).split())[:most]
+def one_line(error: object, limit: int | None = None) -> str:
+    """The text of another error on one line, of a long one the first `limit` characters."""
+    return " ".join(str(error).split())[:limit]

@@ -1,5 +1,4 @@
-"""Seeds by hash and noise by name: every draw has an address, and no draw depends on another.
-Where a cascade's noise comes from: a seed, in sampling and in training alike."""
+"""Seeded noise by address (stage, purpose, batch item): repeatable, and no sample of it depends on another."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from .errors import RMDError
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
-    """A 63-bit seed from a seed and the address of a draw, by SHA-256 over both.
+    """A 63-bit seed from a seed and an address, by SHA-256 over both.
 
     The parts are integers or text, and their order and type count: 1 and "1" give different seeds. The result is the
     same on every machine and in every version of Python. Raises RMDError for a part of another type.
@@ -32,7 +31,7 @@ def noise(
 
     Item i comes from its own generator seeded with `derive_seed(seed, stage, purpose, i)`, so it does not depend on the
     batch size; `items` names other items than 0..B-1. The global random state is untouched.
-    PyTorch's CPU generator uses the low 32 bits of a seed, so among a million draws a few share their numbers.
+    PyTorch's CPU generator uses the low 32 bits of a seed, so among a million addresses a few share their numbers.
     Raises RMDError for an empty shape or when `items` does not name B items.
     """
     if len(shape) == 0:
@@ -52,11 +51,11 @@ FreshNoise = Callable[[str, tuple[int, ...]], torch.Tensor]
 
 
 class SeededNoise:
-    """Noise derived by hash from (seed, stage, purpose, item): repeatable, and no draw depends on another.
+    """The noise of a cascade, in sampling and in training alike.
 
     Purposes in use: `start` (the first state), `switch` and `switch-low` (a change of size), `step-0`, `step-1`, ...
     (after each step of a stage), and `sampler` for the seed of a foreign sampler. `items` numbers the batch items
-    (default 0, 1, ...), so that one item of a batch can be drawn again by itself.
+    (default 0, 1, ...), so that one item of a batch can be made again by itself.
     """
 
     def __init__(self, seed: int, items: Sequence[int] | None = None) -> None:
@@ -72,5 +71,5 @@ class SeededNoise:
         return lambda purpose, shape: self.draw(shape, stage, purpose)
 
     def seed(self, stage: int, purpose: str) -> int:
-        """A seed for code that draws its own noise, such as a stochastic sampler."""
+        """A seed for code that makes its own noise, such as a stochastic sampler."""
         return derive_seed(self._seed, stage, purpose)

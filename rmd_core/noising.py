@@ -1,6 +1,7 @@
-"""Levels and latents brought together: a level for each sample shaped to multiply, and the type they are worked in.
-Network outputs and what they mean: (x0, eps) from eps, v and flow predictions, and guidance.
-Adding noise: to a clean latent, and to a state that is already noisy."""
+"""Clean latents, noise and states: x0 and eps from a network's output, guidance, and adding noise.
+
+A level is one number for all samples or one for each; `broadcast_to` shapes it to multiply a latent of any rank.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ LevelLike = float | torch.Tensor
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:
-    """A tensor in the type that is computed in: float64 where it is that already, else float32."""
+    """A tensor in the dtype of the computation: float64 where it is that already, else float32."""
     return x.to(_working_dtype(x))
 
 
@@ -45,7 +46,7 @@ def to_x0_eps(
     """The clean estimate and the noise estimate, `(x0, eps)`, of a network output at `x = alpha x0 + sigma eps`.
 
     output and x `(B, ...)` of any rank; alpha and sigma a float or `(B,)`; prediction is one of `PREDICTIONS`: "eps" is
-    the noise, "v" is `alpha eps - sigma x0` (VP), "flow" is `eps - x0`. Half types are worked and returned in float32.
+    the noise, "v" is `alpha eps - sigma x0` (VP), "flow" is `eps - x0`. Half types give float32.
     Raises RMDError for another prediction. Source: docs/method.md, predictions.
     """
     alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
@@ -118,7 +119,7 @@ def further_coefficients(
     # Comparing alpha_t sigma_s with sigma_t alpha_s compares the two noise-to-signal ratios without a division.
     if bool((a_t * s_s > s_t * a_s * (1.0 + 1e-9) + 1e-12).any()):
         raise RMDError(
-            f"cannot noise from sigma {_show(s_s)} to the less noisy sigma {_show(s_t)}; draw t at or above s"
+            f"cannot noise from sigma {_show(s_s)} to the less noisy sigma {_show(s_t)}; choose t at or above s"
         )
     scale = torch.where(a_s > 0.0, a_t / torch.where(a_s > 0.0, a_s, 1.0), 1.0)
     carried = scale * s_s

@@ -187,7 +187,7 @@ def plan_from_split(
     sizes = _sizes(sizes)
     text, total = split_text(counts), sum(counts)
     if len(counts) != len(sizes):
-        raise RMDError(f"the split {text} has {len(counts)} stages but {len(sizes)} sizes came; give one each")
+        raise RMDError(f"the split {text} has {len(counts)} stages but {len(sizes)} sizes were given; give one each")
     base = base_grid(curve, total if steps is None else steps)
     if len(base) != total:
         raise RMDError(f"the split {text} has {total} steps but the grid has {len(base)}; give as many levels as steps")
@@ -210,7 +210,7 @@ def plan_from_thresholds(
     thresholds = tuple(float(threshold) for threshold in thresholds)
     sizes = _sizes(sizes)
     if len(thresholds) != len(sizes) - 1:
-        raise RMDError(f"{len(thresholds)} thresholds came for {len(sizes)} sizes; give one fewer than sizes")
+        raise RMDError(f"{len(thresholds)} thresholds were given for {len(sizes)} sizes; give one fewer than sizes")
     if any(math.isnan(threshold) for threshold in thresholds) or not _rising(thresholds):
         raise RMDError(f"the thresholds {_listed(thresholds)} do not rise; give rising logSNRs, such as -5, -2.5")
     base = base_grid(curve, steps)

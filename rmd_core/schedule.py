@@ -429,7 +429,7 @@ def map_from_dict(values: dict[str, Any]) -> ResolutionMap:
     names = {field.name for field in fields(_MAPS[kind])}
     if set(values) != names:
         raise RMDError(
-            f"resolution mapping {kind!r} came with {', '.join(sorted(values)) or 'no values'}; "
+            f"resolution mapping {kind!r} has {', '.join(sorted(values)) or 'no values'}; "
             f"it takes {', '.join(sorted(names)) or 'no values'}"
         )
     return _MAPS[kind](**values)

@@ -1,18 +1,150 @@
-"""Noise re-injection: white for every ratio, and nothing read that eta switches off."""
+"""The switch: torch's kernels, exact boxes, time left alone; noise white for every ratio, and nothing read at eta 0."""
 
 from math import sqrt
 
 import pytest
 import torch
+import torch.nn.functional as F
+from einops import reduce
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rmd_core.boundary import SWITCH_NOISES, Boundary, embed_noise, orthonormal_rows, step_noise, switch_noise, upsample
+from rmd_core.boundary import (
+    SWITCH_NOISES,
+    UPSAMPLERS,
+    Boundary,
+    box_average,
+    embed_noise,
+    orthonormal_rows,
+    step_noise,
+    switch_noise,
+    upsample,
+)
 from rmd_core.errors import RMDError
 
+SIZES = [((8, 8), (16, 16)), ((6, 10), (9, 16)), ((5, 7), (5, 11)), ((3, 4), (7, 9))]
 PAIRS = [(64, 128), (60, 90), (104, 160), (8, 12), (7, 10), (5, 5), (1, 3), (13, 14)]
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def slow_boxes(x_HW, size_hw):
+    """Box averaging cell by cell, from overlaps of intervals."""
+    out = torch.zeros(size_hw, dtype=x_HW.dtype)
+    for i, j in [(i, j) for i in range(size_hw[0]) for j in range(size_hw[1])]:
+        for a in range(x_HW.shape[0]):
+            for b in range(x_HW.shape[1]):
+                fh, fw = x_HW.shape[0] / size_hw[0], x_HW.shape[1] / size_hw[1]
+                overlap_h = max(0.0, min((i + 1) * fh, a + 1) - max(i * fh, a)) / fh
+                overlap_w = max(0.0, min((j + 1) * fw, b + 1) - max(j * fw, b)) / fw
+                out[i, j] += overlap_h * overlap_w * x_HW[a, b]
+    return out
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES)
+@pytest.mark.parametrize("method", UPSAMPLERS)
+def test_every_frame_of_a_video_is_upsampled_by_itself(method, low, high):
+    x = randn(2, 3, 4, *low, dtype=torch.float32)
+    video = upsample(x, high, method)
+    assert video.shape == (2, 3, 4, *high)
+    for t in range(4):
+        torch.testing.assert_close(video[:, :, t], upsample(x[:, :, t], high, method), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES)
+@pytest.mark.parametrize("method", UPSAMPLERS)
+def test_constant_stays_constant(method, low, high):
+    x = torch.full((1, 2, *low), 1.5, dtype=torch.float64)
+    torch.testing.assert_close(upsample(x, high, method), torch.full((1, 2, *high), 1.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", UPSAMPLERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_same_size_returns_the_values_unchanged(method, dtype):
+    x = randn(2, 3, 2, 5, 6).to(dtype)
+    assert torch.equal(upsample(x, (5, 6), method), x)
+
+
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+def test_interpolation_has_half_pixel_centres_and_no_antialias(method):
+    x = randn(2, 3, 6, 10, dtype=torch.float32)
+    reference = F.interpolate(x, size=(9, 16), mode=method, align_corners=False, antialias=False)
+    torch.testing.assert_close(upsample(x, (9, 16), method), reference)
+
+
+def test_bilinear_weights_from_the_half_pixel_formula():
+    x = randn(1, 1, 1, 6)
+    out = upsample(x, (1, 9), "bilinear")[0, 0, 0]
+    for i in range(9):
+        centre = min(max((i + 0.5) * 6 / 9 - 0.5, 0.0), 5.0)
+        left = min(int(centre), 4)
+        share = centre - left
+        torch.testing.assert_close(out[i], (1 - share) * x[0, 0, 0, left] + share * x[0, 0, 0, left + 1])
+
+
+def test_nearest_takes_the_cell_under_the_target_centre():
+    x = randn(1, 1, 6, 7, dtype=torch.float32)
+    out = upsample(x, (9, 16), "nearest")
+    for i in range(9):
+        for j in range(16):
+            assert out[0, 0, i, j] == x[0, 0, int((i + 0.5) * 6 / 9), int((j + 0.5) * 7 / 16)]
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES)
+def test_area_averages_exact_fractional_boxes(low, high):
+    x = randn(1, 1, *low)
+    torch.testing.assert_close(upsample(x, high, "area")[0, 0], slow_boxes(x[0, 0], high))
+
+
+@given(n=st.integers(1, 40), extra=st.integers(0, 40))
+@settings(max_examples=50, deadline=None)
+def test_area_keeps_the_mean_and_shares_are_probabilities(n, extra):
+    boxes = box_average(n, n + extra)
+    assert (boxes >= 0).all()
+    torch.testing.assert_close(boxes.sum(1), torch.ones(n + extra, dtype=torch.float64))
+    torch.testing.assert_close(boxes.mean(0), torch.full((n,), 1 / n, dtype=torch.float64))
+
+
+def test_area_equals_nearest_at_whole_ratios_and_torch_area_at_two_thirds():
+    x = randn(2, 3, 6, 8, dtype=torch.float32)
+    torch.testing.assert_close(upsample(x, (12, 24), "area"), upsample(x, (12, 24), "nearest"))
+    torch.testing.assert_close(upsample(x, (9, 12), "area"), F.interpolate(x, size=(9, 12), mode="area"))
+
+
+def test_half_precision_is_upsampled_in_float32_and_cast_once():
+    x = randn(1, 4, 6, 6, dtype=torch.float32).to(torch.bfloat16)
+    for method in UPSAMPLERS:
+        assert torch.equal(upsample(x, (9, 9), method), upsample(x.float(), (9, 9), method).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("method", UPSAMPLERS)
+def test_gradient_is_the_adjoint(method):
+    x = randn(1, 2, 4, 5).requires_grad_()
+    y = randn(1, 2, 7, 8, seed=1)
+    (upsample(x, (7, 8), method) * y).sum().backward()
+    probe = randn(1, 2, 4, 5, seed=2)
+    left = (upsample(probe, (7, 8), method) * y).sum()
+    torch.testing.assert_close(left, (probe * x.grad).sum())
+
+
+@pytest.mark.parametrize("method", UPSAMPLERS)
+def test_input_is_not_changed(method):
+    x = randn(1, 2, 4, 5, dtype=torch.float32)
+    before = x.clone()
+    upsample(x, (8, 8), method)
+    assert torch.equal(x, before)
+
+
+def test_bad_requests_name_what_came():
+    x = randn(1, 2, 4, 5, dtype=torch.float32)
+    with pytest.raises(RMDError, match="lanczos"):
+        upsample(x, (8, 8), "lanczos")
+    with pytest.raises(RMDError, match="4x5 to 8x4"):
+        upsample(x, (8, 4), "nearest")
+    with pytest.raises(RMDError, match="3 axes"):
+        upsample(x[0], (8, 8), "nearest")
 
 
 class Fresh:
@@ -21,11 +153,11 @@ class Fresh:
     def __init__(self, seed=100, dtype=torch.float64):
         self.generator = torch.Generator().manual_seed(seed)
         self.dtype = dtype
-        self.drawn = {}
+        self.given = {}
 
     def __call__(self, purpose, shape):
-        self.drawn[purpose] = torch.randn(shape, generator=self.generator, dtype=self.dtype)
-        return self.drawn[purpose]
+        self.given[purpose] = torch.randn(shape, generator=self.generator, dtype=self.dtype)
+        return self.given[purpose]
 
 
 def interpolation_matrix(n_low, n_high, method):
@@ -86,7 +218,7 @@ def test_reading_exact_noise_back_gives_the_mixed_low_noise(shape, eta):
     eps, fresh = randn(*shape), Fresh()
     out = switch_noise(eps, (9, 8), rule="exact", eta=eta, fresh=fresh, upsampler="bicubic")
     read = orthonormal_rows(6, 9) @ out @ orthonormal_rows(5, 8).T
-    mixed = eta * eps + sqrt(1 - eta * eta) * fresh.drawn.get("switch-low", torch.zeros(()))
+    mixed = eta * eps + sqrt(1 - eta * eta) * fresh.given.get("switch-low", torch.zeros(()))
     torch.testing.assert_close(read, mixed, rtol=0, atol=1e-12)
 
 
@@ -99,13 +231,13 @@ def test_eta_zero_uses_nothing_of_the_prediction(rule):
 
 
 # Invariant 9
-def test_eta_one_draws_no_low_noise_and_mix_no_noise_at_all():
+def test_eta_one_asks_for_no_low_noise_and_mix_for_no_noise_at_all():
     exact, mix = Fresh(), Fresh()
     eps = randn(1, 2, 4, 6)
     switch_noise(eps, (6, 9), rule="exact", eta=1.0, fresh=exact, upsampler="nearest")
     out = switch_noise(eps, (6, 9), rule="mix", eta=1.0, fresh=mix, upsampler="nearest")
-    assert set(exact.drawn) == {"switch"}
-    assert not mix.drawn
+    assert set(exact.given) == {"switch"}
+    assert not mix.given
     assert torch.equal(out, upsample(eps, (6, 9), "nearest"))
 
 
@@ -120,7 +252,7 @@ def test_switch_noise_keeps_rank_and_dtype(rule, shape, dtype):
 
 
 @pytest.mark.parametrize("rule", SWITCH_NOISES)
-def test_half_precision_is_worked_in_float32_and_cast_once(rule):
+def test_half_precision_noise_is_computed_in_float32_and_cast_once(rule):
     eps = randn(2, 3, 4, 6).to(torch.bfloat16)
     half, full = (
         switch_noise(part, (7, 9), rule=rule, eta=0.5, fresh=Fresh(dtype=torch.float32), upsampler="bicubic")
@@ -132,8 +264,8 @@ def test_half_precision_is_worked_in_float32_and_cast_once(rule):
 def test_equal_size_needs_no_high_noise():
     eps, fresh = randn(2, 3, 5, 6), Fresh()
     out = switch_noise(eps, (5, 6), rule="exact", eta=0.6, fresh=fresh, upsampler="bicubic")
-    assert set(fresh.drawn) == {"switch-low"}
-    torch.testing.assert_close(out, 0.6 * eps + 0.8 * fresh.drawn["switch-low"])
+    assert set(fresh.given) == {"switch-low"}
+    torch.testing.assert_close(out, 0.6 * eps + 0.8 * fresh.given["switch-low"])
 
 
 def test_exact_noise_is_white_by_monte_carlo_at_wan_sizes():
@@ -166,8 +298,8 @@ def test_mapped_exact_noise_at_eta_one_is_the_pyramid_jump(sigma, dtype, toleran
     state = (1 - mapped) * x_up + mapped * noise
 
     noisy = (1 - sigma) * x0 + sigma * eps
-    xi = fresh.drawn["switch"]
-    blocks = xi.reshape(2, 3, 8, 2, 8, 2).mean((3, 5)).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    xi = fresh.given["switch"]
+    blocks = upsample(reduce(xi, "b c (h two) (w too) -> b c h w", "mean", two=2, too=2), (16, 16), "nearest")
     jump = (1 - mapped) / (1 - sigma) * upsample(noisy, (16, 16), "nearest") + mapped * (xi - blocks)
     torch.testing.assert_close(state, jump, rtol=0, atol=tolerance)
 
@@ -200,13 +332,13 @@ def test_variance_of_interpolated_noise(method, low_hw, high_hw, variance):
 def test_mix_is_the_documented_sum():
     eps, fresh = randn(2, 3, 4, 6), Fresh()
     out = switch_noise(eps, (6, 9), rule="mix", eta=0.6, fresh=fresh, upsampler="bilinear")
-    torch.testing.assert_close(out, 0.6 * upsample(eps, (6, 9), "bilinear") + 0.8 * fresh.drawn["switch"])
+    torch.testing.assert_close(out, 0.6 * upsample(eps, (6, 9), "bilinear") + 0.8 * fresh.given["switch"])
 
 
 def test_fresh_ignores_the_prediction():
     fresh = Fresh()
     out = switch_noise(randn(2, 3, 4, 6), (6, 9), rule="fresh", eta=0.9, fresh=fresh, upsampler="bilinear")
-    assert torch.equal(out, fresh.drawn["switch"])
+    assert torch.equal(out, fresh.given["switch"])
 
 
 def test_step_noise_mixes_with_squares_that_sum_to_one():
@@ -246,6 +378,6 @@ def test_bad_switches_are_refused():
 def test_boundary_without_prediction():
     x0, fresh = randn(1, 2, 4, 4), Fresh()
     crossing = Boundary("nearest", "fresh").cross(x0, None, (8, 8), fresh)
-    assert torch.equal(crossing.noise, fresh.drawn["switch"])
+    assert torch.equal(crossing.noise, fresh.given["switch"])
     with pytest.raises(RMDError, match="no predicted noise"):
         Boundary("nearest", "mix", 0.5).cross(x0, None, (8, 8), fresh)
