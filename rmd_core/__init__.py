@@ -15,6 +15,4 @@ Import from the modules; this package itself exports nothing. In reading order:
 11. `files`         safetensors read and written, atomic writes
 12. `prompt_cache`  prompt embeddings on disk
 13. `errors`        RMDError, the one error that every refusal is
-
-`profiles` holds the public few-step models.
 """
