@@ -99,6 +99,69 @@ class Nodes:
         )
         return out
 
+    def guider(self, model, *, patcher=None, positive=None, **settings):
+        """Core's guider of a TinyModel with one positive prompt; its other attributes by name, such as cfg."""
+        import comfy.samplers
+
+        guider = comfy.samplers.CFGGuider(patcher or model.patcher)
+        guider.inner_set_conds({"positive": positive or model.conditioning(1)})
+        for name, value in settings.items():
+            setattr(guider, name, value)
+        return guider
+
+    def advanced(self, model, plan, *, sampler=None, guider=None, latent=None, seed=SEED, **others):
+        """RMD Sampler (Advanced): its latent, and those of the stages; a core sampler by its name, ours without one."""
+        import comfy.samplers
+
+        if sampler is None:
+            (sampler,) = self("RMD_StepSampler", eta=plan.eta)
+        elif isinstance(sampler, str):
+            sampler = comfy.samplers.sampler_object(sampler)
+        guider = guider or self.guider(model)
+        latent = latent or model.latent(*plan.stages.final_hw)
+        run = {"guider": guider, "sampler": sampler, "plan": plan, "latent_image": latent, "noise_seed": seed}
+        return self("RMD_SamplerAdvanced", **run, **others)
+
+    def by_core(self, noise, guider, sampler, sigmas, latent):
+        """Core's SamplerCustomAdvanced: output and denoised_output."""
+        from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+
+        return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
+
+
+class HandBuilt:
+    """A plan stage by stage: RMD Stage Sigmas, core's SamplerCustomAdvanced and RMD Stage Upscale."""
+
+    def __init__(self, nodes, model, plan):
+        self.nodes, self.model, self.plan = nodes, model, plan
+        (self.sampler,) = nodes("RMD_StepSampler", eta=0.5, plan=plan)
+        self.guider = nodes.guider(model)
+
+    def stage(self, stage, noise, latent=None, **extra):
+        """(output, denoised_output) of a stage (from 1), from an empty LATENT of its size with `extra` keys if none."""
+        sigmas, width, height = self.nodes("RMD_StageSigmas", plan=self.plan, stage=stage)
+        latent = latent or self.model.latent(height // 8, width // 8, **extra)
+        return self.nodes.by_core(noise, self.guider, self.sampler, sigmas, latent)
+
+    def upscale(self, stage, output, denoised, noise, **changes):
+        """(LATENT, NOISE) for the stage after `stage`; the plan's rule unless a wire is changed."""
+        sigmas, *_ = self.nodes("RMD_StageSigmas", plan=self.plan, stage=stage)
+        following = self.plan.stages.stages[stage]
+        wires = {"output": output, "denoised_output": denoised, "sigmas": sigmas, "noise": noise}
+        wires |= {"model": self.model.patcher, "width": 8 * following.width, "height": 8 * following.height}
+        rule = self.plan.boundary
+        wires |= {"upsampler": rule.upsampler, "switch_noise": rule.switch_noise, "eta_switch": rule.eta_switch}
+        return self.nodes("RMD_StageUpscale", **(wires | changes))
+
+    def run(self, **extra):
+        """The last stage's output."""
+        (noise,) = self.nodes("RMD_Noise", noise_seed=SEED)
+        output, denoised = self.stage(1, noise, **extra)
+        for stage in range(2, len(self.plan.stages.stages) + 1):
+            latent, noise = self.upscale(stage - 1, output, denoised, noise)
+            output, denoised = self.stage(stage, noise, latent)
+        return output
+
 
 def is_flow(plan):
     return plan.stages.curve.kind == "flow"

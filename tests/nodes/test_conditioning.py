@@ -31,16 +31,8 @@ def prompt(model, value, **extra):
 
 def painted(nodes, model, conditioning, sizes=SIZES):
     """The clean estimate (B, C, ..., H, W) of every stage, in the model's own space."""
-    import comfy.samplers
-
-    plan = nodes.plan(model, sizes=sizes)
-    guider = comfy.samplers.CFGGuider(painter(model))
-    guider.inner_set_conds({"positive": conditioning})
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    latent = model.latent(*plan.stages.final_hw)
-    _, stages = nodes(
-        "RMD_SamplerAdvanced", guider=guider, sampler=sampler, plan=plan, latent_image=latent, noise_seed=1
-    )
+    guider = nodes.guider(model, patcher=painter(model), positive=conditioning)
+    _, stages = nodes.advanced(model, nodes.plan(model, sizes=sizes), guider=guider)
     return [model.patcher.model.process_latent_in(stage["samples"]) for stage in stages]
 
 
@@ -179,24 +171,12 @@ def test_a_latent_on_the_grid_of_a_video_is_averaged_to_each_stage(nodes, tiny):
 
 
 def test_a_second_guider_takes_the_later_stages(nodes, tiny):
-    import comfy.samplers
-
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES)
-    guiders = []
-    for value in (PAINT, GROUND):
-        guiders.append(comfy.samplers.CFGGuider(painter(model)))
-        guiders[-1].inner_set_conds({"positive": prompt(model, value)})
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    _, (small, large) = nodes(
-        "RMD_SamplerAdvanced",
-        guider=guiders[0],
-        later_guider=guiders[1],
-        sampler=sampler,
-        plan=plan,
-        latent_image=model.latent(16, 16),
-        noise_seed=1,
+    early, later = (
+        nodes.guider(model, patcher=painter(model), positive=prompt(model, value)) for value in (PAINT, GROUND)
     )
+    _, (small, large) = nodes.advanced(model, plan, guider=early, later_guider=later)
     scale = 1.0 / model.patcher.model.latent_format.scale_factor
     assert torch.allclose(small["samples"], torch.tensor(PAINT * scale), rtol=1e-5)
     assert torch.allclose(large["samples"], torch.tensor(GROUND * scale), rtol=1e-5)

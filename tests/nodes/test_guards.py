@@ -12,28 +12,12 @@ from cascade_rig import SEED, TINY
 SIZES = ((8, 8), (16, 16))
 
 
-@pytest.fixture
-def advanced(nodes, comfy):
-    """A function that runs RMD Sampler (Advanced) on a TinyModel with a core sampler of a name."""
-    import comfy.samplers
-
-    def run(model, plan, *, sampler="euler", cfg=1.0, conditioning=None, **inputs):
-        guider = comfy.samplers.CFGGuider(model.patcher)
-        guider.inner_set_conds({"positive": conditioning or model.conditioning(1)})
-        guider.set_cfg(cfg)
-        given = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
-        inputs = {"guider": guider, "latent_image": model.latent(*plan.stages.final_hw), **inputs}
-        return nodes("RMD_SamplerAdvanced", sampler=given, plan=plan, noise_seed=SEED, **inputs)
-
-    return run
-
-
 @pytest.mark.parametrize("cfg", [0.0, 2.5])
-def test_guidance_without_a_negative(nodes, tiny, refused, advanced, cfg):
+def test_guidance_without_a_negative(nodes, tiny, refused, cfg):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES)
     refused(lambda: nodes.sample(model, plan, cfg=cfg), f"cfg is {cfg:g}", "negative", "1.0")
-    refused(lambda: advanced(model, plan, cfg=cfg), f"cfg is {cfg:g}", "negative")
+    refused(lambda: nodes.advanced(model, plan, guider=nodes.guider(model, cfg=cfg)), f"cfg is {cfg:g}", "negative")
 
 
 def test_a_first_level_above_the_models(nodes, tiny, refused):
@@ -66,21 +50,14 @@ def test_sd3_beyond_its_position_table(nodes, tiny, refused):
     nodes.sample(model, nodes.plan(model, sizes=((16, 16), (32, 32))))
 
 
-def test_each_stage_is_judged_by_its_own_model(nodes, tiny, refused, advanced, comfy):
+def test_each_stage_is_judged_by_its_own_model(nodes, tiny, refused):
     """An early model with a small position table is enough for the small stage, and too little for the large one."""
-    import comfy.samplers
-
-    small = tiny("sd3")
-    large = comfy_models.tiny_sd3(table=32)
-    guider = comfy.samplers.CFGGuider(large.patcher)
-    guider.inner_set_conds({"positive": large.conditioning(1)})
+    small, large = tiny("sd3"), comfy_models.tiny_sd3(table=32)
     plan = nodes.plan(small, sizes=((16, 16), (40, 40)))
-    output, stages = advanced(small, plan, later_guider=guider)
+    output, stages = nodes.advanced(small, plan, later_guider=nodes.guider(large))
     assert output["samples"].shape[-2:] == (40, 40) and len(stages) == 2
-    refused(lambda: advanced(small, plan), "320x320 px", "position table")
-    early = comfy.samplers.CFGGuider(small.patcher)
-    early.inner_set_conds({"positive": small.conditioning(1)})
-    refused(lambda: advanced(large, plan, later_guider=early), "320x320 px", "position table")
+    refused(lambda: nodes.advanced(small, plan), "320x320 px", "position table")
+    refused(lambda: nodes.advanced(large, plan, later_guider=nodes.guider(small)), "320x320 px", "position table")
 
 
 def test_nested_latents(nodes, tiny, refused):
@@ -93,27 +70,29 @@ def test_nested_latents(nodes, tiny, refused):
 
 
 @pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2"])
-def test_samplers_whose_noise_cannot_be_recovered(nodes, tiny, refused, advanced, sampler):
+def test_samplers_whose_noise_cannot_be_recovered(nodes, tiny, refused, sampler):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: advanced(model, plan, sampler=sampler), f"sampler {sampler} ", "euler", "fresh")
+    refused(lambda: nodes.advanced(model, plan, sampler=sampler), f"sampler {sampler} ", "euler", "fresh")
     fresh = nodes.plan(model, sizes=SIZES, switch_noise="fresh")
-    output, _ = advanced(model, fresh, sampler=sampler)  # nothing has to be recovered here
+    output, _ = nodes.advanced(model, fresh, sampler=sampler)  # nothing has to be recovered here
     assert torch.isfinite(output["samples"]).all()
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "dpm_fast"])
-def test_samplers_with_steps_of_their_own(nodes, tiny, refused, advanced, sampler):
+def test_samplers_with_steps_of_their_own(nodes, tiny, refused, sampler):
     model = tiny("sdxl")
-    refused(lambda: advanced(model, nodes.plan(model, sizes=SIZES), sampler=sampler), sampler, "own steps", "euler")
+    refused(
+        lambda: nodes.advanced(model, nodes.plan(model, sizes=SIZES), sampler=sampler), sampler, "own steps", "euler"
+    )
 
 
-def test_churn(nodes, tiny, refused, advanced):
+def test_churn(nodes, tiny, refused):
     import comfy.samplers
 
     model = tiny("sdxl")
     churned = comfy.samplers.ksampler("euler", {"s_churn": 0.5})
-    refused(lambda: advanced(model, nodes.plan(model, sizes=SIZES), sampler=churned), "euler", "s_churn to 0")
+    refused(lambda: nodes.advanced(model, nodes.plan(model, sizes=SIZES), sampler=churned), "euler", "s_churn to 0")
 
 
 @pytest.mark.parametrize(("made_for", "runs_on"), [("wan", "sd3"), ("sdxl", "pixart"), ("sd3", "sdxl")])
@@ -131,28 +110,22 @@ def test_a_latent_of_another_size_or_kind(nodes, tiny, refused):
     refused(lambda: nodes.sample(model, plan, latent=foreign), "(1, 16, 16, 16)", "C = 4")
 
 
-def test_a_cascade_inside_a_cascade(nodes, tiny, refused, comfy):
-    import comfy.samplers
-
+def test_a_cascade_inside_a_cascade(nodes, tiny, refused):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=SIZES)
-    guider = comfy.samplers.CFGGuider(model.patcher)
-    guider.inner_set_conds({"positive": model.conditioning(1)})
-    cascade, _ = nodes("RMD_Guider", guider=guider, plan=plan)
-    (sampler,) = nodes("RMD_StepSampler", eta=0.5)
-    run = {"sampler": sampler, "plan": plan, "latent_image": model.latent(16, 16), "noise_seed": 1}
-    refused(lambda: nodes("RMD_SamplerAdvanced", guider=cascade, **run), "RMD Guider", "inside it")
+    cascade, _ = nodes("RMD_Guider", guider=nodes.guider(model), plan=plan)
+    refused(lambda: nodes.advanced(model, plan, guider=cascade), "RMD Guider", "inside it")
 
 
-def test_overrides_that_fit_no_stage(nodes, tiny, refused, advanced):
+def test_overrides_that_fit_no_stage(nodes, tiny, refused):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=SIZES)
     usual, own = {"boundary": "as in the plan"}, {"boundary": "own", "upsampler": "area", "switch_noise": "fresh"}
     (third,) = nodes("RMD_StageOverride", stage=3, boundary=usual)
-    refused(lambda: advanced(model, plan, overrides=third), "stage 3", "2+2", "at most 2")
+    refused(lambda: nodes.advanced(model, plan, overrides=third), "stage 3", "2+2", "at most 2")
     (second,) = nodes("RMD_StageOverride", stage=2, boundary=usual)
     (twice,) = nodes("RMD_StageOverride", stage=2, boundary=usual, overrides=second)
-    refused(lambda: advanced(model, plan, overrides=twice), "two overrides", "stage 2")
+    refused(lambda: nodes.advanced(model, plan, overrides=twice), "two overrides", "stage 2")
     refused(lambda: nodes("RMD_StageOverride", stage=1, boundary=own | {"eta_switch": 0.0}), "stage 1", "stage 2")
 
 
@@ -225,10 +198,10 @@ def test_nothing_ran_before_a_refusal(nodes, tiny, refused, name):
     assert calls == []
 
 
-def test_steps_along_a_negative_that_is_missing(nodes, tiny, refused, advanced):
+def test_steps_along_a_negative_that_is_missing(nodes, tiny, refused):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: advanced(model, plan, sampler="euler_cfg_pp"), "euler_cfg_pp", "negative", "euler")
+    refused(lambda: nodes.advanced(model, plan, sampler="euler_cfg_pp"), "euler_cfg_pp", "negative", "euler")
 
 
 def test_guidance_that_is_no_number(nodes, tiny, refused):

@@ -7,7 +7,18 @@ import numpy
 import pytest
 import torch
 
-from cascade_rig import SEED, SHIFT, TINY, Recorder, alpha_sigma, fresh_noise, is_flow, predicted_noise, relative
+from cascade_rig import (
+    SEED,
+    SHIFT,
+    TINY,
+    HandBuilt,
+    Recorder,
+    alpha_sigma,
+    fresh_noise,
+    is_flow,
+    predicted_noise,
+    relative,
+)
 from comfy_models import tiny_sdxl, tiny_sdxl_v, tiny_wan
 from demo import files
 from rmd_core.boundary import Boundary, step_noise, upsample
@@ -23,23 +34,6 @@ from training.sample import sample_latents
 
 PARITY = 5e-6  # of the largest value; 2e-7 to 1.5e-6 measured
 PROMPT = "apple noto on-blue"
-
-
-@pytest.fixture
-def core(comfy):
-    """Core's sampling nodes."""
-    import comfy_extras.nodes_custom_sampler
-
-    return comfy_extras.nodes_custom_sampler
-
-
-def advanced(core, noise, guider, sampler, sigmas, latent):
-    """(output, denoised_output) of core's SamplerCustomAdvanced."""
-    return core.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
-
-
-def basic_guider(core, model):
-    return core.BasicGuider.execute(model.patcher, model.conditioning(1)).args[0]
 
 
 def native_plan(name, model_plan):
@@ -149,99 +143,13 @@ def test_the_trainers_sampler_gives_the_same_latents_of_the_shipped_student(node
 
 
 @pytest.mark.parametrize("name", ["wan", "sdxl"])
-def test_the_advanced_sampler_is_rmd_sampler_and_shows_every_stage(nodes, core, tiny, name):
+def test_the_advanced_sampler_is_rmd_sampler_and_shows_every_stage(nodes, tiny, name):
     model = tiny(name)
     plan = nodes.plan(model, sizes=TINY[name])
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    output, stages = nodes(
-        "RMD_SamplerAdvanced",
-        guider=basic_guider(core, model),
-        sampler=sampler,
-        plan=plan,
-        latent_image=model.latent(*plan.stages.final_hw),
-        noise_seed=SEED,
-    )
+    output, stages = nodes.advanced(model, plan)
     assert torch.equal(output["samples"], nodes.sample(model, plan)["samples"])
     assert [tuple(stage["samples"].shape[-2:]) for stage in stages] == list(TINY[name])
     assert relative(stages[-1]["samples"], output["samples"]) <= 1e-6
-
-
-def hand_built(nodes, core, model, plan, *, seed=SEED, batch=1, extra=None):
-    """The latent of a graph of Stage Sigmas, SamplerCustomAdvanced and Stage Upscale, one of each a stage."""
-    (noise,) = nodes("RMD_Noise", noise_seed=seed)
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    guider, output, denoised, sigmas = basic_guider(core, model), None, None, None
-    for stage in range(1, len(plan.stages.stages) + 1):
-        following, width, height = nodes("RMD_StageSigmas", plan=plan, stage=stage)
-        if output is None:
-            latent = model.latent(height // 8, width // 8, batch=batch, **(extra or {}))
-        else:
-            latent, noise = nodes(
-                "RMD_StageUpscale",
-                output=output,
-                denoised_output=denoised,
-                sigmas=sigmas,
-                model=model.patcher,
-                noise=noise,
-                width=width,
-                height=height,
-                upsampler=plan.boundary.upsampler,
-                switch_noise=plan.boundary.switch_noise,
-                eta_switch=plan.boundary.eta_switch,
-            )
-        sigmas = following
-        output, denoised = advanced(core, noise, guider, sampler, sigmas, latent)
-    return output
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_a_hand_built_graph_is_rmd_sampler(nodes, core, tiny, name):
-    model = tiny(name)
-    plan = nodes.plan(model, sizes=TINY[name])
-    out = hand_built(nodes, core, model, plan)["samples"]
-    assert relative(out, nodes.sample(model, plan)["samples"]) <= PARITY
-
-
-@pytest.mark.parametrize("name", ["wan", "sdxl"])
-def test_a_hand_built_graph_of_three_stages_with_a_batch_index(nodes, core, tiny, name):
-    model = tiny(name)
-    plan = nodes.plan(model, sizes=((6, 6), (9, 10), (12, 14)), split="1+2+1")
-    out = hand_built(nodes, core, model, plan, batch=2, extra={"batch_index": [3, 8]})
-    latent = model.latent(12, 14, batch=2, batch_index=[3, 8])
-    expected = nodes.sample(model, plan, latent=latent)
-    assert relative(out["samples"], expected["samples"]) <= PARITY
-    assert out["batch_index"] == expected["batch_index"] == [3, 8]
-
-
-def test_one_noise_node_may_start_two_hand_built_graphs(nodes, core, tiny):
-    """What the first sampler's items were must not reach the second: the LATENT says which items it holds."""
-    model = tiny("wan")
-    plan = nodes.plan(model, sizes=TINY["wan"])
-    (noise,) = nodes("RMD_Noise", noise_seed=SEED)
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    sigmas, width, height = nodes("RMD_StageSigmas", plan=plan, stage=1)
-    made = []
-    for extra in ({}, {"batch_index": [4]}):
-        latent = model.latent(height // 8, width // 8, **extra)
-        made.append(advanced(core, noise, basic_guider(core, model), sampler, sigmas, latent))
-    crossed = []
-    for output, denoised in made:
-        _, white = nodes(
-            "RMD_StageUpscale",
-            output=output,
-            denoised_output=denoised,
-            sigmas=sigmas,
-            model=model.patcher,
-            noise=noise,
-            width=128,
-            height=96,
-            upsampler="bicubic",
-            switch_noise="fresh",
-            eta_switch=0.5,
-        )
-        crossed.append(white.generate_noise({"samples": torch.zeros(1, 16, 1, 12, 16)}))
-    for white, items in zip(crossed, (None, (4,))):
-        assert torch.equal(white, SeededNoise(SEED, items).draw((1, 16, 1, 12, 16), 1, "switch"))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -286,13 +194,13 @@ def test_noise_of_different_steps_and_stages_is_uncorrelated(nodes, tiny):
 
 
 @pytest.mark.parametrize("name", ["wan", "sdxl"])
-def test_global_random_state_stays_untouched(nodes, core, tiny, name):
+def test_global_random_state_stays_untouched(nodes, tiny, name):
     model = tiny(name)
     plan = nodes.plan(model, sizes=TINY[name])
     torch.manual_seed(77)
     before = torch.get_rng_state(), random.getstate(), str(numpy.random.get_state())
     nodes.sample(model, plan)
-    hand_built(nodes, core, model, plan)
+    HandBuilt(nodes, model, plan).run()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), str(numpy.random.get_state())) == before[1:]
 

@@ -186,47 +186,19 @@ def test_a_picture_without_a_time_axis_is_one_frame(nodes, tiny):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "lcm", "euler_ancestral", "res_multistep"])
-def test_core_samplers_run_a_cascade_and_repeat(nodes, tiny, comfy, sampler):
-    import comfy.samplers
-
+def test_core_samplers_run_a_cascade_and_repeat(nodes, tiny, sampler):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES, split="3+3")
-    results = []
-    for _ in range(2):
-        guider = comfy.samplers.CFGGuider(model.patcher)
-        guider.inner_set_conds({"positive": model.conditioning(1)})
-        output, _ = nodes(
-            "RMD_SamplerAdvanced",
-            guider=guider,
-            sampler=comfy.samplers.sampler_object(sampler),
-            plan=plan,
-            latent_image=model.latent(16, 16),
-            noise_seed=SEED,
-        )
-        results.append(output["samples"])
-    assert torch.isfinite(results[0]).all() and torch.equal(*results)
+    one, two = (nodes.advanced(model, plan, sampler=sampler)[0]["samples"] for _ in range(2))
+    assert torch.isfinite(one).all() and torch.equal(one, two)
 
 
-def test_euler_is_the_step_sampler_of_eta_one(nodes, tiny, comfy):
-    import comfy.samplers
-
-    for name in ("wan", "sdxl"):
-        model = tiny(name)
-        plan = nodes.plan(model, sizes=SIZES, eta=1.0)
-        guider = comfy.samplers.CFGGuider(model.patcher)
-        guider.inner_set_conds({"positive": model.conditioning(1)})
-        output, _ = nodes(
-            "RMD_SamplerAdvanced",
-            guider=guider,
-            sampler=comfy.samplers.sampler_object("euler"),
-            plan=plan,
-            latent_image=model.latent(16, 16),
-            noise_seed=SEED,
-        )
-        assert relative(output["samples"], nodes.sample(model, plan)["samples"]) <= 1e-5
-
-
-SIZES = ((8, 8), (16, 16))
+@pytest.mark.parametrize("name", ["wan", "sdxl"])
+def test_euler_is_the_step_sampler_of_eta_one(nodes, tiny, name):
+    model = tiny(name)
+    plan = nodes.plan(model, sizes=SIZES, eta=1.0)
+    output, _ = nodes.advanced(model, plan, sampler="euler")
+    assert relative(output["samples"], nodes.sample(model, plan)["samples"]) <= 1e-5
 
 
 @pytest.fixture
@@ -250,6 +222,7 @@ def left_half():
 
 
 CASES = {
+    "nothing else": ({}, 1.0),
     "inpainting": ({"noise_mask": left_half()}, 1.0),
     "guidance": ({}, 2.5),
     "batch index": ({"batch_index": [4, 1]}, 1.0),
@@ -272,9 +245,10 @@ def test_the_guider_form_is_rmd_sampler_with(nodes, core, tiny, name, case):
     cascade, sigmas = nodes("RMD_Guider", guider=guider, plan=plan)
     (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
     (noise,) = nodes("RMD_Noise", noise_seed=SEED)
-    output, _ = core.SamplerCustomAdvanced.execute(noise, cascade, sampler, sigmas, latent).args
+    output, denoised = nodes.by_core(noise, cascade, sampler, sigmas, latent)
     assert torch.equal(output["samples"], expected["samples"])
-    assert output.keys() == expected.keys()
+    assert output.keys() == expected.keys() and relative(denoised["samples"], expected["samples"]) <= 1e-6
+    assert len(sigmas) == 5 and sigmas[-1] == 0
 
 
 def with_sampling(model, kind, zsnr=False):
@@ -323,9 +297,7 @@ def test_guiders_of_three_conditionings(nodes, core, tiny):
     (guider,) = core.DualCFGGuider.execute(
         model.patcher, model.conditioning(1), model.conditioning(2), model.conditioning(3), 2.0, 1.5, "regular"
     ).args
-    (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
-    run = {"sampler": sampler, "plan": plan, "latent_image": model.latent(16, 16), "noise_seed": SEED}
-    output, _ = nodes("RMD_SamplerAdvanced", guider=guider, **run)
+    output, _ = nodes.advanced(model, plan, guider=guider)
     assert torch.isfinite(output["samples"]).all()
     assert relative(output["samples"], nodes.sample(model, plan)["samples"]) > 1e-3
 
@@ -345,15 +317,12 @@ def test_any_seed_of_the_widget(nodes, core, tiny, seed):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=SIZES)
     expected = nodes.sample(model, plan, seed=seed)["samples"]
-    (guider,) = core.BasicGuider.execute(model.patcher, model.conditioning(1)).args
-    run = {"plan": plan, "latent_image": model.latent(16, 16), "noise_seed": seed, "guider": guider}
     for name in ("lcm", "euler_ancestral"):  # these seed generators of their own
-        (sampler,) = core.KSamplerSelect.execute(name).args
-        assert torch.isfinite(nodes("RMD_SamplerAdvanced", sampler=sampler, **run)[0]["samples"]).all()
-    cascade, sigmas = nodes("RMD_Guider", guider=guider, plan=plan)
+        assert torch.isfinite(nodes.advanced(model, plan, sampler=name, seed=seed)[0]["samples"]).all()
+    cascade, sigmas = nodes("RMD_Guider", guider=nodes.guider(model), plan=plan)
     (sampler,) = nodes("RMD_StepSampler", eta=plan.eta)
     noise = core.RandomNoise.execute(seed).args[0]
-    output, _ = core.SamplerCustomAdvanced.execute(noise, cascade, sampler, sigmas, model.latent(16, 16)).args
+    output, _ = nodes.by_core(noise, cascade, sampler, sigmas, model.latent(16, 16))
     assert torch.equal(output["samples"], expected)
 
 
@@ -362,12 +331,11 @@ def test_one_stage_is_core_sampling(nodes, core, tiny, name):
     """A plan of one stage at eta 1 is what core's euler makes of the same noise."""
     model = tiny(name)
     plan = nodes.plan(model, sizes=(TINY[name][1],), split="4", eta=1.0)
-    (guider,) = core.BasicGuider.execute(model.patcher, model.conditioning(1)).args
     (noise,) = nodes("RMD_Noise", noise_seed=SEED)
     (sampler,) = core.KSamplerSelect.execute("euler").args
     sigmas, width, height = nodes("RMD_StageSigmas", plan=plan, stage=1)
     latent = model.latent(height // 8, width // 8)
-    output, _ = core.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
+    output, _ = nodes.by_core(noise, nodes.guider(model), sampler, sigmas, latent)
     assert relative(nodes.sample(model, plan)["samples"], output["samples"]) <= 1e-5
 
 
@@ -410,9 +378,7 @@ def test_a_constant_soft_mask_mixes_as_core_does(comfy, nodes, tiny, name, split
     latent["samples"] += SOURCE
     plan = nodes.plan(model, sizes=sizes, split=split)
     ours = nodes.sample(model, plan, latent=latent, patcher=painter(comfy, model.patcher))["samples"]
-    guider = comfy.samplers.CFGGuider(painter(comfy, model.patcher))
-    guider.inner_set_conds({"positive": model.conditioning(1)})
-    core = guider.sample(
+    core = nodes.guider(model, patcher=painter(comfy, model.patcher)).sample(
         torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(SEED)),
         latent["samples"],
         comfy.samplers.sampler_object("euler"),
