@@ -13,11 +13,13 @@ TOKEN = "hf_right"
 class Hub:
     """Serves ``models``, ``{name: {revision: folder}}``, to huggingface_hub; ``gated`` ones to the holder of TOKEN.
 
-    ``asked``: every request, as ``METHOD path``. Use it in a with statement.
+    ``asked``: every request, as ``METHOD path``. ``slow``: how files end that are not sent until ``hurry`` is set.
+    Use it in a with statement.
     """
 
-    def __init__(self, models, *, gated=()):
+    def __init__(self, models, *, gated=(), slow=None):
         self.models = models
+        self.slow, self.hurry = slow, threading.Event()
         self.gated = gated
         self.asked = []
 
@@ -35,6 +37,7 @@ class Hub:
         return self
 
     def __exit__(self, *_):
+        self.hurry.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -117,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, path, commit):
         if not path.is_file():
             return self._refuse(404, "EntryNotFound")
+        if self.command == "GET" and self.hub.slow and str(path).endswith(self.hub.slow):
+            self.hub.hurry.wait(60)
         content = path.read_bytes()
         etag = hashlib.sha1(content).hexdigest()
         self._send(200, content, {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"})

@@ -1,5 +1,4 @@
-"""LoRA files as ComfyUI's LoRA loader reads them.
-The finished student as one file, with its recipe in the header."""
+"""The finished student as one file that ComfyUI loads, a network or a LoRA, with its recipe in the header."""
 
 from dataclasses import dataclass
 

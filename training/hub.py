@@ -4,11 +4,15 @@ Of a model on the hub only the files that a run reads are downloaded: safetensor
 others.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
+import signal
+import sys
+import threading
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,6 +39,7 @@ FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of p
 
 _VARIANTS = (None, "fp16")
 _FLOATS = ("F32", "F16", "BF16", "F64")  # safetensors names
+_GROUP = 4  # files that are downloaded at once
 _BESIDE = (INDEX, "scheduler/scheduler_config.json")  # small files of a whole model that are always taken
 _SMALL = (".json", ".txt", ".model")
 _ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
@@ -98,7 +103,7 @@ def fetched(path, part):
 
 
 def fetching(path, part):
-    """Download what ``part`` needs of a hub id, as a generator of one step; of none for a path, or what is there.
+    """Download what ``part`` needs of a hub id, as a generator of steps of a few files; of none for what is there.
 
     A branch or a tag is looked up each time; where the hub gives no answer, a complete copy in the hub cache will do.
     An interrupted download goes on where it was. Raises RMDError for a model that does not exist, is not open to this
@@ -111,13 +116,34 @@ def fetching(path, part):
         info = HfApi().model_info(hub.name, revision=hub.revision)
         files = files_of(part, [file.rfilename for file in info.siblings], hub)
         log.info("%s: the %d files that are needed, of commit %s", hub, len(files), info.sha)
-        snapshot_download(hub.name, revision=hub.revision, allow_patterns=files)
+        for start in range(0, len(files), _GROUP):
+            revision = info.sha if start else hub.revision  # which the hub cache then knows by its name
+            with _ended_by_ctrl_c():
+                snapshot_download(hub.name, revision=revision, allow_patterns=files[start : start + _GROUP])
+            yield
     except (*_NO_ANSWER, HFValidationError) as error:
         missing = _missing(hub, part)
         if missing is not None:
             raise _refusal(hub, part, error, missing) from None
         log.info("the hub gives no answer for %s; the copy in %s is read", hub, _cached(hub))
-    yield
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c():
+    """Within the block Ctrl-C ends the process at once; the hub library would first finish the files it has begun."""
+
+    def end(*_):
+        print("stopped; the same command continues the download", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def files_of(part, names, source):

@@ -1,6 +1,5 @@
-"""The shipped configurations of the real models: each says where its values are from, and makes the plan it names."""
+"""The shipped configurations of the real models: each makes the plan it names, and its memory can be counted."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -29,22 +28,6 @@ PLANS = {  # name: (timesteps the network is told in order, frames, the backbone
 
 def test_every_shipped_configuration_is_looked_at():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"demo", *PLANS}
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_the_first_lines_say_what_it_is_for_and_that_it_has_not_been_run(name):
-    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
-    head = " ".join(line.removeprefix("# ") for line in text[: text.index("\nbackbone:")].splitlines())
-    assert re.search(r"For .* \d+ GB card", head) and "not run at full size yet" in head
-    assert f"python training/distill.py --config training/configs/{name}.yaml" in head
-    assert "as RMD" in text and "  mode: adapters  # " in text
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_every_value_has_its_source_beside_it(name):
-    lines = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    values = [line for line in lines if re.match(r"^  \w+: ", line) and not line.startswith("  name: ")]
-    assert len(values) > 20 and not [line for line in values if "  # " not in line]
 
 
 @pytest.mark.parametrize("name", PLANS)

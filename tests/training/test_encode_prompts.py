@@ -2,7 +2,11 @@
 
 import html
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 
 import pytest
 import torch
@@ -10,9 +14,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from backbone_world import CONFIG, NAMES
-from encoder_world import write_model
+from encoder_world import encode_slowly, write_model
 from rmd_core.errors import RMDError
-from rmd_core.prompt_cache import PromptCache
+from rmd_core.prompt_cache import PromptCache, shard_files
 from training.encode_prompts import encode_prompts, main
 from training.text_encoders import TextEncoders
 from training_world import distill, metrics, refused
@@ -312,3 +316,64 @@ def test_a_cache_of_another_family_is_refused_even_where_the_widths_fit(models, 
     assert distill(tmp_path, *sets) == refused(
         capsys, 2, "was made by the text encoders of sd3", "not by those of sdxl"
     )
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "wan"])
+def test_a_text_encoder_that_lacks_weights(models, tmp_path, name):
+    shutil.copytree(models(name), tmp_path / "model")
+    (path,) = (tmp_path / "model" / "text_encoder").glob("*.safetensors")
+    tensors = load_file(path)
+    lost = next(key for key in sorted(tensors) if "layer" in key and tensors[key].ndim == 2)
+    save_file({key: tensor for key, tensor in tensors.items() if key != lost}, path, metadata={"format": "pt"})
+    with pytest.raises(RMDError, match="its weights lack 1 tensors"), TextEncoders(tmp_path / "model"):
+        pass
+
+
+WORDS = [f"word {number}" for number in range(40)]
+BOUND = 180  # seconds after which a process that does nothing fails its test
+
+
+def start(model, out):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["process_world", "training.trainer", "training.text_encoders"])
+    process = context.Process(target=encode_slowly, args=(model, WORDS, out))
+    process.start()
+    return process
+
+
+def wait_for(process, out, count):
+    """Wait until there are ``count`` files."""
+    deadline = time.monotonic() + BOUND
+    while len(shard_files(out)) < count:
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_kill_9_loses_nothing_but_the_file_being_written(models, tmp_path):
+    model = models("pixart_sigma")
+    out, found = tmp_path / "cache", 0
+    for more in (1, 7):
+        process = start(model, out)
+        wait_for(process, out, found // 2 + more)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        before, found = found, len(PromptCache(out).texts)
+        assert before + 2 * more <= found < len(WORDS) and found % 2 == 0
+    assert encode_prompts(TextEncoders(model), WORDS, out, batch=1, shard=2) == len(WORDS) - found
+    assert encode_prompts(TextEncoders(model), WORDS, tmp_path / "whole", batch=1, shard=2) == len(WORDS)
+    here, there = PromptCache(out), PromptCache(tmp_path / "whole")
+    assert here.digest(["", *WORDS]) == there.digest(["", *WORDS]) and here.texts == there.texts
+    assert sorted(path.name for path in out.iterdir()) == [".lock", *(path.name for path in shard_files(out))]
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_of_two_at_once_one_is_refused_and_the_other_ends_well(models, tmp_path, capsys):
+    model = models("pixart_sigma")
+    out, prompts = tmp_path / "cache", tmp_path / "prompts.txt"
+    prompts.write_text("\n".join([*WORDS, "one more"]), encoding="utf-8")
+    process = start(model, out)
+    wait_for(process, out, 1)
+    assert run(model, prompts, out) == refused(capsys, 2, f"another process is adding prompts to {out}", "wait until")
+    process.join(BOUND)
+    assert process.exitcode == 0 and set(PromptCache(out).texts) == set(WORDS)
+    assert run(model, prompts, out) == 0 and set(PromptCache(out).texts) == {*WORDS, "one more"}

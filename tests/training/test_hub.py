@@ -1,7 +1,13 @@
 """Hub ids: the files a run needs, from a hub on this machine or from the hub cache, and every way it can fail."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -11,6 +17,7 @@ from encoder_world import write_model
 from hub_world import TOKEN, Hub, digest, lay_out
 from process_world import Run
 from rmd_core.errors import RMDError
+from rmd_core.prompt_cache import PromptCache
 from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
 from training.encode_prompts import main as encode
@@ -255,6 +262,24 @@ def test_of_two_processes_one_downloads_and_both_train(world, model):
     assert len(hub.downloads) == len(set(hub.downloads)) == 5  # the network's three files, the autoencoder's two
     first, second = run.printed()
     assert "files that are needed" in first and "files that are needed" not in second
+
+
+def test_ctrl_c_ends_a_download_at_once_and_the_same_command_continues_it(world, model):
+    command = [sys.executable, "-m", "training.encode_prompts", "--model", ID, "--device", "cpu"]
+    command += ["--prompts", str(world / "list.txt"), "--out", str(world / "prompts")]
+    with Hub({ID: {"main": model}}, slow="text_encoder/model.safetensors") as hub:
+        hub_settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(world / "home"), "HF_HUB_DISABLE_XET": "1"}
+        settings = {"env": {**os.environ, **hub_settings}, "cwd": Path(__file__).parents[2], "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, **settings)
+        while not any(name.endswith(hub.slow) for name in hub.downloads):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=30)[1].decode()  # long before the file has been sent
+        assert process.returncode == 130 and "continues the download" in printed and "Traceback" not in printed
+        hub.hurry.set()
+        assert subprocess.run(command, **settings).returncode == 0
+    assert len(PromptCache(world / "prompts").texts) == 2
 
 
 def test_the_name_of_a_base_on_the_hub(cache):

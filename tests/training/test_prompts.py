@@ -1,6 +1,8 @@
-"""Prompt cache and prompt order."""
+"""Prompt lists, the writer of prompt caches, and the order of prompts."""
 
 import json
+import re
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 
 from rmd_core.errors import RMDError
 from rmd_core.files import read_metadata, save_safetensors
+from rmd_core.prompt_cache import METADATA_KEY, PromptCache, prompt_key
 from training.draws import PromptOrder
-from training.prompts import METADATA_KEY, PromptCache, prompt_key, read_prompts, write_prompt_cache
+from training.prompts import read_prompts, write_prompt_cache
 from training_world import make_setup, write_world
 
 
@@ -44,7 +47,7 @@ def test_a_longer_prompt_changes_no_other_where_the_length_is_given(tmp_path):
 
 
 def test_the_demo_cache_of_equal_lengths_needs_no_length():
-    cache = PromptCache(Path(__file__).parent.parent / "demo/models/embeddings/rmd_tiny_prompts.safetensors")
+    cache = PromptCache(Path(__file__).parents[2] / "demo/models/embeddings/rmd_tiny_prompts.safetensors")
     assert cache.batch(cache.texts[:3]).shape == (3, cache.tokens, cache.dim) and cache.tokens == 3
 
 
@@ -220,3 +223,17 @@ def test_a_cache_with_only_the_null_prompt_is_refused(tmp_path):
     write_prompt_cache(tmp_path / "prompts.safetensors", {"": torch.zeros(2, 16)}, encoder="toy")
     with pytest.raises(RMDError, match="no prompt but the null prompt"):
         make_setup(tmp_path)
+
+
+SHIPPED = {"pictures": 300, "videos": 150}  # lines of training/prompts/*.txt
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_list_is_plain_and_varied(name):
+    lines = read_prompts(Path(__file__).parents[2] / "training" / "prompts" / f"{name}.txt")
+    assert len({line.lower() for line in lines}) == len(lines) == SHIPPED[name]
+    for line in lines:
+        assert line.isascii() and line.isprintable() and 20 <= len(line) <= 300 and line == " ".join(line.split()), line
+    words = [set(re.findall(r"[a-z0-9]+", line.lower())) for line in lines]
+    assert all(len(a & b) <= 0.7 * min(len(a), len(b)) for a, b in combinations(words, 2))
+    assert len(set().union(*words)) > 4 * len(lines)
