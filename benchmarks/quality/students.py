@@ -17,7 +17,7 @@ from training.config import decisive, load_config
 log = logging.getLogger(__name__)
 OUTPUTS = Path("outputs") / "quality"  # below the repository's root, ignored by git
 CONFIG = ROOT / "training" / "configs" / "demo.yaml"
-REVISION = 1  # raise it when the trainer or the sampler is changed so that the same settings give other pictures
+REVISION = 1  # raise it when the trainer or the sampler is changed so that the same settings give other images
 
 # What every student shares, written out so that a change of the project's defaults moves no row.
 BASE = (
@@ -27,7 +27,7 @@ BASE = (
     "loss.cfg=2.0", "loss.fake_weighting=eps", "loss.fake_target=x0", "train.fake_steps=1",
     "optimiser.student_lr=1e-4", "optimiser.fake_lr=4e-4", "train.batch=16", "train.ema=0.985",
 )  # fmt: skip
-# How the run goes, which changes no weight: no validation pictures, no tracker, one checkpoint.
+# How the run goes, which changes no weight: no validation images, no tracker, one checkpoint.
 RUN = ("backbone.vae=null", "output.trackers=[]", "output.checkpoint_every=40", "output.keep=1")
 # Keys that are always part of a fingerprint, whatever their default value is or becomes.
 ALWAYS = (
