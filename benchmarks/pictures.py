@@ -194,7 +194,8 @@ def stages_of_a_sample(shipped):
 # The logSNR curves of SDXL and Wan2.1 at their two sizes, with the steps and stages of 2+2 and 3+3.
 
 COLOURS = ("#2a78b8", "#d9731a")  # the smaller size, the larger
-DARK, PALE = "#333333", "#bbbbbb"
+DARK = "#333333"
+NOTE = {"textcoords": "offset points", "fontsize": 9, "color": DARK}
 THRESHOLD = -2.5
 LOWEST, HIGHEST = -8.5, 3.2
 CURVE_END = -6.9
@@ -203,9 +204,8 @@ PURE_NOISE = -7.3  # where a flow's first step is drawn, whose own logSNR is -in
 
 def logsnr_stages():
     """A matplotlib Figure with a panel for each model."""
-    sdxl = plan_from_split(
-        VPCurve.scaled_linear(0.00085, 0.012), "2+2", sizes=[(64, 64), (128, 128)], mapping=AreaMap()
-    )
+    vp = VPCurve.scaled_linear(0.00085, 0.012)
+    sdxl = plan_from_split(vp, "2+2", sizes=[(64, 64), (128, 128)], mapping=AreaMap())
     wan = plan_from_split(FlowCurve(3.0), "3+3", sizes=[(60, 104), (90, 160)], mapping=ShiftPairMap(3.0, 5.0))
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -243,16 +243,8 @@ def _stages(axes, plan, sizes):
     arrow = {"arrowstyle": "-|>", "color": DARK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 8}
     axes.annotate("", xy=(switch, after), xytext=(switch, before), arrowprops=arrow, zorder=3)
     axes.plot(switch, before, "o", color="white", markeredgecolor=COLOURS[0], markersize=7, zorder=4)
-    axes.annotate(
-        "switch: upsampled,\nmade noisier",
-        xy=(switch, before),
-        xytext=(10, 6),
-        textcoords="offset points",
-        fontsize=9,
-        color=DARK,
-        va="bottom",
-        ha="right",
-    )
+    place = {"xy": (switch, before), "xytext": (10, 6), "va": "bottom", "ha": "right"}
+    axes.annotate("switch: upsampled,\nmade noisier", **place, **NOTE)
 
 
 def _steps(axes, plan):
@@ -262,9 +254,7 @@ def _steps(axes, plan):
         axes.plot(*at, "o", color=COLOURS[step.stage], markersize=15, zorder=5)
         axes.text(*at, str(step.index + 1), color="white", ha="center", va="center_baseline", fontsize=10, zorder=6)
         if level != step.logsnr:
-            axes.annotate(
-                "pure noise", xy=at, xytext=(12, 0), textcoords="offset points", fontsize=9, color=DARK, va="center"
-            )
+            axes.annotate("pure noise", xy=at, xytext=(12, 0), va="center", **NOTE)
 
 
 def _place(curve, sigma):

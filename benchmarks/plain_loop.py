@@ -20,13 +20,12 @@ class PlainLoop:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.phases = trainer.phases
-        self.objective = trainer.phases.objective
+        self.objective = trainer.objective
 
     def update(self, number):
         """One update, counted from 1: the losses of the fake score and of the student."""
         first, second = self.drawn(number)
-        conditioning = move(self.phases.embed(first.prompts), self.objective.device)
+        conditioning = move(self.objective.embed(first.prompts), self.objective.device)
         states = self.states(first, conditioning)
         losses = []
         for role, draw, phase in (("fake", first, self.fake_phase), ("student", second, self.student_phase)):
@@ -44,11 +43,12 @@ class PlainLoop:
     @torch.no_grad()
     def states(self, draw, conditioning):
         """What the student receives at every step of the whole cascade; the last step's call is made too."""
-        objective, student = self.objective, self.phases.student
+        objective = self.objective
 
         def denoise(x, step):
             sigma = torch.full((len(x),), step.sigma, dtype=torch.float64)
-            return estimate_x0_eps(objective.backbone, student, x, sigma, conditioning, curve=objective.plan.curve)
+            curve = objective.plan.curve
+            return estimate_x0_eps(objective.backbone, objective.student, x, sigma, conditioning, curve=curve)
 
         visits = trajectory(
             objective.plan,
@@ -67,20 +67,16 @@ class PlainLoop:
     def fake_phase(self, draw, x_in, conditioning):
         """Adds the gradients of the fake score's loss; the student's forward is made for this phase alone."""
         with torch.no_grad():
-            estimate = self.objective.estimate(self.phases.student, draw, x_in, conditioning)
-        state = self.objective.noised(estimate, draw, "fake")
-        loss = self.objective.fake_loss(self.phases.fake, estimate, state, conditioning)
-        self.phases.backward(loss)
+            estimate = self.objective.estimate(draw, x_in, conditioning)
+        loss = self.objective.fake_loss(estimate, self.objective.noised(estimate, draw, "fake"), conditioning)
+        loss.backward()
         return loss.item()
 
     def student_phase(self, draw, x_in, conditioning):
         """Adds the gradients of the student's loss, with a forward of its own."""
-        phases = self.phases
-        estimate = self.objective.estimate(phases.student, draw, x_in, conditioning)
-        state = self.objective.noised(estimate, draw, "student")
-        null = {name: row.expand(len(x_in), *row.shape[1:]) for name, row in phases.null.items()}
-        loss = self.objective.student_loss(phases.fake, phases.teacher, estimate, state, conditioning, null)
-        phases.backward(loss)
+        estimate = self.objective.estimate(draw, x_in, conditioning)
+        loss = self.objective.student_loss(estimate, self.objective.noised(estimate, draw, "student"), conditioning)
+        loss.backward()
         return loss.item()
 
     def _step(self, role):

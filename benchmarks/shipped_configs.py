@@ -16,7 +16,6 @@ from training.plans import build_plan
 
 from .models import outline
 from .results import ROOT, markdown_table, replace_block
-from .training_memory import counted
 from .training_runs import CONFIGS, Case
 
 PAGE, MARK = ROOT / "docs" / "training-backbones.md", "shipped configurations"
@@ -60,7 +59,7 @@ def row(name):
     each, whole = cost * final * samples, cost * final * samples * updates
     return [
         f"`{name}.yaml`",
-        gib(sum(counted(case, config).values())),
+        gib(case.memory(config).total),
         samples,
         updates,
         f"{each / 1e15:,.2g}" if each < 1e16 else f"{each / 1e15:,.0f}",

@@ -4,9 +4,9 @@
 
 Batch 1, rank 64, calls in bfloat16. Weights, gradients and optimiser states are counted for full-size networks on the
 meta device, which needs no GPU; activations come on top. `--measure` trains random weights for a few updates on a CUDA
-device and takes PyTorch's own peak of an update at the final size. What needs more than all memory of the machine is
-not trained. `--tiny` takes small networks, to try it. Results: benchmarks/results/training_memory.json, row by row, or
-with `--tiny` no file. What was measured stays there until it is measured again.
+device and takes PyTorch's own peak of an update at the final size. It leaves out what would wait in system memory
+(RAM) and has no room there. `--tiny` takes small networks, to try it. Results: benchmarks/results/training_memory.json,
+row by row, or with `--tiny` no file. What was measured stays there until it is measured again.
 """
 
 import argparse
@@ -52,11 +52,6 @@ SETS = {  # what the table calls them: overrides
 UPDATES = 12  # at most, until one is of the last stage
 
 
-def counted(case, config):
-    """Bytes by what they are for, without activations."""
-    return {what: count for what, count in case.memory(config).rows() if not what.startswith("activations")}
-
-
 def measured(case, config):
     """The most bytes on the device in an update at the final size, after one that makes the optimisers' states.
 
@@ -82,36 +77,40 @@ def measured(case, config):
 
 
 def figures(case, overrides, *, measure):
-    """{"device", "parts"} in bytes, with "measured" where asked for."""
+    """{"device", "main", "parts"} in bytes, with "measured" where asked for; "main" waits in system memory (RAM)."""
     config = case.config(*overrides, "train.device=auto")
-    parts = counted(case, config)
-    found = {"device": sum(parts.values()), "parts": parts}
+    memory = case.memory(config)
+    found = {"device": memory.total, "main": memory.waiting, "parts": dict(memory.rows())}
     if not measure:
         return found
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    room = ram + torch.cuda.get_device_properties(0).total_memory
-    if found["device"] > room:
-        print(f"not measured: {gib(found['device'])} are needed without activations, and there are {gib(room)}")
+    if memory.waiting > ram:
+        print(f"not measured: {gib(memory.waiting)} would wait in system memory, and there are {gib(ram)}")
         return found
     return found | {"measured": measured(case, config)}
 
 
 def store(results, title, name, found):
-    """Write a row into the file ``results``; one that was measured is not replaced by a count. Returns the row."""
+    """Write a row into the file ``results``, with the peak that was measured before where there is no new one.
+
+    Returns the row.
+    """
     stored = read_results(results) or {"rows": {}}
     rows = stored["rows"].setdefault(title, {})
-    if "measured" in found or "measured" not in rows.get(name, {}):
-        rows[name] = found
-        write_results(results, {"gib": GIB, "rows": stored["rows"]})
-    return rows[name]
+    before = rows.get(name, {})
+    if "measured" in before and "measured" not in found:
+        found = found | {"measured": before["measured"], "made": before["made"]}
+    rows[name] = found
+    write_results(results, {"gib": GIB, "rows": stored["rows"]})
+    return found
 
 
 def line(name, found):
     """A line of the printed table."""
+    cells = [name, gib(found["device"]), gib(found["main"]) if found["main"] else ""]
     if "measured" not in found:
-        return [name, gib(found["device"]), "missing"]
-    peak = found["measured"]
-    return [name, gib(found["device"]), "does not fit" if peak is None else gib(peak)]
+        return [*cells, "missing"]
+    return [*cells, "does not fit" if found["measured"] is None else gib(found["measured"])]
 
 
 def main(argv=None, results=RESULTS):
@@ -131,7 +130,7 @@ def main(argv=None, results=RESULTS):
             found = figures(case, overrides, measure=arguments.measure) | {"made": made(device=where)}
             rows[options] = found if arguments.tiny else store(results, title, options, found)
         print(f"\n{title} ({where})\n")
-        head = ["", "weights, gradients, optimiser", "measured peak"]
+        head = ["", "weights, gradients, optimiser", "in system memory", "measured peak"]
         print(table(head, [line(options, found) for options, found in rows.items()]), flush=True)
 
 

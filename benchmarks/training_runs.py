@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 
 from training.backbones import make_backbone
 from training.config import load_config
-from training.memory import estimate_memory
+from training.memory import count_memory
 from training.parallel import Processes
 from training.plans import build_intervals, build_plan
 from training.setup import Setup, loaded_in, prepare
@@ -51,10 +51,9 @@ class Case:
         return name, kind, config | (self.tiny or {})
 
     def memory(self, config):
-        """The MemoryEstimate of a configuration of this case."""
+        """The Memory of a configuration of this case: what can be counted, without activations."""
         name, kind, network = self.network()
-        size = config.plan.sizes[-1]
-        return estimate_memory(config, make_backbone(name), outline(kind, network), size=size, tokens=self.tokens)
+        return count_memory(config, make_backbone(name), outline(kind, network))
 
 
 def _tiny(case, tokens, *changes):

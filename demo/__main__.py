@@ -1,4 +1,4 @@
-"""The demo: distil the shipped teacher into an RMD student, sample both, print a table, write a picture.
+"""The demo: distil the shipped teacher into an RMD student, sample both, print a table, write an image.
 
 python -m demo [--updates N] [--out FOLDER]
 """
@@ -74,7 +74,7 @@ def ways_to_sample(student, backbone):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs", "demo"))
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of the images")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="passed on to the trainer")
     args = parser.parse_args()
     student = distil(args.out, [part for value in args.set for part in ("--set", value)])

@@ -58,7 +58,7 @@ ENCODER = "rmd-demo-words-3x64"
 DRAWINGS_FILE = Path(__file__).parent / "data" / "drawings.npz"
 SIDE = 256  # px of the stored drawings
 
-# one jitter is (scale, angle in degrees, dx, dy as shares of the picture); each range is cut into
+# one jitter is (scale, angle in degrees, dx, dy as shares of the image); each range is cut into
 # cells, and the cells on one diagonal of eight are held out, so both halves have the same marginals
 JITTER_LOW = torch.tensor([0.80, -8.0, -0.05, -0.05])
 JITTER_HIGH = torch.tensor([0.98, 8.0, 0.05, 0.05])
@@ -66,7 +66,7 @@ JITTER_CELLS = 8
 
 
 def prompt(concept, style, background):
-    """The prompt of one kind of picture, such as ``apple noto on-blue``."""
+    """The prompt of one kind of image, such as ``apple noto on-blue``."""
     return f"{concept} {style} on-{background}"
 
 
@@ -96,7 +96,7 @@ def draw_jitter(count, generator, *, held_out):
 
 
 class Drawings:
-    """The drawings of some styles, rendered as batches of jittered pictures on flat backgrounds."""
+    """The drawings of some styles, rendered as batches of jittered images on flat backgrounds."""
 
     def __init__(self, styles):
         with np.load(DRAWINGS_FILE) as archive:
@@ -113,7 +113,7 @@ class Drawings:
         return len(self.concepts)
 
     def render(self, index, background, jitter, *, side):
-        """Pictures (B, 3, side, side) in -1..1.
+        """Images (B, 3, side, side) in -1..1.
 
         index, background: (B,) integers into ``concepts`` and ``backgrounds``; jitter: (B, 4) as from
         ``draw_jitter``; side: px, at most SIDE.
@@ -128,12 +128,12 @@ class Drawings:
             source = F.avg_pool2d(source, SIDE // canvas)
         grid = F.affine_grid(theta, [len(index), 4, canvas, canvas], align_corners=False)
         drawn = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        picture = drawn[:, :3] + (1 - drawn[:, 3:]) * self._background_rgb[background][:, :, None, None]
-        picture = F.interpolate(picture, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        return picture * 2 - 1
+        image = drawn[:, :3] + (1 - drawn[:, 3:]) * self._background_rgb[background][:, :, None, None]
+        image = F.interpolate(image, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        return image * 2 - 1
 
     def sample(self, count, generator, *, side, held_out=False):
-        """Random drawings, backgrounds and jitters: (pictures, index (count,), background (count,))."""
+        """Random drawings, backgrounds and jitters: (images, index (count,), background (count,))."""
         index = torch.randint(len(self), (count,), generator=generator)
         background = torch.randint(len(self.backgrounds), (count,), generator=generator)
         jitter = draw_jitter(count, generator, held_out=held_out)

@@ -113,7 +113,7 @@ def _run(args, store):
         write_results(TIMING, {"ms": measure_times(), "made": made_here()})
     elif not args.table:
         chosen = [row for row in all_rows() if row.name.startswith(tuple(args.only or ("",)))]
-        groups = [list(group) for _, group in groupby(chosen, key=lambda row: row.source)]
+        groups = [list(group) for _, group in groupby(chosen, key=lambda row: row.group)]
         with ThreadPoolExecutor(args.jobs) as pool:
             failed = list(filter(None, pool.map(Bench(store, training=not args.no_training).make_all, groups)))
     text = report(store, read_results(TIMING))

@@ -1,7 +1,7 @@
 """Every row of the tables: what makes its images, and the key under which its figures are kept."""
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 
@@ -23,15 +23,17 @@ from .students import (
     REVISION,
     SINGLE,
     TEACHERS,
+    Run,
+    ShippedTeacher,
     digest_of_files,
     runs,
     short_digest,
-    weights_key,
 )
 
 SEEDS_OF_FLOOR = (901, 902, 903)
 GUIDANCE = 2.0  # of the teacher
 TEACHER_STEPS = 50
+SHIPPED = ShippedTeacher()
 MAPPED = "method.mapping=area"  # how a teacher samples a cascade; without distillation the mapping helps
 
 
@@ -43,12 +45,12 @@ class RealRow:
     title: str
     seed: int
     damage: object = None
-    units: float | None = None
+    units = None
     ready = True
 
     @property
-    def source(self):
-        """What must be made before it; rows of one source are made one after the other."""
+    def group(self):
+        """Rows of one group are made one after the other."""
         return self.name
 
     @property
@@ -68,19 +70,20 @@ class RealRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledRow:
-    """Images that a network makes.
-
-    ``run``: (student, training seed, updates), or ``teacher``: a teacher to train, or neither for the shipped one.
-    """
+    """Images that a network makes: a Run, a Teacher or the ShippedTeacher."""
 
     name: str
     title: str
+    network: object
     plan: object
     boundary: Boundary
     eta: float
     guidance: float = 1.0
-    run: tuple | None = None
-    teacher: object = None
+
+    @property
+    def group(self):
+        """Rows of one group are made one after the other."""
+        return self.network.group
 
     @property
     def units(self):
@@ -88,24 +91,12 @@ class SampledRow:
         return self.way(None).units
 
     @property
-    def source(self):
-        """What must be made before it; rows of one source are made one after the other."""
-        if self.run is not None:
-            return (self.run[0].name, self.run[1])
-        return self.teacher.name if self.teacher else self.name
-
-    @property
     def content(self):
         """What the figures depend on: the network, and sizes, levels and rules of sampling."""
-        if self.run is not None:
-            student, seed, mark = self.run
-            network = {"student": weights_key(student, seed), "updates": mark}
-        else:
-            network = self.teacher.content if self.teacher else {"teacher": digest_of_files(files.TEACHER)}
         stages = [[s.height, s.width, [round(level, 6) for level in s.sigmas]] for s in self.plan.stages]
         rule = [self.boundary.upsampler, self.boundary.switch_noise, self.boundary.eta_switch]
         return {
-            "network": network,
+            "network": self.network.content,
             "prompts": digest_of_files(files.PROMPTS),
             "stages": stages,
             "boundary": rule if len(stages) > 1 else None,
@@ -113,37 +104,25 @@ class SampledRow:
             "guidance": self.guidance,
         }
 
-    @cached_property
-    def file(self):
-        """The file of its network."""
-        if self.run is not None:
-            student, seed, mark = self.run
-            return student.file(seed, mark)
-        return self.teacher.file() if self.teacher else files.TEACHER
-
     @property
     def ready(self):
         """Whether its network is there."""
-        return self.file.exists()
+        return self.network.file.exists()
 
     def prepare(self):
         """Train the network as far as it is not there. Raises RMDError when that fails."""
-        if self.run is not None:
-            student, seed, _ = self.run
-            student.train(seed)
-        elif self.teacher is not None:
-            self.teacher.train()
+        self.network.train()
 
     def images(self, scorer):
-        """The images to score, (N, 3, S, S) in -1..1."""
-        if self.run is not None:
-            way = student_way(self.title, self.file, backbone())
+        """The images to score, (N, 3, S, S) in -1..1; a student samples by the recipe in its file."""
+        if isinstance(self.network, Run):
+            way = student_way(self.title, self.network.file, backbone())
         else:
-            way = self.way(backbone().load(self.file, dtype=torch.float32))
+            way = self.way(backbone().load(self.network.file, dtype=torch.float32))
         return scorer.images(way, backbone())
 
     def way(self, network):
-        """The row as the demo's Way with a network."""
+        """The row as the demo's Way with a loaded network."""
         rules = {"boundary": self.boundary, "eta": self.eta, "guidance": self.guidance}
         return Way(title=self.title, network=network, plan=self.plan, **rules)
 
@@ -231,12 +210,12 @@ def student_rows(student, mark=None):
 
 def share_rows():
     """Teachers of short runs with and without low-resolution steps: (teacher, at the final size, in the cascade)."""
-    plan, boundary, eta = _sampling((MAPPED,))
-    rule, found = {"plan": plan, "boundary": boundary, "eta": eta, "guidance": GUIDANCE}, []
+    found = []
     for teacher in TEACHERS:
         single = _at_final_size(f"{teacher.name}_single", "4 steps, CFG 2", 4, GUIDANCE, teacher)
-        name = f"{teacher.name}_cascade"
-        found.append((teacher, single, SampledRow(name=name, title="cascade 2+2, CFG 2", teacher=teacher, **rule)))
+        rules = _sampling((MAPPED,)) | {"guidance": GUIDANCE}
+        cascade = SampledRow(name=f"{teacher.name}_cascade", title="cascade 2+2, CFG 2", network=teacher, **rules)
+        found.append((teacher, single, cascade))
     return found
 
 
@@ -253,29 +232,30 @@ def all_rows():
     return [row for group in groups for row in group]
 
 
-def _at_final_size(name, title, steps, guidance, teacher=None):
+def _at_final_size(name, title, steps, guidance, network=SHIPPED):
     plan = single_resolution(backbone().curve, steps, DEFAULT.config(0).plan.sizes[-1])
     rules = {"boundary": Boundary(), "eta": 1.0, "guidance": guidance}
-    return SampledRow(name=name, title=title, plan=plan, teacher=teacher, **rules)
+    return SampledRow(name=name, title=title, network=network, plan=plan, **rules)
 
 
 def _cascade(name, title, guidance, *changes):
-    plan, boundary, eta = _sampling((MAPPED, *changes))
-    with_cfg = ", CFG 2" if guidance != 1.0 else ""
-    name = f"cascade_{name}" + ("_cfg" if guidance != 1.0 else "")
-    return SampledRow(name=name, title=title + with_cfg, plan=plan, boundary=boundary, eta=eta, guidance=guidance)
+    if guidance != 1.0:
+        name, title = f"{name}_cfg", f"{title}, CFG 2"
+    rules = _sampling((MAPPED, *changes)) | {"guidance": guidance}
+    return SampledRow(name=f"cascade_{name}", title=title, network=SHIPPED, **rules)
 
 
 def _student(student, seed, mark):
-    plan, boundary, eta = _sampling(student.changes)
-    name = f"{student.name}_{mark}_seed_{seed}"
-    return SampledRow(name=name, title=student.title, plan=plan, boundary=boundary, eta=eta, run=(student, seed, mark))
+    name, rules = f"{student.name}_{mark}_seed_{seed}", _sampling(student.changes)
+    return SampledRow(name=name, title=student.title, network=Run(student, seed, mark), **rules)
 
 
 @cache
 def _sampling(changes):
+    """How the demo's configuration with some changes samples."""
     config = load_config(CONFIG, (*BASE, *changes)).resolved()
-    return build_plan(config, backbone()), sampling_boundary(config.method), config.method.eta
+    boundary = sampling_boundary(config.method)
+    return {"plan": build_plan(config, backbone()), "boundary": boundary, "eta": config.method.eta}
 
 
 @cache

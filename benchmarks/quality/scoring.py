@@ -206,10 +206,6 @@ def _blocks(x, side=16):
     return rearrange(shuffled, "b (y x) c h w -> b c (y h) (x w)", y=x.shape[-2] // side)
 
 
-def _next_concept(x):
-    return x.roll(len(BACKGROUNDS), 0)
-
-
 DAMAGES = (
     Damage("blur_3", "blurred, 3 x 3", _blur(3)),
     Damage("blur_5", "blurred, 5 x 5", _blur(5)),
@@ -218,8 +214,6 @@ DAMAGES = (
     Damage("noise_10", "noise, 10 %", _noise(0.10)),
     Damage("blocks", "blocks shuffled", _blocks),
     Damage("grey", "grey", lambda x: x.mean(1, keepdim=True).expand_as(x)),
-    Damage(
-        "wrong_prompts", "right pictures, wrong prompts", lambda x: x.roll(len(BACKGROUNDS), 0)
-    ),  # the next concept's
+    Damage("wrong_prompts", "right images, wrong prompts", lambda x: x.roll(len(BACKGROUNDS), 0)),  # the next concept
     Damage("one_style", "one style only", lambda x: x),  # last: it starts from other images
 )

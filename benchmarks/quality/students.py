@@ -5,7 +5,7 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from training.config import decisive, load_config
 log = logging.getLogger(__name__)
 OUTPUTS = Path("outputs") / "quality"  # below the repository's root, ignored by git
 CONFIG = ROOT / "training" / "configs" / "demo.yaml"
-REVISION = 1  # raise it when the trainer or the sampler is changed so that the same settings give other pictures
+REVISION = 1  # raise it when the trainer or the sampler is changed so that the same settings give other images
 
 # What every student shares, written out so that a change of the project's defaults moves no row.
 BASE = (
@@ -27,7 +27,7 @@ BASE = (
     "loss.cfg=2.0", "loss.fake_weighting=eps", "loss.fake_target=x0", "train.fake_steps=1",
     "optimiser.student_lr=1e-4", "optimiser.fake_lr=4e-4", "train.batch=16", "train.ema=0.985",
 )  # fmt: skip
-# How the run goes, which changes no weight: no validation pictures, no tracker, one checkpoint.
+# How the run goes, which changes no weight: no validation images, no tracker, one checkpoint.
 RUN = ("backbone.vae=null", "output.trackers=[]", "output.checkpoint_every=40", "output.keep=1")
 # Keys that are always part of a fingerprint, whatever their default value is or becomes.
 ALWAYS = (
@@ -64,29 +64,53 @@ class Student:
         """The resolved configuration of a run to its end."""
         return load_config(CONFIG, (*self.overrides(seed), *RUN, f"train.updates={self.marks[-1]}")).resolved()
 
-    def folder(self, seed, outputs=OUTPUTS):
-        """The folder of a run, from the root; another configuration gives another folder."""
-        return Path(outputs) / "students" / f"{self.name}-{seed}-{weights_key(self, seed)}"
 
-    def file(self, seed, mark, outputs=OUTPUTS):
-        """The student after ``mark`` updates."""
-        return ROOT / self.folder(seed, outputs) / f"after_{mark}.safetensors"
+# Networks to sample: each has ``group`` (networks of one group are trained one after the other), ``content`` (what its
+# weights depend on), ``file``, and ``train``, which makes the file where it is not there and raises RMDError if that
+# fails.
 
-    def command(self, seed, mark, outputs=OUTPUTS):
+
+@dataclass(frozen=True)
+class Run:
+    """A student after ``mark`` updates of a training seed."""
+
+    student: Student
+    seed: int
+    mark: int
+
+    @property
+    def group(self):
+        return f"{self.student.name}-{self.seed}"
+
+    @property
+    def content(self):
+        return {"student": weights_key(self.student, self.seed), "updates": self.mark}
+
+    @property
+    def folder(self):
+        """The folder of the training, from the root; another configuration gives another folder."""
+        return OUTPUTS / "students" / f"{self.group}-{weights_key(self.student, self.seed)}"
+
+    @property
+    def file(self):
+        return ROOT / self.folder / f"after_{self.mark}.safetensors"
+
+    def command(self):
         """The trainer's command that trains to ``mark`` updates, from the last checkpoint if there is one."""
-        folder = self.folder(seed, outputs)
-        own = (f"train.updates={mark}", f"output.folder={folder.as_posix()}", f"output.name=after_{mark}")
-        sets = [word for text in (*self.overrides(seed), *RUN, *own) for word in ("--set", text)]
-        resume = ["--resume"] if (ROOT / folder / "run.json").exists() else []
+        own = (
+            f"train.updates={self.mark}",
+            f"output.folder={self.folder.as_posix()}",
+            f"output.name=after_{self.mark}",
+        )
+        sets = [word for text in (*self.student.overrides(self.seed), *RUN, *own) for word in ("--set", text)]
+        resume = ["--resume"] if (ROOT / self.folder / "run.json").exists() else []
         return ["training/distill.py", "--config", str(CONFIG), *sets, *resume]
 
-    def train(self, seed, outputs=OUTPUTS):
-        """Train a run as far as its students are not there. Raises RMDError when that fails."""
-        for mark in self.marks:
-            if not self.file(seed, mark, outputs).exists():
-                title = f"{self.name}, seed {seed}, to {mark} updates"
-                logfile = ROOT / self.folder(seed, outputs).with_name(f"{self.name}-{seed}.log")
-                run_program(self.command(seed, mark, outputs), logfile, title)
+    def train(self):
+        for run in (replace(self, mark=mark) for mark in self.student.marks):
+            if not run.file.exists():
+                logfile = (ROOT / self.folder).with_name(f"{self.group}.log")
+                run_program(run.command(), logfile, f"{self.student.name}, seed {self.seed}, to {run.mark} updates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,22 +124,37 @@ class Teacher:
     jitters: int = 16
 
     @property
-    def content(self):
-        """What its weights depend on, but for the speed of the machine."""
+    def group(self):
+        return self.name
+
+    @property
+    def content(self):  # the speed of the machine decides too
         settings = [list(self.shares), self.cpu_minutes, self.jitters]
         return {"short teacher": settings, "vae": digest_of_files(files.VAE), "revision": REVISION}
 
-    def file(self, outputs=OUTPUTS):
-        """The file of its weights."""
-        return ROOT / outputs / "teachers" / self.name / "teacher.safetensors"
+    @property
+    def file(self):
+        return ROOT / OUTPUTS / "teachers" / self.name / "teacher.safetensors"
 
-    def train(self, outputs=OUTPUTS):
-        """Train it if it is not there, in one piece. Raises RMDError when that fails."""
-        folder = self.file(outputs).parent
-        if not self.file(outputs).exists():
+    def train(self):
+        folder = self.file.parent
+        if not self.file.exists():
             command = ["-m", "demo.make.teacher", "--out", folder, "--cpu-minutes", self.cpu_minutes]
             command += ["--jitters", self.jitters, "--shares", *self.shares]
             run_program(command, folder.with_suffix(".log"), self.name)
+
+
+class ShippedTeacher:
+    """The demo's own teacher."""
+
+    group, file = "shipped teacher", files.TEACHER
+
+    @property
+    def content(self):
+        return {"teacher": digest_of_files(files.TEACHER)}
+
+    def train(self):
+        """It is there."""
 
 
 def run_program(arguments, logfile, title):

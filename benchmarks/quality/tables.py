@@ -26,9 +26,9 @@ def report(store, timing):
     """The tables with their titles, and how the rows were made. ``timing``: what was kept of ``--time``, or None."""
     tables = Tables(store, timing)
     parts = [f"{title}\n\n{text()}\n" for title, text in tables.all().items()]
-    parts.append(f"{len(PROMPTS) * REPEATS} pictures a row; {'; '.join(store.made()) or 'no row is there'}")
+    parts.append(f"{len(PROMPTS) * REPEATS} images a row; {'; '.join(store.made()) or 'no row is there'}")
     if timing:
-        parts.append("ms: CPU time of a picture on one thread, {cpu}, torch {torch}, {date}".format(**timing["made"]))
+        parts.append("ms: CPU time of an image on one thread, {cpu}, torch {torch}, {date}".format(**timing["made"]))
     return "\n".join(line.rstrip() for line in "\n".join(parts).splitlines())
 
 
@@ -56,13 +56,13 @@ class Tables:
     def all(self):
         """Every table as a function, by its title."""
         return {
-            "Real pictures, teacher, cascade without distillation, students": self.main,
+            "Real images, teacher, cascade without distillation, students": self.main,
             "Upsampler of the clean estimate and mapping of the levels": self.cells,
             "Differences between students of the same training seed": self.paired,
             "One change at a time, at two thirds of the training": self.changes,
             "During training": self.curves,
             "Low-resolution share of a short teacher training": self.shares,
-            "The metric on damaged real pictures": self.check,
+            "The metric on damaged real images": self.check,
         }
 
     def main(self):
@@ -183,7 +183,7 @@ def figure_of(store, panel):
         panel(axes, store, name)
         floor = values_of(store, rows.floor_rows())
         if floor:
-            axes.axhline(mean(values[name] for values in floor), color=MUTED, ls="--", lw=1, label="real pictures")
+            axes.axhline(mean(values[name] for values in floor), color=MUTED, ls="--", lw=1, label="real images")
         axes.set_ylim(bottom=0)
     handles, titles = figure.axes[0].get_legend_handles_labels()
     if handles:
@@ -214,7 +214,7 @@ def against_cost(axes, store, name):
     axes.set_xlim(1.5, 130)
     axes.set_xticks([2, 4, 8, 100], ["2", "4", "8", "100"])
     axes.minorticks_off()
-    axes.set_xlabel("network evaluations a picture, in units of one at 128 px")
+    axes.set_xlabel("network evaluations an image, in units of one at 128 px")
 
 
 def during_training(axes, store, name):

@@ -212,7 +212,7 @@ def readme_block(all_results):
                 *([_best(results, model) for results in measured] or ["not yet"]),
             ]
         )
-    known = "and measured" if measured else "not yet measured, for want of a GPU"
+    known = "and measured" if measured else "not yet measured, as there was no GPU"
     return (
         f"RMD against the teacher with guidance at full size: the arithmetic of the network calls, {known} (`python -m "
         f"benchmarks.speed`, [docs/speed.md](docs/speed.md)).\n\n{markdown_table(head, rows)}"

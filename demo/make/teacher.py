@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.teacher --cpu-minutes 75 --out DIR
 
-Flow matching at 128, 96 and 64 px, by default half of the steps below the final size; the concept always stands
-in the prompt or the whole prompt is empty, while style and background are sometimes left open.
+Flow matching at 128, 96 and 64 px, by default half of the steps below the final size; the concept is always in
+the prompt or the whole prompt is empty, while style and background are sometimes left open.
 """
 
 import argparse

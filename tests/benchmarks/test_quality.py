@@ -17,6 +17,7 @@ from benchmarks.quality.students import (
     ROOT,
     SINGLE,
     STUDENTS,
+    Run,
     runs,
     settings,
     weights_key,
@@ -96,15 +97,16 @@ def test_the_key_changes_with_what_matters_and_with_nothing_else():
     for other in (
         replace(row, eta=0.25),
         replace(row, guidance=2.0),
-        replace(row, run=(DEFAULT, 0, 80)),
+        replace(row, network=Run(DEFAULT, 0, 80)),
         replace(row, boundary=replace(row.boundary, upsampler="bicubic")),
-        replace(row, run=None),
+        replace(row, network=rows.SHIPPED),
     ):
         assert rows.key_of(other) != rows.key_of(row)
 
 
-def test_the_trainers_command_gives_the_configuration_that_the_key_is_of(tmp_path):
-    words = SINGLE.command(1, 64, outputs=tmp_path)
+def test_the_trainers_command_gives_the_configuration_that_the_key_is_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.quality.students.OUTPUTS", tmp_path)
+    words = Run(SINGLE, 1, 64).command()
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = load_config(words[words.index("--config") + 1], sets).resolved()
     assert settings(config) == settings(SINGLE.config(1))

@@ -53,14 +53,14 @@ def test_the_plain_loop_has_the_trainers_gradients_for_its_draws(trainer, mode):
             continue
         stages.add((first.stage, second.stage))
         assert first.prompts == second.prompts
-        conditioning = run.phases.embed(first.prompts)
+        conditioning = run.objective.embed(first.prompts)
         states = plain.states(first, conditioning)
         assert len(states) == len(run.setup.plan.steps)
-        loss, _ = run.phases.fake_phase(first, share=False)
+        loss, _ = run.objective.fake_phase(first, share=False)
         ours = gradients_of(run, "fake")
         assert plain.fake_phase(first, plain.received(states, first), conditioning) == pytest.approx(loss, rel=1e-4)
         assert_close(ours, gradients_of(run, "fake"))
-        loss, _ = run.phases.student_phase(second)
+        loss, _ = run.objective.student_phase(second)
         ours = gradients_of(run, "student")
         x_in = plain.received(states, second)
         assert plain.student_phase(second, x_in, conditioning) == pytest.approx(loss, rel=1e-4)
@@ -102,7 +102,7 @@ def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(t
         return hook
 
     for role in rows:
-        getattr(run.phases, role).register_forward_pre_hook(count(role))
+        getattr(run.objective, role).register_forward_pre_hook(count(role))
     for number in block:
         plain.update(number)
     expected = plain_cost(run.setup.plan, cost, cfg=2.0)
@@ -144,9 +144,12 @@ def test_the_memory_command_counts_and_says_what_was_not_measured(tmp_path, caps
 
 
 def test_the_memory_command_keeps_what_was_measured(tmp_path):
-    results, counted = tmp_path / "results.json", {"device": 2, "parts": {}}
-    measured, full = counted | {"measured": 3}, counted | {"measured": None}
-    assert store(results, "a", "x", counted) == counted and store(results, "a", "x", measured) == measured
-    assert store(results, "a", "x", counted) == measured and store(results, "b", "x", counted) == counted
-    assert store(results, "a", "x", full) == full and store(results, "a", "y", counted) == counted
-    assert json.loads(results.read_text())["rows"] == {"a": {"x": full, "y": counted}, "b": {"x": counted}}
+    results = tmp_path / "results.json"
+    counted, measured = {"device": 2, "made": "here"}, {"device": 1, "made": "there", "measured": 3}
+    assert store(results, "a", "x", counted) == counted
+    assert store(results, "a", "x", measured) == measured
+    assert store(results, "a", "x", counted) == measured | {"device": 2}
+    assert store(results, "a", "x", measured | {"measured": None})["measured"] is None
+    store(results, "b", "x", counted)
+    rows = json.loads(results.read_text())["rows"]
+    assert rows == {"a": {"x": measured | {"measured": None}}, "b": {"x": counted}}

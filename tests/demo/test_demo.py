@@ -110,7 +110,7 @@ def test_the_teacher_draws_what_it_is_asked_for(world):
     assert named_right(judge, images) >= 0.9
 
 
-def test_a_picture_does_not_depend_on_its_batch(world):
+def test_an_image_does_not_depend_on_its_batch(world):
     backbone, vae, cache, _ = world
     way = student_way("student", files.STUDENT, backbone)
     whole, _ = make_images(way, backbone, vae, cache, PROMPTS[:3], seed=5)
