@@ -44,7 +44,7 @@ def test_a_longer_prompt_changes_no_other_where_the_length_is_given(tmp_path):
 
 
 def test_the_demo_cache_of_equal_lengths_needs_no_length():
-    cache = PromptCache(Path(__file__).parent.parent / "demo/models/embeddings/rmd_tiny_prompts.safetensors")
+    cache = PromptCache(Path(__file__).parents[2] / "demo/models/embeddings/rmd_tiny_prompts.safetensors")
     assert cache.batch(cache.texts[:3]).shape == (3, cache.tokens, cache.dim) and cache.tokens == 3
 
 
