@@ -1,5 +1,8 @@
-"""The trainer's configuration: one validated tree, unknown keys refused.
-Read a configuration file, apply ``--set a.b=c`` overrides, and say in one line what is wrong with it."""
+"""The trainer's configuration: one validated tree, read from YAML with ``--set a.b=c`` overrides.
+
+Unknown keys are refused, and what is wrong is said in one line. No import of torch here: a bad configuration is refused
+at once.
+"""
 
 import hashlib
 import json
@@ -11,9 +14,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rmd_core.boundary import SWITCH_NOISES, UPSAMPLERS
 from rmd_core.errors import RMDError, one_line
-from rmd_core.losses import FAKE_WEIGHTINGS
 from rmd_core.presets import PRESETS
 
 
@@ -37,7 +38,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Cells = tuple[Count, Count]
-_UNDECISIVE = (
+_UNDECISIVE = (  # prefixes of keys that decide no trained weight
     "output.",
     "backbone.vae",
     "backbone.gradient_checkpointing",
@@ -51,6 +52,9 @@ _UNDECISIVE = (
 File = Annotated[Path, AfterValidator(_a_path)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+SwitchNoise = Literal["exact", "mix", "fresh"]  # SWITCH_NOISES of rmd_core.boundary
+Upsampler = Literal["nearest", "bicubic", "bilinear", "area"]  # UPSAMPLERS of it
+FakeWeighting = Literal["eps", "v", "min_snr5", "legacy"]  # FAKE_WEIGHTINGS of rmd_core.losses
 
 
 class Section(BaseModel):
@@ -64,12 +68,12 @@ class BackboneSection(Section):
 
     name: str = Field(description="backbone, such as wan or sdxl")
     base: File = Field(description="the teacher: a Diffusers-format folder, a hub id or one native-key file")
-    vae: File | None = Field(None, description="autoencoder for validation pictures; none are made without it")
+    vae: File | None = Field(None, description="autoencoder for validation images; none are made without it")
     shift: Positive | None = Field(
         None, description="flow shift the teacher was trained with; null: the backbone's own"
     )
     gradient_checkpointing: Literal[False, True, "offload"] = Field(
-        False, description="recompute activations; offload: with the inputs of blocks in main memory meanwhile"
+        False, description="recompute activations; offload: with the inputs of blocks in system memory meanwhile"
     )
 
 
@@ -130,9 +134,9 @@ class MethodSection(Section):
 
     preset: Literal[tuple(PRESETS)] = "default"
     mapping: Literal["area", "none"] | ShiftPair | Ratio | None = None
-    upsampler: Literal[UPSAMPLERS] | None = None
-    switch_noise: Literal[SWITCH_NOISES] | None = None
-    loss_noise: Literal[SWITCH_NOISES] | None = None
+    upsampler: Upsampler | None = None
+    switch_noise: SwitchNoise | None = None
+    loss_noise: SwitchNoise | None = None
     eta_train: Share | None = None
     eta: Share | None = Field(None, description="eta of sampling and validation, written into the recipe")
     eta_switch: Share | None = Field(None, description="share of predicted noise at a change of size; null: as eta")
@@ -144,7 +148,7 @@ class LossSection(Section):
     """The two losses."""
 
     cfg: Annotated[float, Field(ge=1)] = Field(5.0, description="guidance of the teacher; 1 is none")
-    fake_weighting: Literal[FAKE_WEIGHTINGS] = "eps"
+    fake_weighting: FakeWeighting = "eps"
     fake_target: Literal["x0", "subinterval"] = "x0"
     clip: Positive = Field(0.2, description="least per-sample normaliser of the generator loss")
     huber_c: Positive | None = Field(None, description="pseudo-Huber constant; null: by the size of the latent")
@@ -227,7 +231,7 @@ class OutputSection(Section):
     keep: Count = Field(2, description="checkpoints kept")
     validate_every: Count = 50
     validation_prompts: tuple[str, ...] | None = Field(None, description="null: the first prompts")
-    pictures: Count = Field(8, description="pictures of a validation grid")
+    pictures: Count = Field(8, description="images of a validation grid")
     trackers: Annotated[tuple[Tracker, ...], AfterValidator(_each_once)] = Field(
         ("tensorboard",), description="who keeps the figures beside metrics.jsonl"
     )
@@ -248,34 +252,33 @@ class Config(Section):
 
     def resolved(self):
         """The same configuration with every method choice filled in from the preset, and the adapters' own."""
-        method, preset = self.method, PRESETS[self.method.preset]
-        eta_train = _chosen(method.eta_train, preset.eta_train)
-        filled = {
-            "mapping": _chosen(method.mapping, "none" if preset.mapping_train == "none" else "area"),
-            "upsampler": _chosen(method.upsampler, preset.upsampler),
-            "switch_noise": _chosen(method.switch_noise, preset.switch_noise),
-            "loss_noise": _chosen(method.loss_noise, preset.loss_noise),
-            "eta_train": eta_train,
-            "eta": _chosen(method.eta, preset.eta if method.eta_train is None else eta_train),
-            "offset_factor": _chosen(method.offset_factor, preset.offset_factor),
-            "split_timestep": _chosen(method.split_timestep, preset.split),
+        method, model, preset = self.method, self.model, PRESETS[self.method.preset]
+        choices = {
+            "mapping": "none" if preset.mapping_train == "none" else "area",
+            "upsampler": preset.upsampler,
+            "switch_noise": preset.switch_noise,
+            "loss_noise": preset.loss_noise,
+            "eta_train": preset.eta_train,
+            "eta": preset.eta if method.eta_train is None else method.eta_train,
+            "offset_factor": preset.offset_factor,
+            "split_timestep": preset.split,
         }
-        return self.model_copy(update={"method": method.model_copy(update=filled), "model": self._model()})
-
-    def _model(self):
-        if self.model.mode == "three networks":
-            return self.model
-        alpha = _chosen(self.model.alpha, float(self.model.rank))
-        base_dtype = _chosen(self.model.base_dtype, self.train.precision)
-        return self.model.model_copy(update={"alpha": alpha, "base_dtype": base_dtype})
+        method = _filled(method, choices)
+        if model.mode == "adapters":
+            model = _filled(model, {"alpha": float(model.rank), "base_dtype": self.train.precision})
+        return self.model_copy(update={"method": method, "model": model})
 
     def unused(self):
         """The names of keys that are for adapters and were given other values than their own, in another mode."""
         if self.model.mode == "adapters":
             return ()
-        keys = [("model", key) for key in ModelSection.model_fields if key != "mode"] + [("output", "merge")]
-        parts = [(f"{part}.{key}", getattr(self, part), key) for part, key in keys]
-        return tuple(name for name, part, key in parts if getattr(part, key) != type(part).model_fields[key].default)
+        sections = {"model": set(ModelSection.model_fields) - {"mode"}, "output": {"merge"}}
+        return tuple(
+            f"{name}.{key}"
+            for name, keys in sections.items()
+            for key, field in type(getattr(self, name)).model_fields.items()
+            if key in keys and getattr(getattr(self, name), key) != field.default
+        )
 
     def to_yaml(self):
         """The configuration as YAML text that reads back as the same configuration."""
@@ -293,8 +296,9 @@ def decisive(tree):
     return {name: value for name, value in flat.items() if not name.startswith(_UNDECISIVE)}
 
 
-def _chosen(own, preset):
-    return preset if own is None else own
+def _filled(section, choices):
+    """The section with what is null in it taken from ``choices``."""
+    return section.model_copy(update={key: v for key, v in choices.items() if getattr(section, key) is None})
 
 
 class _Loader(yaml.SafeLoader):
@@ -336,7 +340,8 @@ def load_config(path, overrides=()):
     try:
         return Config.model_validate_json(text)
     except ValidationError as error:
-        raise RMDError(f"{path}: " + "; ".join(_lines(error.errors())[:5])) from None
+        lines = dict.fromkeys(map(_line, error.errors()))
+        raise RMDError(f"{path}: " + "; ".join(list(lines)[:5])) from None
 
 
 def _parse(text, source):
@@ -361,20 +366,11 @@ def _apply(tree, override):
     tree[keys[-1]] = _parse(value, f"--set {override}")
 
 
-def _lines(errors):
-    """Validation errors in words, the several complaints about one mapping as one."""
-    mapping = [error for error in errors if error["loc"][:2] == ("method", "mapping")]
-    lines = [_line(error) for error in errors if error not in mapping]
-    if mapping:
-        lines.append(
-            "'method.mapping': it is area, none, {shift: [LOW, HIGH]} or {ratio: NUMBER}, with numbers above 0"
-        )
-    return lines
-
-
 def _line(error):
     """One validation error in words."""
     place, kind = ".".join(str(part) for part in error["loc"]), error["type"]
+    if error["loc"][:2] == ("method", "mapping"):  # one complaint for each form that it is not
+        return "'method.mapping': it is area, none, {shift: [LOW, HIGH]} or {ratio: NUMBER}, with numbers above 0"
     if kind == "extra_forbidden":
         return f"unknown key '{place}'; allowed there: {', '.join(_fields(error['loc'][:-1]))}"
     if kind == "missing":

@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM as a wish that the loop grants after the update at hand.
-Distil a text-to-image or text-to-video model into a few-step, multi-resolution student.
+"""Distil a text-to-image or text-to-video model into a few-step, multi-resolution student.
 
     python training/distill.py --config training/configs/demo.yaml [--set train.batch=8 ...] [--dry-run] [--resume]
 
 Exit codes: 0 done; 1 the run failed (a value that is not finite, a full disk); 2 bad input, no training took place;
 130 or 143 stopped by Ctrl-C or SIGTERM, with a checkpoint saved (a second signal acts at once).
+
+From here an update is read in ``trainer`` (the loop) and ``objective`` (the losses).
 """
 
 import argparse
@@ -15,14 +16,116 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "training"))]
+
 from rmd_core.errors import RMDError, one_line  # noqa: E402
+from training.config import load_config  # noqa: E402
+
+
+def main(argv=None):
+    """Run the command line ``argv`` and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/training.md.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print plan, parameters and cost, and train nothing")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("training").setLevel(logging.INFO)
+    try:
+        config = load_config(arguments.config, arguments.set).resolved()
+        return _distill(arguments, config)
+    except RMDError as error:
+        return _say(error, 2)
+    except KeyboardInterrupt:
+        return _say("stopped at once; a run that has checkpoints continues from the last one with --resume", 130)
+
+
+def _distill(arguments, config):
+    """One run in this process, from a checked configuration to the exit code. Raises RMDError for a wrong launch."""
+    if arguments.dry_run and config.prompts.encode_from is None:
+        from training.quick_imports import import_networks_alone
+
+        import_networks_alone()
+    # Imported here so that a slip in the configuration is answered at once, before torch and diffusers have loaded.
+    from training.offload import ran_out_of_memory
+    from training.parallel import Processes
+
+    processes = Processes(config)
+    if not processes.main:
+        logging.getLogger("training").setLevel(logging.ERROR)
+    try:
+        with ExitStack() as stack:  # which holds the lock of the output folder
+            return _run(arguments, config, processes, stack)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return _say(
+            f"the memory of {processes.device} ran out ({one_line(error, 200)}); --dry-run prints the least that a "
+            "run needs, and backbone.gradient_checkpointing, train.guidance_calls and train.offload can be changed to "
+            "need less, also with --resume",
+            1,
+            everywhere=True,
+        )
+    finally:
+        processes.close()
+
+
+def _run(arguments, config, processes, stack):
+    from training.hub import pin_models
+    from training.memory import dry_run_report
+    from training.parallel import ProcessLost
+    from training.run import RunLock, check_folder, claim_folder, data_digests, known_commits
+    from training.setup import prepare
+
+    try:
+        processes.check_same(config)
+        config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
+        shards = processes.count if processes.sharded else 1
+        planned = memory = None
+        if config.prompts.encode_from is not None:
+            from training.encode_prompts import make_cache, planned_cache  # text encoders take seconds to import
+
+            if arguments.dry_run:
+                with processes.together():
+                    planned = planned_cache(config)
+            else:
+                memory = processes.first_alone(make_cache(config, device=processes.device, spread=shards))
+        with processes.together():
+            setup = prepare(config, spread=shards, planned=planned, memory=memory)
+        if arguments.dry_run:
+            if processes.main:
+                print(dry_run_report(setup, processes=processes.count))
+            return 0
+        from training.trainer import Trainer
+
+        with processes.together():
+            if processes.main:
+                data = data_digests(config, setup.prompts, setup.cache)
+                folder = check_folder(config, data, resume=arguments.resume)
+                stack.enter_context(RunLock(folder))
+                check_folder(config, data, resume=arguments.resume)  # another run may have begun since
+        with processes.together():
+            trainer = Trainer(setup, processes)
+        trainer.restore()
+        with processes.together():
+            if processes.main:
+                claim_folder(config, data, folder, commits)
+    except RMDError as error:
+        return _say(error, 2, everywhere=isinstance(error, ProcessLost))
+    with StopSignals(launcher=processes.count > 1) as signals:
+        try:
+            return trainer.run(signals)
+        except RMDError as error:
+            return _say(error, 1, everywhere=isinstance(error, ProcessLost))
 
 
 class StopSignals:
-    """Within the block the first SIGINT or SIGTERM is noted in ``received``; a second one acts at once.
+    """Within the block the first SIGINT or SIGTERM is noted in ``received``, which the loop obeys after its update.
 
-    With ``launcher`` a second one does nothing: a launcher passes on what its processes may have got already, and ends
-    them itself when they take too long.
+    A second one acts at once; with ``launcher`` it does nothing: a launcher passes on what its processes may have got
+    already, and ends them itself when they take too long.
     """
 
     def __init__(self, *, launcher=False):
@@ -52,110 +155,6 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "training"))]
-
-
-def main(argv=None):
-    """Run the command line ``argv`` and return its exit code."""
-    arguments = _parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("training").setLevel(logging.INFO)
-    try:
-        return _distill(arguments)
-    except KeyboardInterrupt:
-        return _say("stopped at once; a run that has checkpoints continues from the last one with --resume", 130)
-
-
-def _distill(arguments):
-    from training.config import load_config
-
-    try:
-        config = load_config(arguments.config, arguments.set).resolved()
-        # Imported here so that a slip in the configuration is told in a second or two, before diffusers has loaded.
-        from training.offload import ran_out_of_memory
-        from training.parallel import Processes
-
-        processes = Processes(config)
-    except RMDError as error:
-        return _say(error, 2)
-    if not processes.main:
-        logging.getLogger("training").setLevel(logging.ERROR)
-    try:
-        with ExitStack() as held:
-            return _run(arguments, config, processes, held)
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        return _say(
-            f"the memory of {processes.device} ran out ({one_line(error, 200)}); --dry-run prints what a "
-            "run needs, and backbone.gradient_checkpointing, train.guidance_calls and train.offload can be changed to "
-            "need less, also with --resume",
-            1,
-            everywhere=True,
-        )
-    finally:
-        processes.close()
-
-
-def _run(arguments, config, processes, held):
-    from training.hub import pin_models
-    from training.memory import dry_run_report
-    from training.parallel import ProcessLost
-    from training.run import RunLock, check_folder, claim_folder, data_digests, known_commits
-    from training.setup import prepare
-    from training.trainer import Trainer
-
-    try:
-        processes.check_same(config)
-        config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
-        spread = processes.count if processes.sharded else 1
-        planned = memory = None
-        if config.prompts.encode_from is not None:
-            # Imported only where it is needed: text encoders take seconds.
-            from training.encode_prompts import make_cache, planned_cache
-
-            if arguments.dry_run:
-                with processes.together():
-                    planned = planned_cache(config)
-            else:
-                memory = processes.first_alone(make_cache(config, device=processes.device, spread=spread))
-        with processes.together():
-            setup = prepare(config, spread=spread, planned=planned, memory=memory)
-        if arguments.dry_run:
-            if processes.main:
-                print(dry_run_report(setup, processes=processes.count))
-            return 0
-        with processes.together():
-            if processes.main:
-                data = data_digests(config, setup.prompts, setup.cache)
-                folder = check_folder(config, data, resume=arguments.resume)
-                held.enter_context(RunLock(folder))
-                check_folder(config, data, resume=arguments.resume)  # another run may have begun since
-        with processes.together():
-            trainer = Trainer(setup, processes)
-        trainer.restore()
-        with processes.together():
-            if processes.main:
-                claim_folder(config, data, folder, commits)
-    except RMDError as error:
-        return _say(error, 2, everywhere=isinstance(error, ProcessLost))
-    with StopSignals(launcher=processes.count > 1) as signals:
-        try:
-            return trainer.run(signals)
-        except RMDError as error:
-            return _say(error, 1, everywhere=isinstance(error, ProcessLost))
-
-
-def _parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/training.md.")
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="print plan, parameters and cost, and train nothing")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
-    return parser
 
 
 def _say(error, code, *, everywhere=False):

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch.distributed.tensor import DTensor
 
 from rmd_core.errors import RMDError
 from rmd_core.files import make_folder, open_tensors, save_safetensors, write_json, write_text, writing
@@ -33,7 +32,7 @@ from rmd_core.prompt_cache import NULL_PROMPT
 
 from .config import decisive
 from .hub import is_folder, located
-from .parallel import ProcessLost, local
+from .parallel import ProcessLost, is_sharded, local
 
 try:
     import fcntl
@@ -268,7 +267,7 @@ class CheckpointStore:
         processes when one cannot write; older checkpoints are untouched.
         """
         partial, final = self.folder / f".part-{update:06d}", self.path(update)
-        sharded = any(isinstance(tensor, DTensor) for tensors in parts.values() for tensor in tensors.values())
+        sharded = any(is_sharded(tensor) for tensors in parts.values() for tensor in tensors.values())
         shards = self.count if sharded else 1
         try:
             with self._together(), writing(final):
@@ -278,7 +277,7 @@ class CheckpointStore:
                     partial.mkdir()
             with self._together(), writing(final):
                 for part, tensors in parts.items() if self.rank < shards else ():
-                    own = {n: local(t) for n, t in tensors.items() if self.rank == 0 or isinstance(t, DTensor)}
+                    own = {n: local(t) for n, t in tensors.items() if self.rank == 0 or is_sharded(t)}
                     save_safetensors(partial / _file_name(part, self.rank, shards), own)
             with self._together(), writing(final):
                 if self.rank == 0:

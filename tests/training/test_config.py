@@ -12,7 +12,7 @@ from training.memory import plain_cost, update_cost
 from training.plans import build_plan, loss_boundary, sampling_boundary, training_boundary
 from training_world import make_setup, write_world
 
-DEMO = Path(__file__).parent.parent / "training" / "configs" / "demo.yaml"
+DEMO = Path(__file__).parents[2] / "training" / "configs" / "demo.yaml"
 
 
 def test_the_resolved_copy_reads_back_as_itself(tmp_path):
