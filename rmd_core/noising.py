@@ -106,15 +106,6 @@ def noise_further(
 
     Raises RMDError if t is less noisy than s for any sample. Source: docs/method.md, training objective.
     """
-    scale, fresh = further_coefficients(alpha_s=alpha_s, sigma_s=sigma_s, alpha_t=alpha_t, sigma_t=sigma_t)
-    x_t = broadcast_to(scale, x_s) * x_s + broadcast_to(fresh, x_s) * noise
-    return Noised(x_t.to(x_s.dtype), fresh)
-
-
-def further_coefficients(
-    *, alpha_s: LevelLike, sigma_s: LevelLike, alpha_t: LevelLike, sigma_t: LevelLike
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two coefficients of `noise_further`, (alpha_t/alpha_s, b), as float64 tensors. RMDError if t < s."""
     a_s, s_s, a_t, s_t = (torch.as_tensor(level, dtype=torch.float64) for level in (alpha_s, sigma_s, alpha_t, sigma_t))
     # Comparing alpha_t sigma_s with sigma_t alpha_s compares the two noise-to-signal ratios without a division.
     if bool((a_t * s_s > s_t * a_s * (1.0 + 1e-9) + 1e-12).any()):
@@ -123,7 +114,9 @@ def further_coefficients(
         )
     scale = torch.where(a_s > 0.0, a_t / torch.where(a_s > 0.0, a_s, 1.0), 1.0)
     carried = scale * s_s
-    return scale, ((s_t - carried).clamp(min=0.0) * (s_t + carried)).sqrt()
+    fresh = ((s_t - carried).clamp(min=0.0) * (s_t + carried)).sqrt()
+    x_t = broadcast_to(scale, x_s) * x_s + broadcast_to(fresh, x_s) * noise
+    return Noised(x_t.to(x_s.dtype), fresh)
 
 
 def _show(level: torch.Tensor) -> str:

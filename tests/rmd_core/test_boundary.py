@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import reduce
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from core_world import randn
 from rmd_core.boundary import (
     SWITCH_NOISES,
     UPSAMPLERS,
@@ -24,10 +25,6 @@ from rmd_core.errors import RMDError
 
 SIZES = [((8, 8), (16, 16)), ((6, 10), (9, 16)), ((5, 7), (5, 11)), ((3, 4), (7, 9))]
 PAIRS = [(64, 128), (60, 90), (104, 160), (8, 12), (7, 10), (5, 5), (1, 3), (13, 14)]
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def slow_boxes(x_HW, size_hw):
@@ -99,7 +96,6 @@ def test_area_averages_exact_fractional_boxes(low, high):
 
 
 @given(n=st.integers(1, 40), extra=st.integers(0, 40))
-@settings(max_examples=50, deadline=None)
 def test_area_keeps_the_mean_and_shares_are_probabilities(n, extra):
     boxes = box_average(n, n + extra)
     assert (boxes >= 0).all()

@@ -5,26 +5,25 @@ from math import sqrt
 import pytest
 import torch
 
+from core_world import FLOW3, SDXL
 from rmd_core.boundary import step_noise, switch_noise, upsample
 from rmd_core.cascade import Boundary, DenoiserRunner, StageEnd, run_cascade, trajectory
 from rmd_core.errors import RMDError
 from rmd_core.noise import SeededNoise
 from rmd_core.plan import plan_from_split, plan_from_thresholds
-from rmd_core.schedule import AreaMap, FlowCurve, NoMap, VPCurve
+from rmd_core.schedule import AreaMap, NoMap
 
-FLOW = FlowCurve(3.0)
-SDXL = VPCurve.scaled_linear(0.00085, 0.012)
 LOW, MIDDLE, HIGH = (6, 7), (8, 9), (9, 15)
 
 
-def make_plan(split="2+2", sizes=(LOW, HIGH), curve=FLOW, mapping=None, steps=None):
+def make_plan(split="2+2", sizes=(LOW, HIGH), curve=FLOW3, mapping=None, steps=None):
     return plan_from_split(curve, split, sizes=sizes, mapping=mapping or AreaMap(), steps=steps)
 
 
 class ToyDenoiser:
     """A smooth nonlinear stand-in for a network, elementwise, with exact x = alpha x0 + sigma eps; keeps its inputs."""
 
-    def __init__(self, curve=FLOW):
+    def __init__(self, curve=FLOW3):
         self.curve = curve
         self.steps = []
         self.inputs = []
@@ -182,7 +181,7 @@ def test_every_draw_has_its_own_address():
 
 
 # Invariants 24 and 25
-@pytest.mark.parametrize("curve", [FLOW, SDXL])
+@pytest.mark.parametrize("curve", [FLOW3, SDXL])
 @pytest.mark.parametrize("part", ["x0", "eps"])
 def test_the_level_told_is_the_level_of_the_state(curve, part):
     """An impulse in x0 alone must arrive as alpha, an impulse in eps alone as sigma, of the step that is told."""
@@ -326,7 +325,7 @@ def test_bad_runners_and_shapes_are_named():
 
 
 def test_thresholds_and_split_sample_alike():
-    from_thresholds = plan_from_thresholds(FLOW, 4, thresholds=[-2.5], sizes=[LOW, HIGH], mapping=AreaMap())
+    from_thresholds = plan_from_thresholds(FLOW3, 4, thresholds=[-2.5], sizes=[LOW, HIGH], mapping=AreaMap())
     assert torch.equal(sample(from_thresholds)[0].x0, sample(make_plan())[0].x0)
 
 

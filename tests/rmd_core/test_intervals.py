@@ -4,27 +4,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from core_world import FLOW3, IMAGE, SDXL, WAN, curves, maps, splits
 from rmd_core.errors import RMDError
 from rmd_core.intervals import StageDraw, TimestepIntervals
 from rmd_core.noising import noise_further
 from rmd_core.plan import plan_from_split
 from rmd_core.presets import PRESETS
-from rmd_core.schedule import AreaMap, FixedRatioMap, FlowCurve, NoMap, ShiftPairMap, VPCurve
-
-unhurried = settings(deadline=None, max_examples=60)
-
-SDXL = VPCurve.scaled_linear(0.00085, 0.012)
-PIXART = VPCurve.linear(1e-4, 0.02)
-FLOW3 = FlowCurve(3.0)
-IMAGE = ((64, 64), (128, 128))
-WAN = ((60, 104), (90, 160))
-
-curves = st.sampled_from([FLOW3, FlowCurve(1.0), FlowCurve(5.0), SDXL, PIXART])
-maps = st.sampled_from([NoMap(), AreaMap(), FixedRatioMap(1.7), ShiftPairMap(3.0, 5.0)])
-splits = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any)
+from rmd_core.schedule import AreaMap, FlowCurve, NoMap, ShiftPairMap
 
 
 def wan(split="3+3", mapping=None):
@@ -114,7 +103,6 @@ def test_a_mapped_vp_plan_moves_on_the_one_table():
     assert ranges(plan) == [(897 + 20, 979), (693 + 71, 979), (455 + 44, 894), (0 + 89, 894)]
 
 
-@unhurried
 @given(
     curve=curves,
     split=splits,
@@ -279,7 +267,6 @@ def test_offset_factors_outside_the_range_are_refused(factor):
         TimestepIntervals.from_plan(wan(), offset_factor=factor)
 
 
-@unhurried
 @given(split=splits, warmup=st.integers(0, 5), seed=st.integers(0, 2**32))
 def test_invariant_23_warm_up_draws_every_stage_but_the_last(split, warmup, seed):
     plan = plan_from_split(FLOW3, split, sizes=sizes_of(split), mapping=AreaMap())
@@ -308,7 +295,6 @@ def test_invariant_23_three_stages_are_drawn_evenly_in_and_after_the_warm_up():
         assert counts.tolist() == pytest.approx(chances, abs=0.04)
 
 
-@unhurried
 @given(split=splits, seed=st.integers(0, 2**32))
 def test_invariant_23_a_batch_never_mixes_sizes(split, seed):
     plan = plan_from_split(FLOW3, split, sizes=sizes_of(split), mapping=AreaMap())

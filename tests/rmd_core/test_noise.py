@@ -4,13 +4,11 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
 from rmd_core.noise import derive_seed, noise
-
-unhurried = settings(deadline=None, max_examples=60)
 
 parts = st.lists(st.one_of(st.integers(), st.text(max_size=6)), max_size=4)
 
@@ -20,7 +18,6 @@ def test_derive_seed_is_sha256_of_the_address():
     assert derive_seed(7, 1, "switch", 0) == int(digest[:16], 16) // 2
 
 
-@unhurried
 @given(seed=st.integers(), address=parts)
 def test_derived_seeds_fit_a_generator(seed, address):
     derived = derive_seed(seed, *address)
@@ -28,7 +25,6 @@ def test_derived_seeds_fit_a_generator(seed, address):
     torch.Generator().manual_seed(derived)
 
 
-@unhurried
 @given(first=parts, second=parts)
 def test_different_addresses_give_different_seeds(first, second):
     assert (derive_seed(0, *first) == derive_seed(0, *second)) == (first == second)
@@ -45,7 +41,6 @@ def test_derive_seed_refuses_other_parts(part):
         derive_seed(0, part)
 
 
-@unhurried
 @given(batch=st.integers(1, 5), more=st.integers(0, 4))
 def test_item_0_does_not_depend_on_the_batch_size(batch, more):
     small, large = (noise((size, 3, 4, 5), 11, 0, "start") for size in (batch, batch + more))

@@ -5,25 +5,15 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from core_world import FLOW3, FLOW5, IMAGE, PIXART, SDXL, WAN, curves, maps, splits
 from rmd_core.errors import RMDError
 from rmd_core.plan import base_grid, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
-from rmd_core.schedule import AreaMap, FixedRatioMap, FlowCurve, NoMap, ShiftPairMap, VPCurve
+from rmd_core.schedule import AreaMap, FixedRatioMap, FlowCurve, NoMap, ShiftPairMap
 
-unhurried = settings(deadline=None, max_examples=60)
-
-SDXL = VPCurve.scaled_linear(0.00085, 0.012)
-PIXART = VPCurve.linear(1e-4, 0.02)
-FLOW3, FLOW5 = FlowCurve(3.0), FlowCurve(5.0)
-IMAGE = ((64, 64), (128, 128))
-WAN = ((60, 104), (90, 160))
 FROM_900 = (899, 674, 449, 224)
-
-splits = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any)
-curves = st.sampled_from([FLOW3, FlowCurve(1.0), FLOW5, SDXL, PIXART])
-maps = st.sampled_from([NoMap(), AreaMap(), FixedRatioMap(1.7), ShiftPairMap(3.0, 5.0)])
 
 
 def growing(count):
@@ -83,7 +73,6 @@ def test_a_step_on_its_threshold_runs_at_the_larger_size():
     assert plan.split == "2+2"
 
 
-@unhurried
 @given(curve=curves, steps=st.integers(1, 12), thresholds=st.lists(st.floats(-9, 9), max_size=3, unique=True))
 def test_invariant_5_each_step_runs_at_the_lowest_size_whose_threshold_it_is_below(curve, steps, thresholds):
     thresholds = sorted(thresholds)
@@ -94,7 +83,6 @@ def test_invariant_5_each_step_runs_at_the_lowest_size_whose_threshold_it_is_bel
         assert (step.height, step.width) == (allowed or [sizes[-1]])[0]
 
 
-@unhurried
 @given(curve=curves, split=splits, mapping=maps)
 def test_invariant_6_levels_fall_and_calls_are_as_planned(curve, split, mapping):
     sizes = growing(len(split))
@@ -111,7 +99,6 @@ def test_invariant_6_levels_fall_and_calls_are_as_planned(curve, split, mapping)
     assert plan.steps[-1].next_sigma == 0.0
 
 
-@unhurried
 @given(curve=curves, split=splits, mapping=maps)
 def test_invariant_7_any_split_runs_and_empty_stages_keep_their_meaning(curve, split, mapping):
     sizes = growing(len(split))
@@ -126,7 +113,6 @@ def test_invariant_7_any_split_runs_and_empty_stages_keep_their_meaning(curve, s
         assert (f"no step runs at {size[0]} x {size[1]}" in [note.text() for note in plan.notes]) == (count == 0)
 
 
-@unhurried
 @given(curve=curves, split=splits, mapping=maps)
 def test_a_plan_is_rebuilt_from_what_it_says(curve, split, mapping):
     plan = plan_from_split(curve, split, sizes=growing(len(split)), mapping=mapping)
@@ -134,7 +120,6 @@ def test_a_plan_is_rebuilt_from_what_it_says(curve, split, mapping):
     assert again == plan and hash(again) == hash(plan)
 
 
-@unhurried
 @given(split=splits, mapping=maps, shift=st.floats(0.5, 8.0))
 def test_flow_levels_are_the_base_levels_mapped_by_each_stages_ratio(split, mapping, shift):
     curve = FlowCurve(shift)
@@ -146,7 +131,6 @@ def test_flow_levels_are_the_base_levels_mapped_by_each_stages_ratio(split, mapp
     assert all(note.text().startswith("no step runs") for note in plan.notes)
 
 
-@unhurried
 @given(curve=st.sampled_from([SDXL, PIXART]), split=splits, mapping=maps)
 def test_vp_levels_are_table_entries_nearest_to_the_mapped_level(curve, split, mapping):
     plan = plan_from_split(curve, split, sizes=growing(len(split)), mapping=mapping)
@@ -230,7 +214,6 @@ def test_a_stage_ends_where_the_next_one_starts():
     assert ends == [plan.stages[1].base_sigmas[0], plan.stages[2].base_sigmas[0], 0.0]
 
 
-@unhurried
 @given(curve=curves, split=splits, mapping=maps)
 def test_levels_at_the_final_size(curve, split, mapping):
     plan = plan_from_split(curve, split, sizes=growing(len(split)), mapping=mapping)
@@ -327,7 +310,6 @@ def test_stage_sizes_of_published_models():
     assert stage_sizes((90, 160), (2 / 3, 1), multiple=2) == ((60, 106), (90, 160))
 
 
-@unhurried
 @given(
     final=st.tuples(st.integers(1, 200), st.integers(1, 200)),
     ratios=st.lists(st.floats(0.05, 0.99), max_size=3, unique=True),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core_world import FLOW3, PIXART, SDXL
 from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
 from rmd_core.files import read_metadata, save_safetensors
@@ -15,9 +16,7 @@ from rmd_core.plan import plan_from_split, plan_from_thresholds, stage_sizes
 from rmd_core.recipe import RECIPE_KEY, Recipe, read_recipe, write_metadata
 from rmd_core.schedule import AreaMap, FixedRatioMap, FlowCurve, NoMap, ShiftPairMap, VPCurve
 
-FLOW = FlowCurve(3.0)
-SDXL = VPCurve.scaled_linear(0.00085, 0.012)
-CURVES = [FLOW, FlowCurve(1.5), SDXL, VPCurve.linear(1e-4, 0.02), VPCurve(SDXL.betas)]
+CURVES = [FLOW3, FlowCurve(1.5), SDXL, PIXART, VPCurve(SDXL.betas)]
 MAPPINGS = [AreaMap(), ShiftPairMap(3.0, 5.0), FixedRatioMap(1.5), NoMap()]
 STUDENT = {
     "base_model": "Wan-AI/Wan2.1-T2V-1.3B",
@@ -32,7 +31,7 @@ STUDENT = {
 
 
 def wan_plan(mapping=None):
-    return plan_from_split(FLOW, "3+3", sizes=[(60, 104), (90, 160)], mapping=mapping or ShiftPairMap(3.0, 5.0))
+    return plan_from_split(FLOW3, "3+3", sizes=[(60, 104), (90, 160)], mapping=mapping or ShiftPairMap(3.0, 5.0))
 
 
 def make_recipe(plan=None, *, boundary=None, eta=0.5, **changes):
@@ -67,7 +66,6 @@ def recipes(draw):
 
 
 @given(recipes())
-@settings(max_examples=60, deadline=None)
 def test_round_trip_through_json(recipe):
     text = recipe.to_json()
     back = Recipe.from_json(text)
@@ -78,7 +76,6 @@ def test_round_trip_through_json(recipe):
 
 
 @given(recipes())
-@settings(max_examples=30, deadline=None)
 def test_round_trip_through_a_file(tmp_path_factory, recipe):
     path = tmp_path_factory.getbasetemp() / "student.safetensors"
     save_safetensors(path, {"w": torch.zeros(2)}, write_metadata(recipe, title="student"))
@@ -95,7 +92,7 @@ def test_the_trained_plan_comes_back(curve, mapping, split):
 
 def test_thresholds_are_kept_beside_the_plan_they_made():
     sizes = [(16, 16), (24, 24), (32, 32)]
-    plan = plan_from_thresholds(FLOW, 6, thresholds=[-5.0, -2.5], sizes=sizes, mapping=AreaMap())
+    plan = plan_from_thresholds(FLOW3, 6, thresholds=[-5.0, -2.5], sizes=sizes, mapping=AreaMap())
     recipe = make_recipe(plan, thresholds=[-5.0, -2.5])
     assert recipe.thresholds == (-5.0, -2.5)
     assert recipe.plan() == plan
@@ -113,7 +110,7 @@ def test_another_final_size_keeps_ratios_and_levels():
 
 @pytest.mark.parametrize(("split", "sizes"), [("4+0", [(7, 13), (11, 20)]), ("2+2", [(8, 8), (8, 8)])])
 def test_sizes_above_the_result_and_equal_sizes_scale_too(split, sizes):
-    recipe = make_recipe(plan_from_split(FLOW, split, sizes=sizes, mapping=AreaMap()))
+    recipe = make_recipe(plan_from_split(FLOW3, split, sizes=sizes, mapping=AreaMap()))
     assert recipe.stage_sizes() == tuple(sizes)
     doubled = tuple(2 * side for side in recipe.final_hw)
     scaled = recipe.stage_sizes(doubled)
@@ -238,7 +235,7 @@ JSON = st.recursive(
 
 
 @given(field=st.sampled_from(["version", *(field.name for field in fields(Recipe))]), value=JSON)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_value_in_any_field_gives_a_recipe_or_an_rmd_error(field, value):
     try:
         Recipe.from_json(values_with(**{field: value}))
@@ -247,7 +244,7 @@ def test_any_value_in_any_field_gives_a_recipe_or_an_rmd_error(field, value):
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_mutated_headers_give_a_recipe_or_an_rmd_error(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()
     metadata = write_metadata(make_recipe(), title="student")
@@ -263,7 +260,7 @@ def test_mutated_headers_give_a_recipe_or_an_rmd_error(tmp_path_factory, data):
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_mutated_text_gives_a_recipe_or_an_rmd_error(data):
     text = list(make_recipe().to_json())
     for _ in range(data.draw(st.integers(1, 3))):

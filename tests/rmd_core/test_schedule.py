@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from core_world import FLOW1, FLOW3, FLOW5, PIXART, SDXL
 from rmd_core.errors import RMDError
 from rmd_core.schedule import (
     AreaMap,
@@ -19,14 +20,9 @@ from rmd_core.schedule import (
     map_from_dict,
 )
 
-unhurried = settings(deadline=None, max_examples=60)
-
-SDXL = VPCurve.scaled_linear(0.00085, 0.012)
-PIXART = VPCurve.linear(1e-4, 0.02)
-FLOW = FlowCurve(3.0)
 WAN = [(60, 104), (75, 130), (90, 160)]
 MAPS = [AreaMap(), NoMap(), FixedRatioMap(1.6), ShiftPairMap(3.0, 5.0)]
-CURVES = {"flow1": FlowCurve(1.0), "flow3": FlowCurve(3.0), "flow5": FlowCurve(5.0), "sdxl": SDXL, "pixart": PIXART}
+CURVES = {"flow1": FLOW1, "flow3": FLOW3, "flow5": FLOW5, "sdxl": SDXL, "pixart": PIXART}
 INDICES = {
     4: (999, 749, 499, 249),
     6: (999, 832, 665, 499, 332, 165),
@@ -54,7 +50,6 @@ def test_invariant_1_shift_3_and_shift_5_tables():
     assert FlowCurve(5.0).table_sigma(0) == pytest.approx(0.00498, abs=5e-6)
 
 
-@unhurried
 @given(u=st.floats(1e-3, 1.0), first=shifts, second=shifts)
 def test_invariant_2_shifts_compose_by_multiplication(u, first, second):
     def shifted(value, shift):
@@ -68,7 +63,6 @@ def test_invariant_2_shifts_compose_by_multiplication(u, first, second):
     )
 
 
-@unhurried
 @given(index=st.floats(0.0, 998.0), shift=shifts)
 def test_invariant_2_a_shift_is_a_constant_logsnr_offset(index, shift):
     plain, moved = FlowCurve(1.0), FlowCurve(shift)
@@ -133,7 +127,6 @@ def test_pure_noise_of_a_flow():
     assert flow.logsnr(1.0) == -math.inf and flow.logsnr(0.0) == math.inf
 
 
-@unhurried
 @given(curve=curves, share=st.floats(0.0, 1.0))
 def test_table_timestep_and_comfy_sigma_and_back(curve, share):
     index = share * (curve.table_size - 1)
@@ -171,7 +164,6 @@ def test_grid_is_at_the_published_indices(curve, steps):
     assert curve.grid(steps) == tuple(curve.table_sigma(index) for index in INDICES[steps])
 
 
-@unhurried
 @given(curve=curves, steps=st.integers(1, 1000))
 def test_invariant_6_grid_falls_strictly_from_the_noisiest_level(curve, steps):
     grid = curve.grid(steps)
@@ -233,7 +225,6 @@ def test_flow_refuses_other_shifts(shift):
         FlowCurve(shift)
 
 
-@unhurried
 @given(curve=curves, sigma=st.floats(1e-3, 0.999), ratio=ratios)
 def test_invariant_3_up_and_down_again_is_the_identity(curve, sigma, ratio):
     back = curve.with_ratio(curve.with_ratio(sigma, ratio), 1.0 / ratio)
@@ -241,7 +232,6 @@ def test_invariant_3_up_and_down_again_is_the_identity(curve, sigma, ratio):
     assert back == pytest.approx(sigma, abs=1e-12)
 
 
-@unhurried
 @given(curve=curves, index=st.floats(0.0, 998.0), ratio=st.floats(1.0, 4.0))
 def test_invariant_3_logsnr_drops_by_2_ln_r(curve, index, ratio):
     sigma = curve.table_sigma(index)
@@ -250,24 +240,22 @@ def test_invariant_3_logsnr_drops_by_2_ln_r(curve, index, ratio):
     assert drop == pytest.approx(2 * math.log(ratio), abs=1e-12 + 1e-15 / (1.0 - curve.with_ratio(sigma, ratio)))
 
 
-@unhurried
 @given(sigma=st.floats(1e-3, 0.999), ratio=ratios)
 def test_closed_forms(sigma, ratio):
     flow = ratio * sigma / (1 + (ratio - 1) * sigma)
-    assert FLOW.with_ratio(sigma, ratio) == pytest.approx(flow, rel=1e-12)
+    assert FLOW3.with_ratio(sigma, ratio) == pytest.approx(flow, rel=1e-12)
     bar = 1 - sigma**2
     mapped_bar = bar / (bar + ratio**2 * (1 - bar))
     assert SDXL.with_ratio(sigma, ratio) == pytest.approx(math.sqrt(1 - mapped_bar), rel=1e-12)
 
 
-@unhurried
 @given(index=st.floats(0.0, 999.0), ratio=st.floats(1.0, 4.0))
 def test_a_flow_keeps_its_index_under_the_mapping(index, ratio):
     """Same index, shift r s: the curve of the larger size."""
-    assert FLOW.with_ratio(FLOW.table_sigma(index), ratio) == pytest.approx(
-        FLOW.at_ratio(ratio).table_sigma(index), rel=1e-12
+    assert FLOW3.with_ratio(FLOW3.table_sigma(index), ratio) == pytest.approx(
+        FLOW3.at_ratio(ratio).table_sigma(index), rel=1e-12
     )
-    assert FLOW.at_ratio(5 / 3) == FlowCurve(5.0)
+    assert FLOW3.at_ratio(5 / 3) == FlowCurve(5.0)
     assert SDXL.at_ratio(ratio) == SDXL
 
 
@@ -293,7 +281,7 @@ def test_invariant_4_vp_reference_values(curve, t, expected):
     ],
 )
 def test_flow_reference_values(sigma, ratio, expected):
-    assert FLOW.with_ratio(sigma, ratio) == pytest.approx(expected, abs=6e-5)
+    assert FLOW3.with_ratio(sigma, ratio) == pytest.approx(expected, abs=6e-5)
 
 
 @pytest.mark.parametrize("ratio, limit", [(2.0, 874), (1.5, 929), (4.0, 723)])
@@ -309,7 +297,7 @@ def test_invariant_3_the_limit_of_sdxl_at_ratio_2():
 
 
 def test_pure_noise_and_a_clean_image_stay():
-    for curve in (FLOW, SDXL):
+    for curve in (FLOW3, SDXL):
         assert curve.with_ratio(0.0, 2.0) == 0.0
         assert curve.with_ratio(1.0, 2.0) == 1.0
 
@@ -332,7 +320,6 @@ def test_a_stage_between_gets_its_share_by_log_area():
         assert whole.ratio(low, middle, final) == pytest.approx(2.0, rel=1e-12)
 
 
-@unhurried
 @given(low=st.tuples(sides, sides), grow=st.lists(st.tuples(sides, sides), min_size=2, max_size=2))
 def test_ratios_rise_from_one_to_the_whole(low, grow):
     middle = (low[0] + grow[0][0], low[1] + grow[0][1])
@@ -342,14 +329,12 @@ def test_ratios_rise_from_one_to_the_whole(low, grow):
         assert first == 1.0 and 1.0 <= second <= third + 1e-12
 
 
-@unhurried
 @given(side=sides)
 def test_one_size_is_never_mapped(side):
     for mapping in MAPS:
         assert mapping.ratio((side, side), (side, side), (side, side)) == 1.0
 
 
-@unhurried
 @given(total=st.floats(1.0, 6.0), low=st.tuples(sides, sides), high=st.tuples(sides, sides))
 def test_fixed_ratio_from_the_areas_is_the_area_map(total, low, high):
     assume(high[0] * high[1] > low[0] * low[1])
