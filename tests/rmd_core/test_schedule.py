@@ -1,4 +1,4 @@
-"""Noise curves and resolution maps against closed forms, the reference values of docs/method.md, and ComfyUI."""
+"""Noise curves and resolution maps against closed forms, ComfyUI, and the reference values of the method page."""
 
 import math
 
