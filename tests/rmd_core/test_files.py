@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 
 import pytest
 import torch
@@ -16,33 +17,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rmd_core.errors import RMDError
-from rmd_core.files import open_tensors, read_header, read_metadata, read_tensors, save_safetensors, write_atomically
-
-DTYPES = [
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-]
-
-
-def raw_file(path, header, data=b""):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
+from rmd_core.files import (
+    DTYPE_NAMES,
+    open_tensors,
+    read_header,
+    read_metadata,
+    read_tensors,
+    save_safetensors,
+    write_atomically,
+)
 
 
 def sample_tensors():
     generator = torch.Generator().manual_seed(0)
-    tensors = {f"t.{i}": (9 * torch.randn(3, i, generator=generator)).to(dtype) for i, dtype in enumerate(DTYPES)}
+    tensors = {f"t.{i}": (9 * torch.randn(3, i, generator=generator)).to(dtype) for i, dtype in enumerate(DTYPE_NAMES)}
     tensors["scalar"] = torch.tensor(2.5)
     tensors["view"] = torch.arange(12.0).reshape(3, 4).T
     return tensors
@@ -83,7 +71,8 @@ def test_equal_input_gives_equal_bytes_in_any_order(tmp_path):
 def test_no_tensor_is_read(tmp_path):
     """The data part is a hole of 1 TB, which nobody could load."""
     size = 2**40
-    path = raw_file(tmp_path / "huge.safetensors", {"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(with_header({"w": entry(0, size)}, b""))
     try:
         with path.open("r+b") as file:
             file.truncate(file.seek(0, 2) + size)
@@ -123,51 +112,63 @@ def test_pickled_and_zipped_files_are_named_for_what_they_are(tmp_path):
 DAMAGED = "truncated, damaged, or not a safetensors file"
 
 
+def with_header(header, data=bytes(8)):
+    """The bytes of a safetensors file; `header` is text or made into JSON."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(begin, end, **changes):
+    return {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]} | changes
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "empty"),
-        (b"abc", DAMAGED),
         (b"GGUF" + bytes(60), "GGUF"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "LFS"),
         (b"<!DOCTYPE html><html></html>" * 3, "web page"),
+        (b"abc", DAMAGED),
         (struct.pack("<Q", 64) + b"{}", DAMAGED),
         (struct.pack("<Q", 10**8 + 1) + b"{}", DAMAGED),
         (struct.pack("<Q", 2**63) + b"{}", DAMAGED),
-        (struct.pack("<Q", 4) + b"{}}}", DAMAGED),
-        (struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc", DAMAGED),
-        (struct.pack("<Q", 2) + b"[]", DAMAGED),
-        (struct.pack("<Q", 90000) + b"[" * 90000, DAMAGED),
+        *(
+            (with_header(header), DAMAGED)
+            for header in (
+                b"{}}}",
+                b"\xff\xfe\xfd\xfc",
+                b"[]",
+                b"[" * 90000,
+                {},  # 8 bytes follow
+                {"w": 3},
+                {"w": {"dtype": "U8", "shape": [8]}},
+                {"w": entry(0, 8, data_offsets=[0])},
+                {"w": entry(0, 8, data_offsets=[8, 0])},
+                {"w": entry(0, 8, shape=[-8])},
+                {"w": entry(0, 8, shape=[8.0])},
+                {"w": entry(0, 8, shape=[True])},
+                {"w": entry(0, 8, shape=[3])},
+                {"w": entry(0, 8, dtype=7)},
+                {"w": entry(0, 8, dtype="U7")},
+                {"w": entry(0, 7)},  # a byte follows
+                {"w": entry(2, 8)},  # a gap before
+                {"a": entry(0, 4), "b": entry(6, 8)},  # a gap between
+                {"a": entry(0, 4), "b": entry(3, 8)},  # one lies on the other
+                {"__metadata__": {"a": 1}, "w": entry(0, 8)},
+                {"__metadata__": ["a"], "w": entry(0, 8)},
+            )
+        ),
     ],
 )
 def test_damaged_files(tmp_path, content, message):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
-    with pytest.raises(RMDError, match=message) as caught:
-        read_header(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"w": 3},
-        {"w": {"dtype": "F32", "shape": [2]}},
-        {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0]}},
-        {"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
-        {"w": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}},
-        {"w": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
-        {"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}},
-        {"w": {"dtype": 7, "shape": [2], "data_offsets": [0, 8]}},
-        {"w": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
-        {"__metadata__": {"a": 1}},
-        {"__metadata__": ["a"]},
-    ],
-)
-def test_damaged_entries(tmp_path, header):
-    with pytest.raises(RMDError, match=DAMAGED):
-        read_header(raw_file(tmp_path / "bad.safetensors", header, bytes(8)))
+    for read in (read_header, read_tensors):
+        with pytest.raises(RMDError, match=message) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_every_truncation_is_an_error(tmp_path):
@@ -189,10 +190,8 @@ def test_changed_bytes_give_a_header_or_an_rmd_error(tmp_path_factory, data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = folder / "fuzz.safetensors"
     path.write_bytes(whole)
-    try:
+    with suppress(RMDError):
         read_header(path)
-    except RMDError:
-        pass
 
 
 @given(st.binary(max_size=80))
@@ -200,10 +199,8 @@ def test_changed_bytes_give_a_header_or_an_rmd_error(tmp_path_factory, data):
 def test_any_bytes_give_a_header_or_an_rmd_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "bytes.safetensors"
     path.write_bytes(content)
-    try:
+    with suppress(RMDError):
         read_header(path)
-    except RMDError:
-        pass
 
 
 def test_what_the_format_lacks_is_refused_before_anything_is_written(tmp_path):
@@ -215,27 +212,6 @@ def test_what_the_format_lacks_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(RMDError, match="not valid text"):
         save_safetensors(path, {"w": torch.zeros(1)}, {"a": "\ud800"})
     assert not list(tmp_path.iterdir())
-
-
-def entry(begin, end):
-    return {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
-
-
-@pytest.mark.parametrize(
-    ("tensors", "size"),
-    [
-        ({"a": entry(0, 4), "b": entry(6, 8)}, 8),
-        ({"a": entry(0, 4), "b": entry(3, 8)}, 8),
-        ({"a": entry(0, 4), "b": entry(0, 4)}, 4),
-        ({"a": entry(2, 8)}, 8),
-        ({"a": entry(0, 4)}, 9),
-        ({}, 3),
-    ],
-)
-def test_tensors_must_fill_the_file_one_after_the_other(tmp_path, tensors, size):
-    path = raw_file(tmp_path / "m.safetensors", tensors, b"\1" * size)
-    with pytest.raises(RMDError, match=DAMAGED):
-        read_header(path)
 
 
 def test_an_open_file_outlives_its_replacement(tmp_path):

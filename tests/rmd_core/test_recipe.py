@@ -1,7 +1,8 @@
 """The recipe: what is written is read back, plans come out the same, and damage is named."""
 
 import json
-from dataclasses import FrozenInstanceError, fields, replace
+from contextlib import suppress
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -124,11 +125,6 @@ def test_boundary_and_eta_switch_default():
     assert (recipe.eta, recipe.eta_switch) == (0.75, 0.25)
 
 
-def test_recipe_is_frozen():
-    with pytest.raises(FrozenInstanceError):
-        make_recipe().eta = 0.1
-
-
 def test_metadata_for_other_tools(tmp_path):
     metadata = write_metadata(make_recipe(), title="Student")
     spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if key != RECIPE_KEY}
@@ -237,10 +233,8 @@ JSON = st.recursive(
 @given(field=st.sampled_from(["version", *(field.name for field in fields(Recipe))]), value=JSON)
 @settings(max_examples=300)
 def test_any_value_in_any_field_gives_a_recipe_or_an_rmd_error(field, value):
-    try:
+    with suppress(RMDError):
         Recipe.from_json(values_with(**{field: value}))
-    except RMDError:
-        pass
 
 
 @given(st.data())
@@ -253,10 +247,8 @@ def test_mutated_headers_give_a_recipe_or_an_rmd_error(tmp_path_factory, data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = folder / "mutated.safetensors"
     path.write_bytes(content)
-    try:
+    with suppress(RMDError):
         read_recipe(path)
-    except RMDError:
-        pass
 
 
 @given(st.data())
@@ -265,7 +257,5 @@ def test_mutated_text_gives_a_recipe_or_an_rmd_error(data):
     text = list(make_recipe().to_json())
     for _ in range(data.draw(st.integers(1, 3))):
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.sampled_from('0123456789eE.-+[]{}",: nulltrue'))
-    try:
+    with suppress(RMDError):
         Recipe.from_json("".join(text))
-    except RMDError:
-        pass
