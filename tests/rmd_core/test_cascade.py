@@ -183,18 +183,18 @@ def test_every_draw_has_its_own_address():
 # Invariants 24 and 25
 @pytest.mark.parametrize("curve", [FLOW3, SDXL])
 @pytest.mark.parametrize("part", ["x0", "eps"])
-def test_the_level_told_is_the_level_of_the_state(curve, part):
-    """An impulse in x0 alone must arrive as alpha, an impulse in eps alone as sigma, of the step that is told."""
+def test_the_network_gets_the_level_of_its_state(curve, part):
+    """An impulse in x0 alone must arrive as alpha, an impulse in eps alone as sigma, of that step."""
     plan = make_plan("2+2", sizes=((4, 4), (8, 8)), curve=curve)
-    told = []
+    calls = []
 
     def denoise(x, step):
-        told.append((step, x))
+        calls.append((step, x))
         impulse = torch.ones_like(x)
         return (impulse, 0 * impulse) if part == "x0" else (0 * impulse, impulse)
 
     sample(plan, eta=1.0, denoise=denoise, boundary=Boundary("nearest", "mix", 1.0))
-    for step, x in told[1:]:
+    for step, x in calls[1:]:
         alpha = curve.alpha(step.sigma)
         expected = alpha if part == "x0" else step.sigma
         torch.testing.assert_close(x, torch.full_like(x, expected))

@@ -122,24 +122,24 @@ def test_invariant_24_t_is_always_noisier_than_s_and_never_less_noisy_than_the_s
     assert (t > s).all() and (t < curve.sigma_max).all()
     following = [*(step.base_sigma for step in plan.steps[1:]), 0.0]
     ends = [plan.at_final_size(stage.end_base_sigma) for stage in plan.stages]
-    held = set()
+    limited = set()
     for index, t_one, s_one in zip(indices.tolist(), t.tolist(), s.tolist()):
         after = plan.at_final_size(following[index])
         if s_one == after:
             assert t_one > ends[plan.steps[index].stage]
         else:
             assert s_one < after
-            held.add(index)
-    assert len(intervals.notes) == len(held)
-    assert curve.kind == "vp" or not held  # with at most 16 steps, only a table that ends before pure noise is short
+            limited.add(index)
+    assert len(intervals.notes) == len(limited)
+    assert curve.kind == "vp" or not limited  # with at most 16 steps, only a table that ends before pure noise is short
 
 
 def sizes_of(split):
     return tuple((8 + 2 * place, 8 + 3 * place) for place in range(len(split)))
 
 
-def test_invariant_24_the_told_level_is_the_level_of_the_state():
-    """A unit impulse through the noising shows alpha_t and sigma_t; the timestep told is the one of that sigma."""
+def test_invariant_24_the_level_is_the_one_of_the_state():
+    """A unit impulse through the noising shows alpha_t and sigma_t; the timestep is the one of that sigma."""
     for curve, mapping in [(FLOW3, ShiftPairMap(3, 5)), (SDXL, AreaMap())]:
         plan = plan_from_split(curve, "2+2", sizes=IMAGE, mapping=mapping)
         intervals = TimestepIntervals.from_plan(plan)
@@ -158,8 +158,8 @@ def test_invariant_24_the_told_level_is_the_level_of_the_state():
 def test_the_drawn_vp_levels_are_table_entries():
     plan = plan_from_split(SDXL, "2+2", sizes=IMAGE, mapping=AreaMap())
     t, _ = TimestepIntervals.from_plan(plan).draw(torch.arange(4).repeat(16), seeded())
-    told = SDXL.timestep(t).float()
-    assert torch.equal(told, told.round())
+    timesteps = SDXL.timestep(t).float()
+    assert torch.equal(timesteps, timesteps.round())
 
 
 def test_every_index_of_the_closed_range_is_drawn_evenly():
@@ -236,7 +236,7 @@ def test_plans_that_reach_the_end_of_the_table_train_at_its_last_levels(name, fa
     assert (t > s).all()
 
 
-def test_a_held_level_is_said_in_one_line():
+def test_a_limited_level_has_a_note_of_one_line():
     """SDXL with a fourfold size: the state after the first step is already beyond the table."""
     plan = plan_from_split(SDXL, "2+2", sizes=((32, 32), (128, 128)), mapping=AreaMap())
     (note,) = TimestepIntervals.from_plan(plan).notes

@@ -230,9 +230,9 @@ def test_invariant_25_the_timestep_is_the_same_in_float32_alone_and_in_a_batch()
     """The sampler tells one number, the trainer a batch worked out from levels; float32 must not tell them apart."""
     for curve in (FLOW3, SDXL, PIXART):
         plan = plan_from_split(curve, "2+2", sizes=IMAGE, mapping=AreaMap())
-        told = torch.tensor([step.timestep for step in plan.steps], dtype=torch.float32)
+        timesteps = torch.tensor([step.timestep for step in plan.steps], dtype=torch.float32)
         levels = torch.tensor([step.sigma for step in plan.steps], dtype=torch.float64)
-        assert torch.equal(curve.timestep(levels).to(torch.float32), told)
+        assert torch.equal(curve.timestep(levels).to(torch.float32), timesteps)
 
 
 def test_cost_counts_calls_at_the_final_size():

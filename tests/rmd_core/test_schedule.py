@@ -147,13 +147,13 @@ def test_tensors_and_floats_agree(curve):
     assert curve.alpha(sigma.reshape(2, 2)).shape == (2, 2)
 
 
-def test_a_vp_table_entry_is_told_as_its_whole_timestep_in_float32():
+def test_a_vp_table_entry_has_its_whole_timestep_in_float32():
     every = torch.arange(1000, dtype=torch.float64)
     for curve in (SDXL, PIXART):
         assert torch.equal(curve.timestep(curve.table_sigma(every)).float(), every.float())
 
 
-def test_vp_levels_beyond_the_table_are_held_at_its_ends():
+def test_vp_levels_beyond_the_table_get_its_ends():
     assert SDXL.timestep(1.0) == SDXL.timestep(0.9999) == 999.0
     assert SDXL.timestep(0.0) == 0.0
     assert SDXL.sigma_from_timestep(2000.0) == SDXL.sigma_max
