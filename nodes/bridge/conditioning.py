@@ -69,7 +69,7 @@ class StageView:
         are averaged over area. Percentage areas, masks, ControlNet hints and references need nothing: ComfyUI sizes
         them in each stage. Raises RMDError for what cannot follow.
         """
-        changed = self._told_size(entry)
+        changed = self._sizes(entry)
         if self.stage_hw == self.final_hw:
             return changed
         if "gligen" in entry:
@@ -78,10 +78,10 @@ class StageView:
             changed["area"] = self._area(entry["area"])
         for name in entry:
             if name not in LEFT_ALONE and not (name in REFERENCES and not self.video):
-                changed[name] = self._picture(name, changed[name])
+                changed[name] = self._image(name, changed[name])
         return changed
 
-    def _told_size(self, entry: Entry) -> Entry:
+    def _sizes(self, entry: Entry) -> Entry:
         changed = dict(entry)
         if self.size_conditioning == "stage":
             for name in SIZE_OPTIONS.keys() & entry.keys():
@@ -105,9 +105,9 @@ class StageView:
             scaled[axis] = max(1, min(round(end * stage / final), stage) - first)
         return tuple(scaled)
 
-    def _picture(self, name: str, value: Any) -> Any:
+    def _image(self, name: str, value: Any) -> Any:
         if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
-            return type(value)(self._picture(name, item) for item in value)
+            return type(value)(self._image(name, item) for item in value)
         if not isinstance(value, torch.Tensor) or value.ndim < 4:
             return value
         size = tuple(value.shape[-2:])

@@ -140,18 +140,17 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
         raise RMDError(f"{place} is {_shown(entry)}; use keys with values, such as title: My model, 4 steps (LoRA)")
     if unknown := [name for name in entry if name not in _KEYS]:
         raise RMDError(f"{place}: the key {_shown(unknown[0])} is unknown; use {', '.join(_KEYS)}")
-    for name, (allowed, fits) in _KEYS.items():
-        if name in entry and not fits(entry[name]):
-            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; use {allowed}")
     is_lora, is_flow = entry.get("folder") == "loras", entry.get("noise") == FLOW
+    for name, (allowed, fits) in _KEYS.items():
+        unused = (name == "lora_strength" and not is_lora) or (name == "shift" and not is_flow)
+        if name not in entry:
+            if not unused and name not in _OPTIONAL:
+                raise RMDError(f"{place}: {name} is missing; give {allowed}")
+        elif unused:
+            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out, as it is {allowed}")
+        elif not fits(entry[name]):
+            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; use {allowed}")
     levels = [name for name in ("timesteps", "sigmas") if name in entry]
-    needed = {name for name in _KEYS if name not in _OPTIONAL}
-    needed |= ({"lora_strength"} if is_lora else set()) | ({"shift"} if is_flow else set())
-    if missing := [name for name in _KEYS if name in needed and name not in entry]:
-        raise RMDError(f"{place}: {missing[0]} is missing; give {_KEYS[missing[0]][0]}")
-    for name, allowed in (("lora_strength", is_lora), ("shift", is_flow)):
-        if name in entry and not allowed:
-            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out, as it is {_KEYS[name][0]}")
     if len(levels) != 1:
         raise RMDError(f"{place}: the levels come as {' and '.join(levels) or 'nothing'}; give timesteps or sigmas")
     split = tuple(int(part) for part in entry["split"].split("+"))
@@ -235,4 +234,4 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 """Every key of an entry: what it takes in words, and the check of it."""
 
-_OPTIONAL = {"lora_strength", "shift", "timesteps", "sigmas", "sources", "notes"}
+_OPTIONAL = {"timesteps", "sigmas", "sources", "notes"}
