@@ -14,7 +14,7 @@ from ...rmd_core.errors import RMDError
 Entry = dict[str, Any]
 """One entry of a guider's conditioning: options by name, as ComfyUI keeps them inside a guider."""
 
-SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis it lies along
+SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis
     "width": 1,
     "height": 0,
     "target_width": 1,
@@ -23,10 +23,10 @@ SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis it lies along
     "crop_h": 0,
 }
 
-# ComfyUI brings these to the size of each stage itself, or they are no pictures.
+# ComfyUI brings these to the size of each stage itself, or they are no images.
 LEFT_ALONE = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
 
-# Pictures beside the picture: a network for images takes them at any size, one for video lays them on its own grid.
+# Reference images: a network for images takes them at any size, one for video puts them on its own grid.
 REFERENCES = {"reference_latents", "context_latents"}
 
 # Laid cell by cell on the latent: another size than its own would fail inside the network.
@@ -40,7 +40,7 @@ FREE_PIXELS = {"concat_mask", "face_video_pixels"}
 class StageView:
     """One stage as conditioning sees it: sizes are (height, width) in latent cells.
 
-    size_conditioning is the recipe's: SDXL is told the size of the `stage` or of the `final` picture, `none` leaves
+    size_conditioning is the recipe's: SDXL gets the size of the `stage` or of the `final` image, `none` leaves
     what the prompt says. video is whether the latents have a time axis.
     """
 

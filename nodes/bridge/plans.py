@@ -28,7 +28,7 @@ class SamplingPlan:
     """A stage plan with everything else that a sampler needs; nothing in it is bound to one loaded model.
 
     eta is the share of predicted noise inside a stage, cfg the guidance to sample with, size_conditioning what SDXL is
-    told about the picture (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
+    told about the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
     cell. origin says in a few words where the plan comes from, notes are sentences for the user.
     """
 
@@ -71,7 +71,7 @@ PURE_NOISE = 1e-5
 def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
     """Raise RMDError for a first level beyond the model's noise, or a later stage that starts at pure noise.
 
-    ComfyUI scales a start at its sigma_max as pure noise, so a stage with a picture must start below it.
+    ComfyUI scales a start at its sigma_max as pure noise, so a stage with an image must start below it.
     """
     first = plan.sigmas(stage)[0]
     if first > sigma_max * (1.0 + PURE_NOISE):
