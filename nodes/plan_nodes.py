@@ -24,7 +24,7 @@ from .bridge.plans import (
     last_steps,
     sampling_plan,
 )
-from .bridge.show import plan_picture, plan_table
+from .bridge.show import plan_picture, plan_table, step_costs
 from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
 from .profiles import load_profiles
 
@@ -206,15 +206,12 @@ class RMDSchedule(io.ComfyNode):
         plan = last_steps(sampling_plan(view, final_hw, source), denoise)
         if latent is None and view.dimensions == 3:
             plan = replace(plan, notes=(*plan.notes, ONE_FRAME))
-
-        def call_cost(cells_high: int, cells_wide: int) -> float:
-            return view.relative_cost(cells_high, cells_wide, frames)
-
-        picture = plan_picture(plan, call_cost, asked_thresholds(source))
+        costs = step_costs(plan, lambda height, width: view.relative_cost(height, width, frames))
+        picture = plan_picture(plan, costs, asked_thresholds(source))
         result_height, result_width = plan.final_px
         return io.NodeOutput(
             plan,
-            plan_table(plan, call_cost),
+            plan_table(plan, costs),
             picture,
             plan.cfg,
             result_width,
