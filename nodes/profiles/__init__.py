@@ -6,6 +6,7 @@ docs/profiles.md says what each key of an entry means. Nothing here is bound to 
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -177,9 +178,13 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
     )
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
 def _shown(value: Any) -> str:
-    text = one_line(repr(value))
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """A value in a message, cut short: YAML's aliases can make one that is endless when written out."""
+    return one_line(_SHORT.repr(value), 120)
 
 
 def _is_text(value: Any) -> bool:
