@@ -11,48 +11,10 @@ from comfy_api.latest import io
 from ..rmd_core.errors import RMDError
 from ..rmd_core.prompt_cache import PromptCache, shown
 from ..rmd_core.recipe import Recipe, read_recipe
-from . import inputs
+from .bridge.plans import pixels
 from .bridge.student import WEIGHT_DTYPES, Findings, apply_lora, load_full
 from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, safetensors_files
-from .inputs import CATEGORY, checked
-
-TOLD = {
-    "none": "nothing",
-    "stage": "the size of the stage",
-    "final": "the size of the result",
-}
-
-
-def student_report(recipe: Recipe, found: Findings, *, file: str, applied: str) -> str:
-    """The recipe line by line, then what was checked and what could not be; `applied` says how it was loaded."""
-    lines = [
-        f"student: {file} ({applied})",
-        f"base: {recipe.base_model} ({recipe.architecture}, predicts {recipe.prediction})",
-        f"steps: {_stages(recipe)}",
-        f"sigmas: {', '.join(f'{sigma:.6g}' for sigma in recipe.sigmas)} (as the first size names them)",
-        f"noise: {recipe.curve.describe()}",
-        f"mapping: {recipe.mapping.describe()}",
-        f"inside a stage: eta {recipe.eta:g}",
-        f"at a change of size: {recipe.upsampler}, {recipe.switch_noise} noise, eta {recipe.eta_switch:g}",
-        f"CFG: {recipe.cfg:g}",
-        f"prompt encoder: {recipe.prompt_encoder}",
-        f"told about the size: {TOLD[recipe.size_conditioning]}",
-        f"trained: {recipe.training_step} updates, configuration {recipe.config_digest[:12]}",
-    ]
-    if recipe.thresholds is not None:
-        levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
-        lines.insert(4, f"thresholds: {levels} (logSNR)")
-    lines += [f"checked: {sentence}" for sentence in found.checked]
-    lines += [f"NOT checked: {sentence}" for sentence in found.unchecked]
-    return "\n".join(lines)
-
-
-def _stages(recipe: Recipe) -> str:
-    sides = ((width, height) for height, width in recipe.stage_sizes())
-    sizes = [f"{width * recipe.pixels_per_cell}x{height * recipe.pixels_per_cell}" for width, height in sides]
-    used = [size for size, count in zip(sizes, recipe.split) if count]
-    return f"{'+'.join(map(str, recipe.split))} at {' to '.join(used)} px (width x height in training)"
-
+from .inputs import CATEGORY, RecipeSocket, checked
 
 FULL, LORA = "full model", "LoRA"
 FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
@@ -68,10 +30,27 @@ class RMDLoadStudent(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        weight_dtype = io.Combo.Input(
+            "weight_dtype",
+            options=list(WEIGHT_DTYPES),
+            default="default",
+            advanced=True,
+            tooltip="As in Load Diffusion Model: default keeps the file's precision, fp8 saves memory.",
+        )
+        base = io.Model.Input("model", tooltip="The base model that the LoRA was distilled from.")
+        strength = io.Float.Input(
+            "strength",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.01,
+            advanced=True,
+            tooltip="1 is what the student was trained with; anything else is another model.",
+        )
         return io.Schema(
             node_id="RMD_LoadStudent",
             display_name="RMD Load Student",
-            category=inputs.CATEGORY,
+            category=CATEGORY,
             description="Loads a model or LoRA distilled for the cascade and reads from its file how to sample it. "
             "Connect recipe to RMD Schedule.",
             search_aliases=["load distilled model", "few-step", "recipe"],
@@ -79,15 +58,15 @@ class RMDLoadStudent(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "kind",
                     options=[
-                        io.DynamicCombo.Option(FULL, _full_inputs()),
-                        io.DynamicCombo.Option(LORA, _lora_inputs()),
+                        io.DynamicCombo.Option(FULL, [_student_input(FULL), weight_dtype]),
+                        io.DynamicCombo.Option(LORA, [_student_input(LORA), base, strength]),
                     ],
                     tooltip="A full model from models/diffusion_models, or a LoRA from models/loras on its base model.",
                 )
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The student, ready for any sampler."),
-                inputs.RecipeSocket.Output("recipe", tooltip="Steps, sigmas, sizes and rules of the student."),
+                RecipeSocket.Output("recipe", tooltip="Steps, sigmas, sizes and rules of the student."),
                 io.String.Output("report", tooltip="The recipe in words, what was checked and what could not be."),
             ],
         )
@@ -105,7 +84,12 @@ class RMDLoadStudent(io.ComfyNode):
         chosen, student = kind["kind"], kind["student"]
         path = find_file(FOLDERS[chosen], student)
         recipe = read_recipe(path)
-        _check_kind(recipe, chosen, student)
+        is_lora = recipe.adapter_alpha is not None
+        if is_lora != (chosen == LORA):
+            kind, other = ("LoRA", LORA) if is_lora else ("full model", FULL)
+            raise RMDError(
+                f"{student} is a {kind} by its recipe; set kind to {other!r} and keep it in models/{FOLDERS[other]}"
+            )
         found = Findings()
         if chosen == FULL:
             model = load_full(path, recipe, weight_dtype=kind["weight_dtype"], student=student, found=found)
@@ -118,50 +102,41 @@ class RMDLoadStudent(io.ComfyNode):
         return io.NodeOutput(model, recipe, student_report(recipe, found, file=student, applied=applied))
 
 
-def _full_inputs() -> list[io.Input]:
-    return [
-        io.Combo.Input(
-            "student",
-            options=safetensors_files(FOLDERS[FULL]),
-            tooltip=STUDENT_FILE,
-        ),
-        io.Combo.Input(
-            "weight_dtype",
-            options=list(WEIGHT_DTYPES),
-            default="default",
-            advanced=True,
-            tooltip="As in Load Diffusion Model: default keeps the file's precision, fp8 saves memory.",
-        ),
+def _student_input(kind: str) -> io.Combo.Input:
+    return io.Combo.Input("student", options=safetensors_files(FOLDERS[kind]), tooltip=STUDENT_FILE)
+
+
+SIZE_CONDITIONING = {
+    "none": "nothing",
+    "stage": "the size of the stage",
+    "final": "the size of the result",
+}
+
+
+def student_report(recipe: Recipe, found: Findings, *, file: str, applied: str) -> str:
+    """The recipe line by line, then what was checked and what could not be; `applied` says how it was loaded."""
+    used = [size for size, count in zip(recipe.stage_sizes(), recipe.split) if count]
+    sizes = " to ".join(pixels(recipe.pixels_per_cell, size) for size in used)
+    lines = [
+        f"student: {file} ({applied})",
+        f"base: {recipe.base_model} ({recipe.architecture}, predicts {recipe.prediction})",
+        f"steps: {'+'.join(map(str, recipe.split))} at {sizes} px (width x height in training)",
+        f"sigmas: {', '.join(f'{sigma:.6g}' for sigma in recipe.sigmas)} (as the first size names them)",
+        f"noise: {recipe.curve.describe()}",
+        f"mapping: {recipe.mapping.describe()}",
+        f"inside a stage: eta {recipe.eta:g}",
+        f"at a change of size: {recipe.upsampler}, {recipe.switch_noise} noise, eta {recipe.eta_switch:g}",
+        f"CFG: {recipe.cfg:g}",
+        f"prompt encoder: {recipe.prompt_encoder}",
+        f"told about the size: {SIZE_CONDITIONING[recipe.size_conditioning]}",
+        f"trained: {recipe.training_step} updates, configuration {recipe.config_digest[:12]}",
     ]
-
-
-def _lora_inputs() -> list[io.Input]:
-    return [
-        io.Combo.Input(
-            "student",
-            options=safetensors_files(FOLDERS[LORA]),
-            tooltip=STUDENT_FILE,
-        ),
-        io.Model.Input("model", tooltip="The base model that the LoRA was distilled from."),
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=-10.0,
-            max=10.0,
-            step=0.01,
-            advanced=True,
-            tooltip="1 is what the student was trained with; anything else is another model.",
-        ),
-    ]
-
-
-def _check_kind(recipe: Recipe, chosen: str, student: str) -> None:
-    adapter = recipe.adapter_alpha is not None
-    if adapter != (chosen == LORA):
-        held, other = ("LoRA", LORA) if adapter else ("full model", FULL)
-        raise RMDError(
-            f"{student} is a {held} by its recipe; set kind to {other!r} and keep it in models/{FOLDERS[other]}"
-        )
+    if recipe.thresholds is not None:
+        levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
+        lines.insert(4, f"thresholds: {levels} (logSNR)")
+    lines += [f"checked: {sentence}" for sentence in found.checked]
+    lines += [f"NOT checked: {sentence}" for sentence in found.unchecked]
+    return "\n".join(lines)
 
 
 class RMDLoadPromptEmbeddings(io.ComfyNode):
@@ -207,17 +182,15 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
         cache = PromptCache(find_cache(file))
         text = prompt if prompt in cache else prompt.strip()
         if text not in cache:
-            raise RMDError(_not_there(cache, file, text))
+            if not text:
+                raise RMDError(
+                    f"{file} has no null prompt; choose one of its {len(cache.texts)} prompts or another file"
+                )
+            alike = ", ".join(map(shown, cache.closest(text)))
+            advice = f"the closest are {alike}" if alike else f"one is {shown(cache.texts[0])}"
+            raise RMDError(
+                f"the prompt {shown(text)} is not among the {len(cache.texts)} of {file}; {advice}: "
+                "use one of them word for word, or add yours to the cache"
+            )
         # Without a pooled part it is None, as ComfyUI's own encoders of sequences alone (T5, UMT5) give it.
         return io.NodeOutput([[cache.embedding(text), {"pooled_output": cache.pooled([text])}]])
-
-
-def _not_there(cache: PromptCache, file: str, text: str) -> str:
-    if not text:
-        return f"{file} has no null prompt; choose one of its {len(cache.texts)} prompts or another file"
-    alike = cache.closest(text)
-    advice = f"the closest are {', '.join(map(shown, alike))}" if alike else f"one is {shown(cache.texts[0])}"
-    return (
-        f"the prompt {shown(text)} is not among the {len(cache.texts)} of {file}; {advice}: "
-        "use one of them word for word, or add yours to the cache"
-    )

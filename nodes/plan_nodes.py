@@ -24,40 +24,19 @@ from .bridge.plans import (
     last_steps,
     sampling_plan,
 )
-from .bridge.show import plan_picture, plan_table
+from .bridge.show import plan_picture, plan_table, step_costs
 from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
 from .profiles import load_profiles
 
 
 def source_input() -> io.DynamicCombo.Input:
-    """The input `source`; the values of an option are the keyword arguments of its function in `plan_sources`."""
-    # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget.
-    options = [
-        io.DynamicCombo.Option(THRESHOLDS, [*_thresholds(), _earlier_sizes(), *_method()]),
-        io.DynamicCombo.Option(SPLIT, [_split("2+2"), _sigmas(), _earlier_sizes(), *_method()]),
-        io.DynamicCombo.Option(RECIPE, [RecipeSocket.Input("recipe", tooltip="The recipe of RMD Load Student.")]),
-        io.DynamicCombo.Option(PROFILE, [*_profile(), _earlier_sizes()]),
-    ]
-    return io.DynamicCombo.Input(
-        "source",
-        options=options,
-        tooltip=(
-            "Where the plan comes from: a student's own recipe, logSNR thresholds, a split given outright, "
-            "or the settings of a public few-step model."
-        ),
-    )
+    """The input `source`: what each plan source asks for, by the names that `bridge.plans.sampling_plan` reads."""
 
+    def split(default: str) -> io.String.Input:
+        tooltip = "Steps at each size, smallest first, such as 2+2 or 1+1+2. A profile also takes auto: its own split."
+        return io.String.Input("split", default=default, tooltip=tooltip)
 
-def _split(default: str) -> io.String.Input:
-    return io.String.Input(
-        "split",
-        default=default,
-        tooltip="Steps at each size, smallest first, such as 2+2 or 1+1+2. A profile also takes auto: its own split.",
-    )
-
-
-def _earlier_sizes() -> io.String.Input:
-    return io.String.Input(
+    sizes = io.String.Input(
         "earlier_sizes",
         default="0.5",
         tooltip=(
@@ -65,44 +44,27 @@ def _earlier_sizes() -> io.String.Input:
             "width x height in pixels (832x480). Empty for a plan of one size."
         ),
     )
-
-
-def _sigmas() -> io.String.Input:
-    return io.String.Input(
+    sigmas = io.String.Input(
         "sigmas",
         default="",
         advanced=True,
         tooltip="ComfyUI's sigma of each step, as the first size names it, falling. Empty: the curve's own grid.",
     )
-
-
-def _thresholds() -> list[io.Input]:
-    return [
-        io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Network calls in all."),
-        io.String.Input(
-            "thresholds",
-            default="-2.5",
-            tooltip=(
-                "logSNR at which the next size takes over, rising, one for each earlier size. "
-                "-2.5 gives 2+2 for SDXL, PixArt and SD3.5 at 4 steps and 3+3 for Wan at 6."
-            ),
+    steps = io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Network calls in all.")
+    thresholds = io.String.Input(
+        "thresholds",
+        default="-2.5",
+        tooltip=(
+            "logSNR at which the next size takes over, rising, one for each earlier size. "
+            "-2.5 gives 2+2 for SDXL, PixArt and SD3.5 at 4 steps and 3+3 for Wan at 6."
         ),
-    ]
-
-
-def _profile() -> list[io.Input]:
-    return [
-        io.Combo.Input(
-            "profile",
-            options=list(load_profiles()),
-            tooltip="A public few-step model with its own levels. These models were not distilled for the cascade.",
-        ),
-        _split("auto"),
-    ]
-
-
-def _method() -> list[io.Input]:
-    return [
+    )
+    profile = io.Combo.Input(
+        "profile",
+        options=list(load_profiles()),
+        tooltip="A public few-step model with its own levels. These models were not distilled for the cascade.",
+    )
+    method = [
         io.Combo.Input(
             "mapping",
             options=list(MAPPINGS),
@@ -133,6 +95,20 @@ def _method() -> list[io.Input]:
             tooltip="Settings that published variants disagree on: mapping, noise at the switch, eta, upsampler.",
         ),
     ]
+    recipe = RecipeSocket.Input("recipe", tooltip="The recipe of RMD Load Student.")
+    return io.DynamicCombo.Input(
+        "source",
+        options=[  # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget
+            io.DynamicCombo.Option(THRESHOLDS, [steps, thresholds, sizes, *method]),
+            io.DynamicCombo.Option(SPLIT, [split("2+2"), sigmas, sizes, *method]),
+            io.DynamicCombo.Option(RECIPE, [recipe]),
+            io.DynamicCombo.Option(PROFILE, [profile, split("auto"), sizes]),
+        ],
+        tooltip=(
+            "Where the plan comes from: a student's own recipe, logSNR thresholds, a split given outright, "
+            "or the settings of a public few-step model."
+        ),
+    )
 
 
 ONE_FRAME = "the cost is that of a picture (one latent frame); for a video connect the latent"
@@ -206,15 +182,12 @@ class RMDSchedule(io.ComfyNode):
         plan = last_steps(sampling_plan(view, final_hw, source), denoise)
         if latent is None and view.dimensions == 3:
             plan = replace(plan, notes=(*plan.notes, ONE_FRAME))
-
-        def call_cost(cells_high: int, cells_wide: int) -> float:
-            return view.relative_cost(cells_high, cells_wide, frames)
-
-        picture = plan_picture(plan, call_cost, asked_thresholds(source))
+        costs = step_costs(plan, lambda height, width: view.relative_cost(height, width, frames))
+        picture = plan_picture(plan, costs, asked_thresholds(source))
         result_height, result_width = plan.final_px
         return io.NodeOutput(
             plan,
-            plan_table(plan, call_cost),
+            plan_table(plan, costs),
             picture,
             plan.cfg,
             result_width,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from comfy_api.latest import io
 
@@ -20,70 +18,6 @@ STAGE = "rmd_stage"
 
 LEAST, MOST = 1 / 3, 3.0
 """Deviation of noise that a network may plausibly have predicted."""
-
-
-def cross_to(
-    size_hw: tuple[int, int],
-    *,
-    output: dict[str, Any],
-    denoised_output: dict[str, Any],
-    sigmas: torch.Tensor,
-    model: Any,
-    noise: Any,
-    boundary: Boundary,
-) -> tuple[dict[str, Any], SwitchNoise]:
-    """The LATENT and NOISE of the next stage, of size_hw = (height, width) in cells.
-
-    output and denoised_output are those of the stage's sampler node, sigmas what it ran, noise what it started with.
-    The last step must have been Euler's (RMD Step Sampler makes it so), onto a sigma above 0: the predicted noise is
-    the difference of both pictures there. Raises RMDError otherwise, and for a size below the stage's.
-    """
-    if len(sigmas) < 2:
-        raise RMDError(f"the sigmas hold {len(sigmas)} level(s), which is no step; connect those the stage has run")
-    last = sigmas[-1].cpu().double()
-    if not 0.0 < last < 1.0 and NoiseForm.of(model).flow or last <= 0.0:
-        raise RMDError(
-            f"the stage ended at sigma {last:g}, where the predicted noise is lost; "
-            "end it at the next level with RMD Stage Sigmas"
-        )
-    output, denoised_output = final_latent(model, output), final_latent(model, denoised_output)
-    if output["samples"].shape != denoised_output["samples"].shape:
-        raise RMDError("output and denoised_output differ in shape; connect both outputs of one sampler node")
-    if "noise_mask" in output:
-        raise RMDError(
-            "a latent with a noise mask cannot cross by hand, as the full-size source is not here; "
-            "use RMD Sampler or RMD Guider for inpainting"
-        )
-    form, to_model = NoiseForm.of(model), model.model.process_latent_in
-    x0 = to_model(denoised_output["samples"].float())
-    state = form.unscaled(to_model(output["samples"].float()), last.float())
-    check_stage(output, noise)
-    started = StageSeed.of(noise.seed)  # a NOISE may serve several samplers, so the items are the LATENT's
-    seed = StageSeed(started.cascade, started.stage + 1, batch_items(output))
-    eps = form.eps(state, x0, last.float())
-    _check_deviation(eps)
-    crossing = boundary.cross(x0, eps, size_hw, seed.fresh)
-    samples = finished(model.model.process_latent_out(crossing.x0))
-    return {**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(crossing.noise.cpu(), seed)
-
-
-def check_stage(output: dict[str, Any], noise: Any) -> None:
-    """Raise RMDError for a NOISE of another stage than the LATENT's: two stages would draw the same numbers."""
-    came, wanted = StageSeed.of(noise.seed).stage, output.get(STAGE, 0)
-    if came != wanted:
-        raise RMDError(
-            f"the noise is that of stage {came + 1}, the output that of stage {wanted + 1}; "
-            "connect the noise which the sampler node of this output was given"
-        )
-
-
-def _check_deviation(eps: torch.Tensor) -> None:
-    deviation = eps.std().item() if eps.numel() > 1 else 1.0
-    if not LEAST < deviation < MOST:
-        raise RMDError(
-            f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the sigmas "
-            "that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler or euler"
-        )
 
 
 class RMDStageSigmas(io.ComfyNode):
@@ -119,19 +53,14 @@ class RMDStageSigmas(io.ComfyNode):
             known = ", ".join(f"{one.index + 1} ({pixels(plan.cell_px, one.size)} px)" for one in stages)
             raise RMDError(f"stage {stage} does not exist; this plan has {known}")
         chosen = stages[stage - 1]
-        return io.NodeOutput(stage_sigmas(plan, stage), chosen.width * plan.cell_px, chosen.height * plan.cell_px)
-
-
-def stage_sigmas(plan: SamplingPlan, stage: int) -> torch.Tensor:
-    """The open sigmas of a stage (counted from 1), float32 on the CPU; RMDError unless they fall strictly."""
-    sigmas = torch.tensor(plan.open_sigmas(plan.stages.stages[stage - 1]), dtype=torch.float32)
-    if not bool((sigmas[:-1] > sigmas[1:]).all()):
-        listed = ", ".join(f"{sigma:.6g}" for sigma in sigmas.tolist())
-        raise RMDError(
-            f"the sigmas of stage {stage}, {listed}, do not fall; "
-            "use fewer steps, a smaller size ratio or a later switch"
-        )
-    return sigmas
+        sigmas = torch.tensor(plan.open_sigmas(chosen), dtype=torch.float32)
+        if not bool((sigmas[:-1] > sigmas[1:]).all()):
+            listed = ", ".join(f"{sigma:.6g}" for sigma in sigmas.tolist())
+            raise RMDError(
+                f"the sigmas of stage {stage}, {listed}, do not fall; "
+                "use fewer steps, a smaller size ratio or a later switch"
+            )
+        return io.NodeOutput(sigmas, chosen.width * plan.cell_px, chosen.height * plan.cell_px)
 
 
 class RMDStageUpscale(io.ComfyNode):
@@ -188,16 +117,46 @@ class RMDStageUpscale(io.ComfyNode):
         view = ModelView.of(model)
         size = final_cells(view, width=width, height=height)
         view.check_sizes([size])
-        latent, following = cross_to(
-            size,
-            output=output,
-            denoised_output=denoised_output,
-            sigmas=sigmas,
-            model=model,
-            noise=noise,
-            boundary=Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary,
-        )
-        return io.NodeOutput(latent, following)
+        if len(sigmas) < 2:
+            raise RMDError(f"the sigmas hold {len(sigmas)} level(s), which is no step; connect those the stage has run")
+        form, last = NoiseForm.of(model), sigmas[-1].cpu().double()
+        if last <= 0.0 or (form.flow and last >= 1.0):
+            raise RMDError(
+                f"the stage ended at sigma {last:g}, where the predicted noise is lost; "
+                "end it at the next level with RMD Stage Sigmas"
+            )
+        output, denoised_output = final_latent(model, output), final_latent(model, denoised_output)
+        if output["samples"].shape != denoised_output["samples"].shape:
+            raise RMDError("output and denoised_output differ in shape; connect both outputs of one sampler node")
+        if "noise_mask" in output:
+            raise RMDError(
+                "a latent with a noise mask cannot cross by hand, as the full-size source is not here; "
+                "use RMD Sampler or RMD Guider for inpainting"
+            )
+        started, stage = StageSeed.of(noise.seed), output.get(STAGE, 0)
+        if started.stage != stage:  # two stages would draw the same numbers
+            raise RMDError(
+                f"the noise is that of stage {started.stage + 1}, the output that of stage {stage + 1}; "
+                "connect the noise which the sampler node of this output was given"
+            )
+        # The last step was Euler's, onto a sigma above 0: the predicted noise is the difference of both images there.
+        to_model = model.model.process_latent_in
+        x0 = to_model(denoised_output["samples"].float())
+        state = form.unscaled(to_model(output["samples"].float()), last.float())
+        eps = form.eps(state, x0, last.float())
+        deviation = eps.std().item() if eps.numel() > 1 else 1.0
+        if not LEAST < deviation < MOST:
+            raise RMDError(
+                f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the "
+                "sigmas that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler "
+                "or euler"
+            )
+        boundary = Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary
+        # A NOISE may serve several samplers, so the batch items are the LATENT's.
+        seed = StageSeed(started.cascade, stage + 1, batch_items(output))
+        crossing = boundary.cross(x0, eps, size, seed.fresh)
+        samples = finished(model.model.process_latent_out(crossing.x0))
+        return io.NodeOutput({**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(crossing.noise.cpu(), seed))
 
 
 class RMDNoise(io.ComfyNode):

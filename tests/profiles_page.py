@@ -1,4 +1,4 @@
-"""The table and the sources of docs/profiles.md, made from nodes/profiles/*.yaml; no ComfyUI is needed.
+"""The table and the sources of docs/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
 
 Run as a program (python tests/profiles_page.py) it writes them into the page.
 """

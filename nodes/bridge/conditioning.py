@@ -14,7 +14,7 @@ from ...rmd_core.errors import RMDError
 Entry = dict[str, Any]
 """One entry of a guider's conditioning: options by name, as ComfyUI keeps them inside a guider."""
 
-SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis it lies along
+SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis
     "width": 1,
     "height": 0,
     "target_width": 1,
@@ -23,10 +23,10 @@ SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis it lies along
     "crop_h": 0,
 }
 
-# ComfyUI brings these to the size of each stage itself, or they are no pictures.
+# ComfyUI brings these to the size of each stage itself, or they are no images.
 LEFT_ALONE = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
 
-# Pictures beside the picture: a network for images takes them at any size, one for video lays them on its own grid.
+# Reference images: a network for images takes them at any size, one for video puts them on its own grid.
 REFERENCES = {"reference_latents", "context_latents"}
 
 # Laid cell by cell on the latent: another size than its own would fail inside the network.
@@ -40,7 +40,7 @@ FREE_PIXELS = {"concat_mask", "face_video_pixels"}
 class StageView:
     """One stage as conditioning sees it: sizes are (height, width) in latent cells.
 
-    size_conditioning is the recipe's: SDXL is told the size of the `stage` or of the `final` picture, `none` leaves
+    size_conditioning is the recipe's: SDXL gets the size of the `stage` or of the `final` image, `none` leaves
     what the prompt says. video is whether the latents have a time axis.
     """
 
@@ -69,7 +69,7 @@ class StageView:
         are averaged over area. Percentage areas, masks, ControlNet hints and references need nothing: ComfyUI sizes
         them in each stage. Raises RMDError for what cannot follow.
         """
-        changed = self._told_size(entry)
+        changed = self._sizes(entry)
         if self.stage_hw == self.final_hw:
             return changed
         if "gligen" in entry:
@@ -78,10 +78,10 @@ class StageView:
             changed["area"] = self._area(entry["area"])
         for name in entry:
             if name not in LEFT_ALONE and not (name in REFERENCES and not self.video):
-                changed[name] = self._picture(name, changed[name])
+                changed[name] = self._image(name, changed[name])
         return changed
 
-    def _told_size(self, entry: Entry) -> Entry:
+    def _sizes(self, entry: Entry) -> Entry:
         changed = dict(entry)
         if self.size_conditioning == "stage":
             for name in SIZE_OPTIONS.keys() & entry.keys():
@@ -105,9 +105,9 @@ class StageView:
             scaled[axis] = max(1, min(round(end * stage / final), stage) - first)
         return tuple(scaled)
 
-    def _picture(self, name: str, value: Any) -> Any:
+    def _image(self, name: str, value: Any) -> Any:
         if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
-            return type(value)(self._picture(name, item) for item in value)
+            return type(value)(self._image(name, item) for item in value)
         if not isinstance(value, torch.Tensor) or value.ndim < 4:
             return value
         size = tuple(value.shape[-2:])

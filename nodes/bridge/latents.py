@@ -19,7 +19,7 @@ RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
     """A copy of a LATENT in the form that `model` takes, as core's sampler nodes make it.
 
-    An empty latent gets the model's channels and scale, a picture gets a time axis for a video model; the keys that
+    An empty latent gets the model's channels and scale, an image gets a time axis for a video model; the keys that
     told the scale are gone. Raises RMDError for nested latents, values that are no finite numbers, and a wrong number
     of channels.
     """

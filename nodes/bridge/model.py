@@ -86,7 +86,7 @@ class ModelKind:
 class ModelView:
     """Facts about one loaded model, read from it and never written to it.
 
-    curve is the model's own, with the shift that its loader gave it. channels, dimensions (2 for pictures, 3 with time)
+    curve is the model's own, with the shift that its loader gave it. channels, dimensions (2 for images, 3 with time)
     and cell_px describe its latents; multiple is the patch size in cells to which stages are rounded. rmd_shift is the
     flow shift RMD uses for the family, None where it knows none and for VP models.
     """

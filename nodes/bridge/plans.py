@@ -28,7 +28,7 @@ class SamplingPlan:
     """A stage plan with everything else that a sampler needs; nothing in it is bound to one loaded model.
 
     eta is the share of predicted noise inside a stage, cfg the guidance to sample with, size_conditioning what SDXL is
-    told about the picture (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
+    told about the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
     cell. origin says in a few words where the plan comes from, notes are sentences for the user.
     """
 
@@ -71,7 +71,7 @@ PURE_NOISE = 1e-5
 def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
     """Raise RMDError for a first level beyond the model's noise, or a later stage that starts at pure noise.
 
-    ComfyUI scales a start at its sigma_max as pure noise, so a stage with a picture must start below it.
+    ComfyUI scales a start at its sigma_max as pure noise, so a stage with an image must start below it.
     """
     first = plan.sigmas(stage)[0]
     if first > sigma_max * (1.0 + PURE_NOISE):
@@ -245,9 +245,7 @@ def _check_split(counts: tuple[int, ...], sizes: tuple[Size, ...]) -> None:
 
 
 def last_steps(plan: SamplingPlan, denoise: float) -> SamplingPlan:
-    """The last `round(denoise * steps)` steps of a plan, at least one; RMDError for a denoise outside (0, 1]."""
-    if not 0.0 < denoise <= 1.0:
-        raise RMDError(f"denoise is {denoise!r}; use a number above 0, up to 1, which runs the whole plan")
+    """The last `round(denoise * steps)` steps of a plan, at least one; denoise is in (0, 1]."""
     steps = plan.stages.steps
     kept = max(1, math.floor(denoise * len(steps) + 0.5))
     if kept == len(steps) and denoise == 1.0:
@@ -365,8 +363,6 @@ def base_curve(view: ModelView, base_shift: float) -> tuple[NoiseCurve, tuple[st
     base_shift is a flow shift, or 0 for RMD's for the model type, or the model's own where RMD knows none. Raises
     RMDError for a shift on a model that has none.
     """
-    if not 0.0 <= base_shift < float("inf"):
-        raise RMDError(f"base_shift is {base_shift!r}; use a positive flow shift, or 0 for auto")
     if not isinstance(view.curve, FlowCurve):
         if base_shift:
             raise RMDError(

@@ -15,33 +15,49 @@ from ...rmd_core.plan import Stage
 from ...rmd_core.schedule import FlowCurve, NoiseCurve, NoMap
 from .plans import SamplingPlan, pixels
 
-CallCost = Callable[[int, int], float]
-"""The cost of a network call at (height, width) cells, in any unit."""
+
+def step_costs(plan: SamplingPlan, call_cost: Callable[[int, int], float]) -> tuple[float, ...]:
+    """The cost of each step in calls at the final size; call_cost is that of a call at (height, width) cells."""
+    full = call_cost(*plan.stages.final_hw)
+    return tuple(call_cost(*step.size) / full for step in plan.stages.steps)
 
 
-def plan_table(plan: SamplingPlan, call_cost: CallCost) -> str:
-    """Several lines: origin, model, curve, mapping, one line for each step, cost, rules, notes; sizes in pixels."""
-    stages = plan.stages
-    facts = [
-        ("from", plan.origin),
-        ("model", str(plan.kind)),
-        ("sizes", sizes_line(plan)),
-        ("curve", stages.curve.describe()),
-        ("mapping", mapping_line(plan)),
+def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
+    """Several lines: origin, model, curve, mapping, one line for each step, cost, rules, notes; sizes in pixels.
+
+    costs are `step_costs`.
+    """
+    stages, total, calls = plan.stages, sum(costs), len(costs)
+    lines = [
+        f"from      {plan.origin}",
+        f"model     {plan.kind}",
+        f"sizes     {sizes_line(plan)}",
+        f"curve     {stages.curve.describe()}",
+        f"mapping   {mapping_line(plan)}",
+        "",
+        "step stage     size px      sigma  timestep   logSNR   cost",
     ]
-    rules = [
-        ("cost", cost_line(plan, call_cost)),
-        ("boundary", boundary_line(plan)),
-        ("eta", f"{plan.eta:g} (share of predicted noise between the steps of a stage)"),
-        ("cfg", f"{plan.cfg:g}"),
+    for step, cost in zip(stages.steps, costs):
+        size, sigma = pixels(plan.cell_px, step.size), stages.curve.comfy_sigma(step.sigma)
+        lines.append(
+            f"{step.index + 1:4d} {step.stage + 1:5d} {size:>11}  {sigma:9.5f}  {step.timestep:8.2f}  "
+            f"{step.logsnr:7.3f}  {cost:5.3f}"
+        )
+    final = pixels(plan.cell_px, stages.final_hw)
+    saving = f"; {calls} at {final} px would be {calls / total:.2f} times as much" if calls - total > 0.005 else ""
+    lines += [
+        "",
+        f"cost      {total:.2f} full-size calls for {calls} {'step' if calls == 1 else 'steps'}{saving}",
+        f"boundary  {boundary_line(plan)}",
+        f"eta       {plan.eta:g} (share of predicted noise between the steps of a stage)",
+        f"cfg       {plan.cfg:g}",
     ]
     if plan.size_conditioning != "none":
-        rules.append(("size told", f"that of the {plan.size_conditioning}"))
-    lines = [f"{name:<9} {text}" for name, text in facts]
-    lines += ["", *_step_lines(plan, call_cost), ""]
-    lines += [f"{name:<9} {text}" for name, text in rules]
+        lines.append(f"size told that of the {plan.size_conditioning}")
     notes = [*plan.notes, *(note.text(lambda size: f"{pixels(plan.cell_px, size)} px") for note in stages.notes)]
-    return "\n".join([*lines, *(["", "notes", *(f"- {note}" for note in notes)] if notes else [])])
+    if notes:
+        lines += ["", "notes", *(f"- {note}" for note in notes)]
+    return "\n".join(lines)
 
 
 def sizes_line(plan: SamplingPlan) -> str:
@@ -49,20 +65,6 @@ def sizes_line(plan: SamplingPlan) -> str:
     shown = " -> ".join(pixels(plan.cell_px, stage.size) for stage in plan.stages.stages)
     calls = "+".join(map(str, plan.stages.calls_per_stage))
     return f"{shown} px, {calls} {'step' if calls == '1' else 'steps'}"
-
-
-def step_costs(plan: SamplingPlan, call_cost: CallCost) -> tuple[float, ...]:
-    """The cost of each step in calls at the final size."""
-    full = call_cost(*plan.stages.final_hw)
-    return tuple(call_cost(*step.size) / full for step in plan.stages.steps)
-
-
-def cost_line(plan: SamplingPlan, call_cost: CallCost) -> str:
-    """The total in calls at the final size, beside as many calls that are all made there."""
-    costs = step_costs(plan, call_cost)
-    total, calls, final = sum(costs), len(costs), pixels(plan.cell_px, plan.stages.final_hw)
-    saving = f"; {calls} at {final} px would be {calls / total:.2f} times as much" if calls - total > 0.005 else ""
-    return f"{total:.2f} full-size calls for {calls} {'step' if calls == 1 else 'steps'}{saving}"
 
 
 def mapping_line(plan: SamplingPlan) -> str:
@@ -84,18 +86,6 @@ def boundary_line(plan: SamplingPlan) -> str:
     rule = plan.boundary
     share = f", eta {rule.eta_switch:g}" if rule.switch_noise != "fresh" else ""
     return f"x0 upsampled {rule.upsampler}, {rule.switch_noise} noise{share}"
-
-
-def _step_lines(plan: SamplingPlan, call_cost: CallCost) -> list[str]:
-    lines = ["step stage     size px      sigma  timestep   logSNR   cost"]
-    for step, cost in zip(plan.stages.steps, step_costs(plan, call_cost)):
-        size = pixels(plan.cell_px, step.size)
-        sigma = plan.stages.curve.comfy_sigma(step.sigma)
-        lines.append(
-            f"{step.index + 1:4d} {step.stage + 1:5d} {size:>11}  {sigma:9.5f}  {step.timestep:8.2f}  "
-            f"{step.logsnr:7.3f}  {cost:5.3f}"
-        )
-    return lines
 
 
 Point = tuple[float, float]
@@ -207,10 +197,10 @@ NEAR_NOISE = -6.0
 """A logSNR that the axes hold when a plan starts from a flow's pure noise, whose own is -inf."""
 
 
-def plan_picture(plan: SamplingPlan, call_cost: CallCost, thresholds: Sequence[float] = ()) -> torch.Tensor:
-    """The picture as an IMAGE, (1, 560, 1000, 3) float32 in 0..1; the same plan gives the same values.
+def plan_picture(plan: SamplingPlan, costs: Sequence[float], thresholds: Sequence[float] = ()) -> torch.Tensor:
+    """The plan as an IMAGE, (1, 560, 1000, 3) float32 in 0..1; the same plan gives the same values.
 
-    call_cost is the cost of a call at (height, width) cells; thresholds are logSNRs to be shown beside the curves.
+    costs are `step_costs`; thresholds are logSNRs to be shown beside the curves.
     """
     canvas = Canvas(WIDTH, HEIGHT, BACKGROUND)
     axes = Axes.of(plan, thresholds)
@@ -218,7 +208,10 @@ def plan_picture(plan: SamplingPlan, call_cost: CallCost, thresholds: Sequence[f
     _panel(canvas, axes, plan)
     for threshold in thresholds:
         if abs(threshold) < FAR:
-            _threshold(canvas, axes, threshold)
+            y = axes.y(threshold)
+            canvas.dashes((LEFT, y), (RIGHT, y), THRESHOLD, 1.6)
+            label = f"threshold {threshold:g}"
+            canvas.text((RIGHT - 6, y + 3), label, 12, THRESHOLD, anchor="ra", halo=PANEL)
     for stage in plan.stages.stages:
         pale = _mixed(stage_colour(stage.index), PANEL, 0.4)
         canvas.line(_curve_points(axes, plan.stages.curve, stage.ratio, 1.0, 0.0), pale, 1.5)
@@ -229,10 +222,13 @@ def plan_picture(plan: SamplingPlan, call_cost: CallCost, thresholds: Sequence[f
     for stage, following in zip(plan.stages.stages, plan.stages.stages[1:]):
         _hand_over(canvas, axes, plan.stages.curve, stage, following)
     for stage in plan.stages.stages:
-        _stage_name(canvas, axes, plan, stage)
+        left, right = _span(axes, stage)
+        size = pixels(plan.cell_px, stage.size)
+        if canvas.text_width(size, 14) + 12 <= right - left:
+            canvas.text((left + 8, TOP + 8), size, 14, stage_colour(stage.index), halo=PANEL)
     _dots(canvas, axes, plan)
     _legend(canvas, plan, bool(thresholds))
-    _bars(canvas, plan, call_cost)
+    _bars(canvas, plan, costs)
     return canvas.tensor()
 
 
@@ -300,19 +296,6 @@ def _panel(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
     canvas.text((LEFT, TOP - 6), "logSNR", 13, MUTED, anchor="lb")
 
 
-def _stage_name(canvas: Canvas, axes: Axes, plan: SamplingPlan, stage: Stage) -> None:
-    left, right = _span(axes, stage)
-    size = pixels(plan.cell_px, stage.size)
-    if canvas.text_width(size, 14) + 12 <= right - left:
-        canvas.text((left + 8, TOP + 8), size, 14, stage_colour(stage.index), halo=PANEL)
-
-
-def _threshold(canvas: Canvas, axes: Axes, threshold: float) -> None:
-    y = axes.y(threshold)
-    canvas.dashes((LEFT, y), (RIGHT, y), THRESHOLD, 1.6)
-    canvas.text((RIGHT - 6, y + 3), f"threshold {threshold:g}", 12, THRESHOLD, anchor="ra", halo=PANEL)
-
-
 def _curve_points(axes: Axes, curve: NoiseCurve, ratio: float, start: float, end: float) -> list[Point]:
     """The curve of a size between two table positions, as far as it is inside the axes."""
     points = []
@@ -369,8 +352,8 @@ def _legend(canvas: Canvas, plan: SamplingPlan, thresholds: bool) -> None:
         canvas.text((x + 26, y), "threshold", 13, TEXT, anchor="lm")
 
 
-def _bars(canvas: Canvas, plan: SamplingPlan, call_cost: CallCost) -> None:
-    costs, steps = step_costs(plan, call_cost), plan.stages.steps
+def _bars(canvas: Canvas, plan: SamplingPlan, costs: Sequence[float]) -> None:
+    steps = plan.stages.steps
     canvas.text((BARS_LEFT, TOP - 6), "timestep and cost of each step (final size: 1)", 13, MUTED, anchor="lb")
     canvas.box(BARS_LEFT, TOP, BARS_RIGHT, BOTTOM, PANEL)
     room = BOTTOM - TOP - 80.0

@@ -6,6 +6,7 @@ docs/profiles.md says what each key of an entry means. Nothing here is bound to 
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -126,8 +127,9 @@ def _load(stamps: tuple[tuple[Path, int, int], ...]) -> Mapping[str, FewStepProf
 def read_profiles(path: Path) -> list[FewStepProfile]:
     """The profiles of one YAML file, in its order; RMDError that names the file where one is not as it must be."""
     try:
-        # The C loader is the same safe loader and takes a tenth of the time; a PyYAML without it has the other.
-        entries = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        # libyaml's safe loader takes a tenth of the time of the other one; a PyYAML may come without it.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        entries = yaml.load(path.read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RMDError(f"{path}: this is no YAML file ({one_line(error, 200)}); see docs/profiles.md") from None
     if not isinstance(entries, list) or not entries:
@@ -140,18 +142,17 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
         raise RMDError(f"{place} is {_shown(entry)}; use keys with values, such as title: My model, 4 steps (LoRA)")
     if unknown := [name for name in entry if name not in _KEYS]:
         raise RMDError(f"{place}: the key {_shown(unknown[0])} is unknown; use {', '.join(_KEYS)}")
-    for name, (allowed, fits) in _KEYS.items():
-        if name in entry and not fits(entry[name]):
-            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; use {allowed}")
     is_lora, is_flow = entry.get("folder") == "loras", entry.get("noise") == FLOW
+    for name, (allowed, fits) in _KEYS.items():
+        unused = (name == "lora_strength" and not is_lora) or (name == "shift" and not is_flow)
+        if name not in entry:
+            if not unused and name not in _OPTIONAL:
+                raise RMDError(f"{place}: {name} is missing; give {allowed}")
+        elif unused:
+            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out, as it is {allowed}")
+        elif not fits(entry[name]):
+            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; use {allowed}")
     levels = [name for name in ("timesteps", "sigmas") if name in entry]
-    needed = {name for name in _KEYS if name not in _OPTIONAL}
-    needed |= ({"lora_strength"} if is_lora else set()) | ({"shift"} if is_flow else set())
-    if missing := [name for name in _KEYS if name in needed and name not in entry]:
-        raise RMDError(f"{place}: {missing[0]} is missing; give {_KEYS[missing[0]][0]}")
-    for name, allowed in (("lora_strength", is_lora), ("shift", is_flow)):
-        if name in entry and not allowed:
-            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out, as it is {_KEYS[name][0]}")
     if len(levels) != 1:
         raise RMDError(f"{place}: the levels come as {' and '.join(levels) or 'nothing'}; give timesteps or sigmas")
     split = tuple(int(part) for part in entry["split"].split("+"))
@@ -177,9 +178,13 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
     )
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
 def _shown(value: Any) -> str:
-    text = one_line(repr(value))
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """A value in a message, cut short: YAML's aliases can make one that is endless when written out."""
+    return one_line(_SHORT.repr(value), 120)
 
 
 def _is_text(value: Any) -> bool:
@@ -235,4 +240,4 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 """Every key of an entry: what it takes in words, and the check of it."""
 
-_OPTIONAL = {"lora_strength", "shift", "timesteps", "sigmas", "sources", "notes"}
+_OPTIONAL = {"timesteps", "sigmas", "sources", "notes"}

@@ -1,4 +1,13 @@
-"""Every node of the pack in the real frontend: it can be added, with every option of its dynamic choices."""
+"""The nodes in the real frontend: added with every choice, in the user's language, and their help panel."""
+
+import re
+from itertools import combinations
+
+import pytest
+
+from browser.session import WINDOW, Frontend
+from english_locale import SCRIPTS, locale
+from help_pages import ROOT, blocks, cells
 
 ADD = """() => Object.keys(LiteGraph.registered_node_types).filter(type => type.startsWith("RMD_")).map(type => {
   const node = LiteGraph.createNode(type);
@@ -31,3 +40,91 @@ def test_every_node_can_be_added_with_every_choice(frontend):
                 inside = {f"{name}.{key}" for group in option["inputs"].values() for key in group}
                 assert set(added[kind][f"{name}: {option['key']}"]) == inside
     assert frontend.errors == []
+
+
+SET_LANGUAGE = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
+ADD_IN_COLUMNS = """kinds => {
+  const bottoms = [0, 0, 0, 0];  // of four columns; each node goes to the shortest
+  return kinds.map(kind => {
+    const node = LiteGraph.createNode(kind);
+    app.graph.add(node);
+    const column = bottoms.indexOf(Math.min(...bottoms)), size = node.computeSize();
+    node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
+    node.pos = [column * 420, bottoms[column]];
+    bottoms[column] += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 40;
+    const widgets = (node.widgets ?? []).map(widget => [widget.name, widget.label]);
+    const sockets = node.inputs.filter(input => !input.widget).map(one => [one.name, one.label ?? one.localized_name]);
+    const outputs = node.outputs.map(output => output.localized_name);
+    return [node.title, Object.fromEntries([...sockets, ...widgets]), outputs];
+  });
+}"""
+BOXES = "() => app.graph._nodes.map(node => [node.title, ...node.boundingRect])"
+
+
+def overlapping(boxes):
+    """The pairs of titles whose boxes (left, top, width, height) meet."""
+    return [
+        (one[0], other[0])
+        for one, other in combinations(boxes, 2)
+        if all(one[1 + i] < other[1 + i] + other[3 + i] and other[1 + i] < one[1 + i] + one[3 + i] for i in (0, 1))
+    ]
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_every_node_is_in_the_users_language(frontend, keep_picture, language):
+    frontend.page.evaluate(SET_LANGUAGE, language)
+    page = frontend.page.context.browser.new_page(viewport=WINDOW)
+    try:
+        opened = Frontend(page, frontend.server)
+        opened.load("empty", {"nodes": [], "links": [], "version": 0.4})
+        wanted = locale(language)
+        for (kind, texts), (title, inputs, outputs) in zip(wanted.items(), page.evaluate(ADD_IN_COLUMNS, list(wanted))):
+            assert title == texts["display_name"]
+            for name, shown in inputs.items():
+                if name != "control_after_generate":  # the frontend's own
+                    assert shown == texts["inputs"][name.replace(".", "_")]["name"], (kind, name)
+            named = [output["name"] for output in texts["outputs"].values()]
+            assert outputs == named or kind == "RMD_LoadPromptEmbeddings"  # the frontend names bare types itself
+        assert opened.errors == []
+        keep_picture(f"nodes_{language}", opened.graph_picture())
+        assert overlapping(page.evaluate(BOXES)) == []
+    finally:
+        page.close()
+        frontend.page.evaluate(SET_LANGUAGE, "en")
+
+
+KIND = "RMD_StageOverride"
+
+
+def seen(path):
+    """What a reader sees of a page, from top to bottom: its texts without the marks, a table cell by cell."""
+    texts = [text.lstrip("#- ") for _, text in blocks(path) if not re.fullmatch(r"[|-]+|!\[.*", text)]
+    parts = [part for text in texts for part in (cells(text) if text[0] == "|" else [text])]
+    return [re.sub(r"\*\*|`|<[^>]+>", "", part) for part in parts]
+
+
+@pytest.mark.parametrize("language, name", [("zh", f"{KIND}/zh.md"), ("fr", f"{KIND}.md")])
+def test_the_help_is_in_the_users_language(frontend, keep_picture, language, name):
+    frontend.page.evaluate(SET_LANGUAGE, language)
+    page = frontend.page.context.browser.new_page(viewport=WINDOW)
+    try:
+        opened = Frontend(page, frontend.server)
+        opened.load("empty", {"nodes": [], "links": [], "version": 0.4})
+        page.evaluate(ADD_IN_COLUMNS, list(locale("en")))
+        opened.show_all()
+        page.mouse.click(*opened.place_of(KIND))
+        page.get_by_test_id("info-button").click()
+        wanted, panel = seen(ROOT / "web" / "docs" / name), page.locator(".node-help-content")
+        panel.get_by_text(wanted[1]).first.wait_for()
+        shown = " ".join(panel.inner_text().split())
+        for text in wanted:
+            assert text in shown
+            shown = shown.split(text, 1)[1]
+        assert panel.locator("img").evaluate_all("pictures => pictures.map(one => one.naturalWidth > 200)") == [True]
+        widths = panel.locator("th:last-child").evaluate_all("cells => cells.map(cell => cell.offsetWidth)")
+        assert min(widths) > (200 if language == "zh" else 0), widths
+        assert opened.errors == []
+        keep_picture(f"help_{language}", page.screenshot())
+    finally:
+        page.close()
+        frontend.page.evaluate(SET_LANGUAGE, "en")

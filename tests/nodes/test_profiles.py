@@ -205,6 +205,11 @@ def test_a_file_is_read_again_when_it_changes(own):
         ("", "holds None; use a list of profiles"),
         ("key: value", "holds {'key': 'value'}; use a list of profiles"),
         ("- text", "entry 1 is 'text'; use keys with values"),
+        ("[" * 900 + "]" * 900, "entry 1 is [[["),
+        (
+            "- &a [x, x]\n" + "".join(f"- &{b} [{f'*{a}, ' * 9}]\n" for a, b in zip("abcdefghij", "bcdefghijk")),
+            "entry 1 is",
+        ),
         ([entry(), entry(stepz=4, key="b", title="b")], "entry 2: the key 'stepz' is unknown; use key, title, "),
         ([entry(drop=["cfg"])], "cfg is missing; give a number from 0 to 100"),
         ([entry(drop=["lora_strength"])], "lora_strength is missing"),

@@ -21,8 +21,14 @@ def drawing(pack):
     return pack.nodes.bridge.show
 
 
-def area(height, width):
-    return float(height * width)
+@pytest.fixture
+def costs(drawing):
+    return lambda made: drawing.step_costs(made, lambda height, width: float(height * width))
+
+
+@pytest.fixture
+def table_of(drawing, costs):
+    return lambda made: drawing.plan_table(made, costs(made))
 
 
 def rgb(colour):
@@ -35,18 +41,18 @@ def pixels_of(picture, colour, left=0, right=None):
 
 
 @pytest.mark.parametrize(("name", "split"), [("sdxl", "2+0+2"), ("sdxl", "1+1+2"), ("wan", "1+0+0"), ("wan", "9+9+12")])
-def test_picture_is_an_image_and_repeats(plan, drawing, name, split):
+def test_picture_is_an_image_and_repeats(plan, drawing, costs, name, split):
     made = plan(name, split)
-    picture = drawing.plan_picture(made, area, (-5.0, -2.5))
+    picture = drawing.plan_picture(made, costs(made), (-5.0, -2.5))
     assert picture.shape == (1, 560, 1000, 3) and picture.dtype == torch.float32
     assert 0 <= picture.min() and picture.max() <= 1
-    assert torch.equal(picture, drawing.plan_picture(made, area, (-5.0, -2.5)))
+    assert torch.equal(picture, drawing.plan_picture(made, costs(made), (-5.0, -2.5)))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "wan", "pixart"])
-def test_steps_are_drawn_at_their_levels_in_the_colour_of_their_stage(plan, drawing, name):
+def test_steps_are_drawn_at_their_levels_in_the_colour_of_their_stage(plan, drawing, costs, name):
     made = plan(name)
-    picture = drawing.plan_picture(made, area)
+    picture = drawing.plan_picture(made, costs(made))
     axes = drawing.Axes.of(made, ())
     for step in made.stages.steps:
         # u of the base level by hand: the shifted flow solved for u, the entry of a VP table
@@ -70,8 +76,9 @@ def test_every_finite_level_and_threshold_is_inside_the_axes(plan, drawing):
         assert axes.lowest < min(*levels, -19) and max(*levels, 9) < axes.highest < 20
 
 
-def test_bars_are_as_long_as_the_steps_cost(plan, drawing):
-    picture = drawing.plan_picture(plan(), area)
+def test_bars_are_as_long_as_the_steps_cost(plan, drawing, costs):
+    made = plan()
+    picture = drawing.plan_picture(made, costs(made))
     room = picture[:, :, drawing.BARS_LEFT :]
     row = min(34.0, (drawing.BOTTOM - drawing.TOP - 80.0) / 4)
     for index, (stage, cost) in enumerate([(0, 1 / 16), (1, 1 / 4), (2, 1), (2, 1)]):
@@ -82,9 +89,9 @@ def test_bars_are_as_long_as_the_steps_cost(plan, drawing):
     assert lengths[1] == pytest.approx(4 * lengths[0])
 
 
-def test_thresholds_are_dashed_lines_at_their_level(plan, drawing):
+def test_thresholds_are_dashed_lines_at_their_level(plan, drawing, costs):
     made = plan("wan")
-    without, shown = (drawing.plan_picture(made, area, given) for given in ((), (-2.5,)))
+    without, shown = (drawing.plan_picture(made, costs(made), given) for given in ((), (-2.5,)))
     y = round(drawing.Axes.of(made, (-2.5,)).y(-2.5))
     assert drawing.Axes.of(made, ()) == drawing.Axes.of(made, (-2.5,))
     row = slice(drawing.LEFT, drawing.RIGHT)
@@ -94,17 +101,18 @@ def test_thresholds_are_dashed_lines_at_their_level(plan, drawing):
 
 def test_long_words_are_cut_to_the_picture(pack):
     canvas = pack.nodes.bridge.show.Canvas(200, 40, "#000000")
-    cut = canvas.fitted("thresholds and sizes, " * 9, 13, 180)
-    assert cut.endswith("...") and canvas.text_width(cut, 13) <= 180
+    for words in ("thresholds and sizes, " * 9, "x" * 1_000_000):  # the second without taking long
+        cut = canvas.fitted(words, 13, 180)
+        assert cut.endswith("...") and canvas.text_width(cut, 13) <= 190
     assert canvas.fitted("short", 13, 180) == "short"
 
 
 # the table
 
 
-def test_table_lists_every_step(pack, plan):
+def test_table_lists_every_step(table_of, plan):
     made = plan()
-    table = pack.nodes.bridge.show.plan_table(made, area)
+    table = table_of(made)
     rows = [line.split() for line in table.splitlines() if re.match(r" +\d+ +\d+ +\d+x\d+", line)]
     assert len(rows) == 4
     for step, row, cost in zip(made.stages.steps, rows, (1 / 16, 1 / 4, 1, 1)):
@@ -117,22 +125,22 @@ def test_table_lists_every_step(pack, plan):
     assert table.isascii() and str(made.kind) in table
 
 
-def test_table_tells_moved_levels_and_sizes_without_a_step(pack, plan):
+def test_table_tells_moved_levels_and_sizes_without_a_step(pack, table_of, plan):
     core = pack.rmd_core
-    moved = pack.nodes.bridge.show.plan_table(plan("sdxl", "2+0+2"), area)
+    moved = table_of(plan("sdxl", "2+0+2"))
     assert "- no step runs at 512x512 px" in moved
     assert "- step 4 at 1024x1024 px: the exact level is timestep 652.6; timestep 653 is used" in moved
-    beyond = pack.nodes.bridge.show.plan_table(plan("sdxl", "0+1+1"), area)
+    beyond = table_of(plan("sdxl", "0+1+1"))
     assert "- step 1 at 512x512 px: the exact level is beyond the model's table; timestep 999 is used" in beyond
     flow = plan("wan", mapping=core.schedule.ShiftPairMap(3.0, 5.0))
-    shown = pack.nodes.bridge.show.plan_table(flow, area)
+    shown = table_of(flow)
     assert "notes" not in shown and "native shifts 3 to 5: r = 1.291 at 512x512 (shift 3.873), r = 1.667 at" in shown
 
 
-def test_table_tells_the_rules(pack, plan):
+def test_table_tells_the_rules(pack, table_of, plan):
     rules = {"upsampler": "nearest", "switch_noise": "fresh", "eta_switch": 0.0}
     made = plan(eta=0.9, cfg=4.5, size_conditioning="final", mapping=pack.rmd_core.schedule.NoMap(), **rules)
-    table = pack.nodes.bridge.show.plan_table(made, area)
+    table = table_of(made)
     for line in ("x0 upsampled nearest, fresh noise\n", "eta       0.9 ", "cfg       4.5\n", "that of the final"):
         assert line in f"{table}\n"
     assert "none, every size keeps the levels of the first" in table
