@@ -100,13 +100,17 @@ class Backbone:
     def load(self, path, *, dtype):
         """The network of a checkpoint, on the CPU in ``dtype``. Raises RMDError for a wrong one."""
         if is_folder(path):
-            names = {"aliases": self.aliases, "ignored": self.left_over}
-            network = load_component(self.kind, path, component=self.component, dtype=dtype, **names)
+            network = load_component(
+                self.kind,
+                path,
+                component=self.component,
+                dtype=dtype,
+                aliases=self.aliases,
+                ignored=self.left_over,
+            )
         else:
             self.check_file(path)
-            network = load_native(
-                self.kind, path, config_of=self.native_config, keys_of=self.keys, dtype=dtype, ignored=self.unused
-            )
+            network = load_native(self, path, dtype=dtype)
         self.check_network(network, path)
         return network
 
@@ -116,7 +120,7 @@ class Backbone:
             network = outline_component(self.kind, path, component=self.component, aliases=self.aliases)
         else:
             self.check_file(path)
-            network = outline_native(self.kind, path, config_of=self.native_config, ignored=self.unused)
+            network = outline_native(self, path)
         self.check_network(network, path)
         return network
 

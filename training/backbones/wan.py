@@ -5,6 +5,7 @@ import math
 
 import torch
 from diffusers import WanTransformer3DModel
+from einops import rearrange
 
 from rmd_core.errors import RMDError
 
@@ -149,7 +150,7 @@ def load_wan_vae(path):
 def decode_latents(vae, latents):
     """Images (B, 3, T, 8h, 8w) in 0..1 from normalised latents (B, 16, t, h, w), as float32."""
     mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
+        rearrange(torch.tensor(values, dtype=torch.float32, device=latents.device), "c -> c 1 1 1")
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
