@@ -202,7 +202,7 @@ def _quiet():
 def load_native(family, path, *, dtype):
     """The network of a family (a Backbone) from one file in native key names, as ``load_component`` gives it.
 
-    A prefix ``model.diffusion_model.`` is taken off, and what else such a whole checkpoint holds is left out. Raises
+    Of a checkpoint with more than the network in it, only tensors under ``model.diffusion_model.`` are read. Raises
     RMDError for a file that is not this network's, and for weights of integers or not finite.
     """
     from accelerate import init_empty_weights
@@ -261,7 +261,7 @@ def _make(family, tensors, metadata, path):
     if arguments is None:
         raise RMDError(
             f"{path} is no {name} of this backbone in native key names; give a Diffusers-format folder, "
-            "or a file as it lies in ComfyUI's models/diffusion_models"
+            "or a file from ComfyUI's models/diffusion_models"
         )
     try:
         return family.kind(**arguments)
@@ -280,7 +280,7 @@ def load_vae_file(kind, path, *, config_of, convert):
     """
     from accelerate import init_empty_weights
 
-    prefix = "first_stage_model."  # in a whole checkpoint
+    prefix = "first_stage_model."  # in a checkpoint of all parts
     tensors, _ = read_tensors(path)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     tensors = finite_weights(own or tensors, path, dtype=torch.float32)
