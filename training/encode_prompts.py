@@ -54,7 +54,7 @@ def main(argv=None):
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; the same command continues where it was", file=sys.stderr)
         return 130
     log.info(
         "%s: %d prompts, %d of them new, encoder %s, in %s",

@@ -40,7 +40,7 @@ FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of p
 _VARIANTS = (None, "fp16")
 _FLOATS = ("F32", "F16", "BF16", "F64")  # safetensors names
 _GROUP = 4  # files that are downloaded at once
-_BESIDE = (INDEX, "scheduler/scheduler_config.json")  # small files of a whole model that are always taken
+_BESIDE = (INDEX, "scheduler/scheduler_config.json")  # small files of a model that are always taken
 _SMALL = (".json", ".txt", ".model")
 _ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -106,7 +106,7 @@ def fetching(path, part):
     """Download what ``part`` needs of a hub id, as a generator of steps of a few files; of none for what is there.
 
     A branch or a tag is looked up each time; where the hub gives no answer, a complete copy in the hub cache will do.
-    An interrupted download goes on where it was. Raises RMDError for a model that does not exist, is not open to this
+    An interrupted download continues where it was. Raises RMDError for a model that does not exist, is not open to this
     user or has no safetensors, and for a failed download.
     """
     hub = hub_id(path)

@@ -1,4 +1,4 @@
-"""Frozen linear layers whose weights are kept in 8 or 4 bits, and made whole for each call.
+"""Frozen linear layers whose weights are kept in 8 or 4 bits, and dequantised for each call.
 
 Only weights are quantised: a layer's call is exactly that of a plain layer with the dequantised weights, forward and
 backward, in the type that the weights had before. The numbers are packed by bitsandbytes, on the CPU as on a GPU.

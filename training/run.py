@@ -8,7 +8,7 @@ run.lock      see RunLock
 <name>.safetensors   the student, once the run is complete
 
 Checkpoints are safetensors and JSON, written here and not by torch.distributed.checkpoint, which pickles its metadata,
-does not replace a checkpoint in one stroke, and would still leave versions, retention and one-line errors to do.
+does not replace a checkpoint atomically, and would still leave versions, retention and one-line errors to do.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class RunLock:
 
     The lock is the system's, on the empty file run.lock, and ends with the process, however that ends; the file stays.
     Raises RMDError where another run has the lock, or the folder cannot be written. On a file system without locks it
-    warns and goes on, where filelock would leave a lock file that a killed process cannot take away.
+    warns and goes on; filelock would leave a lock file there that outlives a killed process.
     """
 
     def __init__(self, folder):
@@ -73,7 +73,7 @@ class RunLock:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 self._file.close()
                 raise RMDError(
-                    f"another run is writing into the output folder {self.folder} at this moment; wait until it has "
+                    f"another run is writing into the output folder {self.folder}; wait until it has "
                     "ended, stop it, or choose another folder with --set output.folder=..."
                 ) from None
             reason = error.strerror or error
@@ -206,7 +206,7 @@ class Checkpoint:
 
 
 class StoredPart(Mapping):
-    """The tensors of one part by name, whole whether they were sharded or not; read when asked for."""
+    """The tensors of one part by name, joined where they were sharded; each is read when asked for."""
 
     def __init__(self, paths):
         self._files = [open_tensors(path) for path in paths]
@@ -230,7 +230,7 @@ class CheckpointStore:
 
     step_000100/{student,fake,student_optimiser,fake_optimiser[,average]}.safetensors, state.json
 
-    Each is one folder, there as a whole or not at all. Parts whose tensors are sharded over N processes are N files,
+    Each is one folder, complete or absent. Parts whose tensors are sharded over N processes are N files,
     student.1-of-4.safetensors and so on: a tensor that is in the second file too is sharded along its first axis, any
     other is whole in the first. They can be read by any number of processes.
     """
@@ -261,7 +261,7 @@ class CheckpointStore:
         return self.path(updates[-1]) if updates else None
 
     def save(self, update, parts):
-        """Write a checkpoint under another name, rename it in one stroke, then remove those beyond ``keep``.
+        """Write a checkpoint under another name, rename it, then remove those beyond ``keep``.
 
         ``parts``: ``{part: {name: tensor}}``, tensors that may be sharded over the processes. Raises RMDError in all
         processes when one cannot write; older checkpoints are untouched.

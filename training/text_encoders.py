@@ -179,7 +179,7 @@ def _read_index(folder):
         name = index["_class_name"]
     except (FileNotFoundError, NotADirectoryError):
         raise RMDError(
-            f"{folder} is no Diffusers-format folder of a whole model: it has no {INDEX}; give the folder "
+            f"{folder} is no Diffusers-format folder of a complete model: it has no {INDEX}; give the folder "
             "that holds text_encoder and tokenizer"
         ) from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

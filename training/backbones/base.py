@@ -38,6 +38,7 @@ class Backbone:
     prediction: str  # "flow", "v" or "eps"
     curve: object  # the NoiseCurve the teacher was trained on; flows get it from their shift
     channels: int  # of a latent
+    variance: bool = False  # the network's output holds as many channels more, a variance that is left out
     multiple: int  # height and width of a latent must be multiples of it
     pixels_per_cell: int  # of the autoencoder
     size_conditioning: str = "none"  # "none", "stage" or "final": which size is given to the network
@@ -89,21 +90,29 @@ class Backbone:
     def check_file(self, path):
         """Raise RMDError for a native file that says in its header that it is no such network."""
 
-    def checked(self, network, path):
-        """The network. Raises RMDError for one that cannot be distilled."""
-        return network
+    def check_network(self, network, path):
+        """Raise RMDError for a network that cannot be distilled."""
+        found = (network.config.in_channels, network.config.out_channels)
+        expected = (self.channels, self.channels * (1 + self.variance))
+        if found != expected:
+            raise RMDError(f"{path}: its network takes and gives {found} channels; {self.name} has {expected}")
 
     def load(self, path, *, dtype):
         """The network of a checkpoint, on the CPU in ``dtype``. Raises RMDError for a wrong one."""
         if is_folder(path):
-            names = {"aliases": self.aliases, "ignored": self.left_over}
-            network = load_component(self.kind, path, component=self.component, dtype=dtype, **names)
+            network = load_component(
+                self.kind,
+                path,
+                component=self.component,
+                dtype=dtype,
+                aliases=self.aliases,
+                ignored=self.left_over,
+            )
         else:
             self.check_file(path)
-            network = load_native(
-                self.kind, path, config_of=self.native_config, keys_of=self.keys, dtype=dtype, ignored=self.unused
-            )
-        return self.checked(network, path)
+            network = load_native(self, path, dtype=dtype)
+        self.check_network(network, path)
+        return network
 
     def outline(self, path):
         """The network of a checkpoint on the meta device, from configuration or header. Raises RMDError as ``load``."""
@@ -111,8 +120,9 @@ class Backbone:
             network = outline_component(self.kind, path, component=self.component, aliases=self.aliases)
         else:
             self.check_file(path)
-            network = outline_native(self.kind, path, config_of=self.native_config, ignored=self.unused)
-        return self.checked(network, path)
+            network = outline_native(self, path)
+        self.check_network(network, path)
+        return network
 
     def native_state(self, network):
         """The network's tensors under the names that ComfyUI's loader detects."""

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 import torch
+from einops import rearrange
 
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import cast_weight, finite_weights, read_header, read_tensors, save_safetensors
@@ -198,21 +199,19 @@ def _quiet():
 # Native-key files of networks
 
 
-def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):
-    """A diffusers model of class ``kind`` from one file in native key names, as ``load_component`` gives it.
+def load_native(family, path, *, dtype):
+    """The network of a family (a Backbone) from one file in native key names, as ``load_component`` gives it.
 
-    ``config_of(tensors, metadata)``: constructor arguments, or None for tensors of another network.
-    ``keys_of(config)``: its KeyMap. A prefix ``model.diffusion_model.`` is taken off, and what else such a whole
-    checkpoint holds is left out. Raises RMDError for a file that is not this network's, and for weights of integers or
-    not finite.
+    Of a checkpoint with more than the network in it, only tensors under ``model.diffusion_model.`` are read. Raises
+    RMDError for a file that is not this network's, and for weights of integers or not finite.
     """
     from accelerate import init_empty_weights
 
     tensors, metadata = read_tensors(path)
-    tensors = _own(tensors, ignored)
+    tensors = _own(tensors, family.unused)
     with init_empty_weights(include_buffers=False):
-        model = _make(kind, config_of, tensors, metadata, path)
-    keys = keys_of(model.config)
+        model = _make(family, tensors, metadata, path)
+    keys = family.keys(model.config)
     expected = {name: tuple(tensor.shape) for name, tensor in keys.to_native(model.state_dict()).items()}
     missing, foreign = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing:
@@ -230,12 +229,12 @@ def load_native(kind, path, *, config_of, keys_of, dtype, ignored=()):
     return model.eval().requires_grad_(True)
 
 
-def outline_native(kind, path, *, config_of, ignored=()):
+def outline_native(family, path):
     """The model that ``load_native`` would load, on the meta device, from the file's header."""
     header = read_header(path)
     with torch.device("meta"):
         tensors = {name: torch.empty(entry.shape) for name, entry in header.tensors.items()}
-        return _make(kind, config_of, _own(tensors, ignored), header.metadata, path).eval()
+        return _make(family, _own(tensors, family.unused), header.metadata, path).eval()
 
 
 def save_native(native, path, *, dtype, metadata):
@@ -251,22 +250,23 @@ def _own(tensors, ignored):
     return {name: tensor for name, tensor in (wrapped or tensors).items() if name not in ignored}
 
 
-def _make(kind, config_of, tensors, metadata, path):
+def _make(family, tensors, metadata, path):
+    name = family.kind.__name__
     try:
-        arguments = config_of(tensors, metadata)
+        arguments = family.native_config(tensors, metadata)
     except RMDError as error:
         raise RMDError(f"{path}: {error}") from None
     except (KeyError, IndexError, ValueError, ArithmeticError):
         arguments = None
     if arguments is None:
         raise RMDError(
-            f"{path} is no {kind.__name__} of this backbone in native key names; give a Diffusers-format folder, "
-            "or a file as it lies in ComfyUI's models/diffusion_models"
+            f"{path} is no {name} of this backbone in native key names; give a Diffusers-format folder, "
+            "or a file from ComfyUI's models/diffusion_models"
         )
     try:
-        return kind(**arguments)
+        return family.kind(**arguments)
     except _UNFIT as error:
-        raise RMDError(f"{path}: no {kind.__name__} has the sizes of its tensors ({one_line(error, 200)})") from None
+        raise RMDError(f"{path}: no {name} has the sizes of its tensors ({one_line(error, 200)})") from None
 
 
 # Autoencoders
@@ -280,7 +280,7 @@ def load_vae_file(kind, path, *, config_of, convert):
     """
     from accelerate import init_empty_weights
 
-    prefix = "first_stage_model."  # in a whole checkpoint
+    prefix = "first_stage_model."  # in a checkpoint of all parts
     tensors, _ = read_tensors(path)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     tensors = finite_weights(own or tensors, path, dtype=torch.float32)
@@ -335,4 +335,4 @@ def load_kl_vae(path, *, channels, scaling, shift=0.0):
 def decode_kl(vae, latents, *, scaling, shift=0.0):
     """Images (B, 3, 1, H, W) in 0..1 from the latents (B, C, h, w) that networks see, as float32."""
     decoded = vae.decode(latents.to(vae.dtype) / scaling + shift, return_dict=False)[0]
-    return (decoded.float() * 0.5 + 0.5).clamp(0, 1)[:, :, None]
+    return rearrange((decoded.float() * 0.5 + 0.5).clamp(0, 1), "b c h w -> b c 1 h w")

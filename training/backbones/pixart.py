@@ -55,6 +55,7 @@ class PixArtBackbone(Backbone):
 
     prediction = "eps"
     channels = 4
+    variance = True
     multiple = 2
     pixels_per_cell = 8
     masked = True
@@ -87,7 +88,8 @@ class PixArtBackbone(Backbone):
             "use_additional_conditions": "csize_embedder.mlp.0.weight" in tensors,
         }
 
-    def checked(self, network, path):
+    def check_network(self, network, path):
+        super().check_network(network, path)
         if bool(network.config.use_additional_conditions) != self.takes_size:
             takes = "takes" if network.config.use_additional_conditions else "does not take"
             raise RMDError(
@@ -100,7 +102,6 @@ class PixArtBackbone(Backbone):
                 f"{path}: its positions span {grid:g}, those that ComfyUI computes {GRID}; "
                 "a student of it would not run alike, correct interpolation_scale"
             )
-        return network
 
     def predict(self, network, x, sigma_B, conditioning):
         dtype = network_dtype(network)

@@ -95,16 +95,13 @@ class SD3Backbone(Backbone):
             "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in tensors else None,
         }
 
-    def checked(self, network, path):
-        channels = (network.config.in_channels, network.config.out_channels)
-        if channels != (self.channels, self.channels):
-            raise RMDError(f"{path}: its transformer takes and gives {channels} channels; SD3.5 has 16 and 16")
+    def check_network(self, network, path):
+        super().check_network(network, path)
         if network.config.num_layers * HEAD != network.inner_dim:
             raise RMDError(
                 f"{path}: {network.config.num_layers} blocks of width {network.inner_dim}; ComfyUI reads the number of "
                 "blocks of SD3 from the width, 64 for each, and would not load a student of this one"
             )
-        return network
 
     def architecture_of(self, network):
         if network.config.qk_norm is None:

@@ -19,10 +19,8 @@ _RESNET = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_BLOCK = {name: name for name in ("norm1", "norm2", "norm3", "attn1.to_out.0", "attn2.to_out.0")} | {
-    name: name for name in ("ff.net.0.proj", "ff.net.2")
-}
-_BARE = tuple(f"{attention}.{part}" for attention in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v"))
+_IN_BLOCK = ("norm1", "norm2", "norm3", "attn1.to_out.0", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2")
+_WITHOUT_BIAS = tuple(f"{attention}.to_{part}" for attention in ("attn1", "attn2") for part in "qkv")
 
 
 def sdxl_keys(config):
@@ -38,31 +36,31 @@ def sdxl_keys(config):
     levels, layers = len(config.block_out_channels), config.layers_per_block
     depths = config.transformer_layers_per_block
     depths = (depths,) * levels if isinstance(depths, int) else tuple(depths)
-    place = 1
+    number = 1
     for level, kind in enumerate(config.down_block_types):
         for layer in range(layers):
-            _resnet(keys, f"input_blocks.{place}.0", f"down_blocks.{level}.resnets.{layer}")
+            _resnet(keys, f"input_blocks.{number}.0", f"down_blocks.{level}.resnets.{layer}")
             if "CrossAttn" in kind:
-                _transformer(keys, f"input_blocks.{place}.1", f"down_blocks.{level}.attentions.{layer}", depths[level])
-            place += 1
+                _transformer(keys, f"input_blocks.{number}.1", f"down_blocks.{level}.attentions.{layer}", depths[level])
+            number += 1
         if level < levels - 1:
-            keys.add(f"input_blocks.{place}.0.op", f"down_blocks.{level}.downsamplers.0.conv")
-            place += 1
+            keys.add(f"input_blocks.{number}.0.op", f"down_blocks.{level}.downsamplers.0.conv")
+            number += 1
     _resnet(keys, "middle_block.0", "mid_block.resnets.0")
     _transformer(keys, "middle_block.1", "mid_block.attentions.0", depths[-1])
     _resnet(keys, "middle_block.2", "mid_block.resnets.1")
-    place = 0
+    number = 0
     for level, kind in enumerate(config.up_block_types):
         for layer in range(layers + 1):
-            _resnet(keys, f"output_blocks.{place}.0", f"up_blocks.{level}.resnets.{layer}")
+            _resnet(keys, f"output_blocks.{number}.0", f"up_blocks.{level}.resnets.{layer}")
             if "CrossAttn" in kind:
                 _transformer(
-                    keys, f"output_blocks.{place}.1", f"up_blocks.{level}.attentions.{layer}", depths[::-1][level]
+                    keys, f"output_blocks.{number}.1", f"up_blocks.{level}.attentions.{layer}", depths[::-1][level]
                 )
             if layer == layers and level < levels - 1:
                 after = 2 if "CrossAttn" in kind else 1
-                keys.add(f"output_blocks.{place}.{after}.conv", f"up_blocks.{level}.upsamplers.0.conv")
-            place += 1
+                keys.add(f"output_blocks.{number}.{after}.conv", f"up_blocks.{level}.upsamplers.0.conv")
+            number += 1
     return keys
 
 
@@ -72,14 +70,12 @@ def _resnet(keys, native, ours):
 
 
 def _transformer(keys, native, ours, depth):
-    for name in ("norm", "proj_in", "proj_out"):
+    """Within it both have the same names."""
+    blocks = [f"transformer_blocks.{i}" for i in range(depth)]
+    for name in ("norm", "proj_in", "proj_out", *(f"{block}.{name}" for block in blocks for name in _IN_BLOCK)):
         keys.add(f"{native}.{name}", f"{ours}.{name}")
-    for i in range(depth):
-        block = f"transformer_blocks.{i}"
-        for theirs, name in _BLOCK.items():
-            keys.add(f"{native}.{block}.{theirs}", f"{ours}.{block}.{name}")
-        for name in _BARE:
-            keys.add(f"{native}.{block}.{name}", f"{ours}.{block}.{name}", ends=("weight",))
+    for name in (f"{block}.{name}" for block in blocks for name in _WITHOUT_BIAS):
+        keys.add(f"{native}.{name}", f"{ours}.{name}", ends=("weight",))
 
 
 TIME_IDS = 6
@@ -137,9 +133,13 @@ class SDXLBackbone(Backbone):
                 f"{path} says by its tensor '{found[0]}' that it is no eps model; only those can be distilled"
             )
 
-    def checked(self, network, path):
+    def check_network(self, network, path):
+        if network.config.addition_embed_type != "text_time":
+            kind = network.config.addition_embed_type
+            raise RMDError(f"{path}: its UNet has {kind} embeddings; SDXL text-to-image has text_time")
+        super().check_network(network, path)
         if not is_folder(path):
-            return network
+            return
         scheduler = scheduler_config(path)
         kind = scheduler.get("prediction_type", "epsilon")
         if kind != "epsilon":
@@ -148,13 +148,6 @@ class SDXLBackbone(Backbone):
         if other:
             own = ", ".join(f"{name} {value}" for name, value in BETAS.items())
             raise RMDError(f"{path}: its scheduler says {other}; only SDXL's own noise can be distilled, {own}")
-        config = network.config
-        if (config.addition_embed_type, config.in_channels, config.out_channels) != ("text_time", 4, 4):
-            raise RMDError(
-                f"{path}: its UNet takes {config.in_channels} channels, gives {config.out_channels} and has "
-                f"{config.addition_embed_type} embeddings; SDXL text-to-image has 4, 4 and text_time"
-            )
-        return network
 
     def predict(self, network, x, sigma_B, conditioning):
         dtype = network_dtype(network)

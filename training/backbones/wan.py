@@ -4,7 +4,8 @@ import json
 import math
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
+from einops import rearrange
 
 from rmd_core.errors import RMDError
 
@@ -94,14 +95,6 @@ class WanBackbone(Backbone):
         sizes = {"num_heads": config.num_attention_heads, "text_dim": config.text_dim, "freq_dim": config.freq_dim}
         return {"config": json.dumps({"transformer": sizes}, sort_keys=True)}
 
-    def checked(self, network, path):
-        channels = (network.config.in_channels, network.config.out_channels)
-        if channels != (self.channels, self.channels):
-            raise RMDError(
-                f"{path}: its transformer takes and gives {channels} channels; Wan2.1 text-to-video has 16 and 16"
-            )
-        return network
-
     def predict(self, network, x, sigma_B, conditioning):
         dtype = network_dtype(network)
         timestep = self.curve.timestep(sigma_B).to(x.device, torch.float32)
@@ -140,6 +133,7 @@ def load_wan_vae(path):
     Of a file the base width is read, as ComfyUI reads it; everything else is Wan2.1's. Raises RMDError for any other
     autoencoder.
     """
+    from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     def config_of(tensors):
@@ -156,7 +150,7 @@ def load_wan_vae(path):
 def decode_latents(vae, latents):
     """Images (B, 3, T, 8h, 8w) in 0..1 from normalised latents (B, 16, t, h, w), as float32."""
     mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
+        rearrange(torch.tensor(values, dtype=torch.float32, device=latents.device), "c -> c 1 1 1")
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
