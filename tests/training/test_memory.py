@@ -6,6 +6,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from backbone_world import write_backbone_world
+from launched import finished, start
 from training import memory
 from training.backbones.wan import save_wan_transformer
 from training.config import load_config
@@ -14,7 +16,7 @@ from training.offload import ran_out_of_memory
 from training.parallel import Processes
 from training.quantised import has_bitsandbytes, quantised_layers
 from training.trainer import Trainer
-from training_world import copy_world, distill, make_setup, tiny_wan
+from training_world import copy_world, distill, make_setup, tiny_wan, write_world
 
 ADAPTERS = ("model.mode=adapters", "model.rank=4")
 
@@ -221,3 +223,16 @@ def test_accumulation_shares_trajectories_but_not_forwards():
     assert (one.student, many.student, apart.student) == pytest.approx((4 * at_step, 5 * at_step, 5 * at_step))
     trajectories = (one.trajectory, many.trajectory, apart.trajectory)
     assert trajectories == pytest.approx((2 * to_step, 2 * to_step, 3 * to_step))
+
+
+@pytest.mark.parametrize("name", ["wan", "sdxl", "sd3", "pixart_sigma"])
+def test_a_dry_run_of_its_own_prints_what_one_with_every_package_prints(tmp_path, capsys, name):
+    """It imports less (quick_imports); here everything has been imported."""
+    if name == "wan":
+        write_world(tmp_path)
+    else:
+        write_backbone_world(name, tmp_path)
+    code, printed = finished(start(tmp_path / "config.yaml", *ADAPTERS, flags=["--dry-run"]))
+    assert code == 0, printed
+    assert distill(tmp_path, *ADAPTERS, flags=["--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [line for line in printed.splitlines() if "memory:" not in line]
