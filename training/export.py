@@ -1,25 +1,15 @@
 """The finished student as one file that ComfyUI loads, a network or a LoRA, with its recipe in the header."""
 
-from dataclasses import dataclass
-
 import torch
 
 from rmd_core.files import cast_weight, save_safetensors
 from rmd_core.recipe import Recipe, write_metadata
 
 from .hub import hub_id, is_folder
+from .lora import Factors
 from .plans import sampling_boundary
 
 PREFIX = "diffusion_model."
-
-
-@dataclass(frozen=True)
-class Factors:
-    """A LoRA of one layer: its weight moves by ``alpha / rank * up @ down``; ``down`` is (rank, ...)."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float
 
 
 def native_factors(factors, stacks, network):

@@ -5,18 +5,27 @@ them keep their gradients meanwhile, and a recomputed block must see the adapter
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from rmd_core.errors import RMDError
 from rmd_core.noise import derive_seed
 
-from .export import Factors
-from .offload import Recomputing
+from .offload import Recomputing, Seen
 from .parallel import full
 
 F = torch.nn.functional
 _CONVOLUTIONS = {torch.nn.Conv1d: F.conv1d, torch.nn.Conv2d: F.conv2d, torch.nn.Conv3d: F.conv3d}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A LoRA of one layer: its weight moves by ``alpha / rank * up @ down``; ``down`` is (rank, ...)."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float
 
 
 class LoraLayer(torch.nn.Module):
@@ -118,7 +127,7 @@ class AdaptedNetwork:
 
         ``call``: what to call in the network's place, such as the same network under autocast.
         """
-        return _View(self, name, call or self.network)
+        return Seen(self.network, call or self.network, lambda: self.use(name))
 
     def use(self, name):
         """Let the following calls see the adapter ``name`` alone, or none."""
@@ -208,20 +217,6 @@ class Adapter:
     def state_dict(self):
         """The tensors by name, shared, not copied."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
-
-
-class _View:
-    """The network with one adapter on; everything but the call is the network's own."""
-
-    def __init__(self, owner, name, call):
-        self._owner, self._name, self._call = owner, name, call
-
-    def __call__(self, *arguments, **named):
-        self._owner.use(self._name)
-        return self._call(*arguments, **named)
-
-    def __getattr__(self, name):
-        return getattr(self._owner.network, name)
 
 
 def _fitting(tensor, dtype):

@@ -46,6 +46,7 @@ class Networks(ABC):
         self.config = setup.config
         self.processes = processes
         self.waits = self.config.train.offload == "waiting"  # in system memory, what is not needed
+        self.residence = None  # of networks that wait
         self._place(setup.teacher)
         settings, ema = self.config.optimiser, self.config.train.ema
         rates = {"student": settings.student_lr, "fake": settings.fake_lr}
@@ -71,13 +72,13 @@ class Networks(ABC):
         with self._states[role].here() if self._states else contextlib.nullcontext():
             self.optimisers[role].step()
         self.optimisers[role].zero_grad()
-        self._stepped(role)
+        if self.residence is not None:
+            self.residence.stepped(role)
 
-    def _rest(self):  # noqa: B027 - there may be nothing that waits
+    def _rest(self):
         """Let networks that nothing needs wait in system memory."""
-
-    def _stepped(self, role):  # noqa: B027
-        """What is to be done when the gradients of a role are used up."""
+        if self.residence is not None:
+            self.residence.clear()
 
     @contextlib.contextmanager
     def averaged(self):
@@ -130,8 +131,8 @@ class ThreeNetworks(Networks):
         # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
         calls = {name: self.processes.autocast(network) for name, network in networks.items()}
         if self.waits:
-            self._residence = Residence(networks, self.processes.device, frozen=("teacher",))
-            calls = {name: self._residence.seen(name, networks[name], call) for name, call in calls.items()}
+            self.residence = Residence(networks, self.processes.device, frozen=("teacher",))
+            calls = {name: self.residence.seen(name, networks[name], call) for name, call in calls.items()}
         self.student, self.fake, self.teacher = (calls[name] for name in ("student", "fake", "teacher"))
 
     def _made(self, network):
@@ -144,14 +145,6 @@ class ThreeNetworks(Networks):
         if self.processes.sharded:
             return shard(network, self.processes)
         return network if self.waits else network.to(self.processes.device)
-
-    def _rest(self):
-        if self.waits:
-            self._residence.clear()
-
-    def _stepped(self, role):
-        if self.waits:
-            self._residence.stepped(role)
 
     def export(self, path, *, update):
         student = self.trained["student"]

@@ -111,7 +111,8 @@ class Objective:
         keep_graph = share and len(parts) == 1
         total, samples = 0.0, []
         for part in parts:
-            x_in, conditioning = self.student_input(part)
+            conditioning = self.conditioning(part)
+            x_in = self.student_input(part, conditioning)
             with torch.set_grad_enabled(keep_graph):
                 estimate = self.estimate(part, x_in, conditioning)
             loss = self.fake_loss(estimate, self.noised(estimate, part, "fake"), conditioning)
@@ -127,19 +128,26 @@ class Objective:
         parts = draw.parts(self.micro_batch)
         total, estimates = 0.0, []
         for number, part in enumerate(parts):
-            x_in, conditioning, estimate = samples[number] if samples else (*self.student_input(part), None)
+            if samples:
+                x_in, conditioning, estimate = samples[number]
+            else:
+                conditioning, estimate = self.conditioning(part), None
+                x_in = self.student_input(part, conditioning)
             estimate = estimate or self.estimate(part, x_in, conditioning)
             loss = self.student_loss(estimate, self.noised(estimate, part, "student"), conditioning)
             total += self._backward(loss, len(parts), "student", part)
             estimates.append(estimate.x0.detach())
         return total, torch.cat(estimates)
 
-    def student_input(self, draw):
-        """The state the student receives at each sample's drawn step, without graph, and the conditioning.
+    def conditioning(self, draw):
+        """The conditioning of a draw's prompts, on the device."""
+        return move(self.embed(draw.prompts), self.device)
 
-        (B, C, [T,] h, w) of the drawn stage. The student runs the cascade only until each sample has reached its step.
+    def student_input(self, draw, conditioning):
+        """The state the student receives at each sample's drawn step, (B, C, [T,] h, w) of its stage, without graph.
+
+        The student runs the cascade only until each sample has reached its own step.
         """
-        conditioning = move(self.embed(draw.prompts), self.device)
 
         def denoise(x, step):
             rows = (draw.steps > step.index).nonzero().flatten().to(x.device)
@@ -159,7 +167,7 @@ class Objective:
                 mine = (draw.steps == step.index).to(x.device).view(-1, *[1] * (x.ndim - 1))
                 x_in = x.clone() if x_in is None else torch.where(mine, x, x_in)
             if step.index == last:
-                return x_in, conditioning
+                return x_in
         raise AssertionError("a drawn step is in the plan")
 
     def estimate(self, draw, x_in, conditioning):

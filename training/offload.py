@@ -133,7 +133,7 @@ class Residence:
 
     def seen(self, name, network, call):
         """The network, coming when it is called by ``call``; everything else is the network's own."""
-        return _Resident(self, name, network, call)
+        return Seen(network, call, lambda: self.called(name))
 
     def called(self, name):
         """Bring a network that is about to be called."""
@@ -153,12 +153,17 @@ class Residence:
                 parked.leave()
 
 
-class _Resident:
-    def __init__(self, residence, name, network, call):
-        self._residence, self._name, self._network, self._call = residence, name, network, call
+class Seen:
+    """A network with something to do before each call; everything but the call is the network's own.
+
+    ``call``: what to call in the network's place, such as the same network under autocast.
+    """
+
+    def __init__(self, network, call, before):
+        self._network, self._call, self._before = network, call, before
 
     def __call__(self, *arguments, **named):
-        self._residence.called(self._name)
+        self._before()
         return self._call(*arguments, **named)
 
     def __getattr__(self, name):

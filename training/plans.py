@@ -1,9 +1,6 @@
-"""From a configuration to the stage plan and the rules at a change of size.
-What a configuration asks for that cannot be had, found before anything loads."""
+"""From a configuration to the stage plan and the rules at a change of size, and checks before anything loads."""
 
 import logging
-
-import torch
 
 from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
@@ -11,7 +8,12 @@ from rmd_core.intervals import TimestepIntervals
 from rmd_core.plan import plan_from_split, plan_from_thresholds
 from rmd_core.schedule import AreaMap, FixedRatioMap, NoMap, ShiftPairMap
 
+from .lora import adapted_layers
 from .quantised import bitsandbytes_for, is_quantised
+
+log = logging.getLogger(__name__)
+
+STRONG = 4.0  # alpha / rank above which an adapter's steps are known to be large
 
 
 def build_plan(config, backbone):
@@ -24,9 +26,7 @@ def build_plan(config, backbone):
                 f"use multiples of {backbone.multiple}"
             )
     if section.frames > 1 and not backbone.temporal:
-        raise RMDError(
-            f"plan.frames is {section.frames}, but the backbone {backbone.name} makes single pictures; use 1"
-        )
+        raise RMDError(f"plan.frames is {section.frames}, but the backbone {backbone.name} makes single images; use 1")
     mapping = _mapping(config.method.mapping)
     if section.split is not None:
         return plan_from_split(backbone.curve, section.split, sizes=section.sizes, mapping=mapping, steps=section.steps)
@@ -68,11 +68,6 @@ def _mapping(choice):
     return ShiftPairMap(*choice.shift) if hasattr(choice, "shift") else FixedRatioMap(choice.ratio)
 
 
-log = logging.getLogger(__name__)
-
-STRONG = 4.0  # alpha / rank above which an adapter's steps are known to be large
-
-
 def check_libraries(config):
     """Raise RMDError where the configuration needs bitsandbytes and it is not there."""
     if is_quantised(config.model.base_dtype):
@@ -97,15 +92,12 @@ def check_spread(config):
 def check_rank(settings, backbone, outline):
     """Raise RMDError for a rank above the width of a layer it is for, and warn of an alpha far above the rank.
 
-    ``settings``: the configuration's model section.
+    ``settings``: the configuration's model section. Raises RMDError as ``adapted_layers``, too.
     """
-    widths = {
-        name: min(layer.weight.shape[0], layer.weight[0].numel())
-        for name, layer in _ending_in(settings.targets or backbone.adapter_targets, outline)
-        if isinstance(getattr(layer, "weight", None), torch.Tensor)
-    }
-    narrow = min(widths, key=widths.get, default=None)
-    if narrow is not None and settings.rank > widths[narrow]:
+    layers = adapted_layers(outline, settings.targets or backbone.adapter_targets)
+    widths = {name: min(layer.weight.shape[0], layer.weight[0].numel()) for name, layer in layers.items()}
+    narrow = min(widths, key=widths.get)
+    if settings.rank > widths[narrow]:
         raise RMDError(
             f"model.rank is {settings.rank}, but '{narrow}' has a rank of at most {widths[narrow]}, which is the most "
             "that an adapter can add to it; lower model.rank, or leave that layer out of model.targets"
@@ -123,14 +115,8 @@ def check_lora_names(settings, backbone, outline):
 
     ``settings``: as above. Only its own targets are looked at; the backbones' are known to fit.
     """
-    for name, _ in _ending_in(settings.targets or (), outline):
+    for name in adapted_layers(outline, settings.targets or ()):
         try:
             backbone.native_layer(outline, name)
         except RMDError as error:
             raise RMDError(f"model.targets: {error}, or set output.merge=true") from None
-
-
-def _ending_in(targets, outline):
-    """(name, layer) pairs of the layers whose names end in one of ``targets``."""
-    endings = tuple(f".{target}" for target in targets)
-    return [(name, layer) for name, layer in outline.named_modules() if name and f".{name}".endswith(endings)]

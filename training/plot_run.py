@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib.figure import Figure
-
 from rmd_core.errors import RMDError
 
 WINDOW = 20
@@ -60,13 +58,15 @@ def deviations(folder, count=10):
 
 def draw(runs):
     """A figure with one panel a curve; ``runs``: {label: what ``read_run`` gave}."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.1 * len(PANELS), 2.8), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for axis, (name, title) in zip(axes, PANELS):
         for number, (label, curves) in enumerate(runs.items()):
             if name in curves:
                 updates, values = curves[name]
-                # Pictures are rare enough to be shown as they are.
+                # Images are rare enough to be shown as they are.
                 shown = values if name == "picture_saturation" else running_mean(values)
                 marker = "." if len(values) < 30 else None
                 axis.plot(updates, shown, label=label, color=f"C{number}", marker=marker)
@@ -82,7 +82,7 @@ def draw(runs):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of distill.py")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write (png, svg or pdf)")
+    parser.add_argument("--out", type=Path, required=True, help="the image to write (png, svg or pdf)")
     given = parser.parse_args(arguments)
     try:
         figure = draw({folder.name: read_run(folder) for folder in given.runs})

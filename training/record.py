@@ -1,6 +1,7 @@
-"""The record of a run: ``metrics.jsonl``, one JSON object per update.
-The record for TensorBoard, a convenience beside ``metrics.jsonl`` that never ends a run.
-Who keeps a run's figures beside ``metrics.jsonl``, by name: TensorBoard here, wandb and trackio by accelerate."""
+"""The record of a run: ``metrics.jsonl``, one JSON object per update, and the trackers that show it.
+
+TensorBoard's event file is written here, wandb and trackio by accelerate. A tracker that fails never ends the run.
+"""
 
 import json
 import logging
@@ -10,13 +11,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import write_atomically, writing
+
+log = logging.getLogger(__name__)
 
 SATURATED = 3.0  # a latent value beyond three standard deviations of the data
 
@@ -81,43 +79,10 @@ def _update_of(line):
     return update if type(update) is int else None
 
 
-log = logging.getLogger(__name__)
-
-
-class Board:
-    """One event file in ``folder``; what an earlier part of the run wrote from update ``first`` on no longer counts.
-
-    Written at once, without a thread. The first failure, such as a full disk, is logged and ends the board alone.
-    """
-
-    def __init__(self, folder, *, first):
-        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
-        self._failed = False
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._write(Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START)))
-
-    def add(self, figures, update):
-        """Write the figures of an update, a scalar each."""
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
-        self._write(Event(wall_time=time.time(), step=update, summary=Summary(value=values)))
-
-    def finish(self):
-        """Nothing is held back or left open."""
-
-    def _write(self, event):
-        if self._failed:
-            return
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-            with open(self.path, "ab") as file:
-                RecordWriter(file).write(event.SerializeToString())
-        except OSError as error:
-            self._failed = True
-            log.warning("%s: no further figures for TensorBoard (%s)", self.path, error.strerror or error)
-
-
 def check_trackers(names):
     """Raise RMDError for a tracker that is not installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     for name in names:
         if find_spec(name) is None:
             raise RMDError(f"output.trackers: {name} is not installed; pip install {name}, or take it out of the list")
@@ -127,10 +92,48 @@ def check_trackers(names):
 
 def start_trackers(config, folder, *, first):
     """The trackers of a run that goes on with update ``first``. Raises RMDError for one that cannot be started."""
-    return [
-        Board(folder / "tensorboard", first=first) if name == "tensorboard" else _outside(name, config, folder)
-        for name in config.output.trackers
-    ]
+    board = {"tensorboard": lambda: Board(folder / "tensorboard", first=first)}
+    names = config.output.trackers
+    return [board[name]() if name in board else OutsideTracker.start(name, config, folder) for name in names]
+
+
+class Board:
+    """One event file in ``folder``; what an earlier part of the run wrote from update ``first`` on no longer counts.
+
+    Written at once, without a thread. The first failure, such as a full disk, is logged and ends the board alone.
+    """
+
+    def __init__(self, folder, *, first):
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
+        self._failed = False
+        self._write(file_version="brain.Event:2")
+        self._write(step=first, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, figures, update):
+        """Write the figures of an update, a scalar each."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        self._write(step=update, summary=Summary(value=values))
+
+    def finish(self):
+        """Nothing is held back or left open."""
+
+    def _write(self, **entry):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self._failed:
+            return
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            with open(self.path, "ab") as file:
+                RecordWriter(file).write(Event(wall_time=time.time(), **entry).SerializeToString())
+        except OSError as error:
+            self._failed = True
+            log.warning("%s: no further figures for TensorBoard (%s)", self.path, error.strerror or error)
 
 
 class OutsideTracker:
@@ -139,6 +142,25 @@ class OutsideTracker:
     def __init__(self, tracker):
         self._tracker = tracker
         self._failed = False
+
+    @classmethod
+    def start(cls, name, config, folder):
+        """The tracker of that name, with the run's configuration. Raises RMDError where it cannot be started."""
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        # wandb would else write into the folder that the command is run in.
+        places = {"dir": str(folder)} if name == "wandb" else {}
+        try:
+            tracker = LOGGER_TYPE_TO_CLASS[name](config.output.name, **places)
+            if hasattr(tracker, "start"):  # older ones start when they are made
+                tracker.start()
+            tracker.store_init_configuration(flat_settings(config))
+        except Exception as error:  # these packages have many kinds of their own
+            raise RMDError(
+                f"output.trackers: {name} could not be started ({one_line(error, 200)}); set it up, or take it out of "
+                "the list"
+            ) from None
+        return cls(tracker)
 
     def add(self, figures, update):
         """Give it the figures of an update."""
@@ -153,31 +175,15 @@ class OutsideTracker:
             return
         try:
             call(*arguments, **named)
-        except Exception as error:  # these packages have many kinds of their own
+        except Exception as error:  # as above
             self._failed = True
             log.warning("%s: no further figures (%s)", self._tracker.name, one_line(error, 200))
 
 
 def flat_settings(config):
     """The configuration as ``{"section.key": value}``, with anything but numbers and texts as text."""
-    flat = {}
-    for section, keys in config.model_dump(mode="json").items():
-        for key, value in keys.items():
-            flat[f"{section}.{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat
-
-
-def _outside(name, config, folder):
-    # wandb would else write into the folder that the command is run in.
-    places = {"dir": str(folder)} if name == "wandb" else {}
-    try:
-        tracker = LOGGER_TYPE_TO_CLASS[name](config.output.name, **places)
-        if hasattr(tracker, "start"):  # older ones start when they are made
-            tracker.start()
-        tracker.store_init_configuration(flat_settings(config))
-    except Exception as error:  # as above
-        raise RMDError(
-            f"output.trackers: {name} could not be started ({one_line(error, 200)}); set it up, or take it out of "
-            "the list"
-        ) from None
-    return OutsideTracker(tracker)
+    return {
+        f"{section}.{key}": value if isinstance(value, (bool, int, float, str)) else str(value)
+        for section, keys in config.model_dump(mode="json").items()
+        for key, value in keys.items()
+    }

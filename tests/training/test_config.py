@@ -1,14 +1,17 @@
 """Configuration: overrides, presets, refusals in one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rmd_core.boundary import SWITCH_NOISES, UPSAMPLERS
 from rmd_core.errors import RMDError
+from rmd_core.losses import FAKE_WEIGHTINGS
 from rmd_core.presets import PRESETS
-from training.config import Config, load_config
-from training.memory import plain_cost, update_cost
+from training.config import Config, FakeWeighting, SwitchNoise, Upsampler, load_config
 from training.plans import build_plan, loss_boundary, sampling_boundary, training_boundary
 from training_world import make_setup, write_world
 
@@ -191,54 +194,26 @@ def test_digest_covers_what_decides_the_weights():
         assert load_config(DEMO, [change]).resolved().digest() != digest, change
 
 
-class Stages:
-    """Stages of a plan for counting: (size, steps) pairs."""
-
-    def __init__(self, *pairs):
-        self.stages = [type("S", (), {"height": size, "width": size, "sigmas": (0,) * steps}) for size, steps in pairs]
-
-    def cost(self, relative_cost):
-        return sum(relative_cost(stage.height, stage.width) * len(stage.sigmas) for stage in self.stages)
-
-
-@pytest.mark.parametrize(
-    ("plan", "low", "plain", "separate", "ours"),
-    [
-        (Stages((60, 3), (90, 3)), 0.257, 13.9, 12.2, 10.5),
-        (Stages((64, 2), (128, 2)), 0.235, 12.6, 11.2, 10.0),
-    ],
-)
-def test_costs_are_those_of_the_method_page(plan, low, plain, separate, ours):
-    """13.9 and 12.6 forwards are the authors' loop with recomputed activations (docs/method.md, cost of one update)."""
-    final = plan.stages[-1].height
-
-    def relative(height, width):
-        return 1.0 if height == final else low
-
-    assert plain_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(plain, abs=0.05)
-    apart = update_cost(plan, relative, cfg=5.0, checkpointing=True, shared=False)
-    assert apart.total == pytest.approx(separate, abs=0.05)
-    assert update_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(ours, abs=0.05)
-
-
-def test_accumulation_shares_trajectories_but_not_forwards():
-    plan = Stages((64, 2), (128, 2))
-    one, many, apart = (
-        update_cost(plan, lambda h, w: (h / 128) ** 2, cfg=2.0, fake_steps=2, **sharing)
-        for sharing in ({}, {"accumulation": 4}, {"shared": False})
-    )
-    # Means over the stages: a forward costs 1/4 and 1, the steps before it 1/8 and 1.
-    at_step, to_step = (0.25 + 1) / 2, (0.125 + 1) / 2
-    assert (one.student, many.student, apart.student) == pytest.approx((4 * at_step, 5 * at_step, 5 * at_step))
-    trajectories = (one.trajectory, many.trajectory, apart.trajectory)
-    assert trajectories == pytest.approx((2 * to_step, 2 * to_step, 3 * to_step))
-
-
 def test_the_forms_of_a_mapping_are_told_once():
     with pytest.raises(RMDError) as caught:
         load_config(DEMO, ["method.mapping={shfit: [3, 5]}", "train.batch=0"])
     message = str(caught.value)
     assert message.count("method.mapping") == 1 and message.count("{shift: [LOW, HIGH]}") == 1 and "batch" in message
+
+
+def test_the_choices_are_those_of_the_core():
+    """They are written out in config.py, which imports no torch, so that a bad configuration is refused at once."""
+    for choice, known in ((SwitchNoise, SWITCH_NOISES), (Upsampler, UPSAMPLERS), (FakeWeighting, FAKE_WEIGHTINGS)):
+        assert choice.__args__ == known
+
+
+def test_a_bad_configuration_is_refused_before_anything_is_imported(tmp_path):
+    code = "import sys, training.distill as d; print(d.main(sys.argv[1:]), *sys.modules)"
+    arguments = [sys.executable, "-c", code, "--config", str(DEMO), "--set", "train.batch=0"]
+    done = subprocess.run(arguments, cwd=DEMO.parents[2], capture_output=True, text=True)
+    code, *modules = done.stdout.split()
+    assert code == "2" and "train.batch" in done.stderr
+    assert not {"torch", "diffusers", "transformers", "accelerate", "matplotlib"} & set(modules)
 
 
 def test_every_key_is_on_the_page():

@@ -194,7 +194,7 @@ def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(
     for update in range(1, 7):
         draw = draws.phase(update, "fake-0", round_number=0)
         calls.clear()
-        x_in, _ = objective.student_input(draw)
+        x_in = objective.student_input(draw, objective.conditioning(draw))
         stage = setup.plan.stages[draw.stage]
         assert x_in.shape == (6, 16, 1, stage.height, stage.width) and not x_in.requires_grad
         expected = [int((draw.steps > index).sum()) for index in range(int(draw.steps.max()))]
@@ -205,8 +205,7 @@ def test_one_sample_stays_the_same_in_another_batch(tmp_path):
     setup = make_setup(tmp_path, "train.batch=5", "train.warmup_updates=0")
     objective = make_objective(setup)
     draw = setup.draws().phase(3, "fake-0", round_number=0)
-    whole, _ = objective.student_input(draw)
-    alone, _ = objective.student_input(draw.rows(2, 4))
+    whole, alone = (objective.student_input(d, objective.conditioning(d)) for d in (draw, draw.rows(2, 4)))
     assert torch.allclose(whole[2:4], alone, atol=1e-5)
 
 
@@ -263,7 +262,8 @@ def test_subinterval_target_trains_the_fake_score_only(tmp_path):
     draw = setup.draws().phase(1, "fake-0", round_number=0)
     loss, _ = objective.fake_phase(draw, share=False)
     with torch.no_grad():
-        x_in, conditioning = objective.student_input(draw)
+        conditioning = objective.conditioning(draw)
+        x_in = objective.student_input(draw, conditioning)
         estimate = objective.estimate(draw, x_in, conditioning)
         state = objective.noised(estimate, draw, "fake")
         v = objective.fake(state.x, (1000 * draw.t).float(), conditioning["text"]).sample

@@ -1,15 +1,22 @@
-"""Resuming: the same run goes on, bit for bit; another run, changed data or damaged files are refused in one line."""
+"""Runs that are killed, stopped, resumed, run out of disk, or want one folder at the same time."""
 
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from launched import finished, one_error_line, record, start, wait_for_update
 from rmd_core.files import save_safetensors
 from training.backbones.wan import save_wan_transformer
+from training.distill import StopSignals, main
 from training.prompts import write_prompt_cache
-from training.run import CheckpointStore
-from training_world import PROMPTS, TEXT_DIM, copy_world, distill, metrics, refused, tensors, tiny_wan
+from training.run import LOCK, CheckpointStore, RunLock
+from training_world import PROMPTS, TEXT_DIM, copy_world, distill, metrics, refused, tensors, tiny_wan, write_world
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +143,133 @@ def test_retention_keeps_the_newest(tmp_path):
     assert store.updates() == [10, 15]
     store.save(20, {"a": {}})
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["step_000015", "step_000020"]
+
+
+@pytest.mark.parametrize("mode", ["three networks", "adapters"])
+def test_kill_9_and_resume_give_the_run_that_was_never_killed(tmp_path, mode):
+    config = write_world(tmp_path)
+    config.write_text(config.read_text(encoding="utf-8").replace("three networks", mode), encoding="utf-8")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(["--config", str(config), "--set", f"output.folder={straight}"]) == 0
+    # The killed run is asked for many more updates, so that it is surely still running at its fourth.
+    process = start(config, f"output.folder={killed}", "train.updates=100000", "output.keep=100000")
+    wait_for_update(killed, 4, process)
+    process.send_signal(signal.SIGKILL)
+    assert finished(process)[0] == -signal.SIGKILL
+    for path in (killed / "checkpoints").iterdir():  # however far it came, go on from update 3
+        if path.name != "step_000003":
+            shutil.rmtree(path)
+    code, output = finished(start(config, f"output.folder={killed}", flags=["--resume"]))
+    assert code == 0 and "resuming after update 3" in output
+    assert (straight / "student.safetensors").read_bytes() == (killed / "student.safetensors").read_bytes()
+    assert record(straight) == record(killed) and len(record(killed)) == 6
+
+
+def test_ctrl_c_saves_and_exits(tmp_path):
+    config = write_world(tmp_path)
+    process = start(config, "train.updates=100000", "output.checkpoint_every=100000")
+    wait_for_update(tmp_path / "out", 2, process)
+    process.send_signal(signal.SIGINT)
+    code, output = finished(process)
+    assert code == 130 and "Traceback" not in output
+    reached = record(tmp_path / "out")[-1]["update"]
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == [f"step_{reached:06d}"]
+    assert f"after update {reached}" in output and "--resume" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_wish_and_the_second_acts(number):
+    before = signal.getsignal(number)
+    with StopSignals() as signals:
+        assert signals.received is None
+        signal.raise_signal(number)
+        assert signals.received == number and signals.exit_code == 128 + number
+        assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before
+
+
+def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path):
+    config = write_world(tmp_path)
+    assert main(["--config", str(config), "--set", "train.updates=3"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
+    code, output = finished(start(config, flags=["--resume"], limit=200_000))
+    line = one_error_line(output)
+    assert code == 1 and "could not be written" in line and "File too large" in line
+    assert "the last good checkpoint is" in line and "step_000003" in line
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_000003"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_is_one_line(tmp_path, small_disk):
+    config = write_world(tmp_path)  # a checkpoint takes 5 MB
+    overrides = ("output.trackers=[tensorboard]", f"output.folder={small_disk}/out", "output.checkpoint_every=2")
+    code, output = finished(start(config, *overrides))
+    line = one_error_line(output)
+    assert code == 1 and "No space left" in line and "there is no earlier checkpoint" in line
+    assert len(record(small_disk / "out")) == 2 and not list((small_disk / "out" / "checkpoints").iterdir())
+
+
+def test_the_command_runs_from_any_folder_without_installation(tmp_path):
+    config = write_world(tmp_path)
+    code, output = finished(start(config, "train.batch=0"))
+    assert code == 2 and "train.batch" in one_error_line(output)
+
+
+HOLD = "import sys, training.run as run; run.RunLock(sys.argv[1]).__enter__(); print('held', flush=True); input()"
+
+
+def test_a_run_that_another_program_resumes_goes_on_alone(tmp_path, capsys):
+    config = write_world(tmp_path)
+    first = start(config, "train.updates=100000", "output.checkpoint_every=2", "output.keep=100000")
+    wait_for_update(tmp_path / "out", 3, first)
+    assert distill(tmp_path, "train.updates=100000", "output.checkpoint_every=2", "output.keep=100000") == 2
+    refused(capsys, 2, "already holds a run", "--resume")
+    resumed = ("train.updates=100000", "output.checkpoint_every=2", "output.keep=100000")
+    assert distill(tmp_path, *resumed, flags=["--resume"]) == 2
+    refused(capsys, 2, "another run is writing into the output folder", "output.folder")
+    reached = len(record(tmp_path / "out"))
+    wait_for_update(tmp_path / "out", reached + 2, first)
+    first.send_signal(signal.SIGINT)
+    assert finished(first)[0] == 130
+    updates = [entry["update"] for entry in record(tmp_path / "out")]
+    assert updates == list(range(1, len(updates) + 1))
+
+
+def test_a_new_run_waits_for_nobody(tmp_path, capsys):
+    """Refused while a run that has written nothing yet holds the folder; not when that one is gone."""
+    write_world(tmp_path)
+    out = tmp_path / "out"
+    with RunLock(out):
+        assert distill(tmp_path) == 2
+        refused(capsys, 2, "another run is writing")
+        assert [path.name for path in out.iterdir()] == [LOCK]
+    assert distill(tmp_path) == 0
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    root = Path(__file__).parents[2]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "out"],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    holder.communicate()
+    with RunLock(tmp_path / "out"):
+        pass

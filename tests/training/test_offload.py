@@ -1,4 +1,4 @@
-"""What waits in main memory, calls apart and 8-bit moments: the same training, with less on the device."""
+"""What waits in system memory, calls apart and 8-bit moments: the same training, with less on the device."""
 
 from unittest.mock import MagicMock
 

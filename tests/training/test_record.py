@@ -1,4 +1,4 @@
-"""Trackers by name: who is asked for, who is absent, and that none of them can end a run."""
+"""The record of a run and its trackers: who is asked for, who is absent, and that none of them can end a run."""
 
 from importlib.util import find_spec
 
@@ -105,3 +105,20 @@ def test_settings_are_numbers_and_texts(world):
     settings = flat_settings(load_config(world / "config.yaml").resolved())
     assert settings["train.batch"] == 3 and settings["plan.sizes"] == "[[4, 4], [8, 8]]"
     assert all(isinstance(value, (bool, int, float, str)) for value in settings.values())
+
+
+def test_a_full_board_is_a_warning_and_the_run_goes_on(tmp_path, caplog):
+    (tmp_path / "board").write_text("a file in the folder's place")
+    board = Board(tmp_path / "board", first=1)
+    board.add({"loss": 1.0}, 1)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "no further figures" in caplog.text
+
+
+def test_the_board_of_a_resumed_run_reads_as_one(tmp_path):
+    for first, value in ((1, 1.0), (3, 2.0)):
+        board = Board(tmp_path / "board", first=first)
+        for update in range(first, 5):
+            board.add({"loss": value * update}, update)
+        board.path.rename(board.path.with_name(f"events.out.tfevents.{first}"))
+    events = EventAccumulator(str(tmp_path / "board"), purge_orphaned_data=True).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 6.0), (4, 8.0)]
