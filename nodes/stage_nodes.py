@@ -116,7 +116,7 @@ class RMDStageUpscale(io.ComfyNode):
     ) -> io.NodeOutput:
         view = ModelView.of(model)
         size = final_cells(view, width=width, height=height)
-        view.check_sizes([size])
+        view.check_size(size)
         if len(sigmas) < 2:
             raise RMDError(f"the sigmas hold {len(sigmas)} level(s), which is no step; connect those the stage has run")
         form, last = NoiseForm.of(model), sigmas[-1].cpu().double()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -121,14 +120,26 @@ class ModelView:
             network=network,
         )
 
-    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def check_size(self, size_hw: tuple[int, int]) -> None:
         """Raise RMDError for a stage size (height, width in cells) at which ComfyUI's network would fail."""
-        for height, width in sizes:
-            if min(height, width) < 1:
-                raise RMDError(f"a stage of {width}x{height} cells has no picture in it; use a larger size")
-            if self.kind.name.startswith("PixArt"):
-                self._check_pixart(height, width)
-            self._check_positions(height, width)
+        height, width = size_hw
+        if min(size_hw) < 1:
+            raise RMDError(f"a stage of {width}x{height} cells has no picture in it; use a larger size")
+        px = self.cell_px
+        shown = f"{width * px}x{height * px}"
+        if self.kind.name.startswith("PixArt") and (height % 2 or width % 2 or (height + width) / 2 <= 32):
+            raise RMDError(
+                f"PixArt cannot run a stage of {shown} px in ComfyUI; sides must be multiples of "
+                f"{2 * px} px and their mean above {32 * px} px: choose larger stages, such as 512x512 before 1024x1024"
+            )
+        table = getattr(self.network, "pos_embed_max_size", None)
+        if table is None or getattr(self.network, "pos_embed", None) is None:
+            return
+        if math.ceil(max(size_hw) / self.multiple) > table:
+            raise RMDError(
+                f"a stage of {shown} px is beyond this model's position table; "
+                f"use at most {table * self.multiple * px} px a side"
+            )
 
     def relative_cost(self, height: int, width: int, frames: int = 1) -> float:
         """Cost of a call in arbitrary units: linear layers and attention by tokens, or the area for a UNet.
@@ -139,26 +150,6 @@ class ModelView:
         tokens = frames * math.ceil(height / self.multiple) * math.ceil(width / self.multiple)
         hidden = _hidden_width(self.network)
         return float(height * width * frames) if hidden is None else tokens * (6.0 * hidden + tokens)
-
-    def _check_pixart(self, height: int, width: int) -> None:
-        if height % 2 or width % 2 or (height + width) / 2 <= 32:
-            px = self.cell_px
-            raise RMDError(
-                f"PixArt cannot run a stage of {width * px}x{height * px} px in ComfyUI; sides must be multiples of "
-                f"{2 * px} px and their mean above {32 * px} px: choose larger stages, such as 512x512 before 1024x1024"
-            )
-
-    def _check_positions(self, height: int, width: int) -> None:
-        table = getattr(self.network, "pos_embed_max_size", None)
-        if table is None or getattr(self.network, "pos_embed", None) is None:
-            return
-        patch = self.multiple
-        if max(math.ceil(height / patch), math.ceil(width / patch)) > table:
-            most = table * patch * self.cell_px
-            raise RMDError(
-                f"a stage of {width * self.cell_px}x{height * self.cell_px} px is beyond this model's position table; "
-                f"use at most {most} px a side"
-            )
 
 
 def _rmd_shift(network: Any) -> float | None:

@@ -101,7 +101,8 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
     if source["source"] not in make:
         raise RMDError(f"the plan source {source['source']!r} is unknown; use {', '.join(make)}")
     stages, rules = make[source["source"]](view, final_hw, **widgets)
-    view.check_sizes([stage.size for stage in stages.stages])
+    for stage in stages.stages:
+        view.check_size(stage.size)
     if stages.final_hw != final_hw:
         raise RMDError(
             f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "

@@ -285,7 +285,7 @@ def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> No
             raise RMDError(
                 f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model"
             )
-        view.check_sizes([stage.size])
+        view.check_size(stage.size)
         check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
         check_guidance(setting.guider, setting.sampler)
         check_sampler(setting.sampler, recover=following is not None and following.uses_prediction)
