@@ -44,11 +44,11 @@ def main(argv=None):
 
 def _distill(arguments, config):
     """One run in this process, from a checked configuration to the exit code. Raises RMDError for a wrong launch."""
-    if arguments.dry_run and config.prompts.encode_from is None:
+    if arguments.dry_run:
         from training.quick_imports import import_networks_alone
 
-        import_networks_alone()
-    # Imported here so that a slip in the configuration is answered at once, before torch and diffusers have loaded.
+        import_networks_alone(config)
+    # Imported here so that a mistake in the configuration is answered at once, before torch and diffusers have loaded.
     from training.offload import ran_out_of_memory
     from training.parallel import Processes
 

@@ -1,4 +1,4 @@
-"""What a run costs, told before anything is loaded: forwards an update, and the memory that can be counted exactly.
+"""What a run costs, counted before anything is loaded: forwards an update, and the memory that can be counted exactly.
 
 Weights, gradients, optimiser states and the weight average are counted to the byte from the network's outline.
 Activations, and the bfloat16 copies of float32 weights that autocast makes, come on top: they are not predicted here.

@@ -84,8 +84,8 @@ def check_spread(config):
         "optimiser.kind: adamw8bit with three networks": whole and config.optimiser.kind == "adamw8bit",
         "train.offload: waiting with three networks": whole and config.train.offload == "waiting",
     }
-    for setting, asked in refused.items():
-        if asked:
+    for setting, chosen in refused.items():
+        if chosen:
             raise RMDError(f"{setting} does not work with networks spread over processes; launch without FSDP")
 
 

@@ -12,12 +12,14 @@ _UNUSED = ("peft", "bitsandbytes", "transformers", "torchvision", "scipy")
 _NETWORKS = ("models.transformers", "models.unets", "models.autoencoders", "loaders.single_file_utils")
 
 
-def import_networks_alone():
-    """Import diffusers' networks as if those packages were not installed; nothing where diffusers is there already.
+def import_networks_alone(config):
+    """Import diffusers' networks as if those packages were not installed.
 
-    The compiler stays away for the rest of the process, which therefore must not train.
+    Nothing where diffusers is there already, or the configuration needs one of the packages. The compiler stays away
+    for the rest of the process, which therefore must not train.
     """
-    if "diffusers" in sys.modules:
+    needs_bitsandbytes = config.optimiser.kind == "adamw8bit" or config.model.base_dtype in ("int8", "nf4")
+    if "diffusers" in sys.modules or needs_bitsandbytes or config.prompts.encode_from is not None:
         return
     if "torch._dynamo" not in sys.modules:
         compiler = types.ModuleType("torch._dynamo")  # what diffusers and torch decorate classes and functions with

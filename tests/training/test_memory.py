@@ -21,9 +21,12 @@ from training_world import copy_world, distill, make_setup, tiny_wan, write_worl
 ADAPTERS = ("model.mode=adapters", "model.rank=4")
 
 
+PACKED = pytest.mark.skipif(not has_bitsandbytes(), reason="needs bitsandbytes")
+
+
 def packed(*overrides):
     """A case that needs bitsandbytes."""
-    return pytest.param(overrides, marks=pytest.mark.skipif(not has_bitsandbytes(), reason="needs bitsandbytes"))
+    return pytest.param(overrides, marks=PACKED)
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +228,20 @@ def test_accumulation_shares_trajectories_but_not_forwards():
     assert trajectories == pytest.approx((2 * to_step, 2 * to_step, 3 * to_step))
 
 
-@pytest.mark.parametrize("name", ["wan", "sdxl", "sd3", "pixart_sigma"])
-def test_a_dry_run_of_its_own_prints_what_one_with_every_package_prints(tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        *((name, ADAPTERS) for name in ("wan", "sdxl", "sd3", "pixart_sigma")),
+        pytest.param("wan", (*ADAPTERS, "model.base_dtype=int8"), marks=PACKED),
+    ],
+)
+def test_a_dry_run_of_its_own_prints_what_one_with_every_package_prints(tmp_path, capsys, name, overrides):
     """It imports less (quick_imports); here everything has been imported."""
     if name == "wan":
         write_world(tmp_path)
     else:
         write_backbone_world(name, tmp_path)
-    code, printed = finished(start(tmp_path / "config.yaml", *ADAPTERS, flags=["--dry-run"]))
+    code, printed = finished(start(tmp_path / "config.yaml", *overrides, flags=["--dry-run"]))
     assert code == 0, printed
-    assert distill(tmp_path, *ADAPTERS, flags=["--dry-run"]) == 0
+    assert distill(tmp_path, *overrides, flags=["--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [line for line in printed.splitlines() if "memory:" not in line]

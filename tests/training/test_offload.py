@@ -29,7 +29,7 @@ def same_run(world, changes, *settings):
     "settings",
     [(), ("train.share_forward=false",), ("train.accumulation=2", "train.fake_steps=2"), ADAPTERS],
 )
-def test_what_waits_in_main_memory_trains_the_same_bit_for_bit(world, settings):
+def test_what_waits_in_system_memory_trains_the_same_bit_for_bit(world, settings):
     assert same_run(world, ("train.offload=waiting",), *settings)
 
 
@@ -94,7 +94,7 @@ def test_tensors_that_do_not_change_are_not_taken_home():
     assert tensor.data_ptr() == home and not tensor.any()
 
 
-def test_block_inputs_in_main_memory_give_the_same_gradients(world):
+def test_block_inputs_in_system_memory_give_the_same_gradients(world):
     found = []
     for setting in (True, "offload"):
         base = adapted()
