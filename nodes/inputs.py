@@ -28,23 +28,21 @@ Overrides = io.Custom("RMD_OVERRIDES")
 CATEGORY = "RMD"
 
 
-USUAL = Boundary()
-
-
 def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
     """Widgets whose values are the arguments of `Boundary`, with its defaults; folded away where `advanced`."""
+    default = Boundary()
     return [
         io.Combo.Input(
             "upsampler",
             options=list(UPSAMPLERS),
-            default=USUAL.upsampler,
+            default=default.upsampler,
             advanced=advanced,
             tooltip="How the clean estimate is enlarged. A student wants the one it was trained with.",
         ),
         io.Combo.Input(
             "switch_noise",
             options=list(SWITCH_NOISES),
-            default=USUAL.switch_noise,
+            default=default.switch_noise,
             advanced=advanced,
             tooltip=(
                 "Noise at the larger size. exact: predicted and fresh noise, white at any ratio. "
@@ -53,7 +51,7 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
         ),
         io.Float.Input(
             "eta_switch",
-            default=USUAL.eta_switch,
+            default=default.eta_switch,
             min=0.0,
             max=1.0,
             step=0.05,

@@ -86,9 +86,9 @@ class RMDLoadStudent(io.ComfyNode):
         recipe = read_recipe(path)
         is_lora = recipe.adapter_alpha is not None
         if is_lora != (chosen == LORA):
-            kind, other = ("LoRA", LORA) if is_lora else ("full model", FULL)
+            own = LORA if is_lora else FULL
             raise RMDError(
-                f"{student} is a {kind} by its recipe; set kind to {other!r} and keep it in models/{FOLDERS[other]}"
+                f"{student} is a {own} by its recipe; set kind to {own!r} and keep it in models/{FOLDERS[own]}"
             )
         found = Findings()
         if chosen == FULL:
@@ -185,6 +185,11 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
             if not text:
                 raise RMDError(
                     f"{file} has no null prompt; choose one of its {len(cache.texts)} prompts or another file"
+                )
+            if not cache.texts:
+                raise RMDError(
+                    f"{file} holds the null prompt alone, not {shown(text)}; leave the prompt empty, or add yours to the "
+                    "cache"
                 )
             alike = ", ".join(map(shown, cache.closest(text)))
             advice = f"the closest are {alike}" if alike else f"one is {shown(cache.texts[0])}"

@@ -26,7 +26,7 @@ from .bridge.plans import (
 )
 from .bridge.show import plan_picture, plan_table, step_costs
 from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
-from .profiles import load_profiles
+from .profiles import load_profiles, profile_stamps
 
 
 def source_input() -> io.DynamicCombo.Input:
@@ -157,6 +157,12 @@ class RMDSchedule(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: dict[str, Any] | None = None, **_: Any) -> str:
+        """Text that changes when a file of profiles does, where the plan is made from a profile."""
+        from_profile = isinstance(source, dict) and source.get("source") == PROFILE
+        return "\n".join(f"{path} {time} {size}" for path, time, size in profile_stamps()) if from_profile else ""
 
     @classmethod
     @checked

@@ -231,14 +231,13 @@ def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
         raise RMDError(f"the last {steps} of {total} steps are no plan; keep 1 to {total}")
     if steps == total:
         return plan
-    counts, dropped = [], total - steps
+    dropped = left = total - steps
+    counts = []
     for count in plan.steps_asked:
-        gone = min(count, dropped)
-        dropped -= gone
-        counts.append(count - gone)
-    return plan_from_split(
-        plan.curve, counts, sizes=plan.sizes, mapping=plan.mapping, steps=plan.base_sigmas[total - steps :]
-    )
+        removed = min(count, left)
+        left -= removed
+        counts.append(count - removed)
+    return _build(plan.curve, tuple(counts), plan.base_sigmas[dropped:], plan.sizes, plan.mapping, dropped=dropped)
 
 
 def split_text(counts: Sequence[int]) -> str:
@@ -310,8 +309,15 @@ def _ratio_pairs(ratios: Sequence[float | tuple[float, float]]) -> tuple[tuple[f
 
 
 def _build(
-    curve: NoiseCurve, counts: tuple[int, ...], base: tuple[float, ...], sizes: tuple[Size, ...], mapping: ResolutionMap
+    curve: NoiseCurve,
+    counts: tuple[int, ...],
+    base: tuple[float, ...],
+    sizes: tuple[Size, ...],
+    mapping: ResolutionMap,
+    *,
+    dropped: int = 0,
 ) -> StagePlan:
+    """The plan of a base grid, from which the first `dropped` steps of a longer plan were taken away."""
     stages: list[Stage] = []
     notes: list[PlanNote] = []
     start = 0
@@ -326,7 +332,7 @@ def _build(
             height=size[0],
             width=size[1],
             ratio=ratio,
-            sigmas=_mapped(curve, own, ratio, first_step=start, notes=notes, size=size),
+            sigmas=_mapped(curve, own, ratio, first_step=start, dropped=dropped, notes=notes, size=size),
             base_sigmas=own,
             end_base_sigma=rest[0] if rest else 0.0,
         )
@@ -338,14 +344,21 @@ def _build(
 
 
 def _mapped(
-    curve: NoiseCurve, base: tuple[float, ...], ratio: float, *, first_step: int, notes: list[PlanNote], size: Size
+    curve: NoiseCurve,
+    base: tuple[float, ...],
+    ratio: float,
+    *,
+    first_step: int,
+    dropped: int,
+    notes: list[PlanNote],
+    size: Size,
 ) -> tuple[float, ...]:
     """The levels of a stage's steps at its size; a note says where a level moved to an entry of the table."""
     sigmas: list[float] = []
     for index, sigma in enumerate(base, start=first_step):
         exact = curve.with_ratio(sigma, ratio)
         # Only the plan's very first call may use the last table entry: ComfyUI takes it for pure noise.
-        moved = curve.snapped(exact, last_index=curve.table_size - (2 if index else 1))
+        moved = curve.snapped(exact, last_index=curve.table_size - (2 if index + dropped else 1))
         timestep, exact_timestep = _tidy(curve.timestep(moved)), curve.timestep(exact)
         beyond = curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
         if beyond or abs(exact_timestep - timestep) > 1e-6:

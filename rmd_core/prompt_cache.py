@@ -13,10 +13,9 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Sequence
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,6 @@ MAX_TOKENS = 65_536
 
 MAX_COMPARED = 20_000
 """How many prompts are compared with one that is missing; more would take seconds."""
-
-MAX_OPEN = 32
-"""How many shards are kept open; a process may not have many more files than a thousand."""
 
 
 def prompt_key(text: str) -> str:
@@ -78,7 +74,6 @@ class PromptCache:
 
     def __init__(self, path: str | Path, *, encoder: str | None = None) -> None:
         self.path = path
-        self._open: deque[_Shard] = deque()
         self._shard_of: dict[str, _Shard] = {}
         shards = (_read_shard(file) for file in self._files())
         first = next(shards)
@@ -87,9 +82,8 @@ class PromptCache:
                 f"{path} was made by the text encoder '{first.encoder}', not by '{encoder}'; make the cache again"
             )
         precisions = set()
-        for shard in (first, *shards):
+        for shard in chain([first], shards):
             _check_match(first, shard)
-            self._keep_open(shard)
             precisions.add(shard.precision)
             for text in shard.keys:
                 self._shard_of.setdefault(text, shard)
@@ -137,7 +131,7 @@ class PromptCache:
     def row(self, text: str) -> torch.Tensor:
         """One prompt's embedding `(tokens, dim)` in float32, without padding."""
         self.require([text])
-        shard = self._opened(text)
+        shard = self._shard_of[text]
         return shard.read(shard.keys[text])
 
     def batch(self, texts: Sequence[str]) -> torch.Tensor:
@@ -161,31 +155,21 @@ class PromptCache:
         self.require(texts)
         if self.pooled_dim is None:
             return None
-        shards = [self._opened(text) for text in texts]
+        shards = [self._shard_of[text] for text in texts]
         return torch.stack([shard.read(shard.keys[text] + POOLED) for shard, text in zip(shards, texts)])
 
     def digest(self, texts: Sequence[str]) -> str:
         """SHA-256 over what the cache gives for some prompts, in any order; other prompts do not change it."""
         self.require(texts)
-        lines = sorted(f"{prompt_key(text)} {self._opened(text).digest(text)}" for text in set(texts))
+        lines = sorted(f"{prompt_key(text)} {self._shard_of[text].digest(text)}" for text in set(texts))
         return hashlib.sha256("\n".join([f"{self.tokens} {self.masked}", *lines]).encode()).hexdigest()
-
-    def _opened(self, text: str) -> _Shard:
-        shard = self._shard_of[text]
-        if shard not in self._open:
-            self._keep_open(shard)
-        return shard
-
-    def _keep_open(self, shard: _Shard) -> None:
-        self._open.append(shard)
-        if len(self._open) > MAX_OPEN:
-            self._open.popleft().close()
 
 
 class _Shard:
     """The prompts of one file: its header, checked, and tensors read when they are asked for.
 
-    `keys` are the tensor names by prompt; the other attributes are as in `PromptCache`.
+    The file is mapped, not held open, and what is read stays as it was when another file takes its place. `keys` are the
+    tensor names by prompt; the other attributes are as in `PromptCache`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -257,17 +241,13 @@ class _Shard:
             raise RMDError(f"{self.path}: an embedding is {entry.dtype}; {', '.join(DTYPES)} are read")
         return entry.shape[0], entry.shape[1]
 
-    def close(self) -> None:
-        """Let the file go until something is read again."""
-        self._file = None
-
     def length(self, text: str) -> int:
         """How many tokens a prompt has."""
         return self._header.tensors[self.keys[text]].shape[0]
 
     def read(self, name: str) -> torch.Tensor:
         """A copy of one tensor in float32; RMDError where it is not what was written, or not finite."""
-        stored = self._stored(name)
+        stored = self._file.get_tensor(name)
         tensor = stored.to(torch.float32, copy=True)
         if name not in self._checked:
             if name in self._digests and tensor_digest(stored) != self._digests[name]:
@@ -285,18 +265,10 @@ class _Shard:
         """SHA-256 of what is stored of a prompt: of the bytes of its embedding and of its pooled one, with dtypes."""
         names = [self.keys[text], *([self.keys[text] + POOLED] if self.pooled_dim is not None else [])]
         parts = [
-            f"{self._header.tensors[name].dtype} {self._digests.get(name) or tensor_digest(self._stored(name))}"
+            f"{self._header.tensors[name].dtype} {self._digests.get(name) or tensor_digest(self._file.get_tensor(name))}"
             for name in names
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _stored(self, name: str) -> torch.Tensor:
-        if self._file is None:
-            file = open_tensors(self.path)
-            if header_of(file) != self._header:
-                raise RMDError(f"{self.path} was changed while it was in use; start again")
-            self._file = file
-        return self._file.get_tensor(name)
 
 
 def _read_shard(file: str | Path) -> _Shard:

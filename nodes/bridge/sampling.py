@@ -183,12 +183,12 @@ def _sample_stage(
 
 def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
     """Say what is allowed and seldom meant."""
-    for setting in settings:
-        scale = getattr(setting.guider, "cfg", plan.cfg)
+    for scale in dict.fromkeys(getattr(setting.guider, "cfg", plan.cfg) for setting in settings):
         if abs(scale - plan.cfg) > 1e-6:
             logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
-        eta = getattr(setting.sampler, "extra_options", {}).get("eta", plan.eta)
-        if sampler_name(setting.sampler) == "rmd" and abs(eta - plan.eta) > 1e-6:
+    samplers = [setting.sampler for setting in settings if sampler_name(setting.sampler) == "rmd"]
+    for eta in dict.fromkeys(getattr(sampler, "extra_options", {}).get("eta", plan.eta) for sampler in samplers):
+        if abs(eta - plan.eta) > 1e-6:
             logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
     from_noise = plan.stages.curve.is_pure_noise(plan.stages.steps[0].sigma)
     if not source.empty and source.mask is None and from_noise:

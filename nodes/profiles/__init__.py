@@ -93,6 +93,14 @@ def load_profiles(own: Path | None = None) -> Mapping[str, FewStepProfile]:
 
     A file that cannot be used is left out with one line of warning. Files are read again when they change.
     """
+    return _load(profile_stamps(own))
+
+
+Stamps = tuple[tuple[Path, int, int], ...]
+
+
+def profile_stamps(own: Path | None = None) -> Stamps:
+    """(path, time of change, bytes) of every file that `load_profiles` reads, in its order."""
     if own is None:
         import folder_paths  # not at the top: the page of profiles is made without a ComfyUI
 
@@ -103,11 +111,11 @@ def load_profiles(own: Path | None = None) -> Mapping[str, FewStepProfile]:
             stamps.append((path, path.stat().st_mtime_ns, path.stat().st_size))
         except OSError:
             stamps.append((path, 0, 0))
-    return _load(tuple(stamps))
+    return tuple(stamps)
 
 
 @lru_cache(maxsize=1)
-def _load(stamps: tuple[tuple[Path, int, int], ...]) -> Mapping[str, FewStepProfile]:
+def _load(stamps: Stamps) -> Mapping[str, FewStepProfile]:
     found: dict[str, FewStepProfile] = {}
     for path, *_ in stamps:
         try:

@@ -250,3 +250,18 @@ def test_the_drop_down_has_the_users_profiles(pack, comfy, tmp_path, monkeypatch
     (choice,) = (one for one in pack.nodes.plan_nodes.RMDSchedule.GET_SCHEMA().inputs if one.id == "source")
     (profile,) = (option.inputs[0] for option in choice.options if option.key == "few-step profile")
     assert profile.options == list(listed) and profile.options[-1] == "My model, 4 steps (LoRA)"
+
+
+def test_a_plan_of_a_profile_is_made_again_when_a_file_of_profiles_changes(pack, comfy, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    mine = tmp_path / "rmd_profiles" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text(yaml.safe_dump([entry()]))
+    stamp = pack.nodes.plan_nodes.RMDSchedule.fingerprint_inputs
+    chosen, split = {"source": "few-step profile", "profile": "mine"}, {"source": "split", "split": "2+2"}
+    before = stamp(source=chosen, width=64), stamp(source=split, width=64)
+    assert before == (stamp(source=chosen, width=128), stamp(source=split)) and stamp() == before[1]
+    mine.write_text(yaml.safe_dump([entry(cfg=2.0)]))
+    assert stamp(source=chosen) != before[0] and stamp(source=split) == before[1]

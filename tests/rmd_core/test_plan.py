@@ -352,10 +352,18 @@ def test_kept_steps_are_the_last_ones_of_the_plan(curve, counts, data):
     kept = data.draw(st.integers(1, sum(counts)))
     tail = plan_tail(plan, kept)
     assert tail.sizes == plan.sizes and tail.mapping == plan.mapping
-    expected, got = levels(plan)[-kept:], levels(tail)
-    if curve is SDXL and plan.steps[-kept].timestep == 998:
-        expected, got = expected[1:], got[1:]  # below the last entry in the plan, which a first step may use
-    assert got == expected
+    assert levels(tail) == levels(plan)[-kept:]
+
+
+def test_a_later_level_is_not_pure_noise_in_the_tail_either():
+    """A first step of a tail that the plan holds below the last entry, which ComfyUI takes for pure noise."""
+    plan = plan_from_split(
+        SDXL, "1+3", sizes=[(8, 8), (512, 512)], mapping=AreaMap(), steps=SDXL.grid_at((999, 990, 500, 249))
+    )
+    assert plan.steps[1].timestep == 998
+    tail = plan_tail(plan, 3)
+    assert levels(tail) == levels(plan)[1:] and levels(plan_tail(tail, 2)) == levels(plan)[2:]
+    assert any(note.text().startswith("step 1 at 512 x 512") for note in tail.notes)
 
 
 def test_dropped_stages_keep_their_place_in_the_split():
