@@ -168,8 +168,8 @@ class PromptCache:
 class _Shard:
     """The prompts of one file: its header, checked, and tensors read when they are asked for.
 
-    The file is mapped, not held open, and what is read stays as it was when another file takes its place. `keys` are the
-    tensor names by prompt; the other attributes are as in `PromptCache`.
+    The file is mapped, not held open; what is read stays as it was when another file takes its place. `keys` are the
+    tensor names by prompt, the other attributes are as in `PromptCache`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -264,10 +264,10 @@ class _Shard:
     def digest(self, text: str) -> str:
         """SHA-256 of what is stored of a prompt: of the bytes of its embedding and of its pooled one, with dtypes."""
         names = [self.keys[text], *([self.keys[text] + POOLED] if self.pooled_dim is not None else [])]
-        parts = [
-            f"{self._header.tensors[name].dtype} {self._digests.get(name) or tensor_digest(self._file.get_tensor(name))}"
-            for name in names
-        ]
+        parts = []
+        for name in names:
+            stored = self._digests.get(name) or tensor_digest(self._file.get_tensor(name))
+            parts.append(f"{self._header.tensors[name].dtype} {stored}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
