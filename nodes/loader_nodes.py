@@ -188,8 +188,7 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
                 )
             if not cache.texts:
                 raise RMDError(
-                    f"{file} holds the null prompt alone, not {shown(text)}; leave the prompt empty, or add yours to the "
-                    "cache"
+                    f"{file} holds the null prompt alone, not {shown(text)}; leave the prompt empty, or add yours"
                 )
             alike = ", ".join(map(shown, cache.closest(text)))
             advice = f"the closest are {alike}" if alike else f"one is {shown(cache.texts[0])}"

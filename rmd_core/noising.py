@@ -15,9 +15,9 @@ LevelLike = float | torch.Tensor
 """One level for all samples (a float or a 0-d tensor), or one for each, `(B,)`."""
 
 
-def widened(x: torch.Tensor) -> torch.Tensor:
+def to_compute_dtype(x: torch.Tensor) -> torch.Tensor:
     """A tensor in the dtype of the computation: float64 where it is that already, else float32."""
-    return x.to(_working_dtype(x))
+    return x.to(_compute_dtype(x))
 
 
 def broadcast_to(level_B: LevelLike, x: torch.Tensor) -> LevelLike:
@@ -30,10 +30,10 @@ def broadcast_to(level_B: LevelLike, x: torch.Tensor) -> LevelLike:
     if level_B.shape != x.shape[:1]:
         raise RMDError(f"levels of shape {tuple(level_B.shape)} do not fit {x.shape[0]} samples; give one for each")
     shape = (-1, *(1 for _ in x.shape[1:]))
-    return level_B.to(x.device, _working_dtype(x)).reshape(shape)
+    return level_B.to(x.device, _compute_dtype(x)).reshape(shape)
 
 
-def _working_dtype(x: torch.Tensor) -> torch.dtype:
+def _compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -50,7 +50,7 @@ def to_x0_eps(
     Raises RMDError for another prediction. Source: docs/method.md, predictions.
     """
     alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
-    output, x = widened(output), widened(x)
+    output, x = to_compute_dtype(output), to_compute_dtype(x)
     if prediction == "eps":
         return (x - sigma * output) / alpha, output
     if prediction == "v":

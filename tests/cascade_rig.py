@@ -185,4 +185,4 @@ def relative(got, expected):
 
 def fresh_noise(shape, stage, purpose, seed=SEED, items=None):
     """The noise of the method at one address, float64."""
-    return SeededNoise(seed, items).draw(tuple(shape), stage, purpose).double()
+    return SeededNoise(seed, items).sample(stage, purpose, tuple(shape)).double()

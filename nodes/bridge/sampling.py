@@ -134,9 +134,9 @@ def _sample_stage(
     sigmas = torch.tensor(plan.sigmas(stage), dtype=torch.float32)
     form = NoiseForm.of(settings.guider.model_patcher)
     if job.x0 is None:
-        image, noise = source.at(stage.size), job.white
+        image, noise = source.at(stage.size), job.noise
     else:
-        image, noise = source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
+        image, noise = source.start(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
     first, last = job.steps[0].index, len(sigmas) - 2
     x0 = eps = None
 
@@ -147,7 +147,7 @@ def _sample_stage(
         on_step(first + step, step_x0, x)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    video = job.white.ndim == 5
+    video = job.noise.ndim == 5
     view = StageView(stage.size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=video)
     guider = view.guider(settings.guider)
     try:

@@ -244,13 +244,13 @@ def expected_states(plan, calls):
             noise = fresh_noise(call.x.shape, 0, "start")
             yield 0.0 * noise, noise if is_flow(plan) else noise * (1.0 + sigma**2) ** 0.5
         elif step.index_in_stage == 0:
-            crossing = rule.cross(
+            switched = rule.switch(
                 before.x0,  # float32: torch's kernels place their samples in the precision of what they enlarge
                 predicted_noise(plan, before),
                 (step.height, step.width),
                 lambda purpose, shape, stage=step.stage: fresh_noise(shape, stage, purpose),
             )
-            yield alpha * crossing.x0, sigma * crossing.noise
+            yield alpha * switched.x0, sigma * switched.noise
         else:
             fresh = fresh_noise(call.x.shape, step.stage, f"step-{step.index_in_stage - 1}")
             yield alpha * before.x0.double(), sigma * step_noise(predicted_noise(plan, before), plan.eta, fresh)

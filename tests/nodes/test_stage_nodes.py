@@ -51,7 +51,7 @@ def test_one_noise_node_may_start_two_hand_built_graphs(nodes, tiny):
     made = [graph.stage(1, noise, **extra) for extra in ({}, {"batch_index": [4]})]
     for (output, denoised), items in zip(made, (None, (4,))):
         latent, later = graph.upscale(1, output, denoised, noise)
-        expected = SeededNoise(SEED, items).draw((1, 16, 1, 12, 16), 1, "switch")
+        expected = SeededNoise(SEED, items).sample(1, "switch", (1, 16, 1, 12, 16))
         assert torch.equal(later.generate_noise(latent), expected)
 
 
