@@ -48,8 +48,8 @@ class RMDStageSigmas(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, plan: SamplingPlan, stage: int) -> io.NodeOutput:
-        stages = plan.stages.stages
-        if not 1 <= stage <= len(stages):
+        stages = plan.stage_plan.stages
+        if stage > len(stages):
             known = ", ".join(f"{one.index + 1} ({pixels(plan.cell_px, one.size)} px)" for one in stages)
             raise RMDError(f"stage {stage} does not exist; this plan has {known}")
         chosen = stages[stage - 1]

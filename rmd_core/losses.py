@@ -7,7 +7,7 @@ from math import prod, sqrt
 import torch
 
 from .errors import RMDError
-from .noising import LevelLike, broadcast_to, to_compute_dtype
+from .noising import BatchLevel, broadcast_to, to_compute_dtype
 
 FAKE_WEIGHTINGS = ("eps", "v", "min_snr5", "legacy")
 
@@ -18,7 +18,7 @@ HUBER_BASE = 1e-3
 HUBER_BASE_NUMEL = 4 * 64 * 64
 
 
-def fake_score_weight(alpha: LevelLike, sigma: LevelLike, weighting: str) -> torch.Tensor:
+def fake_score_weight(alpha: BatchLevel, sigma: BatchLevel, weighting: str) -> torch.Tensor:
     """Weight of the squared x0 error at noise level (alpha, sigma), float64 of the levels' shape, always finite.
 
     - `eps`: SNR = (alpha/sigma)^2, which makes the loss the plain error of the noise (the authors' choice);
@@ -46,8 +46,8 @@ def fake_score_loss(
     x0_pred: torch.Tensor,
     x0_target: torch.Tensor,
     *,
-    alpha: LevelLike,
-    sigma: LevelLike,
+    alpha: BatchLevel,
+    sigma: BatchLevel,
     weighting: str,
 ) -> torch.Tensor:
     """Fake-score loss with the generator's x0 as target: mean over samples of `w(sigma_b) * mean (x0_pred - x0)^2`.
@@ -68,9 +68,9 @@ def fake_score_loss_subinterval(
     *,
     x_t: torch.Tensor,
     noise: torch.Tensor,
-    fresh: LevelLike,
-    alpha: LevelLike,
-    sigma: LevelLike,
+    fresh: BatchLevel,
+    alpha: BatchLevel,
+    sigma: BatchLevel,
 ) -> torch.Tensor:
     """Fake-score loss whose target is only the last noising step, unbiased also when the noise was inherited.
 

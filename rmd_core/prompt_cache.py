@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from .errors import RMDError
+from .errors import RMDError, short_repr
 from .files import header_of, open_tensors, tensor_digest
 
 METADATA_KEY = "rmd.prompt_cache"
@@ -49,12 +49,6 @@ MAX_COMPARED = 20_000
 def prompt_key(text: str) -> str:
     """The tensor name of a prompt: the SHA-256 of its UTF-8 text, as 64 hex digits."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def shown(text: object) -> str:
-    """A prompt as a message quotes it: on one line, and not all of a long one."""
-    quoted = repr(text)
-    return quoted if len(quoted) <= 80 else quoted[:77] + "..."
 
 
 def shard_files(folder: str | Path) -> list[Path]:
@@ -120,7 +114,7 @@ class PromptCache:
         absent = [text for text in texts if text not in self._shard_of]
         if absent:
             raise RMDError(
-                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {shown(absent[0])}; "
+                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {short_repr(absent[0])}; "
                 "add them to the cache"
             )
 
@@ -186,8 +180,8 @@ class _Shard:
         self.tokens: int = entry.get("tokens", longest)
         if type(self.tokens) is not int or not longest <= self.tokens <= MAX_TOKENS:
             raise RMDError(
-                f"{path} pads its prompts to {shown(self.tokens)} tokens, but one has {longest}, and {MAX_TOKENS} are "
-                "the most; make the cache again"
+                f"{path} pads its prompts to {short_repr(self.tokens)} tokens, but one has {longest}, and {MAX_TOKENS} "
+                "are the most; make the cache again"
             )
         self.encoder: str = entry["encoder"]
         self.masked: bool = entry.get("masked", False)
@@ -221,13 +215,13 @@ class _Shard:
             raise self._damaged() from None
         if type(version) is not int or version != VERSION:
             raise RMDError(
-                f"{self.path} is a prompt cache of version {shown(version)}; this program reads version {VERSION}"
+                f"{self.path} is a prompt cache of version {short_repr(version)}; this program reads version {VERSION}"
             )
         if not isinstance(encoder, str) or not isinstance(prompts, dict) or not prompts:
             raise self._damaged()
         for key, prompt in prompts.items():
             if key not in self._header.tensors or not isinstance(prompt, str) or prompt_key(prompt) != key:
-                raise RMDError(f"{self.path}: its entry for the prompt {shown(prompt)} is missing or damaged")
+                raise RMDError(f"{self.path}: its entry for the prompt {short_repr(prompt)} is missing or damaged")
         return entry
 
     def _damaged(self) -> RMDError:
@@ -296,6 +290,6 @@ def _check_match(first: _Shard, shard: _Shard) -> None:
         here, there = getattr(shard, name), getattr(first, name)
         if here != there:
             raise RMDError(
-                f"{shard.path} and {first.path} cannot be one cache: the {what} is {shown(here)} in one and "
-                f"{shown(there)} in the other; move one of them out of the folder"
+                f"{shard.path} and {first.path} cannot be one cache: the {what} is {short_repr(here)} in one and "
+                f"{short_repr(there)} in the other; move one of them out of the folder"
             )

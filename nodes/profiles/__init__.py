@@ -24,7 +24,7 @@ from ..bridge.model import FLOW, LINEAR, SCALED_LINEAR, vp_tables
 logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent
-FOLDERS = ("checkpoints", "diffusion_models", "loras")
+MODEL_FOLDERS = ("checkpoints", "diffusion_models", "loras")
 
 NOT_DISTILLED = "not distilled for the cascade"
 """What must be said wherever a profile is offered: its model never saw a change of size in training."""
@@ -67,7 +67,7 @@ class FewStepProfile:
     def sigmas(self) -> tuple[float, ...]:
         """The levels as rmd_core names them, noisiest first."""
         if self.timesteps:
-            return self.curve.grid_at(self.timesteps)
+            return tuple(map(self.curve.sigma_from_timestep, self.timesteps))
         return tuple(self.curve.from_comfy_sigma(sigma) for sigma in self.comfy_sigmas)
 
     def split_over(self, stages: int) -> tuple[int, ...]:
@@ -230,7 +230,7 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "key": ("a short name without blanks", lambda value: _is_text(value) and not any(map(str.isspace, value))),
     "title": ("one line of text", _is_text),
     "family": ("ComfyUI's class of the model, such as SDXL, SD3, WAN21 or Flux", _is_text),
-    "folder": _one_of(FOLDERS),
+    "folder": _one_of(MODEL_FOLDERS),
     "files": ("a list of file names", lambda value: _are_texts(value) and bool(value)),
     "lora_strength": ("a number, for a LoRA alone", _number(-10.0, 10.0)),
     "noise": _one_of((FLOW, SCALED_LINEAR, LINEAR)),

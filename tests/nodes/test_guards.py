@@ -193,7 +193,7 @@ def test_nothing_ran_before_a_refusal(nodes, tiny, refused, name):
     watched = model.patcher.clone()
     watched.set_model_unet_function_wrapper(lambda apply_model, arguments: calls.append(1))
     plan = nodes.plan(model, sizes=TINY[name])
-    height, width = plan.stages.final_hw
+    height, width = plan.stage_plan.final_hw
     refused(lambda: nodes.sample(model, plan, patcher=watched, latent=model.latent(height + 2, width)), "px")
     assert calls == []
 

@@ -5,7 +5,7 @@ from math import sqrt
 import pytest
 import torch
 
-from core_world import FLOW3, SDXL
+from core_world import FLOW3, SDXL, grid_at
 from rmd_core.boundary import Boundary, step_noise, upsample
 from rmd_core.cascade import DenoiserRunner, StageEnd, run_cascade, trajectory
 from rmd_core.errors import RMDError
@@ -82,7 +82,7 @@ PLANS = {
     "1+1+2": make_plan("1+1+2", sizes=(LOW, MIDDLE, HIGH)),
     "2+0+2": make_plan("2+0+2", sizes=(LOW, MIDDLE, HIGH)),
     "2+2 sdxl": make_plan(curve=SDXL),
-    "2+2 sdxl from 899": make_plan(curve=SDXL, steps=SDXL.grid_at([899, 674, 449, 224])),
+    "2+2 sdxl from 899": make_plan(curve=SDXL, steps=grid_at(SDXL, [899, 674, 449, 224])),
     "2+2 equal sizes": make_plan(sizes=(HIGH, HIGH)),
 }
 
