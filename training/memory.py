@@ -72,7 +72,7 @@ def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
     gradient = CHECKPOINTED if checkpointing else GRADIENT
     at_step = sum(per_stage) / len(per_stage)
     return UpdateCost(
-        trajectory=plan.cost(relative_cost) * fake_steps,
+        trajectory=sum(plan.step_costs(relative_cost)) * fake_steps,
         student=at_step * (fake_steps + gradient),
         fake=gradient * fake_steps,
         judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
@@ -291,7 +291,7 @@ def dry_run_report(setup, *, processes=1):
             f"teacher and fake score for the student {ours.judges:.2f}",
             f"            ({plain.total:.2f} with whole trajectories and separate student forwards)",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
-            f"sampling    {setup.plan.cost(relative):.2f} forwards an image",
+            f"sampling    {sum(setup.plan.step_costs(relative)):.2f} forwards an image",
             *(f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)),
         ]
     )
