@@ -16,12 +16,11 @@ import gc
 import itertools
 import logging
 import statistics
-from functools import cache
 
 import torch
 
 from demo.comparison import table
-from training.memory import gib, plain_cost, update_cost
+from training.memory import forward_costs, gib, plain_cost, update_cost
 from training.offload import ran_out_of_memory
 
 from .plain_loop import PlainLoop
@@ -84,16 +83,9 @@ def timed(ways, count, *, warmup=1):
 def counted_ratio(trainer):
     """The ratio of the plain loop's cost to the trainer's in forwards."""
     setup, config = trainer.setup, trainer.config
-    frames, checkpointing = config.plan.frames, config.backbone.gradient_checkpointing is not False
-
-    @cache
-    def flops(height, width):
-        return setup.backbone.flops(setup.teacher, height, width, frames, setup.cache.tokens)
-
-    def relative(height, width):
-        return flops(height, width) / flops(*setup.plan.final_hw)
-
-    common = {"cfg": config.loss.cfg, "checkpointing": checkpointing}
+    frames, tokens = config.plan.frames, setup.cache.tokens
+    _, relative = forward_costs(setup.backbone, setup.teacher, setup.plan, frames=frames, tokens=tokens)
+    common = {"cfg": config.loss.cfg, "checkpointing": config.backbone.gradient_checkpointing is not False}
     ours = update_cost(setup.plan, relative, shared=config.train.share_forward, **common)
     return plain_cost(setup.plan, relative, **common).total / ours.total
 

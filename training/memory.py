@@ -66,6 +66,17 @@ def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, accumula
     )
 
 
+def forward_costs(backbone, network, plan, *, frames, tokens):
+    """(FLOP of a forward of one sample at the final size, the ``relative_cost`` function of ``update_cost``)."""
+    final = backbone.flops(network, *plan.final_hw, frames, tokens)
+
+    @cache
+    def relative_cost(height, width):
+        return backbone.flops(network, height, width, frames, tokens) / final
+
+    return final, relative_cost
+
+
 def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
     """The same for the plain loop: the whole cascade every time, and a student forward in each phase."""
     per_stage = [relative_cost(stage.height, stage.width) for stage in plan.stages]
@@ -250,13 +261,7 @@ def dry_run_report(setup, *, processes=1):
     """The plan, the parameter counts, the expected cost of an update and the memory, as text."""
     config, backbone, teacher, memory = setup.config, setup.backbone, setup.teacher, setup.memory
     height, width = setup.plan.final_hw
-    frames, tokens = config.plan.frames, setup.cache.tokens
-    final = backbone.flops(teacher, height, width, frames, tokens)
-
-    @cache
-    def relative(h, w):
-        return backbone.flops(teacher, h, w, frames, tokens) / final
-
+    final, relative = forward_costs(backbone, teacher, setup.plan, frames=config.plan.frames, tokens=setup.cache.tokens)
     train = config.train
     common = {"cfg": config.loss.cfg, "fake_steps": train.fake_steps}
     common["checkpointing"] = config.backbone.gradient_checkpointing
@@ -265,7 +270,7 @@ def dry_run_report(setup, *, processes=1):
     factors = [train.batch, train.accumulation, *([processes] if processes > 1 else [])]
     batch = train.batch * train.accumulation * processes
     flops = ours.total * final * batch
-    count = backbone.parameters(teacher)
+    count = sum(parameter.numel() for parameter in teacher.parameters())
     if config.model.mode == "three networks":
         parameters = f"{count:,} each for the student, the fake score and the frozen teacher"
     else:

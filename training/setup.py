@@ -14,7 +14,7 @@ from .backbones import Backbone, make_backbone
 from .backbones.base import refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import Draws, PromptOrder
-from .hub import located
+from .hub import local_path
 from .memory import Memory, tell_memory
 from .plans import build_intervals, build_plan, check_libraries, check_lora_names, check_rank, check_spread
 from .prompts import read_prompts
@@ -62,7 +62,7 @@ def outline_run(config):
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
-    outline = backbone.outline(located(config.backbone.base))
+    outline = backbone.outline(local_path(config.backbone.base))
     backbone.check_sizes(outline, config.plan.sizes)
     if config.model.mode == "adapters":
         check_rank(config.model, backbone, outline)
@@ -81,15 +81,15 @@ def prepare(config, *, spread=1, planned=None, memory=None):
     """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
 
     ``spread``: the number of processes that networks will be sharded over. ``planned``: what stands for a prompt cache
-    that is not there yet (a CacheToBe); such a Setup can be reported, not trained. ``memory``: the Memory of this run
-    where it was logged already.
+    that is not there yet (a PlannedCache); such a Setup can be reported, not trained. ``memory``: the Memory of this
+    run where it was logged already.
     """
     if spread > 1:
         check_spread(config)
     if config.unused():
         log.warning("warning: %s: not used by model.mode %s", ", ".join(config.unused()), config.model.mode)
     backbone, plan, intervals, outline = outline_run(config)
-    warn_of_another_shift(backbone, located(config.backbone.base))
+    warn_of_another_shift(backbone, local_path(config.backbone.base))
     if config.model.mode == "adapters" and not config.output.merge:
         check_lora_names(config.model, backbone, outline)
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
@@ -103,7 +103,7 @@ def prepare(config, *, spread=1, planned=None, memory=None):
         backbone.check_cache(outline, cache)
     if memory is None:
         memory = tell_memory(config, backbone, outline, spread=spread)
-    teacher = backbone.load(located(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
-    vae = backbone.load_vae(located(config.backbone.vae)) if config.backbone.vae else None
+    teacher = backbone.load(local_path(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
+    vae = backbone.load_vae(local_path(config.backbone.vae)) if config.backbone.vae else None
     chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
     return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, memory, teacher, vae)
