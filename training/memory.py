@@ -4,11 +4,13 @@ Weights, gradients, optimiser states and the weight average are counted to the b
 Activations, and the bfloat16 copies of float32 weights that autocast makes, come on top: they are not predicted here.
 """
 
+import contextlib
 import logging
-import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 
 from rmd_core.errors import RMDError
@@ -25,6 +27,10 @@ GIB = 2**30
 GRADIENT = 3.0  # forward and backward, in forwards
 CHECKPOINTED = 4.0  # the same with activations computed twice
 _BYTES = {"float32": 4, "bfloat16": 2}
+_CONTAINER_LIMITS = (  # of cgroup v2 and v1, as a container sees its own
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -253,8 +259,12 @@ def device_memory(device):
 
 
 def system_memory():
-    """The bytes of system memory (RAM)."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The bytes of system memory (RAM), or of what this process's container (cgroup) may take of it."""
+    limits = [psutil.virtual_memory().total]
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or "max" is in it
+            limits.append(int(path.read_text(encoding="ascii")))
+    return min(limits)
 
 
 def dry_run_report(setup, *, processes=1):
