@@ -115,7 +115,7 @@ def fetching(path, part):
         # The first by the revision's own name, under which the hub cache then knows the commit.
         hf_hub_download(hub.name, files[0], revision=hub.revision)
         yield
-        # snapshot_download does the same, but its threads go on after Ctrl-C; those of a ThreadPool end with the process.
+        # snapshot_download does the same, but its threads go on after Ctrl-C; these end with the process.
         with ThreadPool(_AT_ONCE) as pool:
             for _ in pool.imap_unordered(partial(hf_hub_download, hub.name, revision=info.sha), files[1:]):
                 yield
