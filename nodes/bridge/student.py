@@ -1,6 +1,6 @@
 """Students in ComfyUI: the base models they come from, whether a student fits a MODEL, and both kinds loaded.
 
-ComfyUI's own loaders do the loading. What they let pass, such as a weight that the file lacks, is refused here in one
+ComfyUI's own loaders do the loading. What they let pass, such as a weight missing in the file, is refused here in one
 line; what cannot be compared is said in the report (`StudentChecks`).
 """
 
@@ -82,7 +82,7 @@ def plain_name(name: str) -> str:
 
 
 def structure_of(model: Any) -> str | None:
-    """What tells MODELs of one family apart, as their loader detected it: class, width, depth and a variant.
+    """What differs between MODELs of one family, as their loader detected it: class, width, depth and a variant.
 
     None for other families than those of `BASES`.
     """
@@ -246,8 +246,8 @@ class StudentChecks:
             self.unchecked.append("whether the file holds every weight: its names are not those of the network")
             return
         raise RMDError(
-            f"{self.student} lacks {len(missing)} of the {len(weights)} weights of its network, first {missing[0]!r}; "
-            "it is damaged, copy it again or export it again"
+            f"{self.student} is missing {len(missing)} of the {len(weights)} weights of its network, first "
+            f"{missing[0]!r}; it is damaged, copy it again or export it again"
         )
 
     def with_alpha(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
