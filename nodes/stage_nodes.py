@@ -16,8 +16,9 @@ from .inputs import CATEGORY, Plan, boundary_inputs, checked, seed_input, size_i
 STAGE = "rmd_stage"
 """Key of a LATENT from RMD Stage Upscale: the number of its stage, 0 being the first."""
 
-LEAST, MOST = 1 / 3, 3.0
-"""Deviation of noise that a network may plausibly have predicted."""
+# Deviation of noise that a network may plausibly have predicted
+LEAST_DEVIATION = 1 / 3
+MOST_DEVIATION = 3.0
 
 
 class RMDStageSigmas(io.ComfyNode):
@@ -145,7 +146,7 @@ class RMDStageUpscale(io.ComfyNode):
         state = form.unscaled(to_model(output["samples"].float()), last.float())
         eps = form.eps(state, x0, last.float())
         deviation = eps.std().item() if eps.numel() > 1 else 1.0
-        if not LEAST < deviation < MOST:
+        if not LEAST_DEVIATION < deviation < MOST_DEVIATION:
             raise RMDError(
                 f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the "
                 "sigmas that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler "

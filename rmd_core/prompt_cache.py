@@ -81,8 +81,12 @@ class PromptCache:
             precisions.add(shard.precision)
             for text in shard.keys:
                 self._shard_of.setdefault(text, shard)
-        self.encoder, self.tokens, self.dim = first.encoder, first.tokens, first.dim
-        self.masked, self.pooled_dim, self.negative = first.masked, first.pooled_dim, first.negative
+        self.encoder = first.encoder
+        self.tokens = first.tokens
+        self.dim = first.dim
+        self.masked = first.masked
+        self.pooled_dim = first.pooled_dim
+        self.negative = first.negative
         self.precisions = tuple(sorted(name for name in precisions if name is not None))
 
     def _files(self) -> Sequence[str | Path]:

@@ -52,7 +52,9 @@ class NoiseForm:
 RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
 """Base flow shift RMD uses, by ComfyUI's class and what derives from it (docs/method.md, noise levels)."""
 
-FLOW, SCALED_LINEAR, LINEAR = "flow", "scaled-linear betas", "linear betas"
+FLOW = "flow"
+SCALED_LINEAR = "scaled-linear betas"
+LINEAR = "linear betas"
 
 
 @cache

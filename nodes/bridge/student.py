@@ -36,10 +36,12 @@ class Base(NamedTuple):
     names: tuple[str, ...]
 
 
-_WAN_14B, _WAN_14B_I2V = (f"WAN21 of width 5120, depth 40, {channels} channels in" for channels in (16, 36))
+_WAN_14B = "WAN21 of width 5120, depth 40, 16 channels in"
+_WAN_14B_I2V = "WAN21 of width 5120, depth 40, 36 channels in"
 _SDXL = "SDXL of width 320, depth 24"
 _SD35_LARGE = "SD3 of width 2432, depth 38, query-key norm"
-_ALPHA, _SIGMA = (f"PixArt of width 1152, depth 28, {kind}" for kind in ("alpha", "sigma"))
+_ALPHA = "PixArt of width 1152, depth 28, alpha"
+_SIGMA = "PixArt of width 1152, depth 28, sigma"
 
 # The more specific of two bases whose words could both match comes first.
 BASES = (
