@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .folders import offer_folders
+from .folders import register_folders
 from .loader_nodes import RMDLoadPromptEmbeddings, RMDLoadStudent
 from .plan_nodes import RMDSchedule
 from .sampler_nodes import RMDGuider, RMDSampler, RMDSamplerAdvanced, RMDStageOverride, RMDStepSampler
@@ -27,7 +27,7 @@ class RMDExtension(ComfyExtension):
     """The node pack as ComfyUI sees it."""
 
     async def on_load(self) -> None:
-        offer_folders()
+        register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

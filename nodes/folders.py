@@ -1,4 +1,4 @@
-"""Model files by ComfyUI's folder API: the pack's own demo files beside the user's, and file lists for drop-downs."""
+"""Model files by ComfyUI's folder API: the pack's own demo files with the user's, and file lists for drop-downs."""
 
 import os
 from pathlib import Path
@@ -16,8 +16,8 @@ DEMO_FOLDERS = {"diffusion_models": "diffusion_models", "vae": "vae", PROMPTS: "
 SUFFIXES = (".safetensors", ".sft")
 
 
-def offer_folders(demo_models: Path = DEMO_MODELS) -> None:
-    """Tell ComfyUI of models/rmd_prompts, and of the demo's folders that exist, after the user's own."""
+def register_folders(demo_models: Path = DEMO_MODELS) -> None:
+    """Register models/rmd_prompts with ComfyUI, and the demo's folders that exist, after the user's own."""
     folder_paths.add_model_folder_path(PROMPTS, os.path.join(folder_paths.models_dir, PROMPTS))
     for key, name in DEMO_FOLDERS.items():
         if (demo_models / name).is_dir():
@@ -41,12 +41,12 @@ def prompt_caches() -> list[str]:
 
 
 def find_cache(name: str) -> str:
-    """The path of a prompt cache, file or folder; raises RMDError when it is gone."""
+    """The path of a prompt cache, file or folder; raises RMDError when there is none."""
     return _cache_folder(name) or find_file(PROMPTS, name)
 
 
 def find_file(key: str, name: str) -> str:
-    """The path of a file that a drop-down named; raises RMDError when it is gone."""
+    """The path of a file that a drop-down named; raises RMDError when there is none."""
     path = folder_paths.get_full_path(key, name)
     if path is None:
         raise RMDError(

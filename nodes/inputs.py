@@ -235,7 +235,7 @@ _SOCKETS: dict[str, tuple[Callable[[Any], bool], str]] = {
     io.Combo.io_type: (lambda value: isinstance(value, str), "choose one of the list"),
     io.Model.io_type: (_is_model, ""),
     io.Conditioning.io_type: (_is_conditioning, "connect at least one prompt, encoded to finite numbers"),
-    io.Latent.io_type: (_is_latent, "connect an empty latent or an encoded picture"),
+    io.Latent.io_type: (_is_latent, "connect an empty latent or an encoded image"),
     io.Sigmas.io_type: (_is_sigmas, "connect a list of finite sigmas, such as that of RMD Stage Sigmas"),
     io.Noise.io_type: (lambda one: _has(one, "generate_noise", "seed") and isinstance(one.seed, Integral), ""),
     io.Guider.io_type: (lambda one: _has(one, "sample", "model_patcher") and _is_model(one.model_patcher), ""),

@@ -16,7 +16,8 @@ from .bridge.student import WEIGHT_DTYPES, StudentChecks, apply_lora, load_full
 from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, safetensors_files
 from .inputs import CATEGORY, RecipeSocket, checked
 
-FULL, LORA = "full model", "LoRA"
+FULL = "full model"
+LORA = "LoRA"
 KIND_FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
 STUDENT_FILE = "A student's file, from models/diffusion_models or, a LoRA, models/loras; it carries the recipe."
 

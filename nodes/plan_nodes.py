@@ -112,7 +112,7 @@ ONE_FRAME = "the cost is that of a picture (one latent frame); for a video conne
 
 
 class RMDSchedule(io.ComfyNode):
-    """Model, size and plan source in; plan, table, picture and the values that go with them out."""
+    """Model, size and plan source in; plan, table, image and the values that go with them out."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

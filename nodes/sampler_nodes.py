@@ -190,7 +190,8 @@ class RMDStepSampler(io.ComfyNode):
         return io.NodeOutput(rmd_step_sampler(eta if plan is None else plan.eta))
 
 
-AS_PLANNED, OWN = "as in the plan", "own"
+AS_PLANNED = "as in the plan"
+OWN = "own"
 
 
 class RMDStageOverride(io.ComfyNode):

@@ -7,17 +7,18 @@ from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError
-from .bridge.latents import final_latent, finished
+from .bridge.latents import final_latent, to_output
 from .bridge.model import ModelView, NoiseForm
 from .bridge.plans import SamplingPlan, final_cells, pixels
 from .bridge.sampling import StageSeed, StartNoise, SwitchNoise, batch_items
 from .inputs import CATEGORY, Plan, boundary_inputs, checked, seed_input, size_inputs
 
 STAGE = "rmd_stage"
-"""Key of a LATENT that came out of RMD Stage Upscale: the number of its stage, 0 being the first."""
+"""Key of a LATENT from RMD Stage Upscale: the number of its stage, 0 being the first."""
 
-LEAST, MOST = 1 / 3, 3.0
-"""Deviation of noise that a network may plausibly have predicted."""
+# Deviation of noise that a network may plausibly have predicted
+LEAST_DEVIATION = 1 / 3
+MOST_DEVIATION = 3.0
 
 
 class RMDStageSigmas(io.ComfyNode):
@@ -130,11 +131,11 @@ class RMDStageUpscale(io.ComfyNode):
             raise RMDError("output and denoised_output differ in shape; connect both outputs of one sampler node")
         if "noise_mask" in output:
             raise RMDError(
-                "a latent with a noise mask cannot cross by hand, as the full-size source is not here; "
+                "a latent with a noise mask cannot be switched by hand, as the full-size source is not here; "
                 "use RMD Sampler or RMD Guider for inpainting"
             )
         started, stage = StageSeed.of(noise.seed), output.get(STAGE, 0)
-        if started.stage != stage:  # two stages would draw the same numbers
+        if started.stage != stage:  # two stages would sample the same numbers
             raise RMDError(
                 f"the noise is that of stage {started.stage + 1}, the output that of stage {stage + 1}; "
                 "connect the noise which the sampler node of this output was given"
@@ -145,7 +146,7 @@ class RMDStageUpscale(io.ComfyNode):
         state = form.unscaled(to_model(output["samples"].float()), last.float())
         eps = form.eps(state, x0, last.float())
         deviation = eps.std().item() if eps.numel() > 1 else 1.0
-        if not LEAST < deviation < MOST:
+        if not LEAST_DEVIATION < deviation < MOST_DEVIATION:
             raise RMDError(
                 f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the "
                 "sigmas that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler "
@@ -155,7 +156,7 @@ class RMDStageUpscale(io.ComfyNode):
         # A NOISE may serve several samplers, so the batch items are the LATENT's.
         seed = StageSeed(started.cascade, stage + 1, batch_items(output))
         switched = boundary.switch(x0, eps, size, seed.fresh)
-        samples = finished(model.model.process_latent_out(switched.x0))
+        samples = to_output(model.model.process_latent_out(switched.x0))
         return io.NodeOutput({**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(switched.noise.cpu(), seed))
 
 

@@ -3,7 +3,7 @@
 Sampling: `run_cascade(plan, run_stage, shape=(B, C), noise=SeededNoise(seed), boundary=Boundary(...))`. A stage runner
 is any callable `run_stage(job: StageJob) -> StageEnd`; `DenoiserRunner(denoise, eta=...)` is the native one and calls
 `denoise(x, step) -> (x0, eps)` once per step, where `step` is the plan's Step (it carries stage, size, sigma and the
-timestep to tell the network).
+timestep for the network).
 
 Training: `trajectory(plan, runner, ...)` yields each step's `(step, x)` before the network is called on it, through
 the same functions as `run_cascade`; to stop at a step costs nothing for the steps after it.

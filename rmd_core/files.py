@@ -184,7 +184,7 @@ def save_safetensors(
 
     The library's own writer keeps no order of the metadata and needs every tensor in memory at once; here tensors may
     live on any device and are copied to the CPU one at a time. Raises RMDError as `write_atomically` does, for a dtype
-    the format lacks, or metadata that is not text.
+    that is not in the format, or metadata that is not text.
     """
     table: dict[str, object] = {}
     if metadata:
@@ -254,7 +254,7 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def write_atomically(path: str | Path, content: bytes | Iterable[bytes | memoryview]) -> Path:
-    """Write a file beside its target, flush it to the disk, and move it into place. Returns the path.
+    """Write a file in its target's folder, flush it to the disk, and move it into place. Returns the path.
 
     content is whole or in pieces that are asked for one at a time. On any failure (a full disk, a missing right, an
     interruption, an error while a piece is made) the part-written file is removed and what was at `path` stays. The

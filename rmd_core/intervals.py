@@ -86,7 +86,7 @@ class TimestepIntervals:
         """The levels of table indices at the final size, float64 of the same shape."""
         return _final_curve(self.plan).table_sigma(index_B)
 
-    def draw(self, step_indices_B: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, step_indices_B: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """(t_sigma, s_sigma) of the given steps, each `(B,)` float64 on the CPU, levels of the final size, t > s.
 
         t is uniform over the table indices of the step's interval.
@@ -119,7 +119,7 @@ def _floor(index: float) -> int:
     return math.floor(index + 1e-6)
 
 
-class StageDraw:
+class StageSampler:
     """The random choice of a stage for a whole batch, and of one of its steps for each sample.
 
     During the first `warmup_updates` updates every stage but the last is chosen, with equal chances; afterwards every
@@ -133,13 +133,13 @@ class StageDraw:
         self._calls = plan.calls_per_stage
         self._warmup = warmup_updates
 
-    def draw_stage(self, update: int, generator: torch.Generator) -> int:
+    def sample_stage(self, update: int, generator: torch.Generator) -> int:
         """The stage of a batch; `update` counts finished updates, so the first one is 0."""
         choices = len(self._calls)
         if update < self._warmup:
             choices = max(1, choices - 1)
         return int(torch.randint(choices, (), generator=generator))
 
-    def draw_steps(self, stage: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+    def sample_steps(self, stage: int, batch: int, generator: torch.Generator) -> torch.Tensor:
         """Indices (in the plan) of `batch` steps of a stage, `(B,)` int64, each uniform and independent."""
         return sum(self._calls[:stage]) + torch.randint(self._calls[stage], (batch,), generator=generator)

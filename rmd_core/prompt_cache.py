@@ -62,7 +62,7 @@ class PromptCache:
     `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `pooled_dim` that of a
     pooled one (None where there are none), `masked` whether the network masks the padding, `encoder` the name of the
     text encoder that made them, `precisions` those that it ran in, as far as the files say, `negative` the text that
-    the null prompt was made of; give `encoder` to refuse a cache made by another. A prompt that two files hold is read
+    the null prompt was made of; give `encoder` to refuse a cache made by another. A prompt of two files is read
     from the first of them by name. Raises RMDError for what is no prompt cache, and for files that do not match.
     """
 
@@ -81,8 +81,12 @@ class PromptCache:
             precisions.add(shard.precision)
             for text in shard.keys:
                 self._shard_of.setdefault(text, shard)
-        self.encoder, self.tokens, self.dim = first.encoder, first.tokens, first.dim
-        self.masked, self.pooled_dim, self.negative = first.masked, first.pooled_dim, first.negative
+        self.encoder = first.encoder
+        self.tokens = first.tokens
+        self.dim = first.dim
+        self.masked = first.masked
+        self.pooled_dim = first.pooled_dim
+        self.negative = first.negative
         self.precisions = tuple(sorted(name for name in precisions if name is not None))
 
     def _files(self) -> Sequence[str | Path]:
@@ -114,7 +118,7 @@ class PromptCache:
         absent = [text for text in texts if text not in self._shard_of]
         if absent:
             raise RMDError(
-                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {short_repr(absent[0])}; "
+                f"{self.path} is missing {len(absent)} of {len(texts)} prompts, first {short_repr(absent[0])}; "
                 "add them to the cache"
             )
 
@@ -273,7 +277,7 @@ def _read_shard(file: str | Path) -> _Shard:
             raise
         raise RMDError(
             f"{error}; or delete this one file, the others stay good, and python -m training.encode_prompts encodes "
-            "again what it held"
+            "its prompts again"
         ) from None
 
 

@@ -38,7 +38,7 @@ class Recipe:
     in training, and ratios the (height, width) of each size over it, (1, 1) at the last that runs; multiple is the
     patch size in cells and pixels_per_cell the autoencoder's factor. eta mixes noise inside a stage, eta_switch at a
     switch.
-    size_conditioning tells the network the size of the `stage`, the `final` size, or `none`. cfg is the guidance to
+    size_conditioning gives the network the size of the `stage`, the `final` size, or `none`. cfg is the guidance to
     sample with (1.0 without); adapter_alpha is the LoRA alpha, None for a full model; config_digest identifies the
     resolved training configuration.
 
@@ -187,7 +187,7 @@ class Recipe:
                     "update ComfyUI-RMD"
                 )
         if missing:
-            raise RMDError(f"the recipe lacks the field {', '.join(missing)}; save the student again")
+            raise RMDError(f"the recipe is missing the field {', '.join(missing)}; save the student again")
         unknown = [name for name in values if name not in types]
         if unknown:
             raise RMDError(f"the recipe has the unknown field {', '.join(unknown)[:80]!r}; remove it")
@@ -254,7 +254,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise RMDError(f"{path}: {error}") from None
 
 
-def write_metadata(recipe: Recipe, *, title: str) -> dict[str, str]:
+def student_metadata(recipe: Recipe, *, title: str) -> dict[str, str]:
     """The metadata of a student's file: the recipe, and the ModelSpec fields that other tools show.
 
     Equal recipes give equal metadata, so there is no date. Source: Stability-AI/ModelSpec 1.0.1.

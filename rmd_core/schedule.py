@@ -20,7 +20,7 @@ import torch
 from .errors import RMDError
 
 Level = TypeVar("Level", float, torch.Tensor)
-"""A level, or what stands for one (timestep, table index): a float, or a tensor, of which the result is float64."""
+"""A level, or a timestep or table index in place of one: a float, or a tensor, of which the result is float64."""
 
 NAMED_SCHEDULES = ("scaled_linear", "linear")
 

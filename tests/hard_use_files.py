@@ -4,7 +4,7 @@ import torch
 
 from backbone_world import TINY, random_network, tiny_network
 from rmd_core.files import save_safetensors
-from rmd_core.recipe import write_metadata
+from rmd_core.recipe import student_metadata
 from student_files import lora_pairs, lora_tensors, metadata, recipe
 from training.backbones import make_backbone
 from training.backbones.pixart import PixArtBackbone
@@ -77,7 +77,7 @@ class Folder:
             backbone = make_backbone("sd3" if kind == "full student, SD3" else BACKBONES.get(kind, "wan"))
             told = {}
             if kind.startswith("full student"):
-                told = write_metadata(recipe(base_model="own", architecture=backbone.architecture), title="own")
+                told = student_metadata(recipe(base_model="own", architecture=backbone.architecture), title="own")
             backbone.export(_network(backbone.name), path, dtype=torch.float16, metadata=told)
         return path
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from rmd_core.files import read_metadata, save_safetensors
-from rmd_core.recipe import read_recipe, write_metadata
+from rmd_core.recipe import read_recipe, student_metadata
 
 MODELS = Path(__file__).parents[1] / "demo" / "models"
 TEACHER = MODELS / "diffusion_models" / "rmd_tiny_wan_teacher.safetensors"
@@ -27,7 +27,7 @@ def recipe(**changes):
 def metadata(**changes):
     """The metadata of a student file, which also says what ComfyUI needs to detect the demo's network."""
     config = {"config": read_metadata(STUDENT)["config"]}
-    return config | write_metadata(recipe(**changes), title="test")
+    return config | student_metadata(recipe(**changes), title="test")
 
 
 def write_student(path, *, drop=(), **changes):

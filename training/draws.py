@@ -96,9 +96,9 @@ class Draws:
         """The draw for a phase ``name`` of ``update`` (counted from 1); rounds with one number share their prompts."""
         seed = derive_seed(self._seed, "phase", update, name)
         generator = torch.Generator().manual_seed(seed)
-        stage = self._stage_draw.draw_stage(update - 1, generator)
-        steps = self._stage_draw.draw_steps(stage, self._batch, generator)
-        t, s = self._intervals.draw(steps, generator)
+        stage = self._stage_draw.sample_stage(update - 1, generator)
+        steps = self._stage_draw.sample_steps(stage, self._batch, generator)
+        t, s = self._intervals.sample(steps, generator)
         prompts = tuple(self._order.take(round_number * self._batch, self._batch))
         return PhaseDraw(
             stage=stage, steps=steps, t=t, s=s, prompts=prompts, seed=seed, items=tuple(range(self._batch))
@@ -107,5 +107,5 @@ class Draws:
     def other_levels(self, draw, update, name):
         """The same samples with new noise levels, for a phase that reuses their student forward."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "levels", update, name))
-        t, s = self._intervals.draw(draw.steps, generator)
+        t, s = self._intervals.sample(draw.steps, generator)
         return replace(draw, t=t, s=s)

@@ -3,7 +3,7 @@
 import torch
 
 from rmd_core.files import cast_weight, save_safetensors
-from rmd_core.recipe import Recipe, write_metadata
+from rmd_core.recipe import Recipe, student_metadata
 
 from .hub import hub_id, is_folder
 from .lora import Factors
@@ -94,14 +94,14 @@ def student_recipe(setup, *, update, adapter_alpha=None):
 
 def export_student(setup, network, path, *, update):
     """Write the student as one file that ComfyUI loads, recipe and ModelSpec fields in its header. Raises RMDError."""
-    metadata = write_metadata(student_recipe(setup, update=update), title=setup.config.output.name)
+    metadata = student_metadata(student_recipe(setup, update=update), title=setup.config.output.name)
     setup.backbone.export(network, path, dtype=_dtype(setup), metadata=metadata)
 
 
 def export_lora(setup, network, factors, path, *, update):
     """Write the student as a LoRA ``{layer name: Factors}`` for the base ``network``, as ``export_student`` does."""
     recipe = student_recipe(setup, update=update, adapter_alpha=setup.config.model.alpha)
-    metadata = write_metadata(recipe, title=setup.config.output.name)
+    metadata = student_metadata(recipe, title=setup.config.output.name)
     stacks = dict(setup.backbone.native_layer(network, layer) for layer in factors)
     save_lora(path, native_factors(factors, stacks, network), dtype=_dtype(setup), metadata=metadata)
 

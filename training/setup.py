@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rmd_core.errors import RMDError
-from rmd_core.intervals import StageDraw, TimestepIntervals
+from rmd_core.intervals import StageSampler, TimestepIntervals
 from rmd_core.plan import StagePlan
 from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
@@ -47,7 +47,7 @@ class Setup:
         """All draws of the run, each for the samples of all processes together."""
         train = self.config.train
         return Draws(
-            stage_draw=StageDraw(self.plan, train.warmup_updates),
+            stage_draw=StageSampler(self.plan, train.warmup_updates),
             intervals=self.intervals,
             order=PromptOrder(self.prompts, train.seed),
             seed=train.seed,

@@ -1,4 +1,4 @@
-"""Conditioning at a stage: whatever is bound to a place or a size in the picture follows the stage's size."""
+"""Conditioning at a stage: whatever is bound to a place or a size in the image follows the stage's size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis
 }
 
 # ComfyUI brings these to the size of each stage itself, or they are no images.
-LEFT_ALONE = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
+UNCHANGED = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
 
 # Reference images: a network for images takes them at any size, one for video puts them on its own grid.
 REFERENCES = {"reference_latents", "context_latents"}
@@ -51,7 +51,7 @@ class StageView:
     video: bool
 
     def guider(self, guider: Any) -> Any:
-        """A guider with its conditioning brought to this stage; the guider that came stays as it is.
+        """A guider with its conditioning brought to this stage; the given guider stays as it is.
 
         One that keeps no conditioning in ComfyUI's way passes through.
         """
@@ -77,7 +77,7 @@ class StageView:
         if "area" in entry:
             changed["area"] = self._area(entry["area"])
         for name in entry:
-            if name not in LEFT_ALONE and not (name in REFERENCES and not self.video):
+            if name not in UNCHANGED and not (name in REFERENCES and not self.video):
                 changed[name] = self._image(name, changed[name])
         return changed
 
@@ -93,7 +93,7 @@ class StageView:
         return changed
 
     def _area(self, area: tuple[Any, ...]) -> tuple[Any, ...]:
-        """(size..., origin...) in cells of the final picture, height and width last in each half, at this stage."""
+        """(size..., origin...) in cells of the final image, height and width last in each half, at this stage."""
         if area[0] == "percentage":
             return area
         half = len(area) // 2
@@ -115,9 +115,9 @@ class StageView:
             return area_average(value, self.stage_hw)
         in_pixels = size == tuple(side * self.cell_px for side in self.final_hw)
         if name in ON_THE_GRID or (in_pixels and name not in FREE_PIXELS):
-            wanted = " x ".join(str(side) for side in self.final_hw)
+            expected = " x ".join(str(side) for side in self.final_hw)
             raise RMDError(
                 f"the conditioning {name!r} is {size[0]} x {size[1]} and cannot follow to a smaller stage, only "
-                f"{wanted} cells can; make it for the final size, or sample at one size"
+                f"{expected} cells can; make it for the final size, or sample at one size"
             )
         return value

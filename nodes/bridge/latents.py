@@ -19,38 +19,38 @@ RATIO_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
     """A copy of a LATENT in the form that `model` takes, as core's sampler nodes make it.
 
-    An empty latent gets the model's channels and scale, an image gets a time axis for a video model; the keys that
-    told the scale are gone. Raises RMDError for nested latents, values that are no finite numbers, and a wrong number
-    of channels.
+    An empty latent gets the model's channels and scale, an image gets a time axis for a video model; the keys
+    that gave the scale are removed. Raises RMDError for nested latents, values that are no finite numbers, and a
+    wrong number of channels.
     """
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise RMDError(
             "this latent holds several tensors (such as video and audio); RMD changes the size of one, "
-            "so separate them first and give the picture or the video alone"
+            "so separate them first and give the image or the video alone"
         )
     if samples.ndim < 4 or not samples.is_floating_point() or samples.is_meta:
         kind = str(samples.dtype).removeprefix("torch.")
         raise RMDError(
             f"the latent has shape {tuple(samples.shape)} and holds {kind} values; use (B, C, H, W) or (B, C, T, H, W) "
-            "of floating-point numbers, from an empty latent or an encoded picture"
+            "of floating-point numbers, from an empty latent or an encoded image"
         )
     if samples.numel() == 0:
         raise RMDError(f"the latent of shape {tuple(samples.shape)} is empty of items; give it a batch of at least 1")
     if not torch.isfinite(samples).all():
         raise RMDError("the latent holds values that are not finite (nan or inf); make or encode it again")
     samples = comfy.sample.fix_empty_latent_channels(model, samples, *(latent.get(key) for key in RATIO_KEYS))
-    wanted = model.get_model_object("latent_format")
-    if samples.ndim != wanted.latent_dimensions + 2 or samples.shape[1] != wanted.latent_channels:
-        axes = "(B, C, H, W)" if wanted.latent_dimensions == 2 else "(B, C, T, H, W)"
+    expected = model.get_model_object("latent_format")
+    if samples.ndim != expected.latent_dimensions + 2 or samples.shape[1] != expected.latent_channels:
+        axes = "(B, C, H, W)" if expected.latent_dimensions == 2 else "(B, C, T, H, W)"
         raise RMDError(
-            f"the latent has shape {tuple(samples.shape)}, this model takes {axes} with C = {wanted.latent_channels}; "
-            "use an empty latent or an encoded picture of the same model family"
+            f"the latent has shape {tuple(samples.shape)}, this model takes {axes} with C = "
+            f"{expected.latent_channels}; use an empty latent or an encoded image of the same model family"
         )
     return {**{key: value for key, value in latent.items() if key not in RATIO_KEYS}, "samples": samples}
 
 
-def finished(samples: torch.Tensor) -> torch.Tensor:
+def to_output(samples: torch.Tensor) -> torch.Tensor:
     """A result where and in the dtype that core's sampler nodes give theirs."""
     dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
     return samples.to(device=comfy.model_management.intermediate_device(), dtype=dtype)
@@ -68,14 +68,14 @@ class SourceImage:
         self.empty = bool(torch.count_nonzero(self._samples) == 0)
         self.mask = latent.get("noise_mask")
 
-    def at(self, size_hw: tuple[int, int]) -> torch.Tensor:
-        """The samples at a stage's size, as they came otherwise."""
+    def resized(self, size_hw: tuple[int, int]) -> torch.Tensor:
+        """The samples at a stage's size, else unchanged."""
         return area_average(self._samples, size_hw)
 
-    def start(
-        self, x0: torch.Tensor, white: torch.Tensor, *, form: NoiseForm, sigma: torch.Tensor
+    def stage_input(
+        self, x0: torch.Tensor, noise: torch.Tensor, *, form: NoiseForm, sigma: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A later stage's LATENT samples and noise, from its estimate `x0` (model space) and `white` noise.
+        """A later stage's LATENT samples and noise, from its estimate `x0` (model space) and `noise`.
 
         ComfyUI takes from the samples both the state a stage starts in and what it keeps under the mask. Where the mask
         is below 1 they are the source, so that it is kept as core keeps it. Where the mask is between 0 and 1 the noise
@@ -83,10 +83,10 @@ class SourceImage:
         """
         if self.mask is not None:
             mask = comfy.sampler_helpers.prepare_mask(self.mask, x0.shape, x0.device).to(x0)
-            source = self.at(tuple(x0.shape[-2:])).to(x0)
+            source = self.resized(tuple(x0.shape[-2:])).to(x0)
             if not self.empty:  # core does not shift an empty latent either
                 source = self._format.process_latent_in(source)
-            wanted = form.eps(form.state(x0, white.to(x0), sigma), source, sigma)
-            white = torch.where((mask > 0.0) & (mask < 1.0), wanted, white.to(x0))
+            adjusted = form.eps(form.state(x0, noise.to(x0), sigma), source, sigma)
+            noise = torch.where((mask > 0.0) & (mask < 1.0), adjusted, noise.to(x0))
             x0 = torch.where(mask < 1.0, source, x0)
-        return self._format.process_latent_out(x0), white
+        return self._format.process_latent_out(x0), noise

@@ -37,11 +37,11 @@ class NoiseForm:
         return cls(flow, float(getattr(sampling, "noise_scale", 1.0)) if flow else 1.0)
 
     def state(self, x0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """The state at sigma of a clean picture and noise."""
+        """The state at sigma of a clean image and noise."""
         return (1.0 - sigma) * x0 + sigma * (self.scale * eps) if self.flow else x0 + sigma * eps
 
     def eps(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """The noise in a state at sigma > 0, given its clean picture."""
+        """The noise in a state at sigma > 0, given its clean image."""
         return (x - (1.0 - sigma) * x0) / (sigma * self.scale) if self.flow else (x - x0) / sigma
 
     def unscaled(self, output: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,9 @@ class NoiseForm:
 RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
 """Base flow shift RMD uses, by ComfyUI's class and what derives from it (docs/method.md, noise levels)."""
 
-FLOW, SCALED_LINEAR, LINEAR = "flow", "scaled-linear betas", "linear betas"
+FLOW = "flow"
+SCALED_LINEAR = "scaled-linear betas"
+LINEAR = "linear betas"
 
 
 @cache
@@ -128,7 +130,7 @@ class ModelView:
         latents = model.get_model_object("latent_format")
         name = type(model.model).__name__
         if latents.latent_dimensions not in (2, 3):
-            raise RMDError(f"{name} has latents without height and width; use a model for pictures or videos")
+            raise RMDError(f"{name} has latents without height and width; use a model for images or videos")
         curve, table = _curve(sampling, name)
         network = model.get_model_object("diffusion_model")
         return cls(

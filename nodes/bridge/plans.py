@@ -95,8 +95,17 @@ def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
         )
 
 
-RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
-AUTO, AREA, NATIVE_SHIFTS, NONE = "auto", "area", "native shifts 3 to 5", "none"
+# The choices of `source` in RMD Schedule
+RECIPE = "student recipe"
+THRESHOLDS = "thresholds"
+SPLIT = "split"
+PROFILE = "few-step profile"
+
+# The choices of `mapping`
+AUTO = "auto"
+AREA = "area"
+NATIVE_SHIFTS = "native shifts 3 to 5"
+NONE = "none"
 MAPPINGS = (AUTO, AREA, NATIVE_SHIFTS, NONE)
 
 
@@ -383,7 +392,8 @@ def _shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, .
     )
 
 
-WAN_480P, WAN_720P = 832 * 480, 1280 * 720
+WAN_480P = 832 * 480
+WAN_720P = 1280 * 720
 """Areas in pixels at which Wan's own shifts are 3 and 5; a size counts as one of them within a tenth."""
 
 

@@ -26,7 +26,7 @@ from ...rmd_core.cascade import StageEnd, StageJob, run_cascade
 from ...rmd_core.errors import RMDError, one_line
 from ...rmd_core.noise import FreshNoise, SeededNoise
 from .conditioning import StageView
-from .latents import SourceImage, final_latent, finished
+from .latents import SourceImage, final_latent, to_output
 from .model import ModelView, NoiseForm
 from .plans import SamplingPlan, check_levels, pixels
 
@@ -57,9 +57,9 @@ def sample_cascade(
 ) -> Sampled:
     """Sample a plan into a LATENT of the final size, with one `guider.sample` a stage.
 
-    Noise comes from the seed by stage, purpose and batch item (`batch_index`). The callback hears of every step once,
-    numbered over all stages. Raises RMDError for whatever `check_cascade` refuses and for a latent of another size than
-    the plan's, before anything runs.
+    Noise comes from the seed by stage, purpose and batch item (`batch_index`). The callback is called once for each
+    step, numbered over all stages. Raises RMDError for whatever `check_cascade` refuses and for a latent of another
+    size than the plan's, before anything runs.
     """
     settings = stage_settings(plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides)
     check_cascade(plan, settings)
@@ -101,15 +101,15 @@ def sample_cascade(
             noise=seed.source,
             boundary=[setting.boundary for setting in settings[1:]],
         )
-    estimates = (finished(model.model.process_latent_out(x0)) for x0 in result.stage_x0)
-    kept = {key: value for key, value in latent.items() if key != "noise_mask"}  # the mask is of the final size
+    estimates = (to_output(model.model.process_latent_out(x0)) for x0 in result.stage_x0)
+    others = {key: value for key, value in latent.items() if key != "noise_mask"}  # the mask is of the final size
     return Sampled(
-        output, {**latent, "samples": finished(output)}, [{**kept, "samples": estimate} for estimate in estimates]
+        output, {**latent, "samples": to_output(output)}, [{**others, "samples": estimate} for estimate in estimates]
     )
 
 
 # Part of PyTorch's messages about tensors of which one does not fit the other.
-MISFIT = re.compile(
+SHAPE_ERRORS = re.compile(
     "shapes cannot be multiplied|must match the size|must match except in|size mismatch|is invalid for input of size|"
     "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater|"
     "Expected more than 1 value per channel"
@@ -134,9 +134,9 @@ def _sample_stage(
     sigmas = torch.tensor(plan.sigmas(stage), dtype=torch.float32)
     form = NoiseForm.of(settings.guider.model_patcher)
     if job.x0 is None:
-        image, noise = source.at(stage.size), job.noise
+        image, noise = source.resized(stage.size), job.noise
     else:
-        image, noise = source.start(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
+        image, noise = source.stage_input(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
     first, last = job.steps[0].index, len(sigmas) - 2
     x0 = eps = None
 
@@ -162,16 +162,16 @@ def _sample_stage(
             seed=seed,
         )
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, RMDError) or not MISFIT.search(str(error)):
+        if isinstance(error, RMDError) or not SHAPE_ERRORS.search(str(error)):
             raise  # such as out of memory, which ComfyUI knows how to meet
         raise RMDError(
             f"the network of stage {number} cannot take what it was given ({one_line(error, 200)}); "
-            "encode the prompts with the model's own text encoders, and make pictures beside them for this model"
+            "encode the prompts with the model's own text encoders, and make all images for this model"
         ) from error
     if x0 is None:
         raise RMDError(
-            f"the guider or sampler of stage {number} told nothing of its last step, so there is no picture to hand "
-            "on; use RMD Step Sampler or euler, with a guider of ComfyUI's"
+            f"the guider or sampler of stage {number} reported no last step, so there is no image for the "
+            "next; use RMD Step Sampler or euler, with a guider of ComfyUI's"
         )
     if not torch.isfinite(x0).all():
         raise RMDError(
@@ -193,18 +193,18 @@ def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: Sourc
     from_noise = plan.stage_plan.curve.is_pure_noise(plan.stage_plan.steps[0].sigma)
     if not source.empty and source.mask is None and from_noise:
         logger.warning(
-            "the latent holds a picture, but the plan starts from pure noise and will not show it; "
-            "lower denoise in RMD Schedule to start from the picture"
+            "the latent holds an image, but the plan starts from pure noise and will not show it; "
+            "lower denoise in RMD Schedule to start from the image"
         )
     if source.empty and not from_noise:
-        logger.warning("the plan starts from a picture, but the latent is empty; encode one, or set denoise to 1")
+        logger.warning("the plan starts from an image, but the latent is empty; encode one, or set denoise to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageOverride:
     """Settings of one stage (0 is the first); None means as in the rest of the cascade.
 
-    boundary is the rule by which the stage is entered, so the first stage has none.
+    boundary is the rule of the switch to this stage, so the first stage has none.
     """
 
     stage: int
@@ -214,7 +214,7 @@ class StageOverride:
 
     def __post_init__(self) -> None:
         if self.stage == 0 and self.boundary is not None:
-            raise RMDError("stage 1 is not entered over a boundary; set the boundary of stage 2 or later")
+            raise RMDError("stage 1 has no switch before it; set the boundary of stage 2 or later")
 
 
 class StageSettings(NamedTuple):
@@ -292,7 +292,7 @@ def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> No
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:
-    """Raise RMDError for a guider that is a cascade itself, guides away from nothing, or lacks a pooled prompt."""
+    """Raise RMDError for a guider that is a cascade itself, guides away from nothing, or has no pooled prompt."""
     if isinstance(guider, CascadeGuider):
         raise RMDError("this guider is an RMD Guider and runs a cascade already; connect the guider inside it")
     conds, scale = getattr(guider, "original_conds", {}), getattr(guider, "cfg", 1.0)
@@ -311,7 +311,7 @@ def check_guidance(guider: Any, sampler: Any) -> None:
         for entry in (entry for entries in conds.values() for entry in entries):
             if entry.get("pooled_output") is None and "unclip_conditioning" not in entry:
                 raise RMDError(
-                    f"{network} needs prompts with a pooled output, and one came without; "
+                    f"{network} needs prompts with a pooled output, and one has none; "
                     "encode them with the model's own text encoders"
                 )
 
@@ -334,7 +334,7 @@ def check_sampler(sampler: Any, *, recover: bool) -> None:
 
 
 def sampler_name(sampler: Any) -> str:
-    """The name of a SAMPLER as ComfyUI lists it, as far as it tells."""
+    """The name of a SAMPLER as ComfyUI lists it, as far as it is known."""
     function = getattr(sampler, "sampler_function", None)
     name = getattr(function, "__name__", None) or type(sampler).__name__
     known = {"sample_unipc": "uni_pc", "sample_unipc_bh2": "uni_pc_bh2"}
@@ -342,10 +342,10 @@ def sampler_name(sampler: Any) -> str:
 
 
 class StageSeed(int):
-    """A seed that is a plain number to ComfyUI and tells our own sampler where the stage's noise comes from.
+    """A seed that is a plain number to ComfyUI and the address of the stage's noise to our own sampler.
 
-    ComfyUI hands a sampler the seed of its NOISE as it is, so a hand-built graph draws the numbers of `RMD Sampler`.
-    `cascade` is the seed of the whole cascade, `items` the batch items it draws for (None: 0, 1, ...).
+    ComfyUI hands a sampler the seed of its NOISE as it is, so a hand-built graph samples the noise of `RMD Sampler`.
+    `cascade` is the seed of the whole cascade, `items` the batch items it is for (None: 0, 1, ...).
     """
 
     cascade: int
@@ -359,7 +359,7 @@ class StageSeed(int):
 
     @classmethod
     def of(cls, seed: int) -> StageSeed:
-        """A seed as it came: our own with its memory, any other number as the seed of a cascade's first stage."""
+        """A seed of a NOISE: our own with its address, any other number as the seed of a cascade's first stage."""
         return seed if isinstance(seed, cls) else cls(int(seed), 0)
 
     @property
@@ -395,21 +395,21 @@ class StartNoise:
 
 
 class SwitchNoise:
-    """NOISE of a later stage: what came over the boundary, ready made for one LATENT."""
+    """NOISE of a later stage: the result of a switch, made for one LATENT."""
 
-    def __init__(self, white: torch.Tensor, seed: StageSeed) -> None:
-        self._white = white
+    def __init__(self, noise: torch.Tensor, seed: StageSeed) -> None:
+        self._noise = noise
         self.seed = seed
 
     def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
         """The noise; RMDError for a LATENT of another shape than the one it was made with."""
-        came, made = tuple(latent["samples"].shape), tuple(self._white.shape)
-        if came != made:
+        given, made = tuple(latent["samples"].shape), tuple(self._noise.shape)
+        if given != made:
             raise RMDError(
-                f"the noise of RMD Stage Upscale is for a latent of shape {made}, this one has {came}; "
+                f"the noise of RMD Stage Upscale is for a latent of shape {made}, this one has {given}; "
                 "connect the LATENT of the same RMD Stage Upscale"
             )
-        return self._white
+        return self._noise
 
 
 def rmd_step_sampler(eta: float) -> comfy.samplers.KSAMPLER:

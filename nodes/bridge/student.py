@@ -1,6 +1,6 @@
 """Students in ComfyUI: the base models they come from, whether a student fits a MODEL, and both kinds loaded.
 
-ComfyUI's own loaders do the loading. What they let pass, such as a weight that the file lacks, is refused here in one
+ComfyUI's own loaders do the loading. What they let pass, such as a weight missing in the file, is refused here in one
 line; what cannot be compared is said in the report (`StudentChecks`).
 """
 
@@ -36,10 +36,12 @@ class Base(NamedTuple):
     names: tuple[str, ...]
 
 
-_WAN_14B, _WAN_14B_I2V = (f"WAN21 of width 5120, depth 40, {channels} channels in" for channels in (16, 36))
+_WAN_14B = "WAN21 of width 5120, depth 40, 16 channels in"
+_WAN_14B_I2V = "WAN21 of width 5120, depth 40, 36 channels in"
 _SDXL = "SDXL of width 320, depth 24"
 _SD35_LARGE = "SD3 of width 2432, depth 38, query-key norm"
-_ALPHA, _SIGMA = (f"PixArt of width 1152, depth 28, {kind}" for kind in ("alpha", "sigma"))
+_ALPHA = "PixArt of width 1152, depth 28, alpha"
+_SIGMA = "PixArt of width 1152, depth 28, sigma"
 
 # The more specific of two bases whose words could both match comes first.
 BASES = (
@@ -82,7 +84,7 @@ def plain_name(name: str) -> str:
 
 
 def structure_of(model: Any) -> str | None:
-    """What tells MODELs of one family apart, as their loader detected it: class, width, depth and a variant.
+    """What differs between MODELs of one family, as their loader detected it: class, width, depth and a variant.
 
     None for other families than those of `BASES`.
     """
@@ -246,8 +248,8 @@ class StudentChecks:
             self.unchecked.append("whether the file holds every weight: its names are not those of the network")
             return
         raise RMDError(
-            f"{self.student} lacks {len(missing)} of the {len(weights)} weights of its network, first {missing[0]!r}; "
-            "it is damaged, copy it again or export it again"
+            f"{self.student} is missing {len(missing)} of the {len(weights)} weights of its network, first "
+            f"{missing[0]!r}; it is damaged, copy it again or export it again"
         )
 
     def with_alpha(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Few-step models that people already own, as data: the YAML files beside this one, and files of the user's own.
+"""Few-step models that people already own, as data: the YAML files in this folder, and files of the user's own.
 
 docs/profiles.md says what each key of an entry means. Nothing here is bound to one loaded model.
 """

@@ -130,7 +130,7 @@ def test_a_stage_that_tells_nothing_or_no_numbers(nodes, tiny, refused):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=SIZES)
     silent = SimpleNamespace(sample=lambda *_, **__: torch.zeros(1, 16, 1, 8, 8), sampler_function=sample_euler)
-    refused(lambda: nodes.advanced(model, plan, sampler=silent), "stage 1 told nothing of its last step", "euler")
+    refused(lambda: nodes.advanced(model, plan, sampler=silent), "stage 1 reported no last step", "euler")
     refused(lambda: nodes.advanced(model, plan, guider=nodes.guider(model, cfg="2")), "cfg is '2'", "use a number")
     broken = model.patcher.clone()
     broken.set_model_unet_function_wrapper(lambda _apply, given: given["input"] * math.nan)

@@ -59,8 +59,8 @@ def test_offering_twice_or_without_a_demo_changes_nothing(pack, node_classes, tm
     import folder_paths
 
     before = {key: list(paths) for key, (paths, _) in folder_paths.folder_names_and_paths.items()}
-    pack.nodes.folders.offer_folders()
-    pack.nodes.folders.offer_folders(tmp_path / "absent")
+    pack.nodes.folders.register_folders()
+    pack.nodes.folders.register_folders(tmp_path / "absent")
     assert {key: list(paths) for key, (paths, _) in folder_paths.folder_names_and_paths.items()} == before
 
 

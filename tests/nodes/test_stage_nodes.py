@@ -139,4 +139,4 @@ def test_sigmas_that_do_not_fall_in_float32_are_refused(pack, nodes, plan_of):
         steps=(1.0, 0.9, 0.9 - 1e-9, 0.5),
     )
     with pytest.raises(core.errors.RMDError, match=r"the sigmas of stage 1, 1, 0.9, 0.9, do not fall; use fewer steps"):
-        nodes("RMD_StageSigmas", plan=replace(plan, stages=close), stage=1)
+        nodes("RMD_StageSigmas", plan=replace(plan, stage_plan=close), stage=1)

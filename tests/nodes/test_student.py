@@ -161,7 +161,7 @@ def test_damaged_and_foreign_files_are_refused(folder, refused):
     (models / "cut.safetensors").write_bytes(STUDENT.read_bytes()[:3_000_000])
     refused(models / "cut.safetensors", match="truncated")
     part = write_student(models / "part.safetensors", drop=["blocks.3.ffn.0.weight", "blocks.3.ffn.0.bias"])
-    refused(part, match="lacks 2 of the 231 weights of its network, first 'blocks.3.ffn.0.bias'")
+    refused(part, match="is missing 2 of the 231 weights of its network, first 'blocks.3.ffn.0.bias'")
     save_safetensors(models / "odd.safetensors", {"x": torch.zeros(2)}, metadata())
     refused(models / "odd.safetensors", match="ComfyUI recognises no diffusion model in this file")
 
@@ -344,13 +344,13 @@ def test_a_changed_file_is_read_again(node_classes, folder):
     assert node.fingerprint_inputs(kind=kind | {"kind": "full model"}) == node.fingerprint_inputs(kind={}) == absent
 
 
-def test_a_weight_under_another_name_is_a_weight_that_lacks(folder, refused):
+def test_a_weight_under_another_name_is_a_weight_that_is_missing(folder, refused):
     """ComfyUI would fill the weight with what was in memory; a packed format has other names in its layer."""
     weights = load_file(STUDENT)
     path = folder / "diffusion_models" / "s.safetensors"
     renamed = {("other" if name == "blocks.0.ffn.2.weight" else name): value for name, value in weights.items()}
     save_safetensors(path, renamed, metadata())
-    refused(path, match="lacks 1 of the 231 weights of its network, first 'blocks.0.ffn.2.weight'")
+    refused(path, match="is missing 1 of the 231 weights of its network, first 'blocks.0.ffn.2.weight'")
 
 
 def test_half_a_pair_and_a_network_without_its_first_layer(folder, refused, teacher):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core_world import FLOW3, IMAGE, SDXL, WAN, curves, grid_at, maps, splits
 from rmd_core.errors import RMDError
-from rmd_core.intervals import StageDraw, TimestepIntervals
+from rmd_core.intervals import StageSampler, TimestepIntervals
 from rmd_core.noising import noise_further
 from rmd_core.plan import plan_from_split
 from rmd_core.presets import PRESETS
@@ -117,7 +117,7 @@ def test_invariant_24_t_is_always_noisier_than_s_and_never_less_noisy_than_the_s
     plan = plan_from_split(curve, split, sizes=sizes_of(split), mapping=mapping)
     intervals = TimestepIntervals.from_plan(plan, offset_factor=factor, split=upper_split)
     indices = torch.arange(len(plan.steps)).repeat_interleave(8)
-    t, s = intervals.draw(indices, seeded(seed))
+    t, s = intervals.sample(indices, seeded(seed))
     assert t.dtype == s.dtype == torch.float64 and t.shape == s.shape == indices.shape
     assert (t > s).all() and (t < curve.sigma_max).all()
     following = [*(step.base_sigma for step in plan.steps[1:]), 0.0]
@@ -143,7 +143,7 @@ def test_invariant_24_the_level_is_the_one_of_the_state():
     for curve, mapping in [(FLOW3, ShiftPairMap(3, 5)), (SDXL, AreaMap())]:
         plan = plan_from_split(curve, "2+2", sizes=IMAGE, mapping=mapping)
         intervals = TimestepIntervals.from_plan(plan)
-        t, s = intervals.draw(torch.tensor([0, 1, 2, 3] * 8), seeded())
+        t, s = intervals.sample(torch.tensor([0, 1, 2, 3] * 8), seeded())
         one, zero = torch.ones(len(t), 1, dtype=torch.float64), torch.zeros(len(t), 1, dtype=torch.float64)
         levels = dict(alpha_s=curve.alpha(s), sigma_s=s, alpha_t=curve.alpha(t), sigma_t=t)
         alpha_s, sigma_s = curve.alpha(s)[:, None], s[:, None]
@@ -157,7 +157,7 @@ def test_invariant_24_the_level_is_the_one_of_the_state():
 
 def test_the_drawn_vp_levels_are_table_entries():
     plan = plan_from_split(SDXL, "2+2", sizes=IMAGE, mapping=AreaMap())
-    t, _ = TimestepIntervals.from_plan(plan).draw(torch.arange(4).repeat(16), seeded())
+    t, _ = TimestepIntervals.from_plan(plan).sample(torch.arange(4).repeat(16), seeded())
     timesteps = SDXL.timestep(t).float()
     assert torch.equal(timesteps, timesteps.round())
 
@@ -165,7 +165,7 @@ def test_the_drawn_vp_levels_are_table_entries():
 def test_every_index_of_the_closed_range_is_drawn_evenly():
     plan = wan()
     intervals = TimestepIntervals.from_plan(plan)
-    t, _ = intervals.draw(torch.zeros(110 * 200, dtype=torch.long), seeded(3))
+    t, _ = intervals.sample(torch.zeros(110 * 200, dtype=torch.long), seeded(3))
     counts = torch.bincount(FLOW3.table_index(t).round().long() - 870, minlength=110)
     assert len(counts) == 110 and counts.min() > 130 and counts.max() < 270
 
@@ -173,7 +173,7 @@ def test_every_index_of_the_closed_range_is_drawn_evenly():
 def test_draws_repeat_with_the_generator_and_leave_the_global_one_alone():
     intervals = TimestepIntervals.from_plan(wan())
     before = torch.get_rng_state()
-    first, second = (intervals.draw(torch.tensor([0, 3, 5]), seeded(9))[0] for _ in range(2))
+    first, second = (intervals.sample(torch.tensor([0, 3, 5]), seeded(9))[0] for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -232,7 +232,7 @@ def test_plans_that_reach_the_end_of_the_table_train_at_its_last_levels(name, fa
         else:
             assert interval.s_sigma == after and interval.lower <= interval.upper
     assert [note.split(" of ")[0] for note in intervals.notes] == ["step 1"]
-    t, s = intervals.draw(torch.arange(len(plan.steps)).repeat(20), seeded())
+    t, s = intervals.sample(torch.arange(len(plan.steps)).repeat(20), seeded())
     assert (t > s).all()
 
 
@@ -256,7 +256,7 @@ def test_steps_close_together_at_either_end_of_the_table_have_levels(curve, spli
     grid = [curve.table_sigma(float(index)) for index in indices]
     plan = plan_from_split(curve, split, sizes=IMAGE, mapping=NoMap(), steps=grid)
     intervals = TimestepIntervals.from_plan(plan)
-    t, s = intervals.draw(torch.arange(4).repeat(20), seeded())
+    t, s = intervals.sample(torch.arange(4).repeat(20), seeded())
     after = torch.tensor([*grid[1:], 0.0], dtype=torch.float64).repeat(20)
     assert (t > s).all() and (s <= after + 1e-9).all()
 
@@ -270,55 +270,57 @@ def test_offset_factors_outside_the_range_are_refused(factor):
 @given(split=splits, warmup=st.integers(0, 5), seed=st.integers(0, 2**32))
 def test_invariant_23_warm_up_draws_every_stage_but_the_last(split, warmup, seed):
     plan = plan_from_split(FLOW3, split, sizes=sizes_of(split), mapping=AreaMap())
-    draw, generator = StageDraw(plan, warmup), seeded(seed)
+    sampler, generator = StageSampler(plan, warmup), seeded(seed)
     stages = len(plan.stages)
     for update in range(warmup):
-        assert draw.draw_stage(update, generator) in range(max(1, stages - 1))
-    after = {draw.draw_stage(update, generator) for update in range(warmup, warmup + 120)}
+        assert sampler.sample_stage(update, generator) in range(max(1, stages - 1))
+    after = {sampler.sample_stage(update, generator) for update in range(warmup, warmup + 120)}
     assert after == set(range(stages))
 
 
 @pytest.mark.parametrize("split, update, chances", [("3+3", 15, [0.5, 0.5]), ("3+3", 14, [1.0, 0.0])])
 def test_invariant_23_two_stages_are_the_authors_coin(split, update, chances):
-    draw, generator = StageDraw(wan(split), 15), seeded(1)
-    drawn = torch.tensor([draw.draw_stage(update, generator) for _ in range(2000)])
+    sampler, generator = StageSampler(wan(split), 15), seeded(1)
+    sampled = torch.tensor([sampler.sample_stage(update, generator) for _ in range(2000)])
     for stage, chance in enumerate(chances):
-        assert abs(float((drawn == stage).double().mean()) - chance) < 0.04
+        assert abs(float((sampled == stage).double().mean()) - chance) < 0.04
 
 
 def test_invariant_23_three_stages_are_drawn_evenly_in_and_after_the_warm_up():
     plan = plan_from_split(FLOW3, "1+2+3", sizes=sizes_of("123"), mapping=AreaMap())
-    draw, generator = StageDraw(plan, 10), seeded(2)
+    sampler, generator = StageSampler(plan, 10), seeded(2)
     for update, chances in [(0, [1 / 2, 1 / 2, 0]), (10, [1 / 3, 1 / 3, 1 / 3])]:
-        drawn = torch.tensor([draw.draw_stage(update, generator) for _ in range(3000)])
-        counts = torch.bincount(drawn, minlength=3) / 3000
+        sampled = torch.tensor([sampler.sample_stage(update, generator) for _ in range(3000)])
+        counts = torch.bincount(sampled, minlength=3) / 3000
         assert counts.tolist() == pytest.approx(chances, abs=0.04)
 
 
 @given(split=splits, seed=st.integers(0, 2**32))
 def test_invariant_23_a_batch_never_mixes_sizes(split, seed):
     plan = plan_from_split(FLOW3, split, sizes=sizes_of(split), mapping=AreaMap())
-    draw, generator = StageDraw(plan, 0), seeded(seed)
-    stage = draw.draw_stage(3, generator)
-    steps = draw.draw_steps(stage, 40, generator)
+    sampler, generator = StageSampler(plan, 0), seeded(seed)
+    stage = sampler.sample_stage(3, generator)
+    steps = sampler.sample_steps(stage, 40, generator)
     assert steps.dtype == torch.int64 and steps.shape == (40,)
     assert {plan.steps[index].stage for index in steps.tolist()} == {stage}
 
 
 def test_steps_are_uniform_inside_the_stage():
     plan = plan_from_split(FLOW3, "1+2+3", sizes=sizes_of("123"), mapping=AreaMap())
-    drawn = StageDraw(plan, 0).draw_steps(2, 3000, seeded(4))
-    assert (torch.bincount(drawn, minlength=6) / 3000).tolist() == pytest.approx(
+    sampled = StageSampler(plan, 0).sample_steps(2, 3000, seeded(4))
+    assert (torch.bincount(sampled, minlength=6) / 3000).tolist() == pytest.approx(
         [0, 0, 0, 1 / 3, 1 / 3, 1 / 3], abs=0.04
     )
 
 
 def test_invariant_23_equal_generators_draw_the_same_stage_everywhere():
-    draw = StageDraw(wan(), 2)
-    one, other = ([draw.draw_stage(update, generator) for update in range(50)] for generator in (seeded(8), seeded(8)))
+    sampler = StageSampler(wan(), 2)
+    one, other = (
+        [sampler.sample_stage(update, generator) for update in range(50)] for generator in (seeded(8), seeded(8))
+    )
     assert one == other
 
 
 def test_negative_warm_up_is_refused():
     with pytest.raises(RMDError, match="0 or more"):
-        StageDraw(wan(), -1)
+        StageSampler(wan(), -1)

@@ -276,7 +276,7 @@ def test_what_does_not_fit_together_is_refused():
         plan_from_split(FLOW3, "2+2", sizes=IMAGE, mapping=AreaMap(), steps=[1.0, 0.5])
     with pytest.raises(RMDError, match="shrinks from 8 x 16 to 16 x 8"):
         plan_from_split(FLOW3, "2+2", sizes=[(8, 16), (16, 8)], mapping=AreaMap())
-    with pytest.raises(RMDError, match="one fewer than sizes"):
+    with pytest.raises(RMDError, match="2 entries for 2 sizes; give one fewer"):
         plan_from_thresholds(FLOW3, 4, thresholds=[-5, -2.5], sizes=IMAGE, mapping=AreaMap())
     for thresholds in ([-2.5, -5], [-2.5, -2.5], [math.nan, 0.0]):
         with pytest.raises(RMDError, match="do not rise"):

@@ -67,7 +67,7 @@ def test_prompts_that_look_alike():
 
 def test_a_message_stays_on_one_line(tmp_path):
     write_prompt_cache(tmp_path / "c.safetensors", {"": torch.zeros(1, 2)}, encoder="toy")
-    with pytest.raises(RMDError, match="lacks 1 of 1 prompts, first 'a") as caught:
+    with pytest.raises(RMDError, match="is missing 1 of 1 prompts, first 'a") as caught:
         PromptCache(tmp_path / "c.safetensors").batch(["a\nred apple" + 500 * "y"])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300 + len(str(tmp_path))
 
@@ -111,7 +111,7 @@ def test_a_folder_reads_as_one_file_would(tmp_path, pooled):
     assert torch.equal(one.batch(order), parts.batch(order)) and torch.equal(one.mask(order), parts.mask(order))
     assert (torch.equal(one.pooled(order), parts.pooled(order))) if pooled else parts.pooled(order) is None
     assert one.digest(order) == parts.digest(texts + [""]) != one.digest(texts)
-    with pytest.raises(RMDError, match="lacks 1 of 1 prompts, first 'z'"):
+    with pytest.raises(RMDError, match="is missing 1 of 1 prompts, first 'z'"):
         parts.batch(["z"])
 
 

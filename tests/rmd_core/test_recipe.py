@@ -14,7 +14,7 @@ from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
 from rmd_core.files import read_metadata, save_safetensors
 from rmd_core.plan import plan_from_split, plan_from_thresholds, stage_sizes
-from rmd_core.recipe import RECIPE_KEY, Recipe, read_recipe, write_metadata
+from rmd_core.recipe import RECIPE_KEY, Recipe, read_recipe, student_metadata
 from rmd_core.schedule import AreaMap, FixedRatioMap, FlowCurve, NoMap, ShiftPairMap, VPCurve
 
 CURVES = [FLOW3, FlowCurve(1.5), SDXL, PIXART, VPCurve(SDXL.betas)]
@@ -79,7 +79,7 @@ def test_round_trip_through_json(recipe):
 @given(recipes())
 def test_round_trip_through_a_file(tmp_path_factory, recipe):
     path = tmp_path_factory.getbasetemp() / "student.safetensors"
-    save_safetensors(path, {"w": torch.zeros(2)}, write_metadata(recipe, title="student"))
+    save_safetensors(path, {"w": torch.zeros(2)}, student_metadata(recipe, title="student"))
     assert read_recipe(path) == recipe
 
 
@@ -126,7 +126,7 @@ def test_boundary_and_eta_switch_default():
 
 
 def test_metadata_for_other_tools(tmp_path):
-    metadata = write_metadata(make_recipe(), title="Student")
+    metadata = student_metadata(make_recipe(), title="Student")
     spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if key != RECIPE_KEY}
     assert spec == {
         "sai_model_spec": "1.0.1",
@@ -138,7 +138,7 @@ def test_metadata_for_other_tools(tmp_path):
         "usage_hint": spec["usage_hint"],
     }
     assert "3+3 steps at 832x480 to 1280x720 px, CFG 1;" in spec["usage_hint"]
-    adapter = write_metadata(make_recipe(adapter_alpha=32), title="Student")
+    adapter = student_metadata(make_recipe(adapter_alpha=32), title="Student")
     assert adapter["modelspec.architecture"] == "wan2.1/lora"
     path = save_safetensors(tmp_path / "s.safetensors", {"w": torch.zeros(1)}, metadata)
     assert read_metadata(path) == metadata
@@ -154,7 +154,7 @@ def values_with(**changes):
 def test_each_missing_field_is_named(field):
     values = json.loads(make_recipe().to_json())
     del values[field]
-    with pytest.raises(RMDError, match=f"lacks the field {field};"):
+    with pytest.raises(RMDError, match=f"is missing the field {field};"):
         Recipe.from_json(json.dumps(values))
 
 
@@ -219,7 +219,7 @@ def test_files_without_or_with_a_damaged_recipe_are_named(tmp_path):
     with pytest.raises(RMDError, match="model.safetensors: no RMD recipe"):
         read_recipe(path)
     save_safetensors(path, {"w": torch.zeros(1)}, {RECIPE_KEY: '{"version": 1}'})
-    with pytest.raises(RMDError, match="model.safetensors: the recipe lacks the field base_model"):
+    with pytest.raises(RMDError, match="model.safetensors: the recipe is missing the field base_model"):
         read_recipe(path)
 
 
@@ -241,7 +241,7 @@ def test_any_value_in_any_field_gives_a_recipe_or_an_rmd_error(field, value):
 @settings(max_examples=300)
 def test_mutated_headers_give_a_recipe_or_an_rmd_error(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()
-    metadata = write_metadata(make_recipe(), title="student")
+    metadata = student_metadata(make_recipe(), title="student")
     content = bytearray(save_safetensors(folder / "whole.safetensors", {"w": torch.zeros(2)}, metadata).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

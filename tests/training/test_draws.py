@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from rmd_core.intervals import StageDraw
+from rmd_core.intervals import StageSampler
 from training.backbones import make_backbone
 from training.config import load_config
 from training.draws import Draws, PromptOrder
@@ -21,7 +21,7 @@ def make_draws(folder, *overrides, batch=32, seed=0):
     config = load_config(write_world(folder), overrides).resolved()
     plan = build_plan(config, make_backbone("wan", shift=config.backbone.shift))
     intervals = build_intervals(config, plan)
-    stage_draw = StageDraw(plan, config.train.warmup_updates)
+    stage_draw = StageSampler(plan, config.train.warmup_updates)
     order = PromptOrder([str(i) for i in range(7)], seed)
     return Draws(stage_draw=stage_draw, intervals=intervals, order=order, seed=seed, batch=batch), plan
 

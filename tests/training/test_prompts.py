@@ -56,7 +56,7 @@ def test_cache_is_keyed_by_the_hash_of_the_text(tmp_path):
     write_prompt_cache(tmp_path / "c.safetensors", embeddings(), encoder="toy")
     cache = PromptCache(tmp_path / "c.safetensors")
     assert torch.allclose(cache.batch(["red"])[0], embeddings()["red"], atol=1e-3)
-    with pytest.raises(RMDError, match="lacks 1 of 2 prompts, first 'green'"):
+    with pytest.raises(RMDError, match="is missing 1 of 2 prompts, first 'green'"):
         cache.batch(["red", "green"])
 
 
