@@ -11,12 +11,11 @@ row by row, or with `--tiny` no file. What was measured stays there until it is 
 
 import argparse
 import gc
-import os
 
 import torch
 
 from demo.comparison import table
-from training.memory import GIB, gib
+from training.memory import GIB, gib, system_memory
 from training.offload import ran_out_of_memory
 
 from .results import FOLDER, made, read_results, write_results
@@ -83,7 +82,7 @@ def figures(case, overrides, *, measure):
     found = {"device": memory.total, "main": memory.waiting, "parts": dict(memory.rows())}
     if not measure:
         return found
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    ram = system_memory()
     if memory.waiting > ram:
         print(f"not measured: {gib(memory.waiting)} would wait in system memory, and there are {gib(ram)}")
         return found

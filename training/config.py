@@ -38,8 +38,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Cells = tuple[Count, Count]
-_UNDECISIVE = (  # prefixes of keys that decide no trained weight
-    "output.",
+_UNDECISIVE = {  # keys that decide no trained weight, besides all of the output section
     "backbone.vae",
     "backbone.gradient_checkpointing",
     "prompts.encode_from",
@@ -48,7 +47,7 @@ _UNDECISIVE = (  # prefixes of keys that decide no trained weight
     "train.device",
     "train.guidance_calls",
     "train.offload",
-)
+}
 File = Annotated[Path, AfterValidator(_a_path)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
@@ -293,7 +292,7 @@ class Config(Section):
 def decisive(tree):
     """The keys of a dumped configuration that decide the trained weights, as ``{"section.key": value}``."""
     flat = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
-    return {name: value for name, value in flat.items() if not name.startswith(_UNDECISIVE)}
+    return {n: value for n, value in flat.items() if not n.startswith("output.") and n not in _UNDECISIVE}
 
 
 def _filled(section, choices):

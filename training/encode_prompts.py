@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rmd_core.errors import RMDError, one_line
-from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, shown
+from rmd_core.errors import RMDError, one_line, short_repr
+from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
 from .backbones import make_backbone
 from .hub import ENCODERS, fetched, fetching, local_path
@@ -110,8 +110,8 @@ def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHA
         if known is not None and NULL_PROMPT in known:
             if negative not in (NULL_PROMPT, known.negative):
                 raise RMDError(
-                    f"the null prompt of {known.path} was made of {shown(known.negative)}, not of {shown(negative)}; "
-                    "make another cache, or leave the negative text out"
+                    f"the null prompt of {known.path} was made of {short_repr(known.negative)}, not of "
+                    f"{short_repr(negative)}; make another cache, or leave the negative text out"
                 )
             negative, pooled = known.negative, known.pooled([NULL_PROMPT])
             null = Encoded(known.row(NULL_PROMPT), None if pooled is None else pooled[0])
@@ -148,7 +148,7 @@ def _as_stored(text, encoded):
     tensors = [None if tensor is None else tensor.to(DTYPE) for tensor in (encoded.embedding, encoded.pooled)]
     if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor is not None):
         raise RMDError(
-            f"the embedding of {shown(text)} is not finite in float16; the encoders' weights are damaged, or need "
+            f"the embedding of {short_repr(text)} is not finite in float16; the encoders' weights are damaged, or need "
             "--dtype float32"
         )
     return Encoded(*tensors)

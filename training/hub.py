@@ -4,7 +4,6 @@ Of a model on the hub only the files that a run reads are downloaded: safetensor
 others.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -163,8 +162,7 @@ def pin_models(config, processes, known):
         processes.first_alone(fetching(str(hub), part), each_machine=True)
         with processes.together():
             commit = _cached(hub).name
-        number = int(hashlib.sha256(commit.encode()).hexdigest()[:12], 16)  # exact as a float64
-        if len({row[0] for row in processes.gather([number])}) > 1:
+        if len(set(processes.gather(commit))) > 1:
             raise RMDError(f"backbone.{key}: machines have different revisions of {hub}; give {hub.name}@COMMIT")
         commits[name] = commit
         backbone = config.backbone.model_copy(update={key: Path(f"{hub.name}@{commit}")})

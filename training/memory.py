@@ -4,11 +4,13 @@ Weights, gradients, optimiser states and the weight average are counted to the b
 Activations, and the bfloat16 copies of float32 weights that autocast makes, come on top: they are not predicted here.
 """
 
+import contextlib
 import logging
-import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 
 from rmd_core.errors import RMDError
@@ -25,6 +27,10 @@ GIB = 2**30
 GRADIENT = 3.0  # forward and backward, in forwards
 CHECKPOINTED = 4.0  # the same with activations computed twice
 _BYTES = {"float32": 4, "bfloat16": 2}
+_CONTAINER_LIMITS = (  # of cgroup v2 and v1, as a container sees its own
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
     gradient = CHECKPOINTED if checkpointing else GRADIENT
     at_step = sum(per_stage) / len(per_stage)
     return UpdateCost(
-        trajectory=plan.cost(relative_cost) * fake_steps,
+        trajectory=sum(plan.step_costs(relative_cost)) * fake_steps,
         student=at_step * (fake_steps + gradient),
         fake=gradient * fake_steps,
         judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
@@ -253,8 +259,12 @@ def device_memory(device):
 
 
 def system_memory():
-    """The bytes of system memory (RAM)."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The bytes of system memory (RAM), or of what this process's container (cgroup) may take of it."""
+    limits = [psutil.virtual_memory().total]
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or "max" is in it
+            limits.append(int(path.read_text(encoding="ascii")))
+    return min(limits)
 
 
 def dry_run_report(setup, *, processes=1):
@@ -296,7 +306,7 @@ def dry_run_report(setup, *, processes=1):
             f"teacher and fake score for the student {ours.judges:.2f}",
             f"            ({plain.total:.2f} with whole trajectories and separate student forwards)",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
-            f"sampling    {setup.plan.cost(relative):.2f} forwards an image",
+            f"sampling    {sum(setup.plan.step_costs(relative)):.2f} forwards an image",
             *(f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)),
         ]
     )

@@ -233,20 +233,24 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied_to(self, network):
-        """Within the block the network has the averaged weights."""
-        parameters = dict(network.named_parameters())
-        own = {name: p.detach().clone() for name, p in parameters.items()}
-        self._copy(self.tensors, parameters)
+        """Within the block the network has the averaged weights, and ``tensors`` its own."""
+        swapped = []
         try:
+            for name, parameter in network.named_parameters():
+                pair = local(parameter.detach()), local(self.tensors[name])
+                _swap(*pair)
+                swapped.append(pair)
             yield network
         finally:
-            self._copy(own, parameters)
+            for pair in swapped:
+                _swap(*pair)
 
-    @staticmethod
-    @torch.no_grad()
-    def _copy(source, parameters):
-        for name, parameter in parameters.items():
-            local(parameter).copy_(local(source[name]))
+
+def _swap(first, second):
+    """Exchange the values of two float32 tensors."""
+    kept = first.clone()
+    first.copy_(second)
+    second.copy_(kept)
 
 
 def make_optimiser(network, *, lr, settings):

@@ -179,14 +179,14 @@ class Objective:
         if draw.stage == len(self.plan.stages) - 1:
             new = fresh("step", tuple(eps.shape)) if self.eta < 1.0 else None
             return Estimate(x0, step_noise(eps, self.eta, new))
-        return Estimate(*self.loss_boundary.cross(x0, eps, self.plan.final_hw, fresh))
+        return Estimate(*self.loss_boundary.switch(x0, eps, self.plan.final_hw, fresh))
 
     def noised(self, estimate, draw, phase):
         """The estimate as a state of level s, without graph, noised on to level t for ``phase``."""
         curve = self.plan.curve
         alpha_s, alpha_t = curve.alpha(draw.s), curve.alpha(draw.t)
         x_s = add_noise(estimate.x0.detach(), estimate.noise, alpha=alpha_s, sigma=draw.s)
-        last = draw.noise(phase).draw(tuple(x_s.shape), draw.stage, "level").to(x_s)
+        last = draw.noise(phase).sample(draw.stage, "level", tuple(x_s.shape)).to(x_s)
         x_t, fresh = noise_further(x_s, alpha_s=alpha_s, sigma_s=draw.s, alpha_t=alpha_t, sigma_t=draw.t, noise=last)
         return NoisedState(x_t, alpha_t, draw.t, last, fresh)
 

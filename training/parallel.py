@@ -51,6 +51,8 @@ class Processes:
         self.rank = self.accelerator.process_index
         self.device = self.accelerator.device
         self.main = self.rank == 0
+        # What processes agree on goes over the CPU, whatever carries their gradients.
+        self._control = distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.count > 1 else None
         self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
         if self.sharded and not is_torch_version(">=", "2.7"):
             raise RMDError(f"spread networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
@@ -104,47 +106,30 @@ class Processes:
                         next(steps)
                     except StopIteration as end:
                         over, result = True, end.value
-            if all(row[0] for row in self.gather([over])):
+            if all(self.gather(over)):
                 return result
 
-    def agree(self, problem):
-        """The first problem (one line of text) that any process has, or None if none has."""
+    def gather(self, value):
+        """The values of all processes, of any simple type, as a list in the order of the processes."""
         if self.count == 1:
-            return problem
-        text = (problem or "").encode()
-        lengths = [int(row[0]) for row in self.gather([len(text)])]
-        if not any(lengths):
-            return None
-        first = next(rank for rank, length in enumerate(lengths) if length)
-        letters = torch.tensor(list(text) if first == self.rank else [0] * lengths[first], dtype=torch.uint8)
-        letters = letters.to(self.device)
-        self._exchange(distributed.broadcast, letters, src=first)
-        return bytes(letters.tolist()).decode()
+            return [value]
+        values = [None] * self.count
+        self._exchange(distributed.all_gather_object, values, value, group=self._control)
+        return values
 
-    def gather(self, numbers):
-        """The numbers of every process, as a list for each."""
-        if self.count == 1:
-            return [list(numbers)]
-        mine = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
-        rows = [torch.empty_like(mine) for _ in range(self.count)]
-        self._exchange(distributed.all_gather, rows, mine)
-        return [row.tolist() for row in rows]
+    def agree(self, value):
+        """The first value of any process that is not None, such as a problem in words; None if there is none."""
+        return next((found for found in self.gather(value) if found is not None), None)
 
     def check_same(self, config):
         """Raise RMDError in all processes unless all have the same configuration, but for what decides no weights."""
-        mine = int(config.digest()[:12], 16)  # exact as a float64
-        numbers = [int(row[0]) for row in self.gather([mine])]
-        for rank, number in enumerate(numbers):
-            if number != numbers[0]:
+        digests = self.gather(config.digest())
+        for rank, digest in enumerate(digests):
+            if digest != digests[0]:
                 raise RMDError(
                     f"process {rank + 1} of {self.count} has another configuration than the first one; "
                     "give all of them the same file and the same --set"
                 )
-
-    def first_of(self, number):
-        """The number of the first process that has one (more than 0), or None if none has."""
-        numbers = [int(row[0]) for row in self.gather([number or 0])]
-        return next((number for number in numbers if number), None)
 
     @torch.no_grad()
     def average_gradients(self, parameters):

@@ -80,12 +80,13 @@ class Trainer:
                     kept = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
                     way = "lower the learning rates or clip the gradients (optimiser.*)"
                     raise RMDError(f"update {self.done + 1}: {error}; {kept}; {way}") from None
+                seconds = time.perf_counter() - started
                 self.done += 1
                 last = self.done == train.updates
-                signals.received = self.processes.first_of(signals.received)
+                signals.received = self.processes.agree(signals.received)
                 if self.validation is not None and (last or self.done % output.validate_every == 0):
                     figures |= self._validate(self.done)
-                figures["seconds"] = time.perf_counter() - started
+                figures["seconds"] = seconds
                 with self._writing():
                     self._record({"update": self.done, **figures})
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
@@ -121,8 +122,7 @@ class Trainer:
             figures["norm_student"] = self._step("student", settings.clip_student, "student", draw)
             mine |= latent_figures(x0)
             self.networks.student_moved()
-        shares = [dict(zip(mine, row)) for row in self.processes.gather(mine.values())]
-        return figures | combine(shares) | {"stage": draw.stage + 1}
+        return figures | combine(self.processes.gather(mine)) | {"stage": draw.stage + 1}
 
     def _own(self, draw):
         """This process's samples of a draw for all."""
@@ -158,7 +158,7 @@ class Trainer:
         """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one."""
         with self.processes.together():
             newest = max(self.store.updates(), default=-1)
-        newest = int(self.processes.gather([newest])[0][0])
+        newest = self.processes.gather(newest)[0]
         with self.processes.together():
             if newest >= 0:
                 if not self.store.path(newest).is_dir():
