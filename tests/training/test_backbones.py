@@ -222,7 +222,7 @@ BAD = {
     "sizes too small": ("pixart_sigma", ["plan.sizes=[[32, 32], [40, 40]]"], "must be above 32 cells"),
     "sizes too large": ("sd3", ["plan.sizes=[[4, 4], [66, 66]]"], "at most 64 a side"),
     "frames": ("sdxl", ["plan.frames=2"], "single images"),
-    "a file as autoencoder": ("sdxl", ["backbone.vae={w}/prompts.safetensors"], "not a AutoencoderKL in native key names"),
+    "a file as autoencoder": ("sdxl", ["backbone.vae={w}/prompts.safetensors"], "not a AutoencoderKL in native"),
 }
 
 
