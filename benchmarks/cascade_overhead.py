@@ -11,7 +11,7 @@ import statistics
 
 import torch
 
-from .results import FOLDER, ROOT, cpu_name, made, markdown_table, replace_block, write_results
+from .results import FOLDER, ROOT, cpu_name, markdown_table, provenance, replace_block, write_results
 from .speed.measure import Subject
 from .speed.models import FULL
 
@@ -43,7 +43,7 @@ def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     rows = {m.name: {way: {"seconds": spent} for way, spent in own_seconds(m).items()} for m in FULL}
-    stored = {"made": made(device=cpu_name()), "rows": rows}
+    stored = {"made": provenance(device=cpu_name()), "rows": rows}
     write_results(RESULTS, stored)
     replace_block(PAGE, MARK, overhead_block(stored))
     print(overhead_block(stored))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from demo import files
-from demo.sampling import Way, sample_way, single_resolution, student_way
+from demo.sampling import SamplingSetup, sample_setup, single_resolution, student_setup
 from demo.world import prompt
 from rmd_core.boundary import Boundary, orthonormal_rows
 from rmd_core.cascade import DenoiserRunner, run_cascade
@@ -53,19 +53,20 @@ class Shipped:
     backbone: object
     vae: object
     cache: PromptCache
-    teacher: Way
-    cascade: Way
-    student: Way
+    teacher: SamplingSetup
+    cascade: SamplingSetup
+    student: SamplingSetup
 
 
 def load_shipped():
     """The shipped files as ``Shipped``."""
     curve = read_recipe(files.STUDENT).curve
     backbone = make_backbone("wan", shift=curve.shift)
-    student = student_way("student", files.STUDENT, backbone)
+    student = student_setup("student", files.STUDENT, backbone)
     network = backbone.load(files.TEACHER, dtype=torch.float32)
     plan = single_resolution(curve, TEACHER_STEPS, student.plan.final_hw)
-    teacher = Way(title="teacher", network=network, plan=plan, boundary=Boundary(), eta=1.0, guidance=GUIDANCE)
+    rules = {"boundary": Boundary(), "eta": 1.0, "guidance": GUIDANCE}
+    teacher = SamplingSetup(title="teacher", network=network, plan=plan, **rules)
     cascade = replace(student, title="cascade without distillation", network=network)
     return Shipped(backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS), teacher, cascade, student)
 
@@ -106,12 +107,12 @@ class SharedStart(SeededNoise):
 
 @torch.no_grad()
 def teacher_cascade_student(shipped):
-    """The PIL image: a row for each way, a column for each prompt, one noise for all ways."""
+    """The PIL image: a row for each setup, a column for each prompt, one noise for all setups."""
     labels, head, gap = 172, 30, 6
     noise = SharedStart(7, tuple(range(len(COLUMNS))), shipped.student.plan.final_hw)
-    ways, rows = (shipped.teacher, shipped.cascade, shipped.student), []
-    for way in ways:
-        latents = sample_way(way, shipped.backbone, shipped.cache, COLUMNS, noise)
+    setups, rows = (shipped.teacher, shipped.cascade, shipped.student), []
+    for setup in setups:
+        latents = sample_setup(setup, shipped.backbone, shipped.cache, COLUMNS, noise)
         rows.append(to_pixels(shipped.backbone.decode(shipped.vae, latents)))
     side = rows[0].shape[1]
     large, small = (ImageFont.load_default(size=size) for size in (17, 15))
@@ -120,11 +121,11 @@ def teacher_cascade_student(shipped):
     draw = ImageDraw.Draw(sheet)
     for column, text in enumerate(COLUMNS):
         draw.text((labels + column * (side + gap) + side / 2, head / 2), text.split()[0], "black", large, anchor="mm")
-    for number, (way, images) in enumerate(zip(ways, rows)):
+    for number, (setup, images) in enumerate(zip(setups, rows)):
         top = head + number * (side + gap)
-        title = way.title.replace(" without ", "\nwithout ")
+        title = setup.title.replace(" without ", "\nwithout ")
         draw.multiline_text((0, top + side / 2), title, "black", large, anchor="ld")
-        draw.text((0, top + side / 2 + 6), way.sides + (" x 2" if way.guidance != 1.0 else ""), GREY, small)
+        draw.text((0, top + side / 2 + 6), setup.sides + (" x 2" if setup.guidance != 1.0 else ""), GREY, small)
         for column, image in enumerate(images):
             sheet.paste(Image.fromarray(image), (labels + column * (side + gap), top))
     return sheet
@@ -138,22 +139,22 @@ ROWS = (prompt("burger", "noto", "green"), prompt("panda", "fluent", "orange"))
 @torch.no_grad()
 def estimates(shipped):
     """(step, 8-bit images (N, S, S, 3)) of every step: the clean estimate after it, decoded."""
-    backbone, way = shipped.backbone, shipped.student
+    backbone, setup = shipped.backbone, shipped.student
     conditioning = backbone.conditioning(shipped.cache, ROWS)
     found = []
 
     def denoise(x, step):
         sigma = torch.full((len(x),), step.sigma, dtype=torch.float64)
-        x0, eps = estimate_x0_eps(backbone, way.network, x, sigma, conditioning, curve=way.plan.curve)
+        x0, eps = estimate_x0_eps(backbone, setup.network, x, sigma, conditioning, curve=setup.plan.curve)
         found.append((step, to_pixels(backbone.decode(shipped.vae, x0))))
         return x0, eps
 
     run_cascade(
-        way.plan,
-        DenoiserRunner(denoise, eta=way.eta),
+        setup.plan,
+        DenoiserRunner(denoise, eta=setup.eta),
         shape=backbone.latent_shape(len(ROWS), 1),
         noise=SeededNoise(3),
-        boundary=way.boundary,
+        boundary=setup.boundary,
     )
     return found
 

@@ -31,7 +31,7 @@ def write_results(path, contents):
     write_json(path, contents)
 
 
-def made(**more):
+def provenance(**more):
     """What every result is stored with: the date, the version of torch, and more."""
     return {"date": datetime.date.today().isoformat(), "torch": torch.__version__, **more}
 

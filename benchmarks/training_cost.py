@@ -24,7 +24,7 @@ from training.memory import forward_costs, gib, plain_cost, update_cost
 from training.offload import ran_out_of_memory
 
 from .plain_loop import PlainLoop
-from .results import FOLDER, cpu_name, made, quartiles, read_results, write_results
+from .results import FOLDER, cpu_name, provenance, quartiles, read_results, write_results
 from .speed.measure import DeviceClock
 from .training_runs import DEMO, FULL, MODES, TINY, make_trainer
 
@@ -149,7 +149,7 @@ def main(argv=None, results=RESULTS):
     if wrong:
         raise SystemExit(f"error: no case is called {', '.join(sorted(wrong))}; choose from: {', '.join(offered)}")
     logging.getLogger("training").setLevel(logging.ERROR)
-    made_here = made(
+    here = provenance(
         hardware=torch.cuda.get_device_name() if on_gpu else cpu_name(),
         threads=torch.get_num_threads(),
         blocks=arguments.blocks,
@@ -158,7 +158,7 @@ def main(argv=None, results=RESULTS):
     for name in arguments.cases or offered:
         for mode in arguments.modes:
             row = attempt(offered[name], mode, "auto" if on_gpu else "cpu", arguments.blocks)
-            rows[f"{name}, {mode}"] = row | {"made": made_here}
+            rows[f"{name}, {mode}"] = row | {"made": here}
             write_results(results, {"rows": rows})  # row by row: an interrupted run keeps what it has
     print(f"{cost_table(rows)}\n")
     missing = [case.name for case in FULL if f"{case.name}, adapters" not in rows]

@@ -18,7 +18,7 @@ from demo.comparison import table
 from training.memory import GIB, gib, system_memory
 from training.offload import ran_out_of_memory
 
-from .results import FOLDER, made, read_results, write_results
+from .results import FOLDER, provenance, read_results, write_results
 from .speed.measure import DeviceClock
 from .training_runs import FULL, TINY, make_trainer
 
@@ -126,7 +126,7 @@ def main(argv=None, results=RESULTS):
         title, rows = f"{title}, tiny" if arguments.tiny else title, {}
         for options, overrides in SETS.items():
             case = tiny if arguments.tiny else full
-            found = figures(case, overrides, measure=arguments.measure) | {"made": made(device=where)}
+            found = figures(case, overrides, measure=arguments.measure) | {"made": provenance(device=where)}
             rows[options] = found if arguments.tiny else store(results, title, options, found)
         print(f"\n{title} ({where})\n")
         head = ["", "weights, gradients, optimiser", "in system memory", "measured peak"]

@@ -18,9 +18,9 @@ from training.backbones import make_backbone
 from training.prompts import PromptCache
 
 from . import files
+from .classifier import classify, load_classifier
 from .comparison import comparison_image, table
-from .judge import judge_images, load_judge
-from .sampling import Way, make_images, single_resolution, student_way
+from .sampling import SamplingSetup, make_images, single_resolution, student_setup
 from .world import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,20 +54,20 @@ def demo_prompts():
     ]
 
 
-def ways_to_sample(student, backbone):
+def sampling_setups(student, backbone):
     """The teacher at length, in few steps and in the cascade, the student of this run, and the shipped one."""
     recipe = read_recipe(student)
     teacher = backbone.load(files.TEACHER, dtype=torch.float32)
     steps = sum(recipe.split)
     long, plain = (single_resolution(recipe.curve, count, recipe.final_hw) for count in (TEACHER_STEPS, steps))
     at_once = dict(network=teacher, boundary=Boundary(), eta=1.0)
-    ours = student_way("RMD student", student, backbone)
+    ours = student_setup("RMD student", student, backbone)
     return [
-        Way(title="teacher", plan=long, guidance=TEACHER_GUIDANCE, **at_once),
-        Way(title=f"teacher, {steps} steps", plan=plain, **at_once),
+        SamplingSetup(title="teacher", plan=long, guidance=TEACHER_GUIDANCE, **at_once),
+        SamplingSetup(title=f"teacher, {steps} steps", plan=plain, **at_once),
         replace(ours, title="teacher in the cascade", network=teacher, guidance=1.0),
         ours,
-        student_way("RMD student, shipped", files.STUDENT, backbone),
+        student_setup("RMD student, shipped", files.STUDENT, backbone),
     ]
 
 
@@ -81,31 +81,31 @@ def main():
 
     torch.set_num_threads(1)
     backbone = make_backbone("wan", shift=read_recipe(student).curve.shift)
-    cache, vae, judge = PromptCache(files.PROMPTS), backbone.load_vae(files.VAE), load_judge()
+    cache, vae, classifier = PromptCache(files.PROMPTS), backbone.load_vae(files.VAE), load_classifier()
     prompts = demo_prompts()
     truth = torch.tensor([list(CONCEPTS).index(text.split()[0]) for text in prompts])
     lines, rows, slowest = [], [], None
-    for way in ways_to_sample(student, backbone):
-        timings = 1 if len(way.plan.steps) == TEACHER_STEPS else 5
-        images, seconds = make_images(way, backbone, vae, cache, prompts, seed=args.seed, timings=timings)
+    for setup in sampling_setups(student, backbone):
+        timings = 1 if len(setup.plan.steps) == TEACHER_STEPS else 5
+        images, seconds = make_images(setup, backbone, vae, cache, prompts, seed=args.seed, timings=timings)
         slowest = slowest or seconds
-        right = (judge_images(judge, images).labels["concept"] == truth).float().mean().item()
-        steps = way.sides + ("" if way.guidance == 1.0 else " x 2 (CFG)")
+        right = (classify(classifier, images).labels["concept"] == truth).float().mean().item()
+        steps = setup.sides + ("" if setup.guidance == 1.0 else " x 2 (CFG)")
         times = f"{1000 * seconds:.1f} ms", f"{slowest / seconds:.1f} x"
-        lines.append([way.title, steps, f"{way.units:.2f}", *times, f"{100 * right:.0f} %"])
-        rows.append((way.title, f"{steps}\n{1000 * seconds:.0f} ms a picture", images[: len(CONCEPTS)]))
-        print(f"sampled: {way.title}", flush=True)
-    head = ["", "steps at each size", "cost", "time a picture", "faster", "named right"]
+        lines.append([setup.title, steps, f"{setup.units:.2f}", *times, f"{100 * right:.0f} %"])
+        rows.append((setup.title, f"{steps}\n{1000 * seconds:.0f} ms an image", images[: len(CONCEPTS)]))
+        print(f"sampled: {setup.title}", flush=True)
+    head = ["", "steps at each size", "cost", "time an image", "faster", "named right"]
     print("\n" + table(head, lines))
     print(
         "\ncost: network calls in units of one at the full size, a smaller one counted by its pixels;"
         "\ntime: CPU time of the denoiser on one thread in a batch of 24, decoding left out,"
         "\nthe shortest of five runs where a run is short;"
-        "\nnamed right: by the shipped judge, over 24 pictures."
+        "\nnamed right: by the shipped classifier, over 24 images."
     )
     sheet = args.out / "comparison.png"
     comparison_image(rows, prompts[: len(CONCEPTS)]).save(sheet)
-    print(f"\npicture: {sheet}\nstudent: {student}")
+    print(f"\nimage: {sheet}\nstudent: {student}")
 
 
 if __name__ == "__main__":

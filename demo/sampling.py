@@ -16,7 +16,7 @@ from training.sample import sample_latents
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class SamplingSetup:
     """One way to make images: a network, a plan and its rules; guidance 1 is none."""
 
     title: str
@@ -49,10 +49,10 @@ def single_resolution(curve, steps, size):
     return plan_from_split(curve, (steps,), sizes=[size], mapping=NoMap(), steps=steps)
 
 
-def student_way(title, path, backbone):
-    """The Way that the recipe of a student's file asks for. Raises RMDError for a file without a recipe."""
+def student_setup(title, path, backbone):
+    """The SamplingSetup that the recipe of a student's file asks for. Raises RMDError for a file without a recipe."""
     recipe = read_recipe(path)
-    return Way(
+    return SamplingSetup(
         title=title,
         network=backbone.load(path, dtype=torch.float32),
         plan=recipe.plan(),
@@ -63,24 +63,24 @@ def student_way(title, path, backbone):
 
 
 @torch.no_grad()
-def sample_way(way, backbone, cache, prompts, noise):
-    """Latents (N, C, 1, h, w) of a Way, one for each prompt."""
+def sample_setup(setup, backbone, cache, prompts, noise):
+    """Latents (N, C, 1, h, w) of a SamplingSetup, one for each prompt."""
     guidance = None
-    if way.guidance != 1.0:
-        guidance = Guidance(way.guidance, backbone.conditioning(cache, [NULL_PROMPT] * len(prompts)))
+    if setup.guidance != 1.0:
+        guidance = Guidance(setup.guidance, backbone.conditioning(cache, [NULL_PROMPT] * len(prompts)))
     return sample_latents(
         backbone,
-        way.network,
-        way.plan,
+        setup.network,
+        setup.plan,
         conditioning=backbone.conditioning(cache, prompts),
         noise=noise,
-        boundary=way.boundary,
-        eta=way.eta,
+        boundary=setup.boundary,
+        eta=setup.eta,
         guidance=guidance,
     ).x0
 
 
-def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
+def make_latents(setup, backbone, cache, prompts, *, seed, batch=24, timings=1):
     """Latents (N, C, 1, h, w) for the prompts, and the CPU seconds for one.
 
     Each batch is sampled ``timings`` times, with the same result, and the shortest time counts.
@@ -92,7 +92,7 @@ def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
         seconds = []
         for _ in range(timings):
             began = time.process_time()
-            x0 = sample_way(way, backbone, cache, texts, noise)
+            x0 = sample_setup(setup, backbone, cache, texts, noise)
             seconds.append(time.process_time() - began)
         latents.append(x0)
         spent += min(seconds)
@@ -100,11 +100,11 @@ def make_latents(way, backbone, cache, prompts, *, seed, batch=24, timings=1):
 
 
 @torch.no_grad()
-def make_images(way, backbone, vae, cache, prompts, *, seed, batch=24, timings=1):
+def make_images(setup, backbone, vae, cache, prompts, *, seed, batch=24, timings=1):
     """Images (N, 3, S, S) in -1..1 for the prompts, and the CPU seconds for one latent, decoding left out.
 
     ``batch`` and ``timings`` as in ``make_latents``.
     """
-    latents, seconds = make_latents(way, backbone, cache, prompts, seed=seed, batch=batch, timings=timings)
+    latents, seconds = make_latents(setup, backbone, cache, prompts, seed=seed, batch=batch, timings=timings)
     images = torch.cat([backbone.decode(vae, part)[:, :, 0] for part in latents.split(batch)])
     return images * 2 - 1, seconds

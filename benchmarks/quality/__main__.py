@@ -80,7 +80,7 @@ def measure_times():
         for key, row in ways.items():
             for batch, count in BATCHES.items():
                 began = time.process_time()
-                make_latents(row.way(network), backbone(), cache, PROMPTS[: batch * count], seed=turn, batch=batch)
+                make_latents(row.setup(network), backbone(), cache, PROMPTS[: batch * count], seed=turn, batch=batch)
                 if turn:  # the first round warms up
                     spent[key][batch].append(1000 * (time.process_time() - began) / (batch * count))
     return {key: {str(batch): median(times) for batch, times in by.items()} for key, by in spent.items()}

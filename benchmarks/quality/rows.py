@@ -5,9 +5,9 @@ from functools import cache
 
 import torch
 
-from benchmarks.results import FOLDER, cpu_name, made, read_results, write_results
+from benchmarks.results import FOLDER, cpu_name, provenance, read_results, write_results
 from demo import files
-from demo.sampling import Way, single_resolution, student_way
+from demo.sampling import SamplingSetup, single_resolution, student_setup
 from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
 from training.backbones import make_backbone
@@ -88,7 +88,7 @@ class SampledRow:
     @property
     def units(self):
         """Network evaluations for an image, in units of one at the final size."""
-        return self.way(None).units
+        return self.setup(None).units
 
     @property
     def content(self):
@@ -116,20 +116,20 @@ class SampledRow:
     def images(self, scorer):
         """The images to score, (N, 3, S, S) in -1..1; a student samples by the recipe in its file."""
         if isinstance(self.network, Run):
-            way = student_way(self.title, self.network.file, backbone())
+            setup = student_setup(self.title, self.network.file, backbone())
         else:
-            way = self.way(backbone().load(self.network.file, dtype=torch.float32))
-        return scorer.images(way, backbone())
+            setup = self.setup(backbone().load(self.network.file, dtype=torch.float32))
+        return scorer.images(setup, backbone())
 
-    def way(self, network):
-        """The row as the demo's Way with a loaded network."""
+    def setup(self, network):
+        """The row as the demo's SamplingSetup with a loaded network."""
         rules = {"boundary": self.boundary, "eta": self.eta, "guidance": self.guidance}
-        return Way(title=self.title, network=network, plan=self.plan, **rules)
+        return SamplingSetup(title=self.title, network=network, plan=self.plan, **rules)
 
 
 def key_of(row):
     """The key of a row's figures: 12 hexadecimal digits of what they depend on."""
-    judged = {"judge": digest_of_files(files.JUDGE, files.VAE), "reference": SEED_OF_REFERENCE, "repeats": REPEATS}
+    judged = {"judge": digest_of_files(files.CLASSIFIER, files.VAE), "reference": SEED_OF_REFERENCE, "repeats": REPEATS}
     return short_digest(row.content | judged | {"revision": REVISION})
 
 
@@ -144,7 +144,7 @@ class Store:
         found = sorted(self.folder.glob(f"*.{key_of(row)}.json"))
         return self._read(found[0])["figures"] if found else None
 
-    def made(self):
+    def provenance(self):
         """How the kept rows were made, as sorted texts: processor, version and date."""
         entries = [self._read(path)["made"] for path in sorted(self.folder.glob("*.*.json"))]
         return sorted({"{cpu}, torch {torch}, {date}".format(**entry) for entry in entries})
@@ -164,7 +164,7 @@ class Store:
 
 def made_here():
     """Date, processor and version of torch."""
-    return made(cpu=cpu_name(), torch=torch.__version__.split("+")[0])
+    return provenance(cpu=cpu_name(), torch=torch.__version__.split("+")[0])
 
 
 def floor_rows():

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from demo import files
-from demo.judge import judge_images, load_judge
+from demo.classifier import classify, load_classifier
 from demo.make.vae import decode, denormalise, encode, flatten_convolutions
 from demo.sampling import make_latents
 from demo.world import BACKGROUNDS, CONCEPTS, SEEN_STYLES, TEACHER_STYLES, Drawings, draw_jitter, prompt
@@ -20,7 +20,7 @@ SEED_OF_REFERENCE = 900
 
 
 class Scorer:
-    """The autoencoder, the judge and the reference: as many real images, of held-out jitters, as a row has.
+    """The autoencoder, the classifier and the reference: as many real images, of held-out jitters, as a row has.
 
     ``repeats``: images of each of the ``prompts``.
     """
@@ -30,12 +30,12 @@ class Scorer:
         self.repeats = repeats
         self.vae = WanBackbone().load_vae(files.VAE)
         flatten_convolutions(self.vae)  # single frames, several times faster
-        self.judge = load_judge()
+        self.classifier = load_classifier()
         self.cache = PromptCache(files.PROMPTS)
         self.truth = labels_of(self.prompts * repeats)
         self._last = (None, None)
         self.reference = self.real_images(SEED_OF_REFERENCE)
-        self.verdict = judge_images(self.judge, self.reference)
+        self.real = classify(self.classifier, self.reference)
 
     def real_images(self, seed, prompts=None):
         """Images (N, 3, 128, 128) in -1..1 of every prompt with held-out jitters, through the autoencoder."""
@@ -59,32 +59,32 @@ class Scorer:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def images(self, way, backbone):
-        """Images (N, 3, 128, 128) in -1..1 of a Way, one noise seed for each repeat."""
-        made = [make_latents(way, backbone, self.cache, self.prompts, seed=seed)[0] for seed in range(self.repeats)]
+    def images(self, setup, backbone):
+        """Images (N, 3, 128, 128) in -1..1 of a SamplingSetup, one noise seed for each repeat."""
+        made = [make_latents(setup, backbone, self.cache, self.prompts, seed=seed)[0] for seed in range(self.repeats)]
         latents = denormalise(self.vae, torch.cat(made)[:, :, 0])
         return torch.cat([decode(self.vae, part).clamp(-1, 1) for part in latents.split(24)])
 
     def score(self, images):
         """All figures of one set of images, in the order of the prompts, as a dict of floats."""
-        verdict, truth = judge_images(self.judge, images), self.truth
-        right = {kind: (verdict.labels[kind] == truth[kind]).float() for kind in truth}
-        log_p = verdict.log_probabilities["concept"].gather(1, truth["concept"][:, None])
+        prediction, truth = classify(self.classifier, images), self.truth
+        right = {kind: (prediction.labels[kind] == truth[kind]).float() for kind in truth}
+        log_p = prediction.log_probabilities["concept"].gather(1, truth["concept"][:, None])
         shares = [right["concept"][truth["concept"] == c].mean().item() for c in truth["concept"].unique()]
-        real = diversity(self.verdict.features, truth["concept"])
+        real = diversity(self.real.features, truth["concept"])
         return {
-            "fd": frechet_distance(verdict.features, self.verdict.features),
-            "kid": kernel_distance(verdict.features, self.verdict.features),
+            "fd": frechet_distance(prediction.features, self.real.features),
+            "kid": kernel_distance(prediction.features, self.real.features),
             "swd": sliced_wasserstein(images, self.reference, 5),
             **{kind: share.mean().item() for kind, share in right.items()},
             "worst_concept": min(shares),
             "doubt": -1000 * log_p.mean().item(),
-            "spread": diversity(verdict.features, truth["concept"]) / real,
+            "spread": diversity(prediction.features, truth["concept"]) / real,
         }
 
 
 def labels_of(prompts):
-    """The label numbers that the judge should give, by kind."""
+    """The label numbers that the classifier should give, by kind."""
     concepts, styles, backgrounds = zip(*(text.split() for text in prompts))
     return {
         "concept": torch.tensor([list(CONCEPTS).index(word) for word in concepts]),

@@ -26,7 +26,7 @@ def report(store, timing):
     """The tables with their titles, and how the rows were made. ``timing``: what was kept of ``--time``, or None."""
     tables = Tables(store, timing)
     parts = [f"{title}\n\n{text()}\n" for title, text in tables.all().items()]
-    parts.append(f"{len(PROMPTS) * REPEATS} images a row; {'; '.join(store.made()) or 'no row is there'}")
+    parts.append(f"{len(PROMPTS) * REPEATS} images a row; {'; '.join(store.provenance()) or 'no row is there'}")
     if timing:
         parts.append("ms: CPU time of an image on one thread, {cpu}, torch {torch}, {date}".format(**timing["made"]))
     return "\n".join(line.rstrip() for line in "\n".join(parts).splitlines())

@@ -17,7 +17,7 @@ import time
 import diffusers
 import torch
 
-from benchmarks.results import FOLDER, cpu_name, made, replace_block
+from benchmarks.results import FOLDER, cpu_name, provenance, replace_block
 from rmd_core.errors import RMDError
 from training.offload import ran_out_of_memory
 
@@ -113,7 +113,7 @@ def open_results(device):
     else:
         name, precision = torch.get_device_module(device).get_device_name(device), "bfloat16"
         path = FOLDER / f"speed_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
-    return Results.open(path, made(device=name, precision=precision, diffusers=diffusers.__version__))
+    return Results.open(path, provenance(device=name, precision=precision, diffusers=diffusers.__version__))
 
 
 def stored_results():

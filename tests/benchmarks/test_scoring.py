@@ -18,7 +18,7 @@ from benchmarks.quality.scoring import (
     violations,
 )
 from demo import files
-from demo.sampling import make_images, student_way
+from demo.sampling import make_images, student_setup
 from training.prompts import PromptCache
 
 FEW = [text for text in PROMPTS if text.endswith(("on-blue", "on-pink"))]
@@ -66,11 +66,11 @@ def test_wrong_prompts_shift_by_a_concept():
 def test_images_are_those_of_the_demo(scorer):
     """The scorer decodes single frames by a shortcut; the demo's own path gives the same images."""
     backbone = rows.backbone()
-    way = student_way("student", files.STUDENT, backbone)
+    setup = student_setup("student", files.STUDENT, backbone)
     few = Scorer.__new__(Scorer)
     few.__dict__ = scorer.__dict__ | {"prompts": FEW[:4]}
-    slow, _ = make_images(way, backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS), FEW[:4], seed=0)
-    assert torch.allclose(few.images(way, backbone), slow, atol=1e-4)
+    slow, _ = make_images(setup, backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS), FEW[:4], seed=0)
+    assert torch.allclose(few.images(setup, backbone), slow, atol=1e-4)
 
 
 def test_a_cascade_row_makes_images_of_every_prompt(scorer):

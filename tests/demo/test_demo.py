@@ -1,13 +1,13 @@
-"""The demo's shipped world: drawings, prompts, teacher, student, judge, and the image it makes."""
+"""The demo's shipped world: drawings, prompts, teacher, student, classifier, and the image it makes."""
 
 import pytest
 import torch
 
 from demo import files
+from demo.classifier import classify, load_classifier
 from demo.comparison import comparison_image, table
-from demo.judge import judge_images, load_judge
 from demo.make.vae import encode_images
-from demo.sampling import Way, make_images, single_resolution, student_way
+from demo.sampling import SamplingSetup, make_images, single_resolution, student_setup
 from demo.world import (
     BACKGROUNDS,
     CONCEPTS,
@@ -35,13 +35,13 @@ PROMPTS = [prompt(c, TEACHER_STYLES[i % 2], list(BACKGROUNDS)[i % 6]) for i, c i
 @pytest.fixture(scope="module")
 def world():
     backbone = make_backbone("wan", shift=read_recipe(files.STUDENT).curve.shift)
-    return backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS, encoder=ENCODER), load_judge()
+    return backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS, encoder=ENCODER), load_classifier()
 
 
-def named_right(judge, images):
+def named_right(classifier, images):
     concepts = list(CONCEPTS)
     truth = torch.tensor([concepts.index(text.split()[0]) for text in PROMPTS])
-    return (judge_images(judge, images).labels["concept"] == truth).float().mean().item()
+    return (classify(classifier, images).labels["concept"] == truth).float().mean().item()
 
 
 def cells(jitter):
@@ -92,29 +92,29 @@ def test_latents_of_the_teachers_images_have_unit_size(world):
 
 
 def test_the_shipped_student_says_how_it_samples_and_draws_what_it_is_asked_for(world):
-    backbone, vae, cache, judge = world
-    way = student_way("student", files.STUDENT, backbone)
-    assert (way.sides, way.calls, way.units) == ("2 x 64 px, 2 x 128 px", 4, 2.5)
-    images, _ = make_images(way, backbone, vae, cache, PROMPTS, seed=0)
+    backbone, vae, cache, classifier = world
+    setup = student_setup("student", files.STUDENT, backbone)
+    assert (setup.sides, setup.calls, setup.units) == ("2 x 64 px, 2 x 128 px", 4, 2.5)
+    images, _ = make_images(setup, backbone, vae, cache, PROMPTS, seed=0)
     assert images.shape == (len(PROMPTS), 3, 128, 128)
-    assert named_right(judge, images) >= 0.9
+    assert named_right(classifier, images) >= 0.9
 
 
 def test_the_teacher_draws_what_it_is_asked_for(world):
-    backbone, vae, cache, judge = world
+    backbone, vae, cache, classifier = world
     teacher = backbone.load(files.TEACHER, dtype=torch.float32)
     plan = single_resolution(backbone.curve, 10, (16, 16))
-    way = Way(title="", network=teacher, plan=plan, boundary=Boundary(), eta=1.0, guidance=2.0)
-    assert way.calls == 20
-    images, _ = make_images(way, backbone, vae, cache, PROMPTS, seed=0)
-    assert named_right(judge, images) >= 0.9
+    setup = SamplingSetup(title="", network=teacher, plan=plan, boundary=Boundary(), eta=1.0, guidance=2.0)
+    assert setup.calls == 20
+    images, _ = make_images(setup, backbone, vae, cache, PROMPTS, seed=0)
+    assert named_right(classifier, images) >= 0.9
 
 
 def test_an_image_does_not_depend_on_its_batch(world):
     backbone, vae, cache, _ = world
-    way = student_way("student", files.STUDENT, backbone)
-    whole, _ = make_images(way, backbone, vae, cache, PROMPTS[:3], seed=5)
-    parts, _ = make_images(way, backbone, vae, cache, PROMPTS[:3], seed=5, batch=1)
+    setup = student_setup("student", files.STUDENT, backbone)
+    whole, _ = make_images(setup, backbone, vae, cache, PROMPTS[:3], seed=5)
+    parts, _ = make_images(setup, backbone, vae, cache, PROMPTS[:3], seed=5, batch=1)
     assert torch.allclose(whole, parts, atol=1e-3)
 
 

@@ -12,7 +12,7 @@ import torch
 from comfy_prompts import complaints, missing_files
 from comfy_server import Refused
 from demo import files
-from demo.judge import judge_images, load_judge
+from demo.classifier import classify, load_classifier
 from demo.sampling import make_images, student_way
 from demo.world import CONCEPTS, ENCODER
 from rmd_core.recipe import read_recipe
@@ -154,7 +154,7 @@ def test_the_demos_picture_is_the_one_that_the_trainers_code_makes(demo):
 def test_the_judge_names_what_the_demo_drew(demo):
     prompt, _, pictures = demo
     text = prompt[the(prompt, "RMD_LoadPromptEmbeddings")]["inputs"]["prompt"]
-    label = judge_images(load_judge(), pictures * 2 - 1).labels["concept"].item()
+    label = classify(load_classifier(), pictures * 2 - 1).labels["concept"].item()
     assert list(CONCEPTS)[label] == text.split()[0]
 
 

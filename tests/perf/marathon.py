@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import FOLDER, cpu_name, made, write_results
+from benchmarks.results import FOLDER, cpu_name, provenance, write_results
 from comfy_server import ComfyServer
 from comfyui_checkout import find_comfyui
 from demo.comparison import table
@@ -185,7 +185,7 @@ def main():
             marathon = Marathon(server, seed=arguments.seed)
             marathon.make_references()
             report = marathon.run(arguments.prompts)
-    here = made(comfyui=version, cpu=cpu_name(), seed=arguments.seed)
+    here = provenance(comfyui=version, cpu=cpu_name(), seed=arguments.seed)
     write_results(RESULTS, {"made": here, "report": asdict(report)})
     print(table(["", ""], rows(report)))
     sys.exit(0 if report.fine else 1)

@@ -25,7 +25,7 @@ from PIL import ImageOps
 import cascade_rig
 import comfy_models
 import comfy_pack
-from benchmarks.results import FOLDER, cpu_name, made, quartiles, write_results
+from benchmarks.results import FOLDER, cpu_name, provenance, quartiles, write_results
 from comfyui_checkout import find_comfyui
 from demo.comparison import table
 
@@ -188,7 +188,7 @@ def main():
                 f"{outside['core_ms']:.1f}",
             ]
         )
-    here = made(comfyui=version, pairs=pairs, cpu=cpu_name(), threads=torch.get_num_threads())
+    here = provenance(comfyui=version, pairs=pairs, cpu=cpu_name(), threads=torch.get_num_threads())
     write_results(RESULTS, {"made": here, "rows": rows})
     print(table(["", "RMD ms", "core ms", "ratio", "quartiles", "CPU ratio", "outside RMD", "core"], shown))
 

@@ -395,7 +395,7 @@ def test_autoencoder_file_decodes_like_the_model(tmp_path):
 
 def test_a_transformer_is_no_autoencoder(tmp_path):
     WanBackbone().export(tiny_wan(), tmp_path / "m.safetensors")
-    with pytest.raises(RMDError, match="no AutoencoderKLWan"):
+    with pytest.raises(RMDError, match="not a AutoencoderKLWan"):
         WanBackbone().load_vae(tmp_path / "m.safetensors")
 
 

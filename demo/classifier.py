@@ -1,4 +1,4 @@
-"""The judge: a small classifier of the demo world whose features and labels score images."""
+"""A small classifier of the demo world whose features and labels score images."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ WIDTHS = (16, 32, 64, 64, 64)
 HEADS = {"concept": len(CONCEPTS), "style": len(SEEN_STYLES), "background": len(BACKGROUNDS)}
 
 
-class Judge(Module):
+class Classifier(Module):
     """Strided convolutions to 64 pooled features, then one linear head for each kind of label."""
 
     def __init__(self):
@@ -36,8 +36,8 @@ class Judge(Module):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge says of a batch: features (B, 64) in float64, and log-probabilities (B, names) of each kind."""
+class Prediction:
+    """The features (B, 64) of a batch in float64, and log-probabilities (B, names) of each kind of label."""
 
     features: torch.Tensor
     log_probabilities: dict
@@ -48,15 +48,16 @@ class Verdict:
         return {name: rows.argmax(1) for name, rows in self.log_probabilities.items()}
 
 
-def load_judge(path=files.JUDGE):
-    """The shipped judge in eval mode."""
-    judge = Judge()
-    judge.load_state_dict({key: value.float() for key, value in read_tensors(path)[0].items()}, strict=False)
-    return judge.eval()
+def load_classifier(path=files.CLASSIFIER):
+    """The shipped classifier in eval mode."""
+    classifier = Classifier()
+    classifier.load_state_dict({key: value.float() for key, value in read_tensors(path)[0].items()}, strict=False)
+    return classifier.eval()
 
 
 @torch.no_grad()
-def judge_images(judge, images):
-    """The Verdict on images (B, 3, 128, 128) in -1..1."""
-    features = torch.cat([judge.features(part) for part in images.split(64)])
-    return Verdict(features.double(), {name: head(features).log_softmax(1) for name, head in judge.heads.items()})
+def classify(classifier, images):
+    """The Prediction on images (B, 3, 128, 128) in -1..1."""
+    features = torch.cat([classifier.features(part) for part in images.split(64)])
+    log_probabilities = {name: head(features).log_softmax(1) for name, head in classifier.heads.items()}
+    return Prediction(features.double(), log_probabilities)

@@ -1,6 +1,6 @@
-"""Train the judge on drawings of four styles, plain and through the autoencoder.
+"""Train the classifier on drawings of four styles, plain and through the autoencoder.
 
-OMP_NUM_THREADS=1 python -m demo.make.judge --cpu-minutes 3
+OMP_NUM_THREADS=1 python -m demo.make.classifier --cpu-minutes 3
 """
 
 import argparse
@@ -14,7 +14,7 @@ from rmd_core.files import save_safetensors
 from training.backbones.wan import WanBackbone
 
 from .. import files
-from ..judge import Judge
+from ..classifier import Classifier
 from ..world import CONCEPTS, HELD_OUT_STYLES, SEEN_STYLES, Drawings
 from .vae import encode_images
 
@@ -23,7 +23,7 @@ RATE = 3e-3
 
 
 def labels(drawings, index, background):
-    """Label numbers of a batch, as the judge's heads count them."""
+    """Label numbers of a batch, as the classifier's heads count them."""
     concepts = torch.tensor([list(CONCEPTS).index(c) for c in drawings.concepts])
     styles = torch.tensor([SEEN_STYLES.index(s) if s in SEEN_STYLES else -1 for s in drawings.styles])
     return {"concept": concepts[index], "style": styles[index], "background": background}
@@ -36,12 +36,12 @@ def through(vae, images):
 
 
 @torch.no_grad()
-def accuracy(judge, drawings, vae=None):
+def accuracy(classifier, drawings, vae=None):
     """Shares of held-out jitters that are named right, by kind of label."""
     images, index, background = drawings.sample(288, torch.Generator().manual_seed(9), side=128, held_out=True)
     if vae is not None:
         images = torch.cat([through(vae, part) for part in images.split(32)])
-    answers, truth = judge.eval()(images), labels(drawings, index, background)
+    answers, truth = classifier.eval()(images), labels(drawings, index, background)
     return {kind: round((answers[kind].argmax(1) == truth[kind]).float().mean().item(), 3) for kind in answers}
 
 
@@ -52,31 +52,32 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(21)
-    drawings, vae, judge = Drawings(SEEN_STYLES), WanBackbone().load_vae(files.VAE), Judge()
+    drawings, vae, classifier = Drawings(SEEN_STYLES), WanBackbone().load_vae(files.VAE), Classifier()
     images, index, background = drawings.sample(POOL, generator, side=128)
     images[::4] = torch.cat([through(vae, part) for part in images[::4].split(32)])
     truth = labels(drawings, index, background)
-    optimiser = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.02)
+    optimiser = torch.optim.AdamW(classifier.parameters(), RATE, weight_decay=0.02)
     began, step = time.process_time(), 0
     while (share := (time.process_time() - began) / (60 * args.cpu_minutes)) < 1:
-        judge.train()
+        classifier.train()
         optimiser.param_groups[0]["lr"] = RATE * (1 - share)
         rows = torch.randint(POOL, (48,), generator=generator)
-        answers = judge(images[rows])
+        answers = classifier(images[rows])
         loss = sum(F.cross_entropy(answers[kind], truth[kind][rows], label_smoothing=0.05) for kind in answers)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         step += 1
-    save_safetensors(files.JUDGE, {key: value for key, value in judge.state_dict().items() if "tracked" not in key})
+    weights = {key: value for key, value in classifier.state_dict().items() if "tracked" not in key}
+    save_safetensors(files.CLASSIFIER, weights)
     print(
         json.dumps(
             dict(
                 steps=step,
                 loss=round(loss.item(), 4),
-                held_out_jitters=accuracy(judge, drawings),
-                held_out_jitters_through_autoencoder=accuracy(judge, drawings, vae),
-                held_out_drawings=accuracy(judge, Drawings(HELD_OUT_STYLES)),
+                held_out_jitters=accuracy(classifier, drawings),
+                held_out_jitters_through_autoencoder=accuracy(classifier, drawings, vae),
+                held_out_drawings=accuracy(classifier, Drawings(HELD_OUT_STYLES)),
             ),
             indent=1,
         )
