@@ -96,13 +96,14 @@ def _run(arguments, config, processes, stack):
     from training.memory import dry_run_report
     from training.parallel import ProcessLost
     from training.run import RunLock, check_folder, claim_folder, data_digests, known_commits
-    from training.setup import prepare
+    from training.setup import outline_run, prepare
 
     try:
         processes.check_same(config)
         config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
-        shards = processes.count if processes.sharded else 1
-        planned = memory = None
+        with processes.together():
+            outline = outline_run(config, shards=processes.count if processes.sharded else 1)
+        planned = None
         if config.prompts.encode_from is not None:
             from training.encode_prompts import make_cache, planned_cache  # text encoders take seconds to import
 
@@ -110,9 +111,9 @@ def _run(arguments, config, processes, stack):
                 with processes.together():
                     planned = planned_cache(config)
             else:
-                memory = processes.first_alone(make_cache(config, device=processes.device, spread=shards))
+                processes.first_alone(make_cache(config, device=processes.device))
         with processes.together():
-            setup = prepare(config, spread=shards, planned=planned, memory=memory)
+            setup = prepare(outline, planned=planned)
         if arguments.dry_run:
             if processes.main:
                 print(dry_run_report(setup, processes=processes.count))

@@ -23,10 +23,8 @@ from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, shown
 
 from .backbones import make_backbone
 from .hub import ENCODERS, fetched, fetching, located
-from .memory import tell_memory
 from .offload import ran_out_of_memory
 from .prompts import CacheFolder, open_cache, read_prompts
-from .setup import outline_run
 from .text_encoders import Encoded, TextEncoders
 
 log = logging.getLogger(__name__)
@@ -181,23 +179,19 @@ class CacheToBe:
     texts: tuple
 
 
-def make_cache(config, *, device, spread=1):
+def make_cache(config, *, device):
     """Encode what ``prompts.cache`` lacks with the text encoders of ``prompts.encode_from``, as a generator.
 
     That is, of the prompts of ``prompts.file``, the validation prompts and the null prompt; where none is missing, the
     encoders are not looked at. A step is a file of prompts, or the download of the encoders; what an interrupted run
     has encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder
-    without encoders, encoders that did not make the cache or are not ``prompts.encoder``, and whatever else is wrong
-    with the configuration and is known by then. The memory that the training will need is logged before the encoders
-    load; its Memory is what the generator returns, or None where nothing is missing. ``spread``: as in ``prepare``.
+    without encoders, and encoders that did not make the cache or are not ``prompts.encoder``.
     """
     texts, missing = _prompts_of(config)
     if not missing:
         return
     settings, folder = config.prompts, config.prompts.encode_from
     CacheFolder(settings.cache)
-    backbone, _, _, outline = outline_run(config)
-    memory = tell_memory(config, backbone, outline, spread=spread)
     yield from fetching(folder, ENCODERS)
     encoders = TextEncoders(located(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity
@@ -207,7 +201,6 @@ def make_cache(config, *, device, spread=1):
         )
     log.info("%s lacks %d prompts, which are encoded now by %s", settings.cache, len(missing), folder)
     yield from encoding(encoders, texts, settings.cache, negative=settings.negative)
-    return memory
 
 
 def planned_cache(config):

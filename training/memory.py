@@ -18,7 +18,7 @@ from rmd_core.errors import RMDError
 from .lora import adapted_layers
 from .networks import state_sizes
 from .offload import page_locked
-from .plans import check_spread
+from .parallel import check_sharding
 from .quantised import has_bitsandbytes, is_quantised, packed_bytes, quantisable_layers
 
 log = logging.getLogger(__name__)
@@ -67,19 +67,6 @@ def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, accumula
     return UpdateCost(
         trajectory=to_step * (own_trajectory + 1),
         student=at_step * (own_forward + gradient),
-        fake=gradient * fake_steps,
-        judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
-    )
-
-
-def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
-    """The same for the plain loop: the whole cascade every time, and a student forward in each phase."""
-    per_stage = [relative_cost(stage.height, stage.width) for stage in plan.stages]
-    gradient = CHECKPOINTED if checkpointing else GRADIENT
-    at_step = sum(per_stage) / len(per_stage)
-    return UpdateCost(
-        trajectory=plan.cost(relative_cost) * fake_steps,
-        student=at_step * (fake_steps + gradient),
         fake=gradient * fake_steps,
         judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
     )
@@ -193,7 +180,7 @@ def advice(config, available, backbone, outline, *, spread=1):
         changed = config.model_copy(update={section: part.model_copy(update=new)}).resolved()
         try:
             if spread > 1:
-                check_spread(changed)
+                check_sharding(changed)
         except RMDError:
             continue
         smaller = count_memory(changed, backbone, outline, spread=spread)
@@ -271,7 +258,6 @@ def dry_run_report(setup, *, processes=1):
     common = {"cfg": config.loss.cfg, "fake_steps": train.fake_steps}
     common["checkpointing"] = config.backbone.gradient_checkpointing
     ours = update_cost(setup.plan, relative, shared=train.share_forward, accumulation=train.accumulation, **common)
-    plain = plain_cost(setup.plan, relative, **common)
     factors = [train.batch, train.accumulation, *([processes] if processes > 1 else [])]
     batch = train.batch * train.accumulation * processes
     flops = ours.total * final * batch
@@ -299,7 +285,6 @@ def dry_run_report(setup, *, processes=1):
             f"cost        {ours.total:.2f} forwards at {height}x{width} a sample and update: trajectory "
             f"{ours.trajectory:.2f}, student {ours.student:.2f}, fake score {ours.fake:.2f}, "
             f"teacher and fake score for the student {ours.judges:.2f}",
-            f"            ({plain.total:.2f} with whole trajectories and separate student forwards)",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
             f"sampling    {setup.plan.cost(relative):.2f} forwards an image",
             *(f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)),

@@ -16,6 +16,9 @@ from torch import distributed
 
 from rmd_core.errors import RMDError, one_line
 
+from .quantised import is_quantised
+
+END = object()  # of a generator
 TIMEOUT = timedelta(minutes=30)  # how long processes wait for one that lives but does not come
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -95,19 +98,14 @@ class Processes:
     def first_alone(self, steps, *, each_machine=False):
         """Process 0 goes through ``steps``, a generator, while the others wait; a step may take up to TIMEOUT.
 
-        ``each_machine``: the first process of each machine goes through its own. Returns what ``steps`` returns, None
-        in the processes that wait.
+        ``each_machine``: the first process of each machine goes through its own.
         """
-        over, result = not (self.accelerator.is_local_main_process if each_machine else self.main), None
+        over = not (self.accelerator.is_local_main_process if each_machine else self.main)
         while True:
             with self.together():
-                if not over:
-                    try:
-                        next(steps)
-                    except StopIteration as end:
-                        over, result = True, end.value
+                over = over or next(steps, END) is END
             if all(self.gather(over)):
-                return result
+                return
 
     def gather(self, value):
         """The values of all processes, of any simple type, as a list in the order of the processes."""
@@ -187,6 +185,19 @@ def _buckets(gradients):
         size += gradient.numel()
     if bucket:
         yield bucket
+
+
+def check_sharding(config):
+    """Raise RMDError for what networks that are sharded over processes (FSDP2) do not allow for."""
+    whole = config.model.mode == "three networks"
+    refused = {
+        f"model.base_dtype: {config.model.base_dtype}": is_quantised(config.model.base_dtype),
+        "optimiser.kind: adamw8bit with three networks": whole and config.optimiser.kind == "adamw8bit",
+        "train.offload: waiting with three networks": whole and config.train.offload == "waiting",
+    }
+    for setting, chosen in refused.items():
+        if chosen:
+            raise RMDError(f"{setting} does not work with networks spread over processes; launch without FSDP")
 
 
 def shard(network, processes, *, whole=()):

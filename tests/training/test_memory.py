@@ -11,7 +11,7 @@ from launched import finished, start
 from training import memory
 from training.backbones.wan import save_wan_transformer
 from training.config import load_config
-from training.memory import advice, count_memory, plain_cost, tell_memory, update_cost
+from training.memory import advice, count_memory, tell_memory, update_cost
 from training.offload import ran_out_of_memory
 from training.parallel import Processes
 from training.quantised import has_bitsandbytes, quantised_layers
@@ -191,25 +191,18 @@ class Stages:
     def __init__(self, *pairs):
         self.stages = [type("S", (), {"height": size, "width": size, "sigmas": (0,) * steps}) for size, steps in pairs]
 
-    def cost(self, relative_cost):
-        return sum(relative_cost(stage.height, stage.width) * len(stage.sigmas) for stage in self.stages)
-
 
 @pytest.mark.parametrize(
-    ("plan", "low", "plain", "separate", "ours"),
-    [
-        (Stages((60, 3), (90, 3)), 0.257, 13.9, 12.2, 10.5),
-        (Stages((64, 2), (128, 2)), 0.235, 12.6, 11.2, 10.0),
-    ],
+    ("plan", "low", "separate", "ours"),
+    [(Stages((60, 3), (90, 3)), 0.257, 12.2, 10.5), (Stages((64, 2), (128, 2)), 0.235, 11.2, 10.0)],
 )
-def test_costs_are_those_of_the_method_page(plan, low, plain, separate, ours):
-    """13.9 and 12.6 forwards are the authors' loop with recomputed activations (docs/method.md, cost of one update)."""
+def test_costs_are_those_of_the_method_page(plan, low, separate, ours):
+    """With recomputed activations (docs/method.md, cost of one update)."""
     final = plan.stages[-1].height
 
     def relative(height, width):
         return 1.0 if height == final else low
 
-    assert plain_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(plain, abs=0.05)
     apart = update_cost(plan, relative, cfg=5.0, checkpointing=True, shared=False)
     assert apart.total == pytest.approx(separate, abs=0.05)
     assert update_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(ours, abs=0.05)
