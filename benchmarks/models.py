@@ -134,7 +134,7 @@ def random_conditioning(backbone, network, *, tokens, batch, device, seed):
     """Conditioning of a batch: random embeddings, nothing masked."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    for name, blank in backbone.blank_conditioning(network, tokens, "cpu").items():
+    for name, blank in backbone.zero_conditioning(network, tokens, "cpu").items():
         shape = (batch, *blank.shape[1:])
         values = torch.ones(shape) if name == "mask" else torch.randn(shape, generator=generator)
         found[name] = values.to(device)

@@ -96,10 +96,10 @@ class SharedStart(SeededNoise):
         super().__init__(seed, items)
         self._final_hw = final_hw
 
-    def draw(self, shape, stage, purpose):
+    def sample(self, stage, purpose, shape):
         if purpose != "start" or tuple(shape[-2:]) == self._final_hw:
-            return super().draw(shape, stage, purpose)
-        final = super().draw((*shape[:-2], *self._final_hw), stage, purpose)
+            return super().sample(stage, purpose, shape)
+        final = super().sample(stage, purpose, (*shape[:-2], *self._final_hw))
         rows, columns = (orthonormal_rows(low, high) for low, high in zip(shape[-2:], self._final_hw))
         return (rows @ final.double() @ columns.T).float()
 
@@ -144,10 +144,9 @@ def estimates(shipped):
 
     def denoise(x, step):
         sigma = torch.full((len(x),), step.sigma, dtype=torch.float64)
-        return estimate_x0_eps(backbone, way.network, x, sigma, conditioning, curve=way.plan.curve)
-
-    def keep(stage, index, x0):
-        found.append((way.plan.steps[index], to_pixels(backbone.decode(shipped.vae, x0))))
+        x0, eps = estimate_x0_eps(backbone, way.network, x, sigma, conditioning, curve=way.plan.curve)
+        found.append((step, to_pixels(backbone.decode(shipped.vae, x0))))
+        return x0, eps
 
     run_cascade(
         way.plan,
@@ -155,7 +154,6 @@ def estimates(shipped):
         shape=backbone.latent_shape(len(ROWS), 1),
         noise=SeededNoise(3),
         boundary=way.boundary,
-        on_step=keep,
     )
     return found
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from rmd_core.cascade import DenoiserRunner, trajectory
-from training.backbones.base import move
+from training.backbones.base import to_device
 from training.objective import estimate_x0_eps
 
 
@@ -25,7 +25,7 @@ class PlainLoop:
     def update(self, number):
         """One update, counted from 1: the losses of the fake score and of the student."""
         first, second = self.drawn(number)
-        conditioning = move(self.objective.embed(first.prompts), self.objective.device)
+        conditioning = to_device(self.objective.embed(first.prompts), self.objective.device)
         states = self.states(first, conditioning)
         losses = []
         for role, draw, phase in (("fake", first, self.fake_phase), ("student", second, self.student_phase)):

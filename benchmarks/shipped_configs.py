@@ -7,11 +7,10 @@ writes the table of docs/training-backbones.md.
 """
 
 import argparse
-from functools import cache
 
 from training.backbones import make_backbone
 from training.config import load_config
-from training.memory import gib, update_cost
+from training.memory import forward_costs, gib, update_cost
 from training.plans import build_plan
 
 from .models import outline
@@ -40,15 +39,10 @@ def row(name):
     _, kind, architecture = case.network()
     network, backbone = outline(kind, architecture), make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
-
-    @cache
-    def flops(height, width):
-        return backbone.flops(network, height, width, config.plan.frames, case.tokens)
-
-    final = flops(*plan.final_hw)
+    final, relative = forward_costs(backbone, network, plan, frames=config.plan.frames, tokens=case.tokens)
     cost = update_cost(
         plan,
-        lambda height, width: flops(height, width) / final,
+        relative,
         cfg=config.loss.cfg,
         fake_steps=config.train.fake_steps,
         shared=config.train.share_forward,

@@ -16,12 +16,11 @@ import gc
 import itertools
 import logging
 import statistics
-from functools import cache
 
 import torch
 
 from demo.comparison import table
-from training.memory import CHECKPOINTED, GRADIENT, UpdateCost, gib, update_cost
+from training.memory import CHECKPOINTED, GRADIENT, UpdateCost, forward_costs, gib, update_cost
 from training.offload import ran_out_of_memory
 
 from .plain_loop import PlainLoop
@@ -84,16 +83,9 @@ def timed(ways, count, *, warmup=1):
 def counted_ratio(trainer):
     """The ratio of the plain loop's cost to the trainer's in forwards."""
     setup, config = trainer.setup, trainer.config
-    frames, checkpointing = config.plan.frames, config.backbone.gradient_checkpointing is not False
-
-    @cache
-    def flops(height, width):
-        return setup.backbone.flops(setup.teacher, height, width, frames, setup.cache.tokens)
-
-    def relative(height, width):
-        return flops(height, width) / flops(*setup.plan.final_hw)
-
-    common = {"cfg": config.loss.cfg, "checkpointing": checkpointing}
+    frames, tokens = config.plan.frames, setup.cache.tokens
+    _, relative = forward_costs(setup.backbone, setup.teacher, setup.plan, frames=frames, tokens=tokens)
+    common = {"cfg": config.loss.cfg, "checkpointing": config.backbone.gradient_checkpointing is not False}
     ours = update_cost(setup.plan, relative, shared=config.train.share_forward, **common)
     return plain_cost(setup.plan, relative, **common).total / ours.total
 
@@ -104,7 +96,7 @@ def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
     gradient = CHECKPOINTED if checkpointing else GRADIENT
     at_step = sum(per_stage) / len(per_stage)
     return UpdateCost(
-        trajectory=plan.cost(relative_cost) * fake_steps,
+        trajectory=sum(plan.step_costs(relative_cost)) * fake_steps,
         student=at_step * (fake_steps + gradient),
         fake=gradient * fake_steps,
         judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,

@@ -83,7 +83,7 @@ class RandomPrompts:
         self.tokens = tokens
         self._tensors = {}
         generator = torch.Generator().manual_seed(0)
-        for name, blank in backbone.blank_conditioning(network, tokens, "cpu").items():
+        for name, blank in backbone.zero_conditioning(network, tokens, "cpu").items():
             shape = (len(PROMPTS) + 1, *blank.shape[1:])
             self._tensors[name] = torch.randn(shape, generator=generator)
 

@@ -128,7 +128,7 @@ class Drawings:
             source = F.avg_pool2d(source, SIDE // canvas)
         grid = F.affine_grid(theta, [len(index), 4, canvas, canvas], align_corners=False)
         drawn = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        image = drawn[:, :3] + (1 - drawn[:, 3:]) * self._background_rgb[background][:, :, None, None]
+        image = drawn[:, :3] + (1 - drawn[:, 3:]) * rearrange(self._background_rgb[background], "b c -> b c 1 1")
         image = F.interpolate(image, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
         return image * 2 - 1
 

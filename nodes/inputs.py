@@ -1,4 +1,4 @@
-"""What the nodes share: the types of our own, inputs that several nodes have, and the check of what links bring."""
+"""What the nodes share: the types of our own, inputs that several nodes have, and the check of values over links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..rmd_core.boundary import SWITCH_NOISES, UPSAMPLERS, Boundary
-from ..rmd_core.errors import RMDError
+from ..rmd_core.errors import RMDError, short_repr
 from ..rmd_core.recipe import Recipe
 from .bridge.plans import SamplingPlan
 from .bridge.sampling import StageOverride
@@ -28,23 +28,24 @@ Overrides = io.Custom("RMD_OVERRIDES")
 CATEGORY = "RMD"
 
 
-USUAL = Boundary()
+# Widgets and sockets that several nodes have
 
 
 def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
     """Widgets whose values are the arguments of `Boundary`, with its defaults; folded away where `advanced`."""
+    default = Boundary()
     return [
         io.Combo.Input(
             "upsampler",
             options=list(UPSAMPLERS),
-            default=USUAL.upsampler,
+            default=default.upsampler,
             advanced=advanced,
             tooltip="How the clean estimate is enlarged. A student wants the one it was trained with.",
         ),
         io.Combo.Input(
             "switch_noise",
             options=list(SWITCH_NOISES),
-            default=USUAL.switch_noise,
+            default=default.switch_noise,
             advanced=advanced,
             tooltip=(
                 "Noise at the larger size. exact: predicted and fresh noise, white at any ratio. "
@@ -53,7 +54,7 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
         ),
         io.Float.Input(
             "eta_switch",
-            default=USUAL.eta_switch,
+            default=default.eta_switch,
             min=0.0,
             max=1.0,
             step=0.05,
@@ -64,12 +65,12 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
 
 
 def seed_input(name: str, tooltip: str) -> io.Int.Input:
-    """The seed of a cascade, as core's sampler nodes ask for theirs."""
+    """The seed of a cascade, as core's sampler nodes have it."""
     return io.Int.Input(name, default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
 
 
-def size_inputs(picture: str, condition: str = "") -> list[io.Int.Input]:
-    """Width and height of a `picture` in pixels; `condition` is a sentence on when they count."""
+def size_inputs(subject: str, condition: str = "") -> list[io.Int.Input]:
+    """Width and height of a `subject` in pixels; `condition` is a sentence on when they count."""
     return [
         io.Int.Input(
             side,
@@ -77,7 +78,7 @@ def size_inputs(picture: str, condition: str = "") -> list[io.Int.Input]:
             min=16,
             max=16384,
             step=8,
-            tooltip=f"{side.capitalize()} of the {picture} in pixels.{condition}",
+            tooltip=f"{side.capitalize()} of the {subject} in pixels.{condition}",
         )
         for side in ("width", "height")
     ]
@@ -105,12 +106,15 @@ def stage_inputs() -> list[io.Input]:
     ]
 
 
+# The check of values over links
+
+
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
     """Decorate a node's `execute` (below `classmethod`): values over links are checked as ComfyUI checks widgets.
 
-    Numbers come as int and float within the limits of their widgets (not NaN), what is required is not None, and each
-    socket holds an object of its kind, with finite numbers in it. Inputs that the schema does not name pass as they
-    are. Raises RMDError that names the input.
+    Numbers are passed on as int and float within the limits of their widgets (not NaN), what is required is not None,
+    and each socket holds an object of its kind, with finite numbers in it. Inputs that the schema does not name pass
+    as they are. Raises RMDError that names the input.
     """
 
     @wraps(execute)
@@ -122,14 +126,17 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
 
 def _check_all(entries: list[Any], inputs: dict[str, Any], node: str) -> dict[str, Any]:
-    """A copy of the inputs with every one that has an entry checked; what is left out stays out."""
+    """A copy of the inputs with every one that has an entry checked."""
     result = dict(inputs)
     for entry in entries:
         value = inputs.get(entry.id)
         if value is not None:
             result[entry.id] = _check(entry, value, node)
+        elif isinstance(entry, io.DynamicCombo.Input):  # ComfyUI leaves out a choice that it does not know
+            choices = ", ".join(repr(option.key) for option in entry.options)
+            raise RMDError(f"{entry.id} is none of the choices of {node}; use {choices}")
         elif entry.id in inputs and not entry.optional:
-            raise RMDError(f"{entry.id} came to {node} as nothing at all; connect a node that gives one, or type it in")
+            raise RMDError(f"{entry.id} of {node} is empty; connect a node that gives one, or type it in")
     return result
 
 
@@ -168,8 +175,7 @@ def _shown(value: Any) -> str:
         return "a number of more than 60 digits"
     if value is not None and not isinstance(value, (str, bool, int, float)):
         return f"of type {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return short_repr(value)
 
 
 def _has(value: Any, *names: str) -> bool:

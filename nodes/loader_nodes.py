@@ -8,16 +8,16 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..rmd_core.errors import RMDError
-from ..rmd_core.prompt_cache import PromptCache, shown
-from ..rmd_core.recipe import Recipe, read_recipe
+from ..rmd_core.errors import RMDError, short_repr
+from ..rmd_core.prompt_cache import PromptCache
+from ..rmd_core.recipe import read_recipe
 from .bridge.plans import pixels
-from .bridge.student import WEIGHT_DTYPES, Findings, apply_lora, load_full
+from .bridge.student import WEIGHT_DTYPES, StudentChecks, apply_lora, load_full
 from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, safetensors_files
 from .inputs import CATEGORY, RecipeSocket, checked
 
 FULL, LORA = "full model", "LoRA"
-FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
+KIND_FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
 STUDENT_FILE = "A student's file, from models/diffusion_models or, a LoRA, models/loras; it carries the recipe."
 
 
@@ -74,36 +74,34 @@ class RMDLoadStudent(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, kind: dict[str, Any] | None = None, **_: Any) -> str:
         chosen = kind if isinstance(kind, dict) else {}
-        return fingerprint(FOLDERS.get(chosen.get("kind"), ""), chosen.get("student"))
+        return fingerprint(KIND_FOLDERS.get(chosen.get("kind"), ""), chosen.get("student"))
 
     @classmethod
     @checked
-    def execute(cls, kind: dict[str, Any] | None = None, **_left_over: Any) -> io.NodeOutput:
-        if kind is None:  # ComfyUI leaves out a dynamic choice that it does not know
-            raise RMDError(f"kind is none of the choices of RMD Load Student; set it to {FULL!r} or {LORA!r}")
+    def execute(cls, kind: dict[str, Any], **_left_over: Any) -> io.NodeOutput:
         chosen, student = kind["kind"], kind["student"]
-        path = find_file(FOLDERS[chosen], student)
+        path = find_file(KIND_FOLDERS[chosen], student)
         recipe = read_recipe(path)
         is_lora = recipe.adapter_alpha is not None
         if is_lora != (chosen == LORA):
-            kind, other = ("LoRA", LORA) if is_lora else ("full model", FULL)
+            own = LORA if is_lora else FULL
             raise RMDError(
-                f"{student} is a {kind} by its recipe; set kind to {other!r} and keep it in models/{FOLDERS[other]}"
+                f"{student} is a {own} by its recipe; set kind to {own!r} and keep it in models/{KIND_FOLDERS[own]}"
             )
-        found = Findings()
+        checks = StudentChecks(recipe, student)
         if chosen == FULL:
-            model = load_full(path, recipe, weight_dtype=kind["weight_dtype"], student=student, found=found)
+            model = load_full(path, checks, weight_dtype=kind["weight_dtype"])
             applied = FULL
         else:
             strength = kind["strength"]
-            model = apply_lora(kind["model"], path, recipe, strength=strength, student=student, found=found)
+            model = apply_lora(kind["model"], path, checks, strength=strength)
             applied = f"LoRA, alpha {recipe.adapter_alpha:g}, strength {strength:g}"
             applied += "" if strength == 1.0 else ": the student was trained at strength 1"
-        return io.NodeOutput(model, recipe, student_report(recipe, found, file=student, applied=applied))
+        return io.NodeOutput(model, recipe, student_report(checks, applied=applied))
 
 
 def _student_input(kind: str) -> io.Combo.Input:
-    return io.Combo.Input("student", options=safetensors_files(FOLDERS[kind]), tooltip=STUDENT_FILE)
+    return io.Combo.Input("student", options=safetensors_files(KIND_FOLDERS[kind]), tooltip=STUDENT_FILE)
 
 
 SIZE_CONDITIONING = {
@@ -113,12 +111,13 @@ SIZE_CONDITIONING = {
 }
 
 
-def student_report(recipe: Recipe, found: Findings, *, file: str, applied: str) -> str:
+def student_report(checks: StudentChecks, *, applied: str) -> str:
     """The recipe line by line, then what was checked and what could not be; `applied` says how it was loaded."""
+    recipe = checks.recipe
     used = [size for size, count in zip(recipe.stage_sizes(), recipe.split) if count]
     sizes = " to ".join(pixels(recipe.pixels_per_cell, size) for size in used)
     lines = [
-        f"student: {file} ({applied})",
+        f"student: {checks.student} ({applied})",
         f"base: {recipe.base_model} ({recipe.architecture}, predicts {recipe.prediction})",
         f"steps: {'+'.join(map(str, recipe.split))} at {sizes} px (width x height in training)",
         f"sigmas: {', '.join(f'{sigma:.6g}' for sigma in recipe.sigmas)} (as the first size names them)",
@@ -134,8 +133,8 @@ def student_report(recipe: Recipe, found: Findings, *, file: str, applied: str) 
     if recipe.thresholds is not None:
         levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
         lines.insert(4, f"thresholds: {levels} (logSNR)")
-    lines += [f"checked: {sentence}" for sentence in found.checked]
-    lines += [f"NOT checked: {sentence}" for sentence in found.unchecked]
+    lines += [f"checked: {sentence}" for sentence in checks.checked]
+    lines += [f"NOT checked: {sentence}" for sentence in checks.unchecked]
     return "\n".join(lines)
 
 
@@ -186,10 +185,14 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
                 raise RMDError(
                     f"{file} has no null prompt; choose one of its {len(cache.texts)} prompts or another file"
                 )
-            alike = ", ".join(map(shown, cache.closest(text)))
-            advice = f"the closest are {alike}" if alike else f"one is {shown(cache.texts[0])}"
+            if not cache.texts:
+                raise RMDError(
+                    f"{file} holds the null prompt alone, not {short_repr(text)}; leave the prompt empty, or add yours"
+                )
+            alike = ", ".join(map(short_repr, cache.closest(text)))
+            advice = f"the closest are {alike}" if alike else f"one is {short_repr(cache.texts[0])}"
             raise RMDError(
-                f"the prompt {shown(text)} is not among the {len(cache.texts)} of {file}; {advice}: "
+                f"the prompt {short_repr(text)} is not among the {len(cache.texts)} of {file}; {advice}: "
                 "use one of them word for word, or add yours to the cache"
             )
         # Without a pooled part it is None, as ComfyUI's own encoders of sequences alone (T5, UMT5) give it.

@@ -7,7 +7,6 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..rmd_core.errors import RMDError
 from ..rmd_core.presets import PRESETS
 from .bridge.latents import final_latent
 from .bridge.model import ModelView
@@ -16,17 +15,15 @@ from .bridge.plans import (
     MAPPINGS,
     PROFILE,
     RECIPE,
-    SOURCES,
     SPLIT,
     THRESHOLDS,
-    asked_thresholds,
     final_cells,
     last_steps,
     sampling_plan,
 )
-from .bridge.show import plan_picture, plan_table, step_costs
+from .bridge.show import plan_image, plan_table
 from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
-from .profiles import load_profiles
+from .profiles import load_profiles, profile_stamps
 
 
 def source_input() -> io.DynamicCombo.Input:
@@ -159,19 +156,23 @@ class RMDSchedule(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, source: dict[str, Any] | None = None, **_: Any) -> str:
+        """Text that changes when a file of profiles does, where the plan is made from a profile."""
+        from_profile = isinstance(source, dict) and source.get("source") == PROFILE
+        return "\n".join(f"{path} {time} {size}" for path, time, size in profile_stamps()) if from_profile else ""
+
+    @classmethod
     @checked
     def execute(
         cls,
         model: Any,
         width: int,
         height: int,
-        source: dict[str, Any] | None = None,
+        source: dict[str, Any],
         denoise: float = 1.0,
         latent: dict[str, Any] | None = None,
         **_left_over: Any,  # links of a choice that is no longer taken
     ) -> io.NodeOutput:
-        if source is None:  # ComfyUI leaves out a dynamic choice that it does not know
-            raise RMDError(f"source is none of the choices of RMD Schedule; use {', '.join(SOURCES)}")
         view = ModelView.of(model)
         frames = 1
         if latent is None:
@@ -182,15 +183,15 @@ class RMDSchedule(io.ComfyNode):
         plan = last_steps(sampling_plan(view, final_hw, source), denoise)
         if latent is None and view.dimensions == 3:
             plan = replace(plan, notes=(*plan.notes, ONE_FRAME))
-        costs = step_costs(plan, lambda height, width: view.relative_cost(height, width, frames))
-        picture = plan_picture(plan, costs, asked_thresholds(source))
+        costs = plan.stage_plan.step_costs(lambda height, width: view.relative_cost(height, width, frames))
+        image = plan_image(plan, costs)
         result_height, result_width = plan.final_px
         return io.NodeOutput(
             plan,
             plan_table(plan, costs),
-            picture,
+            image,
             plan.cfg,
             result_width,
             result_height,
-            ui=ui.PreviewImage(picture, cls=cls),
+            ui=ui.PreviewImage(image, cls=cls),
         )

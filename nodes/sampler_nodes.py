@@ -11,8 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
-from ..rmd_core.errors import RMDError
-from .bridge.sampling import CascadeGuider, StageOverride, check_no_negative, rmd_step_sampler, sample_cascade
+from .bridge.sampling import CascadeGuider, StageOverride, rmd_step_sampler, sample_cascade
 from .inputs import CATEGORY, Overrides, Plan, boundary_inputs, checked, latent_image_input, seed_input, stage_inputs
 
 
@@ -59,13 +58,11 @@ class RMDSampler(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model, positive, latent_image, plan, seed, cfg, negative=None) -> io.NodeOutput:
-        if negative is None:
-            check_no_negative(cfg)
         guider = comfy.samplers.CFGGuider(model)
         prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         guider.inner_set_conds(prompts)
         guider.set_cfg(cfg)
-        callback = latent_preview.prepare_callback(model, len(plan.stages.steps))
+        callback = latent_preview.prepare_callback(model, len(plan.stage_plan.steps))
         result = sample_cascade(
             plan, latent_image, guider=guider, sampler=rmd_step_sampler(plan.eta), seed=seed, callback=callback
         )
@@ -109,7 +106,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, guider, sampler, plan, latent_image, noise_seed, later_guider=None, overrides=()) -> io.NodeOutput:
-        callback = latent_preview.prepare_callback(guider.model_patcher, len(plan.stages.steps))
+        callback = latent_preview.prepare_callback(guider.model_patcher, len(plan.stage_plan.steps))
         result = sample_cascade(
             plan,
             latent_image,
@@ -154,7 +151,7 @@ class RMDGuider(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, guider, plan, later_guider=None, overrides=()) -> io.NodeOutput:
-        levels = [sigma for stage in plan.stages.stages for sigma in plan.sigmas(stage)[:-1]]
+        levels = [sigma for stage in plan.stage_plan.stages for sigma in plan.sigmas(stage)[:-1]]
         cascade = CascadeGuider(guider, plan, later_guider=later_guider, overrides=overrides or ())
         return io.NodeOutput(cascade, torch.tensor([*levels, 0.0], dtype=torch.float32))
 
@@ -228,9 +225,7 @@ class RMDStageOverride(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, stage, boundary=None, guider=None, sampler=None, overrides=(), **_left_over) -> io.NodeOutput:
-        if boundary is None:  # ComfyUI leaves out a dynamic choice that it does not know
-            raise RMDError(f"boundary is none of the choices of RMD Stage Override; use {AS_PLANNED!r} or {OWN!r}")
+    def execute(cls, stage, boundary, guider=None, sampler=None, overrides=(), **_left_over) -> io.NodeOutput:
         rule = None
         if boundary["boundary"] == OWN:
             rule = Boundary(boundary["upsampler"], boundary["switch_noise"], boundary["eta_switch"])

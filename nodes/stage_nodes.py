@@ -48,8 +48,8 @@ class RMDStageSigmas(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, plan: SamplingPlan, stage: int) -> io.NodeOutput:
-        stages = plan.stages.stages
-        if not 1 <= stage <= len(stages):
+        stages = plan.stage_plan.stages
+        if stage > len(stages):
             known = ", ".join(f"{one.index + 1} ({pixels(plan.cell_px, one.size)} px)" for one in stages)
             raise RMDError(f"stage {stage} does not exist; this plan has {known}")
         chosen = stages[stage - 1]
@@ -154,9 +154,9 @@ class RMDStageUpscale(io.ComfyNode):
         boundary = Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary
         # A NOISE may serve several samplers, so the batch items are the LATENT's.
         seed = StageSeed(started.cascade, stage + 1, batch_items(output))
-        crossing = boundary.cross(x0, eps, size, seed.fresh)
-        samples = finished(model.model.process_latent_out(crossing.x0))
-        return io.NodeOutput({**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(crossing.noise.cpu(), seed))
+        switched = boundary.switch(x0, eps, size, seed.fresh)
+        samples = finished(model.model.process_latent_out(switched.x0))
+        return io.NodeOutput({**output, "samples": samples, STAGE: seed.stage}, SwitchNoise(switched.noise.cpu(), seed))
 
 
 class RMDNoise(io.ComfyNode):

@@ -1,6 +1,6 @@
 """The boundary between two stages: how a clean estimate and its noise reach a larger size.
 
-`Boundary.cross` is the whole of it: `upsample` for the estimate, `switch_noise` for the noise. `step_noise` is the
+`Boundary.switch` is the whole of it: `upsample` for the estimate, `Boundary.noise` for the noise. `step_noise` is the
 noise between the steps of one stage.
 """
 
@@ -13,86 +13,97 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import pack, unpack
 
-from .errors import RMDError
+from .errors import RMDError, short_repr
 from .noise import FreshNoise
-from .noising import widened
+from .noising import to_compute_dtype
 
 UPSAMPLERS = ("nearest", "bicubic", "bilinear", "area")
-
-_TORCH_MODES = {"bicubic": "bicubic", "nearest": "nearest-exact", "bilinear": "bilinear"}
-
-
-def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Tensor:
-    """Enlarge the last two axes of a latent to `size_hw`; time and every other axis stay as they are.
-
-    x is `(B, C, H, W)` or `(B, C, T, H, W)` of any floating dtype (half precisions are computed in float32 and cast
-    once at the end); the result has the same rank, dtype and device, and gradients flow through it. At equal size `x`
-    itself comes back. The kernels have torch's semantics: half-pixel centres, no antialias, bicubic a = -0.75. `area`
-    is exact fractional box averaging: each target cell is the mean of the source over the box it covers. It is chosen
-    over `interpolate(mode="area")`, which gives every source cell a box touches the same weight however thin the
-    sliver, because only the exact form keeps the mean of the image and shifts nothing; the two agree at whole
-    ratios (where both equal `nearest`) and at 2:3.
-
-    Raises RMDError for an unknown method, another rank, or a target smaller than the source in either axis.
-    Source: docs/method.md, the boundary operation.
-    """
-    if method not in UPSAMPLERS:
-        raise RMDError(f"upsampler {method!r} is unknown; use one of {', '.join(UPSAMPLERS)}")
-    height, width = check_enlargement(x, size_hw)
-    if x.shape[-2:] == (height, width):
-        return x
-    if method == "area":
-        return area_average(x, (height, width))
-    maps = rearrange(widened(x), "b ... h w -> b (...) h w")  # time shares the channel axis
-    align = None if method == "nearest" else False
-    enlarged = F.interpolate(maps, size=(height, width), mode=_TORCH_MODES[method], align_corners=align)
-    return enlarged.reshape(*x.shape[:-2], height, width).to(x.dtype)
-
-
-def area_average(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """The exact box average of a tensor `(..., H, W)` at another size, larger or smaller, in its dtype, on its device.
-
-    At equal size `x` itself comes back.
-    """
-    height, width = size_hw
-    if x.shape[-2:] == (height, width):
-        return x
-    working = widened(x)
-    rows, columns = box_average(x.shape[-2], height).to(working), box_average(x.shape[-1], width).to(working)
-    return (rows @ working @ columns.T).to(x.dtype)
-
-
-def check_enlargement(x: torch.Tensor, size_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return `size_hw` as two ints; RMDError unless x is 4-D or 5-D and neither axis gets smaller."""
-    if x.ndim not in (4, 5):
-        raise RMDError(f"a latent of shape {tuple(x.shape)} has {x.ndim} axes; use (B, C, H, W) or (B, C, T, H, W)")
-    height, width = (int(cells) for cells in size_hw)
-    if height < x.shape[-2] or width < x.shape[-1]:
-        raise RMDError(
-            f"cannot go from {x.shape[-2]}x{x.shape[-1]} to {height}x{width} cells: stages may only grow; "
-            "give each stage at least the height and width of the one before"
-        )
-    return height, width
-
-
-@lru_cache(maxsize=128)
-def box_average(n_source: int, n_target: int) -> torch.Tensor:
-    """Row-stochastic matrix (n_target, n_source), float64: each target cell averages the source over its own extent.
-
-    Works in both directions; entry [i, j] is the share of target box i, `[i, i+1) * n_source/n_target`, that lies in
-    source cell j. Integer arithmetic keeps the overlaps exact. The result is shared: treat it as read-only.
-    """
-    target = torch.arange(n_target, dtype=torch.int64).unsqueeze(1)
-    source = torch.arange(n_source, dtype=torch.int64).unsqueeze(0)
-    # In units of 1/n_target source cells, target box i is [i, i+1)*n_source and source cell j is [j, j+1)*n_target.
-    low = torch.maximum(target * n_source, source * n_target)
-    high = torch.minimum((target + 1) * n_source, (source + 1) * n_target)
-    return (high - low).clamp(min=0).double() / n_source
-
-
 SWITCH_NOISES = ("exact", "mix", "fresh")
+
+
+class SwitchResult(NamedTuple):
+    """The start of a larger size: the upsampled clean estimate `x0` and the `noise` to mix it with."""
+
+    x0: torch.Tensor
+    noise: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The rule at a switch, one object for the sampler, the losses and validation.
+
+    upsampler is one of `UPSAMPLERS`, switch_noise one of `SWITCH_NOISES`, eta_switch the share of predicted noise in
+    [0, 1]. Raises RMDError for anything else. Source: docs/method.md, the boundary operation.
+    """
+
+    upsampler: str = "nearest"
+    switch_noise: str = "exact"
+    eta_switch: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("upsampler", self.upsampler, UPSAMPLERS),
+            ("switch noise", self.switch_noise, SWITCH_NOISES),
+        ):
+            if value not in allowed:
+                raise RMDError(f"{name} {short_repr(value)} is unknown; use one of {', '.join(allowed)}")
+        object.__setattr__(self, "eta_switch", check_eta(self.eta_switch, "eta_switch"))
+
+    @property
+    def uses_prediction(self) -> bool:
+        """Whether any predicted noise is used; if not, a stage need not report its noise."""
+        return self.switch_noise != "fresh" and self.eta_switch > 0.0
+
+    def switch(
+        self, x0: torch.Tensor, eps: torch.Tensor | None, size_hw: tuple[int, int], fresh: FreshNoise
+    ) -> SwitchResult:
+        """Take a clean estimate and its predicted noise to `size_hw`; gradients flow through x0.
+
+        x0 and eps are `(B, C, h, w)` or `(B, C, T, h, w)`; eps may be None when `uses_prediction` is false. fresh as in
+        `noise`. Raises RMDError when eps is missing, or the target is smaller than x0 in either axis.
+        """
+        if eps is None and self.uses_prediction:
+            raise RMDError(
+                "the stage reported no predicted noise, which this boundary re-injects; "
+                "use a sampler that reports it, or set eta_switch to 0 or switch_noise to fresh"
+            )
+        noise = self.noise(x0.detach() if eps is None else eps, size_hw, fresh)
+        return SwitchResult(upsample(x0, size_hw, self.upsampler), noise)
+
+    def noise(self, eps: torch.Tensor, size_hw: tuple[int, int], fresh: FreshNoise) -> torch.Tensor:
+        """Noise for the first state at a larger size, from the noise predicted at the smaller one.
+
+        eps is `(B, C, H, W)` or `(B, C, T, H, W)`; the result has its dtype and device and the height and width of
+        `size_hw`. By `switch_noise`, with eta = eta_switch:
+
+        - `exact`: `Q^T (eta eps + sqrt(1-eta^2) zeta) + (I - Q^T Q) xi` with the orthonormal rows Q of
+          `orthonormal_rows` per axis. White for every ratio and every eta when eps is; reading it back with Q returns
+          what went in.
+        - `mix`: `eta upsample(eps) + sqrt(1-eta^2) xi`, the authors' interpolated noise, coloured for eta > 0.
+        - `fresh`: xi alone.
+
+        xi is `fresh("switch", shape at size_hw)` and zeta `fresh("switch-low", eps.shape)`; only what a rule uses is
+        asked for. eta 0 uses nothing of eps; eta 1 no zeta; at equal size Q is the identity, so xi drops out.
+
+        Raises RMDError for a target smaller than eps. Source: docs/method.md, the boundary operation.
+        """
+        rule, eta = self.switch_noise, self.eta_switch
+        height, width = check_enlargement(eps, size_hw)
+        high_shape = (*eps.shape[:-2], height, width)
+        working = to_compute_dtype(eps)
+        if rule == "exact":
+            zeta = None if eta == 1.0 else fresh("switch-low", tuple(eps.shape))
+            noise = step_noise(working, eta, zeta)
+            if eps.shape[-2:] != (height, width):
+                noise = embed_noise(noise, fresh("switch", high_shape))
+        elif rule == "fresh" or eta == 0.0:
+            noise = fresh("switch", high_shape).to(working)
+        else:
+            predicted = upsample(working, (height, width), self.upsampler)
+            noise = step_noise(predicted, eta, None if eta == 1.0 else fresh("switch", high_shape))
+        return noise.to(eps.dtype)
 
 
 def check_eta(eta: float, name: str = "eta") -> float:
@@ -114,47 +125,78 @@ def step_noise(eps: torch.Tensor, eta: float, fresh: torch.Tensor | None) -> tor
         return eps
     if fresh is None or fresh.shape != eps.shape:
         shape = None if fresh is None else tuple(fresh.shape)
-        raise RMDError(f"fresh noise is {shape} beside predicted noise {tuple(eps.shape)}; give it the same shape")
+        raise RMDError(f"fresh noise is {shape}, predicted noise {tuple(eps.shape)}; give it the same shape")
     fresh = fresh.to(eps)
     return fresh if eta == 0.0 else eta * eps + sqrt(1.0 - eta * eta) * fresh
 
 
-def switch_noise(
-    eps: torch.Tensor, size_hw: tuple[int, int], *, rule: str, eta: float, fresh: FreshNoise, upsampler: str
-) -> torch.Tensor:
-    """Noise for the first state at a larger size, from the noise predicted at the smaller one.
+_TORCH_MODES = {"bicubic": "bicubic", "nearest": "nearest-exact", "bilinear": "bilinear"}
 
-    eps is `(B, C, H, W)` or `(B, C, T, H, W)`; the result has its dtype and device and the height and width of
-    `size_hw`. Rules:
 
-    - `exact`: `Q^T (eta eps + sqrt(1-eta^2) zeta) + (I - Q^T Q) xi` with the orthonormal rows Q of `orthonormal_rows`
-      per axis. White for every ratio and every eta when eps is; reading it back with Q returns what went in.
-    - `mix`: `eta upsample(eps) + sqrt(1-eta^2) xi`, the authors' interpolated noise, coloured for eta > 0.
-    - `fresh`: xi alone.
+def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Tensor:
+    """Enlarge the last two axes of a latent to `size_hw`; time and every other axis stay as they are.
 
-    xi is `fresh("switch", shape at size_hw)` and zeta `fresh("switch-low", eps.shape)`; only what a rule uses is
-    asked for. eta 0 uses nothing of eps; eta 1 no zeta; at equal size Q is the identity, so xi drops out.
+    method is one of `UPSAMPLERS`. x is `(B, C, H, W)` or `(B, C, T, H, W)` of any floating dtype (half precisions are
+    computed in float32 and cast once at the end); the result has the same rank, dtype and device, and gradients flow
+    through it. At equal size `x` itself comes back. The kernels have torch's semantics: half-pixel centres, no
+    antialias, bicubic a = -0.75. `area` is exact fractional box averaging: each target cell is the mean of the source
+    over the box it covers. It is chosen over `interpolate(mode="area")`, which gives every source cell a box touches
+    the same weight however thin the sliver, because only the exact form keeps the mean of the image and shifts
+    nothing; the two agree at whole ratios (where both equal `nearest`) and at 2:3.
 
-    Raises RMDError for an unknown rule, eta outside [0, 1], or a target smaller than eps.
+    Raises RMDError for another rank, or a target smaller than the source in either axis.
     Source: docs/method.md, the boundary operation.
     """
-    eta = check_eta(eta)
-    if rule not in SWITCH_NOISES:
-        raise RMDError(f"switch noise {rule!r} is unknown; use one of {', '.join(SWITCH_NOISES)}")
-    height, width = check_enlargement(eps, size_hw)
-    high_shape = (*eps.shape[:-2], height, width)
-    working = widened(eps)
-    if rule == "exact":
-        zeta = None if eta == 1.0 else fresh("switch-low", tuple(eps.shape))
-        noise = step_noise(working, eta, zeta)
-        if eps.shape[-2:] != (height, width):
-            noise = embed_noise(noise, fresh("switch", high_shape))
-    elif rule == "fresh" or eta == 0.0:
-        noise = fresh("switch", high_shape).to(working)
-    else:
-        predicted = upsample(working, (height, width), upsampler)
-        noise = step_noise(predicted, eta, None if eta == 1.0 else fresh("switch", high_shape))
-    return noise.to(eps.dtype)
+    height, width = check_enlargement(x, size_hw)
+    if x.shape[-2:] == (height, width):
+        return x
+    if method == "area":
+        return area_average(x, (height, width))
+    maps, inner = pack([to_compute_dtype(x)], "b * h w")  # time shares the channel axis
+    align = None if method == "nearest" else False
+    enlarged = F.interpolate(maps, size=(height, width), mode=_TORCH_MODES[method], align_corners=align)
+    return unpack(enlarged, inner, "b * h w")[0].to(x.dtype)
+
+
+def check_enlargement(x: torch.Tensor, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return `size_hw` as two ints; RMDError unless x is 4-D or 5-D and neither axis gets smaller."""
+    if x.ndim not in (4, 5):
+        raise RMDError(f"a latent of shape {tuple(x.shape)} has {x.ndim} axes; use (B, C, H, W) or (B, C, T, H, W)")
+    height, width = (int(cells) for cells in size_hw)
+    if height < x.shape[-2] or width < x.shape[-1]:
+        raise RMDError(
+            f"cannot go from {x.shape[-2]}x{x.shape[-1]} to {height}x{width} cells: stages may only grow; "
+            "give each stage at least the height and width of the one before"
+        )
+    return height, width
+
+
+def area_average(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """The exact box average of a tensor `(..., H, W)` at another size, larger or smaller, in its dtype, on its device.
+
+    At equal size `x` itself comes back.
+    """
+    height, width = size_hw
+    if x.shape[-2:] == (height, width):
+        return x
+    working = to_compute_dtype(x)
+    rows, columns = box_average(x.shape[-2], height).to(working), box_average(x.shape[-1], width).to(working)
+    return (rows @ working @ columns.T).to(x.dtype)
+
+
+@lru_cache(maxsize=128)
+def box_average(n_source: int, n_target: int) -> torch.Tensor:
+    """Row-stochastic matrix (n_target, n_source), float64: each target cell averages the source over its own extent.
+
+    Works in both directions; entry [i, j] is the share of target box i, `[i, i+1) * n_source/n_target`, that lies in
+    source cell j. Integer arithmetic keeps the overlaps exact. The result is shared: treat it as read-only.
+    """
+    target = torch.arange(n_target, dtype=torch.int64).unsqueeze(1)
+    source = torch.arange(n_source, dtype=torch.int64).unsqueeze(0)
+    # In units of 1/n_target source cells, target box i is [i, i+1)*n_source and source cell j is [j, j+1)*n_target.
+    low = torch.maximum(target * n_source, source * n_target)
+    high = torch.minimum((target + 1) * n_source, (source + 1) * n_target)
+    return (high - low).clamp(min=0).double() / n_source
 
 
 def embed_noise(low: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
@@ -189,58 +231,3 @@ def orthonormal_rows(n_low: int, n_high: int) -> torch.Tensor:
     eigenvalues, vectors = torch.linalg.eigh(average @ average.T)
     inverse_root = vectors @ torch.diag(eigenvalues.rsqrt()) @ vectors.T
     return inverse_root @ average
-
-
-class Crossing(NamedTuple):
-    """What arrives at the larger size: the upsampled clean estimate `x0` and the `noise` to mix it with."""
-
-    x0: torch.Tensor
-    noise: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """The rule at a change of size, one object for the sampler, the losses and validation.
-
-    upsampler is one of `UPSAMPLERS`, switch_noise one of `SWITCH_NOISES`, eta_switch the share of predicted noise in
-    [0, 1]. Raises RMDError for anything else. Source: docs/method.md, the boundary operation.
-    """
-
-    upsampler: str = "nearest"
-    switch_noise: str = "exact"
-    eta_switch: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.upsampler not in UPSAMPLERS:
-            raise RMDError(f"upsampler {self.upsampler!r:.80} is unknown; use one of {', '.join(UPSAMPLERS)}")
-        if self.switch_noise not in SWITCH_NOISES:
-            raise RMDError(f"switch noise {self.switch_noise!r:.80} is unknown; use one of {', '.join(SWITCH_NOISES)}")
-        object.__setattr__(self, "eta_switch", check_eta(self.eta_switch, "eta_switch"))
-
-    @property
-    def uses_prediction(self) -> bool:
-        """Whether any predicted noise crosses; if not, a stage need not report its noise."""
-        return self.switch_noise != "fresh" and self.eta_switch > 0.0
-
-    def cross(
-        self, x0: torch.Tensor, eps: torch.Tensor | None, size_hw: tuple[int, int], fresh: FreshNoise
-    ) -> Crossing:
-        """Take a clean estimate and its predicted noise to `size_hw`; gradients flow through x0.
-
-        x0 and eps are `(B, C, h, w)` or `(B, C, T, h, w)`; eps may be None when `uses_prediction` is false. fresh as in
-        `switch_noise`. Raises RMDError when eps is missing, or the target is smaller than x0 in either axis.
-        """
-        if eps is None and self.uses_prediction:
-            raise RMDError(
-                "the stage reported no predicted noise, which this boundary re-injects; "
-                "use a sampler that reports it, or set eta_switch to 0 or switch_noise to fresh"
-            )
-        noise = switch_noise(
-            x0.detach() if eps is None else eps,
-            size_hw,
-            rule=self.switch_noise,
-            eta=self.eta_switch,
-            fresh=fresh,
-            upsampler=self.upsampler,
-        )
-        return Crossing(upsample(x0, size_hw, self.upsampler), noise)

@@ -28,7 +28,7 @@ Denoise = Callable[[torch.Tensor, Step], tuple[torch.Tensor, torch.Tensor]]
 
 
 class StageEnd(NamedTuple):
-    """What a stage hands on: its last clean estimate, and the noise predicted beside it (None if not known)."""
+    """The result of a stage: its last clean estimate, and the noise predicted with it (None if not known)."""
 
     x0: torch.Tensor
     eps: torch.Tensor | None
@@ -45,17 +45,16 @@ class Visit(NamedTuple):
 class StageJob:
     """Everything a runner needs for one stage.
 
-    x0 is None in the first stage, else the clean estimate upsampled to the stage's size; `white` is the noise to mix it
+    x0 is None in the first stage, else the clean estimate upsampled to the stage's size; `noise` is what to mix it
     with, of the stage's full shape `(B, C, [T,] height, width)`; `fresh(purpose, shape)` gives more of it. The runner
-    forms the state (`first_state`) and calls `report(index in the plan, x0)` after every network call.
+    forms the state (`first_state`).
     """
 
     plan: StagePlan
     stage: Stage
     x0: torch.Tensor | None
-    white: torch.Tensor
+    noise: torch.Tensor
     fresh: FreshNoise
-    report: Callable[[int, torch.Tensor], None]
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -81,13 +80,11 @@ def run_cascade(
     shape: tuple[int, ...],
     noise: SeededNoise,
     boundary: Boundary | Sequence[Boundary],
-    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> CascadeResult:
     """Run every stage of a plan and return the clean estimate of the last step.
 
-    shape is `(B, C)` or `(B, C, T)`, without height and width. boundary is one rule for every change of size, or a
-    sequence with one for each. `on_step(stage, index, x0)` is called after each network call with the stage's index and
-    the step's index in the whole plan; whatever it raises ends the run.
+    shape is `(B, C)` or `(B, C, T)`, without height and width. boundary is one rule for every switch, or a
+    sequence with one for each.
 
     Raises RMDError for a shape or a sequence of another length, or a runner whose result has not the stage's size.
     Source: docs/method.md, the sampler.
@@ -98,12 +95,10 @@ def run_cascade(
     if len(rules) != len(plan.stages) - 1:
         raise RMDError(f"{len(rules)} boundaries were given for {len(plan.stages)} stages; give one fewer than stages")
     for stage, rule in zip(plan.stages, [None, *rules]):
-        job = _stage_job(plan, stage, end, shape, noise, rule, on_step)
+        job = _stage_job(plan, stage, end, shape, noise, rule)
         end = _checked(run_stage(job), job)
         stage_x0.append(end.x0)
-    if end is None:
-        raise RMDError("the plan has no stage; give it at least one step")
-    return CascadeResult(end.x0, tuple(stage_x0))
+    return CascadeResult(stage_x0[-1], tuple(stage_x0))
 
 
 def trajectory(
@@ -159,7 +154,6 @@ class DenoiserRunner:
             yield Visit(step, x)
             with torch.no_grad():
                 x0, eps = (self._place(part) for part in self.denoise(x, step))
-                job.report(step.index, x0)
                 if step is not steps[-1]:
                     fresh = None
                     if self.eta < 1.0:
@@ -172,15 +166,15 @@ class DenoiserRunner:
 
 
 def first_state(job: StageJob) -> torch.Tensor:
-    """The first state of a stage: `alpha x0 + sigma white`, and in the first stage as ComfyUI's noise scaling forms it.
+    """The first state of a stage: `alpha x0 + sigma noise`, and in the first stage as ComfyUI's noise scaling forms it.
 
     There the state is the noise alone when the stage starts at the curve's noisiest level (also for VP curves, whose
     alpha is not quite 0 there), and sigma times the noise otherwise.
     """
     sigma = job.stage.sigmas[0]
     if job.x0 is not None:
-        return _state_at(job.plan, sigma, job.x0, job.white)
-    return job.white if job.plan.curve.is_pure_noise(sigma) else sigma * job.white
+        return _state_at(job.plan, sigma, job.x0, job.noise)
+    return job.noise if job.plan.curve.is_pure_noise(sigma) else sigma * job.noise
 
 
 def _state_at(plan: StagePlan, sigma: float, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -194,24 +188,19 @@ def _stage_job(
     shape: tuple[int, ...],
     noise: SeededNoise,
     boundary: Boundary | None,
-    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> StageJob:
-    def report(index: int, x0: torch.Tensor) -> None:
-        if on_step is not None:
-            on_step(stage.index, index, x0)
-
     size, fresh = stage.size, noise.of_stage(stage.index)
     if end is None or boundary is None:
         if len(shape) not in (2, 3):
             raise RMDError(f"the cascade's shape is {tuple(shape)}; give (B, C) or (B, C, T), without height and width")
-        x0, white = None, fresh("start", (*shape, *size))
+        x0, start = None, fresh("start", (*shape, *size))
     else:
-        x0, white = boundary.cross(end.x0, end.eps, size, fresh)
-    return StageJob(plan=plan, stage=stage, x0=x0, white=white, fresh=fresh, report=report)
+        x0, start = boundary.switch(end.x0, end.eps, size, fresh)
+    return StageJob(plan=plan, stage=stage, x0=x0, noise=start, fresh=fresh)
 
 
 def _checked(end: StageEnd, job: StageJob) -> StageEnd:
-    shape = tuple(job.white.shape)
+    shape = tuple(job.noise.shape)
     for name, tensor in (("x0", end.x0), ("eps", end.eps)):
         if tensor is not None and tuple(tensor.shape) != shape:
             raise RMDError(

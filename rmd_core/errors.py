@@ -10,3 +10,9 @@ class RMDError(ValueError):
 def one_line(error: object, limit: int | None = None) -> str:
     """The text of another error on one line, of a long one the first `limit` characters."""
     return " ".join(str(error).split())[:limit]
+
+
+def short_repr(value: object, limit: int = 80) -> str:
+    """A value as a message quotes it: on one line, of a long one the first `limit` characters with an ellipsis."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

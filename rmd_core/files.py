@@ -2,18 +2,21 @@
 
 Reading: `open_tensors` (lazily), `read_tensors` (all), `read_header` and `read_metadata` (no tensor). Writing:
 `save_safetensors` (equal input gives equal bytes), `write_text`, `write_json` and `write_atomically` leave either the
-whole new file or what was there before. `finite_weights` and `cast_weight` check what a network is given or saved as.
+whole new file or what was there before. `lock_file` keeps other processes out.
+`finite_weights` and `cast_weight` check what a network is given or saved as.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +27,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import RMDError, one_line
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +219,30 @@ def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def hash_file(path: str | Path, digest: hashlib._Hash) -> hashlib._Hash:
+    """Feed a file to a digest, which is returned. Raises RMDError for a file that cannot be read."""
+    try:  # hashlib.file_digest came with Python 3.11
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise RMDError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return digest
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises RMDError for a missing or unreadable file, and for anything but an object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RMDError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise RMDError(f"{path} is damaged: it is not a JSON object; copy or download it again")
+    return value
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text as `write_atomically` does."""
     write_atomically(path, text.encode())
@@ -273,6 +305,30 @@ def _sync_folder(folder: Path) -> None:
         log.debug("the folder %s cannot be synced", folder)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock_file(path: str | Path, taken: str) -> Iterator[None]:
+    """A block in which no other process on this machine has the lock on this file, which is made and stays.
+
+    The lock is the system's and ends with the process, however that ends. Raises RMDError, saying `taken`, where
+    another process has it, or the file cannot be made. A file system without locks gets a warning: the lock file that
+    filelock falls back to would outlive a killed process.
+    """
+    with writing(path):
+        file = open(path, "ab")  # noqa: SIM115
+    with file:
+        try:
+            if sys.platform == "win32":
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise RMDError(taken) from None
+            log.warning("warning: %s cannot be locked (%s); let no other program write there", path, error.strerror)
+        yield  # closing the file gives the lock back
 
 
 def make_folder(path: str | Path) -> None:

@@ -7,7 +7,7 @@ from math import prod, sqrt
 import torch
 
 from .errors import RMDError
-from .noising import LevelLike, broadcast_to, widened
+from .noising import BatchLevel, broadcast_to, to_compute_dtype
 
 FAKE_WEIGHTINGS = ("eps", "v", "min_snr5", "legacy")
 
@@ -18,7 +18,7 @@ HUBER_BASE = 1e-3
 HUBER_BASE_NUMEL = 4 * 64 * 64
 
 
-def fake_score_weight(alpha: LevelLike, sigma: LevelLike, weighting: str) -> torch.Tensor:
+def fake_score_weight(alpha: BatchLevel, sigma: BatchLevel, weighting: str) -> torch.Tensor:
     """Weight of the squared x0 error at noise level (alpha, sigma), float64 of the levels' shape, always finite.
 
     - `eps`: SNR = (alpha/sigma)^2, which makes the loss the plain error of the noise (the authors' choice);
@@ -46,8 +46,8 @@ def fake_score_loss(
     x0_pred: torch.Tensor,
     x0_target: torch.Tensor,
     *,
-    alpha: LevelLike,
-    sigma: LevelLike,
+    alpha: BatchLevel,
+    sigma: BatchLevel,
     weighting: str,
 ) -> torch.Tensor:
     """Fake-score loss with the generator's x0 as target: mean over samples of `w(sigma_b) * mean (x0_pred - x0)^2`.
@@ -58,7 +58,7 @@ def fake_score_loss(
     unknown weighting or shapes that differ. Source: docs/method.md, training objective.
     """
     _same_shape(x0_pred, x0_target, "x0 prediction", "x0 target")
-    error = widened(x0_pred) - widened(x0_target.detach())
+    error = to_compute_dtype(x0_pred) - to_compute_dtype(x0_target.detach())
     weight = broadcast_to(fake_score_weight(alpha, sigma, weighting), error)
     return (weight * error.square()).mean()
 
@@ -68,9 +68,9 @@ def fake_score_loss_subinterval(
     *,
     x_t: torch.Tensor,
     noise: torch.Tensor,
-    fresh: LevelLike,
-    alpha: LevelLike,
-    sigma: LevelLike,
+    fresh: BatchLevel,
+    alpha: BatchLevel,
+    sigma: BatchLevel,
 ) -> torch.Tensor:
     """Fake-score loss whose target is only the last noising step, unbiased also when the noise was inherited.
 
@@ -82,7 +82,7 @@ def fake_score_loss_subinterval(
     """
     _same_shape(x0_pred, x_t, "x0 prediction", "x_t")
     _same_shape(x0_pred, noise, "x0 prediction", "noise")
-    prediction = widened(x0_pred)
+    prediction = to_compute_dtype(x0_pred)
     b = torch.as_tensor(fresh, dtype=torch.float64)
     level = torch.as_tensor(sigma, dtype=torch.float64).clamp(min=SIGMA_FLOOR)
     gain = broadcast_to(b / level.square(), prediction)
@@ -109,7 +109,7 @@ def generator_loss(
     _same_shape(x0, teacher_x0, "x0", "teacher x0")
     _same_shape(x0, fake_x0, "x0", "fake x0")
     c = huber_constant(x0.shape[1:]) if huber_c is None else huber_c
-    sample = widened(x0)
+    sample = to_compute_dtype(x0)
     gap = fake_x0.detach().to(sample) - teacher_x0.detach().to(sample)
     difference = gap + (sample - sample.detach())  # the value is the gap to the last bit, the slope in x0 is 1
     weight = generator_weight(x0, teacher_x0, clip=clip).to(sample)
@@ -120,7 +120,7 @@ def generator_loss(
 
 def generator_weight(x0: torch.Tensor, teacher_x0: torch.Tensor, *, clip: float = 0.2) -> torch.Tensor:
     """Per-sample normaliser of the generator loss, `max(clip, mean |x0 - teacher|)`: `(B, 1, ..., 1)`, detached."""
-    distance = (widened(x0.detach()) - widened(teacher_x0.detach())).abs()
+    distance = (to_compute_dtype(x0.detach()) - to_compute_dtype(teacher_x0.detach())).abs()
     return distance.mean(dim=tuple(range(1, x0.ndim)), keepdim=True).clamp(min=clip)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -24,28 +25,6 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(address).digest()[:8], "big") >> 1
 
 
-def noise(
-    shape: Sequence[int], seed: int, stage: int, purpose: str, *, items: Sequence[int] | None = None
-) -> torch.Tensor:
-    """Standard normal noise `(B, ...)`, float32 on the CPU, addressed by seed, stage, purpose and batch item.
-
-    Item i comes from its own generator seeded with `derive_seed(seed, stage, purpose, i)`, so it does not depend on the
-    batch size; `items` names other items than 0..B-1. The global random state is untouched.
-    PyTorch's CPU generator uses the low 32 bits of a seed, so among a million addresses a few share their numbers.
-    Raises RMDError for an empty shape or when `items` does not name B items.
-    """
-    if len(shape) == 0:
-        raise RMDError("noise needs a shape with a batch axis, such as (B, C, H, W); got an empty one")
-    names = range(shape[0]) if items is None else items
-    if len(names) != shape[0]:
-        raise RMDError(f"{len(names)} items were named for a batch of {shape[0]}; name one per batch item")
-    result = torch.empty(tuple(shape), dtype=torch.float32)
-    for row, item in zip(result, names):
-        generator = torch.Generator().manual_seed(derive_seed(seed, stage, purpose, int(item)))
-        row.copy_(torch.randn(tuple(shape[1:]), generator=generator, dtype=torch.float32))
-    return result
-
-
 FreshNoise = Callable[[str, tuple[int, ...]], torch.Tensor]
 """fresh(purpose, shape) -> white noise `(B, ...)` of one stage, float32 on the CPU."""
 
@@ -62,13 +41,28 @@ class SeededNoise:
         self._seed = seed
         self._items = items
 
-    def draw(self, shape: tuple[int, ...], stage: int, purpose: str) -> torch.Tensor:
-        """White noise of `shape`, `(B, ...)`, float32 on the CPU."""
-        return noise(shape, self._seed, stage, purpose, items=self._items)
+    def sample(self, stage: int, purpose: str, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normal noise `(B, ...)`, float32 on the CPU, addressed by seed, stage, purpose and batch item.
+
+        Item i comes from its own generator seeded with `derive_seed(seed, stage, purpose, i)`, so it does not depend
+        on the batch size. The global random state is untouched. PyTorch's CPU generator uses the low 32 bits of a
+        seed, so among a million addresses a few share their numbers.
+        Raises RMDError for an empty shape or when `items` does not name B items.
+        """
+        if len(shape) == 0:
+            raise RMDError("noise needs a shape with a batch axis, such as (B, C, H, W); got an empty one")
+        items = range(shape[0]) if self._items is None else self._items
+        if len(items) != shape[0]:
+            raise RMDError(f"{len(items)} items were named for a batch of {shape[0]}; name one per batch item")
+        result = torch.empty(tuple(shape), dtype=torch.float32)
+        for row, item in zip(result, items):
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, stage, purpose, int(item)))
+            row.copy_(torch.randn(tuple(shape[1:]), generator=generator, dtype=torch.float32))
+        return result
 
     def of_stage(self, stage: int) -> FreshNoise:
         """The noise of one stage, by purpose and shape."""
-        return lambda purpose, shape: self.draw(shape, stage, purpose)
+        return partial(self.sample, stage)
 
     def seed(self, stage: int, purpose: str) -> int:
         """A seed for code that makes its own noise, such as a stochastic sampler."""

@@ -11,16 +11,16 @@ import torch
 
 from .errors import RMDError
 
-LevelLike = float | torch.Tensor
+BatchLevel = float | torch.Tensor
 """One level for all samples (a float or a 0-d tensor), or one for each, `(B,)`."""
 
 
-def widened(x: torch.Tensor) -> torch.Tensor:
+def to_compute_dtype(x: torch.Tensor) -> torch.Tensor:
     """A tensor in the dtype of the computation: float64 where it is that already, else float32."""
-    return x.to(_working_dtype(x))
+    return x.to(_compute_dtype(x))
 
 
-def broadcast_to(level_B: LevelLike, x: torch.Tensor) -> LevelLike:
+def broadcast_to(level_B: BatchLevel, x: torch.Tensor) -> BatchLevel:
     """A per-sample level `(B,)` shaped to multiply `x_B...` of any rank, on its device, float32 or x's wider type.
 
     A float or a 0-d level is the same for every sample. Raises RMDError for a tensor that is not `(B,)`.
@@ -30,10 +30,10 @@ def broadcast_to(level_B: LevelLike, x: torch.Tensor) -> LevelLike:
     if level_B.shape != x.shape[:1]:
         raise RMDError(f"levels of shape {tuple(level_B.shape)} do not fit {x.shape[0]} samples; give one for each")
     shape = (-1, *(1 for _ in x.shape[1:]))
-    return level_B.to(x.device, _working_dtype(x)).reshape(shape)
+    return level_B.to(x.device, _compute_dtype(x)).reshape(shape)
 
 
-def _working_dtype(x: torch.Tensor) -> torch.dtype:
+def _compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -41,7 +41,7 @@ PREDICTIONS = ("eps", "v", "flow")
 
 
 def to_x0_eps(
-    output: torch.Tensor, x: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike, prediction: str
+    output: torch.Tensor, x: torch.Tensor, *, alpha: BatchLevel, sigma: BatchLevel, prediction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The clean estimate and the noise estimate, `(x0, eps)`, of a network output at `x = alpha x0 + sigma eps`.
 
@@ -50,7 +50,7 @@ def to_x0_eps(
     Raises RMDError for another prediction. Source: docs/method.md, predictions.
     """
     alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
-    output, x = widened(output), widened(x)
+    output, x = to_compute_dtype(output), to_compute_dtype(x)
     if prediction == "eps":
         return (x - sigma * output) / alpha, output
     if prediction == "v":
@@ -73,7 +73,7 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor | None, scale: 
     return torch.lerp(unconditional, conditional, float(scale))
 
 
-def add_noise(x0: torch.Tensor, eps: torch.Tensor, *, alpha: LevelLike, sigma: LevelLike) -> torch.Tensor:
+def add_noise(x0: torch.Tensor, eps: torch.Tensor, *, alpha: BatchLevel, sigma: BatchLevel) -> torch.Tensor:
     """The state `alpha x0 + sigma eps`.
 
     x0 and eps have one shape, any rank with the batch first; alpha and sigma are floats or `(B,)` tensors. The result
@@ -92,10 +92,10 @@ class Noised(NamedTuple):
 def noise_further(
     x_s: torch.Tensor,
     *,
-    alpha_s: LevelLike,
-    sigma_s: LevelLike,
-    alpha_t: LevelLike,
-    sigma_t: LevelLike,
+    alpha_s: BatchLevel,
+    sigma_s: BatchLevel,
+    alpha_t: BatchLevel,
+    sigma_t: BatchLevel,
     noise: torch.Tensor,
 ) -> Noised:
     """Take a state from level s to the noisier level t: `x_t = (a_t/a_s) x_s + b noise`, b^2 = s_t^2 - (a_t s_s/a_s)^2.

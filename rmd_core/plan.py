@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from .errors import RMDError
+from .errors import RMDError, short_repr
 from .schedule import NoiseCurve, ResolutionMap, Size
 
 BaseGrid = int | Sequence[float]
@@ -146,10 +146,10 @@ class StagePlan:
             return last.sigmas[last.base_sigmas.index(base_sigma)]
         return min(self.curve.with_ratio(base_sigma, last.ratio), self.curve.sigma_max)
 
-    def cost(self, relative_cost: Callable[[int, int], float]) -> float:
-        """Cost of all calls in calls at the final size, given the cost of a call at (height, width) in any unit."""
-        total = sum(relative_cost(*step.size) for step in self.steps)
-        return total / relative_cost(*self.final_hw)
+    def step_costs(self, relative_cost: Callable[[int, int], float]) -> tuple[float, ...]:
+        """Cost of each step in calls at the final size, given the cost of a call at (height, width) in any unit."""
+        full = relative_cost(*self.final_hw)
+        return tuple(relative_cost(*step.size) / full for step in self.steps)
 
     def table(self) -> str:
         """A plain text table: stage, size, sigma, timestep and logSNR of every step."""
@@ -187,10 +187,13 @@ def plan_from_split(
     sizes = _sizes(sizes)
     text, total = split_text(counts), sum(counts)
     if len(counts) != len(sizes):
-        raise RMDError(f"the split {text} has {len(counts)} stages but {len(sizes)} sizes were given; give one each")
-    base = base_grid(curve, total if steps is None else steps)
+        raise RMDError(
+            f"the split {text} has {len(counts)} parts for {len(sizes)} sizes; give one for each size, which are those "
+            "of earlier_sizes and the final one"
+        )
+    base = _base_grid(curve, total if steps is None else steps)
     if len(base) != total:
-        raise RMDError(f"the split {text} has {total} steps but the grid has {len(base)}; give as many levels as steps")
+        raise RMDError(f"the split {text} has {total} steps but there are {len(base)} levels; give as many of each")
     return _build(curve, counts, base, sizes, mapping)
 
 
@@ -210,10 +213,13 @@ def plan_from_thresholds(
     thresholds = tuple(float(threshold) for threshold in thresholds)
     sizes = _sizes(sizes)
     if len(thresholds) != len(sizes) - 1:
-        raise RMDError(f"{len(thresholds)} thresholds were given for {len(sizes)} sizes; give one fewer than sizes")
+        raise RMDError(
+            f"thresholds has {len(thresholds)} entries for {len(sizes)} sizes; give one fewer, one for each of "
+            "earlier_sizes"
+        )
     if any(math.isnan(threshold) for threshold in thresholds) or not _rising(thresholds):
         raise RMDError(f"the thresholds {_listed(thresholds)} do not rise; give rising logSNRs, such as -5, -2.5")
-    base = base_grid(curve, steps)
+    base = _base_grid(curve, steps)
     counts = [0] * len(sizes)
     for sigma in base:
         counts[sum(curve.logsnr(sigma) >= threshold for threshold in thresholds)] += 1
@@ -231,14 +237,13 @@ def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
         raise RMDError(f"the last {steps} of {total} steps are no plan; keep 1 to {total}")
     if steps == total:
         return plan
-    counts, dropped = [], total - steps
+    dropped = left = total - steps
+    counts = []
     for count in plan.steps_asked:
-        gone = min(count, dropped)
-        dropped -= gone
-        counts.append(count - gone)
-    return plan_from_split(
-        plan.curve, counts, sizes=plan.sizes, mapping=plan.mapping, steps=plan.base_sigmas[total - steps :]
-    )
+        removed = min(count, left)
+        left -= removed
+        counts.append(count - removed)
+    return _build(plan.curve, tuple(counts), plan.base_sigmas[dropped:], plan.sizes, plan.mapping, dropped=dropped)
 
 
 def split_text(counts: Sequence[int]) -> str:
@@ -255,11 +260,13 @@ def split_counts(split: str | Sequence[int]) -> tuple[int, ...]:
     except (TypeError, ValueError):
         counts, whole = (), False
     if not whole or not counts or min(counts) < 0 or sum(counts) == 0:
-        raise RMDError(f"the split {split!r} is no plan; give steps per stage such as 2+2, at least one step in all")
+        raise RMDError(
+            f"the split {short_repr(split)} is no plan; give steps per stage such as 2+2, at least one step in all"
+        )
     return counts
 
 
-def base_grid(curve: NoiseCurve, steps: BaseGrid) -> tuple[float, ...]:
+def _base_grid(curve: NoiseCurve, steps: BaseGrid) -> tuple[float, ...]:
     """The base grid for a number of steps or for given levels; raises RMDError for a grid no plan can use."""
     if isinstance(steps, int):
         return curve.grid(steps)
@@ -310,8 +317,15 @@ def _ratio_pairs(ratios: Sequence[float | tuple[float, float]]) -> tuple[tuple[f
 
 
 def _build(
-    curve: NoiseCurve, counts: tuple[int, ...], base: tuple[float, ...], sizes: tuple[Size, ...], mapping: ResolutionMap
+    curve: NoiseCurve,
+    counts: tuple[int, ...],
+    base: tuple[float, ...],
+    sizes: tuple[Size, ...],
+    mapping: ResolutionMap,
+    *,
+    dropped: int = 0,
 ) -> StagePlan:
+    """The plan of a base grid, from which the first `dropped` steps of a longer plan were taken away."""
     stages: list[Stage] = []
     notes: list[PlanNote] = []
     start = 0
@@ -326,7 +340,7 @@ def _build(
             height=size[0],
             width=size[1],
             ratio=ratio,
-            sigmas=_mapped(curve, own, ratio, first_step=start, notes=notes, size=size),
+            sigmas=_mapped(curve, own, ratio, first_step=start, dropped=dropped, notes=notes, size=size),
             base_sigmas=own,
             end_base_sigma=rest[0] if rest else 0.0,
         )
@@ -338,14 +352,21 @@ def _build(
 
 
 def _mapped(
-    curve: NoiseCurve, base: tuple[float, ...], ratio: float, *, first_step: int, notes: list[PlanNote], size: Size
+    curve: NoiseCurve,
+    base: tuple[float, ...],
+    ratio: float,
+    *,
+    first_step: int,
+    dropped: int,
+    notes: list[PlanNote],
+    size: Size,
 ) -> tuple[float, ...]:
     """The levels of a stage's steps at its size; a note says where a level moved to an entry of the table."""
     sigmas: list[float] = []
     for index, sigma in enumerate(base, start=first_step):
         exact = curve.with_ratio(sigma, ratio)
         # Only the plan's very first call may use the last table entry: ComfyUI takes it for pure noise.
-        moved = curve.snapped(exact, last_index=curve.table_size - (2 if index else 1))
+        moved = curve.snapped(exact, last_index=curve.table_size - (2 if index + dropped else 1))
         timestep, exact_timestep = _tidy(curve.timestep(moved)), curve.timestep(exact)
         beyond = curve.logsnr(exact) < curve.logsnr(curve.sigma_max) - 1e-9
         if beyond or abs(exact_timestep - timestep) > 1e-6:

@@ -13,17 +13,16 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Sequence
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
-from .errors import RMDError
+from .errors import RMDError, short_repr
 from .files import header_of, open_tensors, tensor_digest
 
 METADATA_KEY = "rmd.prompt_cache"
@@ -46,19 +45,10 @@ MAX_TOKENS = 65_536
 MAX_COMPARED = 20_000
 """How many prompts are compared with one that is missing; more would take seconds."""
 
-MAX_OPEN = 32
-"""How many shards are kept open; a process may not have many more files than a thousand."""
-
 
 def prompt_key(text: str) -> str:
     """The tensor name of a prompt: the SHA-256 of its UTF-8 text, as 64 hex digits."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def shown(text: object) -> str:
-    """A prompt as a message quotes it: on one line, and not all of a long one."""
-    quoted = repr(text)
-    return quoted if len(quoted) <= 80 else quoted[:77] + "..."
 
 
 def shard_files(folder: str | Path) -> list[Path]:
@@ -78,7 +68,6 @@ class PromptCache:
 
     def __init__(self, path: str | Path, *, encoder: str | None = None) -> None:
         self.path = path
-        self._open: deque[_Shard] = deque()
         self._shard_of: dict[str, _Shard] = {}
         shards = (_read_shard(file) for file in self._files())
         first = next(shards)
@@ -87,9 +76,8 @@ class PromptCache:
                 f"{path} was made by the text encoder '{first.encoder}', not by '{encoder}'; make the cache again"
             )
         precisions = set()
-        for shard in (first, *shards):
+        for shard in chain([first], shards):
             _check_match(first, shard)
-            self._keep_open(shard)
             precisions.add(shard.precision)
             for text in shard.keys:
                 self._shard_of.setdefault(text, shard)
@@ -126,7 +114,7 @@ class PromptCache:
         absent = [text for text in texts if text not in self._shard_of]
         if absent:
             raise RMDError(
-                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {shown(absent[0])}; "
+                f"{self.path} lacks {len(absent)} of {len(texts)} prompts, first {short_repr(absent[0])}; "
                 "add them to the cache"
             )
 
@@ -137,7 +125,7 @@ class PromptCache:
     def row(self, text: str) -> torch.Tensor:
         """One prompt's embedding `(tokens, dim)` in float32, without padding."""
         self.require([text])
-        shard = self._opened(text)
+        shard = self._shard_of[text]
         return shard.read(shard.keys[text])
 
     def batch(self, texts: Sequence[str]) -> torch.Tensor:
@@ -161,31 +149,21 @@ class PromptCache:
         self.require(texts)
         if self.pooled_dim is None:
             return None
-        shards = [self._opened(text) for text in texts]
+        shards = [self._shard_of[text] for text in texts]
         return torch.stack([shard.read(shard.keys[text] + POOLED) for shard, text in zip(shards, texts)])
 
     def digest(self, texts: Sequence[str]) -> str:
         """SHA-256 over what the cache gives for some prompts, in any order; other prompts do not change it."""
         self.require(texts)
-        lines = sorted(f"{prompt_key(text)} {self._opened(text).digest(text)}" for text in set(texts))
+        lines = sorted(f"{prompt_key(text)} {self._shard_of[text].digest(text)}" for text in set(texts))
         return hashlib.sha256("\n".join([f"{self.tokens} {self.masked}", *lines]).encode()).hexdigest()
-
-    def _opened(self, text: str) -> _Shard:
-        shard = self._shard_of[text]
-        if shard not in self._open:
-            self._keep_open(shard)
-        return shard
-
-    def _keep_open(self, shard: _Shard) -> None:
-        self._open.append(shard)
-        if len(self._open) > MAX_OPEN:
-            self._open.popleft().close()
 
 
 class _Shard:
     """The prompts of one file: its header, checked, and tensors read when they are asked for.
 
-    `keys` are the tensor names by prompt; the other attributes are as in `PromptCache`.
+    The file is mapped, not held open; what is read stays as it was when another file takes its place. `keys` are the
+    tensor names by prompt, the other attributes are as in `PromptCache`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -202,8 +180,8 @@ class _Shard:
         self.tokens: int = entry.get("tokens", longest)
         if type(self.tokens) is not int or not longest <= self.tokens <= MAX_TOKENS:
             raise RMDError(
-                f"{path} pads its prompts to {shown(self.tokens)} tokens, but one has {longest}, and {MAX_TOKENS} are "
-                "the most; make the cache again"
+                f"{path} pads its prompts to {short_repr(self.tokens)} tokens, but one has {longest}, and {MAX_TOKENS} "
+                "are the most; make the cache again"
             )
         self.encoder: str = entry["encoder"]
         self.masked: bool = entry.get("masked", False)
@@ -237,13 +215,13 @@ class _Shard:
             raise self._damaged() from None
         if type(version) is not int or version != VERSION:
             raise RMDError(
-                f"{self.path} is a prompt cache of version {shown(version)}; this program reads version {VERSION}"
+                f"{self.path} is a prompt cache of version {short_repr(version)}; this program reads version {VERSION}"
             )
         if not isinstance(encoder, str) or not isinstance(prompts, dict) or not prompts:
             raise self._damaged()
         for key, prompt in prompts.items():
             if key not in self._header.tensors or not isinstance(prompt, str) or prompt_key(prompt) != key:
-                raise RMDError(f"{self.path}: its entry for the prompt {shown(prompt)} is missing or damaged")
+                raise RMDError(f"{self.path}: its entry for the prompt {short_repr(prompt)} is missing or damaged")
         return entry
 
     def _damaged(self) -> RMDError:
@@ -257,17 +235,13 @@ class _Shard:
             raise RMDError(f"{self.path}: an embedding is {entry.dtype}; {', '.join(DTYPES)} are read")
         return entry.shape[0], entry.shape[1]
 
-    def close(self) -> None:
-        """Let the file go until something is read again."""
-        self._file = None
-
     def length(self, text: str) -> int:
         """How many tokens a prompt has."""
         return self._header.tensors[self.keys[text]].shape[0]
 
     def read(self, name: str) -> torch.Tensor:
         """A copy of one tensor in float32; RMDError where it is not what was written, or not finite."""
-        stored = self._stored(name)
+        stored = self._file.get_tensor(name)
         tensor = stored.to(torch.float32, copy=True)
         if name not in self._checked:
             if name in self._digests and tensor_digest(stored) != self._digests[name]:
@@ -284,19 +258,11 @@ class _Shard:
     def digest(self, text: str) -> str:
         """SHA-256 of what is stored of a prompt: of the bytes of its embedding and of its pooled one, with dtypes."""
         names = [self.keys[text], *([self.keys[text] + POOLED] if self.pooled_dim is not None else [])]
-        parts = [
-            f"{self._header.tensors[name].dtype} {self._digests.get(name) or tensor_digest(self._stored(name))}"
-            for name in names
-        ]
+        parts = []
+        for name in names:
+            stored = self._digests.get(name) or tensor_digest(self._file.get_tensor(name))
+            parts.append(f"{self._header.tensors[name].dtype} {stored}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _stored(self, name: str) -> torch.Tensor:
-        if self._file is None:
-            file = open_tensors(self.path)
-            if header_of(file) != self._header:
-                raise RMDError(f"{self.path} was changed while it was in use; start again")
-            self._file = file
-        return self._file.get_tensor(name)
 
 
 def _read_shard(file: str | Path) -> _Shard:
@@ -324,6 +290,6 @@ def _check_match(first: _Shard, shard: _Shard) -> None:
         here, there = getattr(shard, name), getattr(first, name)
         if here != there:
             raise RMDError(
-                f"{shard.path} and {first.path} cannot be one cache: the {what} is {shown(here)} in one and "
-                f"{shown(there)} in the other; move one of them out of the folder"
+                f"{shard.path} and {first.path} cannot be one cache: the {what} is {short_repr(here)} in one and "
+                f"{short_repr(there)} in the other; move one of them out of the folder"
             )

@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .boundary import Boundary, check_eta
-from .errors import RMDError
+from .errors import RMDError, short_repr
 from .files import read_metadata
 from .noising import PREDICTIONS
 from .plan import StagePlan, plan_from_split, split_text, stage_sizes
@@ -200,9 +200,7 @@ def _field(name: str, value: Any, kind: Any) -> Any:
     except RMDError as error:
         raise RMDError(f"the recipe's field {name}: {error}") from None
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError):
-        text = repr(value)
-        text = text if len(text) <= 60 else text[:57] + "..."
-        raise RMDError(f"the recipe's field {name} has the wrong type or value, {text}") from None
+        raise RMDError(f"the recipe's field {name} has the wrong type or value, {short_repr(value, 60)}") from None
 
 
 def _typed(value: Any, kind: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -109,10 +109,6 @@ class NoiseCurve(ABC):
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= size:
             raise RMDError(f"{steps!r} steps cannot be placed on a table of {size}; use 1 to {size}")
         return tuple(self.table_sigma(float(size * k // steps - 1)) for k in range(steps, 0, -1))
-
-    def grid_at(self, timesteps: Sequence[float]) -> tuple[float, ...]:
-        """The levels of given network timesteps, for a grid of your own such as (899, 674, 449, 224)."""
-        return tuple(self.sigma_from_timestep(float(timestep)) for timestep in timesteps)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Nodes:
         curve = core.schedule.FlowCurve(SHIFT) if view.curve.kind == "flow" else view.curve
         stages = core.plan.plan_from_split(curve, split, sizes=sizes, mapping=mapping or core.schedule.AreaMap())
         return bridge.plans.SamplingPlan(
-            stages=stages,
+            stage_plan=stages,
             kind=view.kind,
             boundary=core.boundary.Boundary(**boundary),
             eta=eta,
@@ -86,7 +86,7 @@ class Nodes:
 
     def sample(self, model, plan, *, seed=SEED, latent=None, patcher=None, positive=None, negative=None, cfg=1.0):
         """RMD Sampler's latent for a TinyModel."""
-        empty = model.latent(*plan.stages.final_hw)
+        empty = model.latent(*plan.stage_plan.final_hw)
         (out,) = self(
             "RMD_Sampler",
             model=patcher or model.patcher,
@@ -118,7 +118,7 @@ class Nodes:
         elif isinstance(sampler, str):
             sampler = comfy.samplers.sampler_object(sampler)
         guider = guider or self.guider(model)
-        latent = latent or model.latent(*plan.stages.final_hw)
+        latent = latent or model.latent(*plan.stage_plan.final_hw)
         run = {"guider": guider, "sampler": sampler, "plan": plan, "latent_image": latent, "noise_seed": seed}
         return self("RMD_SamplerAdvanced", **run, **others)
 
@@ -146,7 +146,7 @@ class HandBuilt:
     def upscale(self, stage, output, denoised, noise, **changes):
         """(LATENT, NOISE) for the stage after `stage`; the plan's rule unless a wire is changed."""
         sigmas, *_ = self.nodes("RMD_StageSigmas", plan=self.plan, stage=stage)
-        following = self.plan.stages.stages[stage]
+        following = self.plan.stage_plan.stages[stage]
         wires = {"output": output, "denoised_output": denoised, "sigmas": sigmas, "noise": noise}
         wires |= {"model": self.model.patcher, "width": 8 * following.width, "height": 8 * following.height}
         rule = self.plan.boundary
@@ -157,14 +157,14 @@ class HandBuilt:
         """The last stage's output."""
         (noise,) = self.nodes("RMD_Noise", noise_seed=SEED)
         output, denoised = self.stage(1, noise, **extra)
-        for stage in range(2, len(self.plan.stages.stages) + 1):
+        for stage in range(2, len(self.plan.stage_plan.stages) + 1):
             latent, noise = self.upscale(stage - 1, output, denoised, noise)
             output, denoised = self.stage(stage, noise, latent)
         return output
 
 
 def is_flow(plan):
-    return plan.stages.curve.kind == "flow"
+    return plan.stage_plan.curve.kind == "flow"
 
 
 def alpha_sigma(plan, comfy_sigma):
@@ -185,4 +185,4 @@ def relative(got, expected):
 
 def fresh_noise(shape, stage, purpose, seed=SEED, items=None):
     """The noise of the method at one address, float64."""
-    return SeededNoise(seed, items).draw(tuple(shape), stage, purpose).double()
+    return SeededNoise(seed, items).sample(stage, purpose, tuple(shape)).double()

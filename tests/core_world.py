@@ -17,6 +17,11 @@ maps = st.sampled_from(MAPS)
 splits = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any)
 
 
+def grid_at(curve, timesteps):
+    """The levels of given network timesteps."""
+    return tuple(curve.sigma_from_timestep(float(timestep)) for timestep in timesteps)
+
+
 def randn(*shape, seed=0, dtype=torch.float64):
     """Standard normal numbers, the same ones for a seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -33,7 +33,7 @@ def _stageoverride(inputs, outputs):
 
 def _stagesigmas(inputs, outputs):
     sigmas, width, height = outputs
-    stage = inputs["plan"].stages.stages[inputs["stage"] - 1]
+    stage = inputs["plan"].stage_plan.stages[inputs["stage"] - 1]
     assert (height, width) == (8 * stage.height, 8 * stage.width)
     assert len(sigmas) == len(stage.sigmas) + 1 and torch.isfinite(sigmas).all() and bool((sigmas.diff() < 0).all())
 
@@ -62,7 +62,7 @@ def _schedule(inputs, outputs):
 
 def check_plan(plan):
     """Levels fall within each stage, sizes grow, everything is finite and of positive size."""
-    stages = plan.stages.stages
+    stages = plan.stage_plan.stages
     assert all(0 <= plan.eta <= 1 and min(stage.height, stage.width) >= 1 for stage in stages)
     for stage in stages:
         sigmas = plan.sigmas(stage)
@@ -70,13 +70,13 @@ def check_plan(plan):
         assert all(before > after for before, after in zip(sigmas, sigmas[1:]))
         assert bool((torch.tensor(sigmas, dtype=torch.float32).diff() < 0).all())
     assert all(one.height <= two.height and one.width <= two.width for one, two in zip(stages, stages[1:]))
-    assert sum(plan.stages.calls_per_stage) == len(plan.stages.steps) and stages[-1].end_base_sigma == 0.0
+    assert sum(plan.stage_plan.calls_per_stage) == len(plan.stage_plan.steps) and stages[-1].end_base_sigma == 0.0
 
 
 def check_sampled(latent, came, plan, model):
     """A LATENT of the plan's final size, in the model's channels, with the batch and the frames that came."""
     samples, source = latent["samples"], came["samples"]
-    assert samples.shape[-2:] == plan.stages.final_hw and samples.is_floating_point()
+    assert samples.shape[-2:] == plan.stage_plan.final_hw and samples.is_floating_point()
     assert samples.shape[0] == source.shape[0] and samples.shape[1] == model.model.latent_format.latent_channels
     assert samples.ndim == model.model.latent_format.latent_dimensions + 2
     assert torch.isfinite(samples).all(), "the samples are not finite"
@@ -89,7 +89,7 @@ def _sampler(inputs, outputs):
 def _sampleradvanced(inputs, outputs):
     plan, (latent, estimates) = inputs["plan"], outputs
     check_sampled(latent, inputs["latent_image"], plan, inputs["guider"].model_patcher)
-    sizes = [(stage.height, stage.width) for stage in plan.stages.stages]
+    sizes = [(stage.height, stage.width) for stage in plan.stage_plan.stages]
     assert [tuple(estimate["samples"].shape[-2:]) for estimate in estimates] == sizes
     assert all(torch.isfinite(estimate["samples"]).all() for estimate in estimates)
 
@@ -97,7 +97,7 @@ def _sampleradvanced(inputs, outputs):
 def _guider(inputs, outputs):
     cascade, sigmas = outputs
     assert callable(cascade.sample) and cascade.model_patcher is inputs["guider"].model_patcher
-    assert len(sigmas) == len(inputs["plan"].stages.steps) + 1 and sigmas[-1] == 0 and torch.isfinite(sigmas).all()
+    assert len(sigmas) == len(inputs["plan"].stage_plan.steps) + 1 and sigmas[-1] == 0 and torch.isfinite(sigmas).all()
 
 
 def _loadpromptembeddings(inputs, outputs):

@@ -7,7 +7,7 @@ from rmd_core.files import save_safetensors
 from rmd_core.recipe import write_metadata
 from student_files import lora_pairs, lora_tensors, metadata, recipe
 from training.backbones import make_backbone
-from training.backbones.pixart import UNUSED
+from training.backbones.pixart import PixArtBackbone
 from training.prompts import write_prompt_cache
 from training_world import tiny_wan
 
@@ -90,7 +90,8 @@ def held(kind, loaded):
         return loaded.state_dict()
     if kind in BACKBONES:
         native = make_backbone(BACKBONES[kind]).native_state(loaded)
-        return {name: tensor for name, tensor in native.items() if kind != "teacher, PixArt" or name not in UNUSED}
+        unused = PixArtBackbone.unused if kind == "teacher, PixArt" else ()
+        return {name: tensor for name, tensor in native.items() if name not in unused}
     pairs = {key.removesuffix(".weight"): patches[0][1].weights for key, patches in loaded[0].patches.items()}
     ends = (".lora_B.weight", ".lora_A.weight")
     return {f"{key}{end}": weights[place] for key, weights in pairs.items() for place, end in enumerate(ends)}

@@ -101,7 +101,7 @@ class World:
         noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2))
         inside = model.patcher.model
         empty = inside.process_latent_in(latent["samples"])
-        flow = self.plans[self._name(model), "2+2"].stages.curve.kind == "flow"
+        flow = self.plans[self._name(model), "2+2"].stage_plan.curve.kind == "flow"
         state = (0.5 * empty + 0.5 * noise) / 0.5 if flow else empty + 0.5 * noise
         return latent | {"samples": inside.process_latent_out(state)}
 

@@ -21,7 +21,7 @@ def by_profile(profile, split="auto", earlier_sizes="0.5"):
 
 def pixel_sizes(plan):
     """(width, height) of every stage that runs, in pixels."""
-    return [(stage.width * plan.cell_px, stage.height * plan.cell_px) for stage in plan.stages.stages]
+    return [(stage.width * plan.cell_px, stage.height * plan.cell_px) for stage in plan.stage_plan.stages]
 
 
 @dataclass(frozen=True)

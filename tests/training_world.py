@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
 from rmd_core.files import read_tensors, save_safetensors
-from training.backbones.wan import save_wan_transformer
+from training.backbones.wan import WanBackbone
 from training.config import load_config
 from training.distill import main
 from training.lora import AdaptedNetwork
@@ -42,7 +42,7 @@ output:
 
 def write_world(folder):
     """Write a tiny teacher, a prompt cache and a configuration into ``folder``; returns the configuration's path."""
-    save_wan_transformer(tiny_wan(), folder / "teacher.safetensors", dtype=torch.float32)
+    WanBackbone().export(tiny_wan(), folder / "teacher.safetensors", dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     embeddings = {text: torch.randn(4, TEXT_DIM, generator=generator) for text in ("", *PROMPTS)}
     write_prompt_cache(folder / "prompts.safetensors", embeddings, encoder="toy", dtype=torch.float32)

@@ -95,7 +95,7 @@ def _run(arguments, config, processes, stack):
     from training.hub import pin_models
     from training.memory import dry_run_report
     from training.parallel import ProcessLost
-    from training.run import RunLock, check_folder, claim_folder, data_digests, known_commits
+    from training.run import check_folder, claim_folder, data_digests, known_commits, lock_folder
     from training.setup import outline_run, prepare
 
     try:
@@ -124,8 +124,8 @@ def _run(arguments, config, processes, stack):
             if processes.main:
                 data = data_digests(config, setup.prompts, setup.cache)
                 folder = check_folder(config, data, resume=arguments.resume)
-                stack.enter_context(RunLock(folder))
-                check_folder(config, data, resume=arguments.resume)  # another run may have begun since
+                stack.enter_context(lock_folder(folder))
+                check_folder(config, data, resume=arguments.resume)  # another run may have started since
         with processes.together():
             trainer = Trainer(setup, processes)
         trainer.restore()

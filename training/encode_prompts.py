@@ -2,7 +2,7 @@
 
     python -m training.encode_prompts --model FOLDER --prompts prompts.txt --out CACHE
 
-The cache is a folder of safetensors files. Prompts that it already holds are not encoded again, and an interrupted
+The cache is a folder of safetensors files. Prompts that it already contains are not encoded again, and an interrupted
 command continues where it was. Exit codes: 0 done, 2 bad input, no memory or no place to write, 130 stopped by Ctrl-C.
 
 A training run whose configuration names text encoders fills its cache in the same way before it trains: ``make_cache``.
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rmd_core.errors import RMDError, one_line
-from rmd_core.prompt_cache import NULL_PROMPT, PromptCache, shown
+from rmd_core.errors import RMDError, one_line, short_repr
+from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
 from .backbones import make_backbone
-from .hub import ENCODERS, fetched, fetching, located
+from .hub import ENCODERS, fetched, fetching, local_path
 from .offload import ran_out_of_memory
 from .prompts import CacheFolder, open_cache, read_prompts
 from .text_encoders import Encoded, TextEncoders
@@ -89,20 +89,16 @@ def _usable(device):
 
 
 def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):
-    """Add ``prompts`` and the null prompt to the cache ``out``; returns how many prompts were encoded.
-
-    As ``encoding``, in one go.
-    """
+    """``encoding`` in one go; returns how many prompts were encoded."""
     return sum(encoding(encoders, prompts, out, negative=negative, batch=batch, shard=shard))
 
 
 def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):
     """Add ``prompts`` and the null prompt to the cache ``out``, as a generator over numbers of prompts encoded.
 
-    ``encoders``: a ``TextEncoders``, which is loaded only if something is missing. ``negative``: what the teacher is
-    guided away from; the empty text for the one of the cache, or for none. A step is a file of ``shard`` prompts;
-    whatever ends the encoding, what is encoded by then is kept. Raises RMDError for an ``out`` made by other encoders
-    or with another ``negative``, or one to which another process is adding prompts.
+    ``encoders``: a ``TextEncoders``, loaded only if something is missing. ``negative``: what the teacher is guided away
+    from; the empty text for the cache's own. Each step writes a file of ``shard`` prompts, an interruption what is
+    encoded by then. Raises RMDError for an ``out`` of other encoders or another ``negative``, or one in use.
     """
     folder, identity = CacheFolder(out), encoders.identity
     open_cache(out, encoder=identity)  # refuses another cache before anything is written
@@ -112,8 +108,8 @@ def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHA
         if known is not None and NULL_PROMPT in known:
             if negative not in (NULL_PROMPT, known.negative):
                 raise RMDError(
-                    f"the null prompt of {known.path} was made of {shown(known.negative)}, not of {shown(negative)}; "
-                    "make another cache, or leave the negative text out"
+                    f"the null prompt of {known.path} was made of {short_repr(known.negative)}, not of "
+                    f"{short_repr(negative)}; make another cache, or leave the negative text out"
                 )
             negative, pooled = known.negative, known.pooled([NULL_PROMPT])
             null = Encoded(known.row(NULL_PROMPT), None if pooled is None else pooled[0])
@@ -123,7 +119,7 @@ def encoding(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHA
         others = [] if known is None else [other for other in known.precisions if other != precision]
         if others:
             log.warning(
-                "warning: %s holds prompts that were encoded in %s, and the missing ones are encoded in %s; for one "
+                "warning: %s contains prompts that were encoded in %s, and the missing ones are encoded in %s; for one "
                 "precision encode all of them into another cache",
                 *(out, " and ".join(others), precision),
             )
@@ -150,7 +146,7 @@ def _as_stored(text, encoded):
     tensors = [None if tensor is None else tensor.to(DTYPE) for tensor in (encoded.embedding, encoded.pooled)]
     if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor is not None):
         raise RMDError(
-            f"the embedding of {shown(text)} is not finite in float16; the encoders' weights are damaged, or need "
+            f"the embedding of {short_repr(text)} is not finite in float16; the encoders' weights are damaged, or need "
             "--dtype float32"
         )
     return Encoded(*tensors)
@@ -171,7 +167,7 @@ def _device_errors(device, batch):
 
 
 @dataclass(frozen=True)
-class CacheToBe:
+class PlannedCache:
     """What is known of a prompt cache before a run has filled it; ``texts``: the prompts but the null prompt."""
 
     encoder: str
@@ -180,12 +176,10 @@ class CacheToBe:
 
 
 def make_cache(config, *, device):
-    """Encode what ``prompts.cache`` lacks with the text encoders of ``prompts.encode_from``, as a generator.
+    """Encode the prompts of a run that are missing in ``prompts.cache`` with the encoders of ``prompts.encode_from``.
 
-    That is, of the prompts of ``prompts.file``, the validation prompts and the null prompt; where none is missing, the
-    encoders are not looked at. A step is a file of prompts, or the download of the encoders; what an interrupted run
-    has encoded is not encoded again, and after the last step the encoders are freed. Raises RMDError for a folder
-    without encoders, and encoders that did not make the cache or are not ``prompts.encoder``.
+    A generator, whose step is the download of a file or the encoding of a file of prompts. Raises RMDError for wrong
+    encoders.
     """
     texts, missing = _prompts_of(config)
     if not missing:
@@ -193,18 +187,18 @@ def make_cache(config, *, device):
     settings, folder = config.prompts, config.prompts.encode_from
     CacheFolder(settings.cache)
     yield from fetching(folder, ENCODERS)
-    encoders = TextEncoders(located(folder), device=device, dtype=getattr(torch, config.train.precision))
+    encoders = TextEncoders(local_path(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity
     if settings.encoder not in (None, identity):
         raise RMDError(
             f"{folder} has the text encoder '{identity}', not prompts.encoder '{settings.encoder}'; change one of them"
         )
-    log.info("%s lacks %d prompts, which are encoded now by %s", settings.cache, len(missing), folder)
+    log.info("%s is missing %d prompts, which are encoded now by %s", settings.cache, len(missing), folder)
     yield from encoding(encoders, texts, settings.cache, negative=settings.negative)
 
 
 def planned_cache(config):
-    """The CacheToBe where ``make_cache`` would encode, None where nothing is missing; writes and downloads nothing.
+    """The PlannedCache where ``make_cache`` would encode, None where nothing is missing; writes and downloads nothing.
 
     Raises RMDError for a folder on this machine without the encoders, and a path where no cache can be made.
     """
@@ -215,13 +209,15 @@ def planned_cache(config):
     CacheFolder(settings.cache)
     if Path(settings.encode_from).is_dir():
         TextEncoders(settings.encode_from)
-    log.info("%s lacks %d prompts, which a run encodes first by %s", settings.cache, len(missing), settings.encode_from)
+    log.info(
+        "%s is missing %d prompts, which a run encodes first by %s", settings.cache, len(missing), settings.encode_from
+    )
     tokens = make_backbone(config.backbone.name).prompt_tokens
-    return CacheToBe(settings.encoder or f"of {settings.encode_from}, not asked yet", tokens, texts)
+    return PlannedCache(settings.encoder or f"of {settings.encode_from}, not asked yet", tokens, texts)
 
 
 def _prompts_of(config):
-    """(all texts that a run needs besides the null prompt, those of all that its cache lacks)."""
+    """(all texts that a run needs besides the null prompt, those of all that are missing in its cache)."""
     texts = (*read_prompts(config.prompts.file), *(config.output.validation_prompts or ()))
     known = open_cache(config.prompts.cache) or ()
     return texts, [text for text in dict.fromkeys((*texts, NULL_PROMPT)) if text not in known]

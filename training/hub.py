@@ -4,30 +4,24 @@ Of a model on the hub only the files that a run reads are downloaded: safetensor
 others.
 """
 
-import contextlib
-import json
 import logging
 import os
 import re
-import signal
-import sys
-import threading
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from rmd_core.errors import RMDError, one_line
-from rmd_core.files import read_header
+from rmd_core.files import read_header, read_json
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +32,7 @@ FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of p
 
 _VARIANTS = (None, "fp16")
 _FLOATS = ("F32", "F16", "BF16", "F64")  # safetensors names
-_GROUP = 4  # files that are downloaded at once
-_BESIDE = (INDEX, "scheduler/scheduler_config.json")  # small files of a model that are always taken
+_ALWAYS = (INDEX, "scheduler/scheduler_config.json")  # small files of a model that are always taken
 _SMALL = (".json", ".txt", ".model")
 _ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -85,7 +78,7 @@ def is_folder(path):
     return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
 
 
-def located(path):
+def local_path(path):
     """The local folder or file of a configured path; of a hub id that in the hub cache, without asking the hub.
 
     Raises RMDError for a hub id that was not downloaded.
@@ -95,14 +88,14 @@ def located(path):
 
 
 def fetched(path, part):
-    """``located``, downloaded first if need be. Raises RMDError as ``fetching``."""
+    """``local_path``, downloaded first if need be. Raises RMDError as ``fetching``."""
     for _ in fetching(path, part):
         pass
-    return located(path)
+    return local_path(path)
 
 
 def fetching(path, part):
-    """Download what ``part`` needs of a hub id, as a generator of steps of a few files; of none for what is there.
+    """Download what ``part`` needs of a hub id, as a generator of one step a file; of none for what is there.
 
     A branch or a tag is looked up each time; where the hub gives no answer, a complete copy in the hub cache will do.
     An interrupted download continues where it was. Raises RMDError for a model that does not exist, is not open to this
@@ -115,34 +108,15 @@ def fetching(path, part):
         info = HfApi().model_info(hub.name, revision=hub.revision)
         files = files_of(part, [file.rfilename for file in info.siblings], hub)
         log.info("%s: the %d files that are needed, of commit %s", hub, len(files), info.sha)
-        for start in range(0, len(files), _GROUP):
-            revision = info.sha if start else hub.revision  # which the hub cache then knows by its name
-            with _ended_by_ctrl_c():
-                snapshot_download(hub.name, revision=revision, allow_patterns=files[start : start + _GROUP])
+        for number, file in enumerate(files):  # not by snapshot_download, whose threads go on after Ctrl-C
+            # By the revision's own name first, under which the hub cache then knows the commit.
+            hf_hub_download(hub.name, file, revision=info.sha if number else hub.revision)
             yield
     except (*_NO_ANSWER, HFValidationError) as error:
         missing = _missing(hub, part)
         if missing is not None:
             raise _refusal(hub, part, error, missing) from None
         log.info("the hub gives no answer for %s; the copy in %s is read", hub, _cached(hub))
-
-
-@contextlib.contextmanager
-def _ended_by_ctrl_c():
-    """Within the block Ctrl-C ends the process at once; the hub library would first finish the files it has begun."""
-
-    def end(*_):
-        print("stopped; the same command continues the download", file=sys.stderr, flush=True)
-        os._exit(130)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def files_of(part, names, source):
@@ -157,7 +131,7 @@ def files_of(part, names, source):
     if not found:
         has = ", ".join(folder for folder in folders if folder) or "no folder"
         raise RMDError(f"{source} has no {' or '.join(part.folders)}; it has {has}: give a model in Diffusers format")
-    files = [name for name in names if name in _BESIDE]
+    files = [name for name in names if name in _ALWAYS]
     for folder in found:
         inside = [name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder]
         weights = weight_files(inside, part.stem)
@@ -202,13 +176,13 @@ def _cached(hub):
         return Path(snapshot_download(hub.name, revision=hub.revision, local_files_only=True, allow_patterns=[]))
     except (*_NO_ANSWER, HFValidationError):
         raise RMDError(
-            f"{hub} is no folder here, and there is no copy of such a model in the local hub cache; correct the path, "
-            f"or run: {_command(hub)}"
+            f"{hub} is not a folder here, and there is no copy of such a model in the local hub cache; correct the "
+            f"path, or run: {_command(hub)}"
         ) from None
 
 
 def _missing(hub, part):
-    """What the copy in the hub cache lacks, in words; None for nothing."""
+    """What is missing in the copy in the hub cache, in words; None for nothing."""
     try:
         folder = _cached(hub)
     except RMDError:
@@ -223,17 +197,21 @@ def _missing(hub, part):
     if part is not ENCODERS:
         return None
     try:  # the encoders and tokenizers that the model says it has
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    except (OSError, ValueError, AttributeError, IndexError, RecursionError):
-        return f"it lacks {INDEX}"
+        named = index_parts(read_json(folder / INDEX))
+    except RMDError:
+        return f"{INDEX} is missing"
     there = {name.partition("/")[0] for name in names}
-    absent = [n for n in sorted(named) if n not in there and any(fnmatch(n, pattern) for pattern in part.folders)]
-    return f"it lacks {', '.join(absent)}" if absent else None
+    absent = [n for n in named if n not in there and any(fnmatch(n, pattern) for pattern in part.folders)]
+    return f"missing: {', '.join(absent)}" if absent else None
+
+
+def index_parts(index):
+    """The names of the parts that a pipeline's index says the model has, in order."""
+    return [name for name, value in sorted(index.items()) if isinstance(value, list) and any(value)]
 
 
 def _refusal(hub, part, error, missing):
-    """The RMDError for a failed call; ``missing``: what the copy in the hub cache lacks."""
+    """The RMDError for a failed call; ``missing``: what is missing in the copy in the hub cache."""
     reason = one_line(error, 160)
     if isinstance(error, GatedRepoError):
         return RMDError(
@@ -244,11 +222,9 @@ def _refusal(hub, part, error, missing):
         return RMDError(f"{hub}: the hub has the model, but no revision '{hub.revision}'; correct it or leave it out")
     if isinstance(error, RepositoryNotFoundError):
         return RMDError(
-            f"{hub} is no folder here, and the hub has no model of that name, or hides it; correct the path or the "
+            f"{hub} is not a folder here, and the hub has no model of that name, or hides it; correct the path or the "
             "name, or for a private model set HF_TOKEN, or run: hf auth login"
         )
-    if isinstance(error, HFValidationError):
-        return RMDError(f"{hub} is no folder here, and no hub id either ({reason}); correct it")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return RMDError(f"the hub refuses access to {hub} ({status}); set HF_TOKEN to a valid token, or unset it")
@@ -258,21 +234,18 @@ def _refusal(hub, part, error, missing):
             "some space there, or set HF_HOME to another folder"
         )
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
-    cached = "" if isinstance(error, LocalEntryNotFoundError) and missing == "there is none" else f": {missing}"
     return RMDError(
-        f"{hub} is no folder here, there is no complete copy of such a model in the local hub cache{cached}, and the "
-        f"hub gives no answer ({why}); correct the path, or with a network run: {_command(hub, part)}"
+        f"{hub} is not a folder here, there is no complete copy of such a model in the local hub cache: {missing}, and "
+        f"it cannot be downloaded ({why}); correct the path, or with a network run: {_command(hub, part)}"
     )
 
 
 def _command(hub, part=None):
     """The command that downloads a model, or what ``part`` needs of it."""
     revision = "" if hub.revision == constants.DEFAULT_REVISION else f" --revision {hub.revision}"
-    patterns = []
-    if part is ENCODERS:
-        patterns = ["*.json", "*.txt", "*.model", "text_encoder*/*.safetensors"]
-    elif part is not None:
-        patterns = ["*.json", *(f"{folder}/*.safetensors" for folder in part.folders)]
+    patterns = ()
+    if part is not None:
+        patterns = (*(f"*{ending}" for ending in _SMALL), *(f"{folder}/*.safetensors" for folder in part.folders))
     return f"hf download {hub.name}{revision}" + "".join(f" --include '{pattern}'" for pattern in patterns)
 
 
@@ -291,7 +264,7 @@ def weight_files(names, stem):
 def weights_variant(folder, stem):
     """The variant of the weights in a folder that is read: None, or ``fp16`` where there is nothing else.
 
-    Raises RMDError for a folder without safetensors weights, and one that lacks some that its index names.
+    Raises RMDError for a folder without safetensors weights, or without some that its index names.
     """
     for variant in _VARIANTS:
         dotted = "" if variant is None else f".{variant}"
@@ -301,30 +274,30 @@ def weights_variant(folder, stem):
         if index.is_file():
             _check_index(index)
             return variant
-    raise RMDError(f"{folder} holds no {stem}.safetensors; only safetensors are read, download or convert them")
+    raise RMDError(f"{folder} has no {stem}.safetensors; only safetensors are read, download or convert them")
 
 
 def _check_index(index):
     """Raise RMDError for an index of weights that is damaged, or names files that are not there."""
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        named = set(read_json(index)["weight_map"].values())
+    except (RMDError, TypeError, KeyError, AttributeError):
         raise RMDError(f"{index} is damaged; download it again") from None
     absent = sorted(name for name in named if not (index.parent / str(name)).is_file())
     if absent:
         raise RMDError(
-            f"{index.parent} lacks {len(absent)} of the files that its index names, first {absent[0]}; download them"
+            f"{index.parent}: {len(absent)} of the files that its index names are missing, first {absent[0]}; "
+            "download them"
         )
 
 
 def refuse_packed(folder, stem):
-    """Raise RMDError for weights that are no plain floating-point numbers, which would be read as if they were."""
+    """Raise RMDError for weights that are not plain floating-point numbers, which would be read as if they were."""
     files = weight_files(sorted(path.name for path in folder.iterdir()), stem)
     for path in (folder / name for name in files if name.endswith(".safetensors")):
         for name, entry in read_header(path).tensors.items():
-            if entry.dtype not in _FLOATS and not name.endswith(
-                "position_ids"
-            ):  # CLIP's, which are counted, not learnt
+            # CLIP's position_ids are counted, not learnt.
+            if entry.dtype not in _FLOATS and not name.endswith("position_ids"):
                 raise RMDError(
                     f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(_FLOATS)}, not quantised"
                 )

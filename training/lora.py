@@ -12,6 +12,7 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.noise import derive_seed
 
+from .backbones.files import build
 from .offload import Recomputing, Seen
 from .parallel import full
 
@@ -172,8 +173,6 @@ class AdaptedNetwork:
         Weights are in ``dtype``, those that it cannot hold in float32. ``base``: a plain network to take the other
         weights from, where those at hand are quantised.
         """
-        from accelerate import init_empty_weights
-
         weights = {}
         for key, tensor in (self.network if base is None else base).state_dict().items():
             tensor = full(tensor)
@@ -185,10 +184,7 @@ class AdaptedNetwork:
                 weights[f"{layer_name}.{kind}"] = _fitting(tensor, dtype)
             elif not any(owner.startswith(f"{adapted}.") for adapted in self.layers):
                 weights[key] = _fitting(tensor, dtype)
-        with init_empty_weights(include_buffers=False):
-            plain = self._kind.from_config(self.network.config)
-        plain.load_state_dict(weights, strict=True, assign=True)
-        return plain.eval().requires_grad_(False)
+        return build(self._kind, self.network.config, weights).eval().requires_grad_(False)
 
 
 class Adapter:

@@ -72,6 +72,17 @@ def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, accumula
     )
 
 
+def forward_costs(backbone, network, plan, *, frames, tokens):
+    """(FLOP of a forward of one sample at the final size, the ``relative_cost`` function of ``update_cost``)."""
+    final = backbone.flops(network, *plan.final_hw, frames, tokens)
+
+    @cache
+    def relative_cost(height, width):
+        return backbone.flops(network, height, width, frames, tokens) / final
+
+    return final, relative_cost
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on the device at an optimiser's step, without activations: the least that a run needs.
@@ -247,13 +258,7 @@ def dry_run_report(setup, *, processes=1):
     """The plan, the parameter counts, the expected cost of an update and the memory, as text."""
     config, backbone, teacher, memory = setup.config, setup.backbone, setup.teacher, setup.memory
     height, width = setup.plan.final_hw
-    frames, tokens = config.plan.frames, setup.cache.tokens
-    final = backbone.flops(teacher, height, width, frames, tokens)
-
-    @cache
-    def relative(h, w):
-        return backbone.flops(teacher, h, w, frames, tokens) / final
-
+    final, relative = forward_costs(backbone, teacher, setup.plan, frames=config.plan.frames, tokens=setup.cache.tokens)
     train = config.train
     common = {"cfg": config.loss.cfg, "fake_steps": train.fake_steps}
     common["checkpointing"] = config.backbone.gradient_checkpointing
@@ -261,7 +266,7 @@ def dry_run_report(setup, *, processes=1):
     factors = [train.batch, train.accumulation, *([processes] if processes > 1 else [])]
     batch = train.batch * train.accumulation * processes
     flops = ours.total * final * batch
-    count = backbone.parameters(teacher)
+    count = sum(parameter.numel() for parameter in teacher.parameters())
     if config.model.mode == "three networks":
         parameters = f"{count:,} each for the student, the fake score and the frozen teacher"
     else:
@@ -286,7 +291,7 @@ def dry_run_report(setup, *, processes=1):
             f"{ours.trajectory:.2f}, student {ours.student:.2f}, fake score {ours.fake:.2f}, "
             f"teacher and fake score for the student {ours.judges:.2f}",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
-            f"sampling    {setup.plan.cost(relative):.2f} forwards an image",
+            f"sampling    {sum(setup.plan.step_costs(relative)):.2f} forwards an image",
             *(f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)),
         ]
     )

@@ -12,8 +12,9 @@ import torch
 
 from rmd_core.errors import RMDError
 
+from .backbones.files import build
 from .export import export_lora, export_student
-from .hub import located
+from .hub import local_path
 from .lora import AdaptedNetwork
 from .offload import ParkedOptimiser, Recomputing, Residence
 from .parallel import fits, full, like, local, put, shard
@@ -155,8 +156,6 @@ class ThreeNetworks(Networks):
 
     def _whole(self, network):
         """A network that is spread, whole on the CPU of process 0; to be asked for by all processes together."""
-        from accelerate import init_empty_weights
-
         weights = {}
         for name, tensor in network.state_dict().items():
             tensor = full(tensor)
@@ -164,10 +163,7 @@ class ThreeNetworks(Networks):
                 weights[name] = tensor.cpu()
         if not self.processes.main:
             return None
-        with init_empty_weights(include_buffers=False):
-            plain = self._kind.from_config(network.config)
-        plain.load_state_dict(weights, strict=True, assign=True)
-        return plain
+        return build(self._kind, network.config, weights)
 
 
 class AdapterNetworks(Networks):
@@ -203,7 +199,7 @@ class AdapterNetworks(Networks):
         elif main or not quantised:  # a quantised base is never spread, so no process waits for this one
             plain = None
             if quantised:  # the base as it was before, read again
-                plain = self.setup.backbone.load(located(self.config.backbone.base), dtype=torch.float32)
+                plain = self.setup.backbone.load(local_path(self.config.backbone.base), dtype=torch.float32)
             merged = self.base.merged("student", dtype=getattr(torch, self.config.output.dtype), base=plain)
             if main:
                 export_student(self.setup, merged, path, update=update)

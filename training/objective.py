@@ -18,7 +18,7 @@ from rmd_core.losses import fake_score_loss, fake_score_loss_subinterval, genera
 from rmd_core.noising import add_noise, guide, noise_further, to_x0_eps
 from rmd_core.prompt_cache import NULL_PROMPT
 
-from .backbones.base import join, move, take
+from .backbones.base import concat, select, to_device
 from .plans import loss_boundary, training_boundary
 
 
@@ -50,7 +50,7 @@ def estimate_x0_eps(backbone, network, x, sigma_B, conditioning, *, curve, guida
         return tuple(guide(*pair, guidance.scale) for pair in zip(*pairs))
     if guidance is not None:
         x, sigma_B = torch.cat((x, x)), torch.cat((sigma_B, sigma_B))
-        conditioning = join(conditioning, guidance.null)
+        conditioning = concat(conditioning, guidance.null)
     output = backbone.predict(network, x, sigma_B, conditioning)
     pair = to_x0_eps(output, x, alpha=curve.alpha(sigma_B), sigma=sigma_B, prediction=backbone.prediction)
     return pair if guidance is None else tuple(guide(*part.chunk(2), guidance.scale) for part in pair)
@@ -98,7 +98,7 @@ class Objective:
         self.guidance_calls = config.train.guidance_calls
         self.micro_batch = config.train.batch
         self.device = device
-        self.null = move(self.embed([NULL_PROMPT]), device)
+        self.null = to_device(self.embed([NULL_PROMPT]), device)
         self.agree = agree or (lambda problem: problem)
 
     def fake_phase(self, draw, *, share):
@@ -141,7 +141,7 @@ class Objective:
 
     def conditioning(self, draw):
         """The conditioning of a draw's prompts, on the device."""
-        return move(self.embed(draw.prompts), self.device)
+        return to_device(self.embed(draw.prompts), self.device)
 
     def student_input(self, draw, conditioning):
         """The state the student receives at each sample's drawn step, (B, C, [T,] h, w) of its stage, without graph.
@@ -155,7 +155,7 @@ class Objective:
                 rows = torch.zeros(1, dtype=torch.long, device=x.device)
             x0, eps = torch.zeros_like(x), torch.zeros_like(x)
             sigma = torch.full((len(rows),), step.sigma, dtype=torch.float64)
-            x0[rows], eps[rows] = self._x0_eps(self.student, x[rows], sigma, take(conditioning, rows))
+            x0[rows], eps[rows] = self._x0_eps(self.student, x[rows], sigma, select(conditioning, rows))
             return x0, eps
 
         runner = DenoiserRunner(denoise, eta=self.eta, device=self.device)
@@ -179,14 +179,14 @@ class Objective:
         if draw.stage == len(self.plan.stages) - 1:
             new = fresh("step", tuple(eps.shape)) if self.eta < 1.0 else None
             return Estimate(x0, step_noise(eps, self.eta, new))
-        return Estimate(*self.loss_boundary.cross(x0, eps, self.plan.final_hw, fresh))
+        return Estimate(*self.loss_boundary.switch(x0, eps, self.plan.final_hw, fresh))
 
     def noised(self, estimate, draw, phase):
         """The estimate as a state of level s, without graph, noised on to level t for ``phase``."""
         curve = self.plan.curve
         alpha_s, alpha_t = curve.alpha(draw.s), curve.alpha(draw.t)
         x_s = add_noise(estimate.x0.detach(), estimate.noise, alpha=alpha_s, sigma=draw.s)
-        last = draw.noise(phase).draw(tuple(x_s.shape), draw.stage, "level").to(x_s)
+        last = draw.noise(phase).sample(draw.stage, "level", tuple(x_s.shape)).to(x_s)
         x_t, fresh = noise_further(x_s, alpha_s=alpha_s, sigma_s=draw.s, alpha_t=alpha_t, sigma_t=draw.t, noise=last)
         return NoisedState(x_t, alpha_t, draw.t, last, fresh)
 

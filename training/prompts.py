@@ -4,11 +4,10 @@ import contextlib
 import json
 from pathlib import Path
 
-import filelock
 import torch
 
 from rmd_core.errors import RMDError
-from rmd_core.files import make_folder, save_safetensors, tensor_digest, writing
+from rmd_core.files import lock_file, make_folder, save_safetensors, tensor_digest
 from rmd_core.prompt_cache import (
     METADATA_KEY,
     NULL_PROMPT,
@@ -72,12 +71,10 @@ def write_prompt_cache(
 ):
     """Write ``{prompt: (tokens, dim) tensor}`` as one cache file; the null prompt is the empty text.
 
-    ``encoder``: a name for the text encoder, which a reader can check. ``pooled``: ``{prompt: (width,) tensor}`` for
-    the same prompts, where the network takes it. ``masked``: whether the network masks the padding. ``tokens``: the
-    length to which a reader pads every prompt, None for the longest one here; give it to add longer prompts later, as
-    a network sees the padding. ``negative``: the text of the null prompt's embedding. ``precision``: the encoder's
-    own, such as ``float32``; ``dtype``: that of the file. Raises RMDError for an embedding of the wrong shape or a file
-    that cannot be written.
+    ``pooled``: ``{prompt: (width,) tensor}`` for the same prompts. ``masked``: whether the network masks the padding.
+    ``tokens``: the length that a reader pads prompts to, None for the longest one here. ``negative``: the text of the
+    null prompt's embedding. ``precision``: the encoder's, such as ``float32``; ``dtype``: the file's. Raises RMDError
+    for an embedding of the wrong shape or a file that cannot be written.
     """
     shapes = {tuple(value.shape[1:]) for value in embeddings.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
@@ -134,21 +131,11 @@ class CacheFolder:
         Makes the folder. Raises RMDError where another process is adding prompts.
         """
         make_folder(self.path)
-        lock = filelock.FileLock(self.path / ".lock")
-        with writing(self.path):
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                raise RMDError(
-                    f"another process is adding prompts to {self.path}; wait until it has ended, and start this one "
-                    "again"
-                ) from None
-        try:
+        taken = f"another process is adding prompts to {self.path}; wait until it has ended, and start this one again"
+        with lock_file(self.path / ".lock", taken):
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)
             yield
-        finally:
-            lock.release()
 
     def add(self, encoded, **settings):
         """Write ``{prompt: Encoded}``, the null prompt among them, as one more file; ``settings``: as for a file."""

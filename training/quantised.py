@@ -99,18 +99,14 @@ def packed_bytes(numel, kind):
     return -(-numel * BITS[kind] // 8) + 4 * -(-numel // BLOCK)
 
 
-def quantised_layers(network):
-    """The quantised layers of a network."""
-    return [layer for layer in network.modules() if isinstance(layer, QuantisedLinear)]
-
-
 def _frozen(tensor, device):
     return torch.nn.Parameter(tensor.detach().to(device), requires_grad=False)
 
 
 def _pack(weight, kind):
     """(packed, scales) of a weight, one after the other as bitsandbytes lays them."""
-    functional = bitsandbytes_for(f"model.base_dtype: {kind}").functional
+    from bitsandbytes import functional
+
     if kind == "nf4":
         packed, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
     else:
@@ -119,7 +115,8 @@ def _pack(weight, kind):
 
 
 def _unpack(packed, scales, kind, shape, dtype):
-    functional = bitsandbytes_for(f"model.base_dtype: {kind}").functional
+    from bitsandbytes import functional
+
     state = {"absmax": scales, "shape": torch.Size(shape), "dtype": dtype, "blocksize": BLOCK}
     if kind == "nf4":
         return functional.dequantize_4bit(packed, functional.QuantState(**state, quant_type="nf4"))

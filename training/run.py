@@ -1,10 +1,10 @@
-"""The output folder of a run: who may write into it, which run it holds, and its checkpoints.
+"""The output folder of a run: who may write into it, which run it is of, and its checkpoints.
 
 config.yaml   the resolved configuration        pictures/      validation images
 run.json      digests of it and of its data,    checkpoints/   see CheckpointStore
               commits of hub ids
 metrics.jsonl one line per update               tensorboard/   the same for TensorBoard
-run.lock      see RunLock
+run.lock      see lock_folder
 <name>.safetensors   the student, once the run is complete
 
 Checkpoints are safetensors and JSON, written here and not by torch.distributed.checkpoint, which pickles its metadata,
@@ -12,10 +12,8 @@ does not replace a checkpoint atomically, and would still leave versions, retent
 """
 
 import contextlib
-import errno
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -27,67 +25,44 @@ import torch
 import yaml
 
 from rmd_core.errors import RMDError
-from rmd_core.files import make_folder, open_tensors, save_safetensors, write_json, write_text, writing
+from rmd_core.files import (
+    hash_file,
+    lock_file,
+    make_folder,
+    open_tensors,
+    read_json,
+    save_safetensors,
+    write_json,
+    write_text,
+    writing,
+)
 from rmd_core.prompt_cache import NULL_PROMPT
 
 from .config import decisive
-from .hub import is_folder, located
+from .hub import is_folder, local_path
 from .parallel import ProcessLost, is_sharded, local
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
-
-log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 RUN_VERSION = 2  # of run.json; 1 had a digest of the whole prompt cache
-_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)  # reading JSON of another shape
 
 
-class RunLock:
-    """Within the block no other run on this machine writes into ``folder``, which is made if it does not exist.
+def lock_folder(folder):
+    """A block in which no other run on this machine writes into ``folder``, which is made if it does not exist.
 
-    The lock is the system's, on the empty file run.lock, and ends with the process, however that ends; the file stays.
-    Raises RMDError where another run has the lock, or the folder cannot be written. On a file system without locks it
-    warns and goes on; filelock would leave a lock file there that outlives a killed process.
+    Raises RMDError where another run does, or the folder cannot be written.
     """
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self._file = None
-
-    def __enter__(self):
-        make_folder(self.folder)
-        with writing(self.folder / LOCK):
-            self._file = open(self.folder / LOCK, "ab")
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
-                os.lseek(self._file.fileno(), 0, os.SEEK_SET)
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                self._file.close()
-                raise RMDError(
-                    f"another run is writing into the output folder {self.folder}; wait until it has "
-                    "ended, stop it, or choose another folder with --set output.folder=..."
-                ) from None
-            reason = error.strerror or error
-            log.warning("warning: %s cannot be locked (%s); let no other run write into it", self.folder, reason)
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()  # which gives the lock back
+    make_folder(folder)
+    return lock_file(
+        folder / LOCK,
+        f"another run is writing into the output folder {folder}; wait until it has ended, stop it, or choose another "
+        "folder with --set output.folder=...",
+    )
 
 
 def check_folder(config, data, *, resume):
-    """The output folder: new or empty, or, when resuming, one that holds this very run. Nothing is written.
+    """The output folder: new or empty, or, when resuming, one of this very run. Nothing is written.
 
-    ``data``: the ``data_digests``. Raises RMDError if the folder holds anything else, or cannot be read.
+    ``data``: the ``data_digests``. Raises RMDError if the folder contains anything else, or cannot be read.
     """
     folder = Path(config.output.folder)
     try:
@@ -98,7 +73,7 @@ def check_folder(config, data, *, resume):
         elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             run = (folder / "run.json").exists()
             raise RMDError(
-                f"the output folder {folder} already holds {'a run' if run else 'other files'}; "
+                f"the output folder {folder} already contains {'a run' if run else 'other files'}; "
                 f"{'continue it with --resume, or ' if run else ''}choose another one with --set output.folder=..."
             )
     except OSError as error:
@@ -117,11 +92,11 @@ def claim_folder(config, data, folder, commits):
 
 
 def known_commits(config):
-    """The commits of hub ids that the run in the output folder was begun with, ``{id as given: commit}``."""
+    """The commits of hub ids that the run in the output folder was started with, ``{id as given: commit}``."""
     try:
-        commits = json.loads((Path(config.output.folder) / "run.json").read_text(encoding="utf-8"))["commits"]
+        commits = read_json(Path(config.output.folder) / "run.json")["commits"]
         return {name: commit for name, commit in commits.items() if isinstance(commit, str)}
-    except _DAMAGED:
+    except (RMDError, KeyError, AttributeError):
         return {}  # check_folder reports what is wrong
 
 
@@ -130,7 +105,7 @@ def data_digests(config, prompts, cache):
     return {
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "prompts.cache": cache.digest((*prompts, NULL_PROMPT)),
-        "backbone.base": _checkpoint_digest(located(config.backbone.base)),
+        "backbone.base": _checkpoint_digest(local_path(config.backbone.base)),
     }
 
 
@@ -144,24 +119,17 @@ def _checkpoint_digest(path):
 
 
 def _file_digest(path):
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    except OSError as error:
-        raise RMDError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return digest.hexdigest()
+    return hash_file(path, hashlib.sha256()).hexdigest()
 
 
 def _check_same_run(config, data, folder):
     marker = folder / "run.json"
+    if not marker.exists():
+        raise RMDError(f"there is no run to resume in {folder}; start it without --resume")
     try:
-        run = json.loads(marker.read_text(encoding="utf-8"))
+        run = read_json(marker)
         version, digest, old = run["version"], run["digest"], dict(run["data"])
-    except FileNotFoundError:
-        raise RMDError(f"there is no run to resume in {folder}; start it without --resume") from None
-    except _DAMAGED:
+    except (RMDError, KeyError, TypeError, ValueError):
         raise RMDError(f"{marker} is damaged; this run cannot be resumed, choose another output.folder") from None
     if version != RUN_VERSION:
         raise RMDError(
@@ -180,7 +148,7 @@ def _check_same_run(config, data, folder):
     changed = [names[key] for key, value in data.items() if old.get(key) != value]
     if changed:
         raise RMDError(
-            f"{', '.join(changed)} changed since the run in {folder} began; "
+            f"{', '.join(changed)} changed since the run in {folder} started; "
             "put the old content back, or choose another output.folder"
         )
 
@@ -188,7 +156,7 @@ def _check_same_run(config, data, folder):
 def _differences(config, folder):
     try:
         old = decisive(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    except (*_DAMAGED, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
         return "its config.yaml cannot be read"
     new = decisive(yaml.safe_load(config.to_yaml()))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -303,10 +271,10 @@ class CheckpointStore:
         path = self.path(update)
         file, instead = path / "state.json", f"delete the folder {path} to resume from the one before"
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
+            state = read_json(file)
             version, stored, found = state["version"], state["update"], sorted(state["parts"])
             shards, processes = int(state.get("shards", 1)), int(state.get("processes", 1))
-        except _DAMAGED:
+        except (RMDError, KeyError, TypeError, ValueError):
             raise RMDError(f"{file} is damaged; {instead}") from None
         if version != self.VERSION:
             raise RMDError(f"{file} is of version {version!r}, this program reads version {self.VERSION}; {instead}")

@@ -11,7 +11,7 @@ from rmd_core.cascade import DenoiserRunner, run_cascade
 from rmd_core.files import make_folder, write_atomically
 from rmd_core.noise import SeededNoise, derive_seed
 
-from .backbones.base import move
+from .backbones.base import to_device
 from .objective import estimate_x0_eps
 from .plans import sampling_boundary
 
@@ -51,7 +51,7 @@ class Validation:
         self.setup = setup
         self.folder = folder
         self.device = device
-        self.conditioning = move(setup.embed(setup.validation_prompts), device)
+        self.conditioning = to_device(setup.embed(setup.validation_prompts), device)
         self.vae = setup.vae.to(device) if decodes else None
         self.seed = derive_seed(setup.config.train.seed, "validation")
 

@@ -15,7 +15,7 @@ from .backbones import Backbone, make_backbone
 from .backbones.base import refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import Draws, PromptOrder
-from .hub import located
+from .hub import local_path
 from .lora import adapted_layers
 from .memory import Memory, tell_memory
 from .parallel import check_sharding
@@ -85,7 +85,7 @@ def outline_run(config, *, shards=1):
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
-    base = located(config.backbone.base)
+    base = local_path(config.backbone.base)
     network = backbone.outline(base)
     backbone.check_sizes(network, config.plan.sizes)
     if config.model.mode == "adapters":
@@ -149,7 +149,7 @@ def loaded_in(config):
 def prepare(outline, *, planned=None):
     """Load and check prompts and weights of an outlined run. Raises RMDError for the first thing that is wrong.
 
-    ``planned``: what stands for a prompt cache that is not there yet (a CacheToBe); such a Setup can be reported, not
+    ``planned``: what stands for a prompt cache that is not there yet (a PlannedCache); such a Setup is reported, not
     trained.
     """
     config, backbone = outline.config, outline.backbone
@@ -162,8 +162,8 @@ def prepare(outline, *, planned=None):
         cache.require((*prompts, *validation, NULL_PROMPT))
         refuse_other_family(backbone, cache)
         backbone.check_cache(outline.network, cache)
-    teacher = backbone.load(located(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
-    vae = backbone.load_vae(located(config.backbone.vae)) if config.backbone.vae else None
+    teacher = backbone.load(local_path(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
+    vae = backbone.load_vae(local_path(config.backbone.vae)) if config.backbone.vae else None
     return Setup(
         config=config,
         backbone=backbone,

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 
 from rmd_core.errors import RMDError, one_line
+from rmd_core.files import hash_file, read_json
 from rmd_core.prompt_cache import NULL_PROMPT
 
-from .hub import ENCODER_STEM, INDEX, refuse_packed, weight_files, weights_variant
+from .hub import ENCODER_STEM, INDEX, index_parts, refuse_packed, weight_files, weights_variant
 from .offload import ran_out_of_memory
 
 _READ = (".json", ".txt", ".model", ".safetensors")  # what is read of encoders and tokenizers
@@ -54,7 +54,7 @@ class TextEncoders:
     """The text encoders of ``folder`` on a device, loaded within a with statement.
 
     ``tokens``: length of a text, None for the family's own. Raises RMDError for a folder of an unknown pipeline, or
-    one that lacks an encoder.
+    one without an encoder.
     """
 
     def __init__(self, folder, *, device="cpu", dtype=torch.float32, tokens=None):
@@ -84,9 +84,7 @@ class TextEncoders:
         for part in self._parts:
             for path in _files_read(part):
                 digest.update(f"{part.name}/{path.name}".encode())
-                with open(path, "rb") as file:
-                    while block := file.read(1 << 22):
-                        digest.update(block)
+                hash_file(path, digest)
         length = "" if self._tokens is None else f"-{self._tokens}"
         return f"{self.family.name}{length}-{digest.hexdigest()[:12]}"
 
@@ -125,7 +123,7 @@ class TextEncoders:
             torch.cuda.empty_cache()
 
     def _encoder(self, part):
-        """One encoder with all its weights; transformers would fill what a file lacks with random numbers."""
+        """One encoder with all its weights; transformers would fill what is missing in a file with random numbers."""
         import transformers
 
         model, info = getattr(transformers, self._index[part.name][1]).from_pretrained(
@@ -136,7 +134,7 @@ class TextEncoders:
             local_files_only=True,
             output_loading_info=True,
         )
-        for words, keys in (("lack", info["missing_keys"]), ("have in another shape", info["mismatched_keys"])):
+        for words, keys in (("are missing", info["missing_keys"]), ("have in another shape", info["mismatched_keys"])):
             if keys:
                 raise RMDError(f"{part}: its weights {words} {len(keys)} tensors, first {min(map(str, keys))[:80]!r}")
         return model
@@ -174,16 +172,13 @@ def _on_cpu(tensor):
 
 def _read_index(folder):
     path = folder / INDEX
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        name = index["_class_name"]
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         raise RMDError(
-            f"{folder} is no Diffusers-format folder of a complete model: it has no {INDEX}; give the folder "
-            "that holds text_encoder and tokenizer"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise RMDError(f"{path} is damaged; download it again") from None
+            f"{folder} is not a Diffusers-format folder of a complete model: it has no {INDEX}; give the folder "
+            "that contains text_encoder and tokenizer"
+        )
+    index = read_json(path)
+    name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise RMDError(f"{path} names the pipeline {name}; known are {', '.join(FAMILIES)}")
     return index
@@ -191,11 +186,10 @@ def _read_index(folder):
 
 def _encoder_folders(folder, index):
     """The folders of the encoders and tokenizers. Raises RMDError for one without what transformers would make up."""
-    names = [name for name in sorted(index) if name.startswith(("text_encoder", "tokenizer"))]
-    names = [name for name in names if isinstance(index[name], list) and index[name][0] is not None]
+    names = [name for name in index_parts(index) if name.startswith(("text_encoder", "tokenizer"))]
     absent = [name for name in names if not (folder / name).is_dir()]
     if absent or not names:
-        raise RMDError(f"{folder} lacks {', '.join(absent) or 'a text encoder'}; download the whole folder")
+        raise RMDError(f"{folder} is missing {', '.join(absent) or 'a text encoder'}; download the whole folder")
     parts = [folder / name for name in names]
     for part in parts:
         if part.name.startswith("text_encoder"):
@@ -205,7 +199,7 @@ def _encoder_folders(folder, index):
             refuse_packed(part, ENCODER_STEM)
         elif not any(files <= {path.name for path in part.iterdir()} for files in _VOCABULARIES):
             needed = ", or ".join(" and ".join(sorted(files)) for files in _VOCABULARIES)
-            raise RMDError(f"{part} holds no vocabulary, {needed}; download all of it")
+            raise RMDError(f"{part} has no vocabulary, {needed}; download all of it")
     return parts
 
 

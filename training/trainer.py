@@ -180,7 +180,7 @@ class Trainer:
                 self.metrics.keep_until(newest)
 
     def _tell_batch(self):
-        train, known = self.config.train, self.setup.backbone.known_batch
+        train, known = self.config.train, self.setup.backbone.recommended_batch
         samples = train.batch * train.accumulation * self.processes.count
         log.info(
             "an update is %d samples: batch %d x accumulation %d x processes %d",

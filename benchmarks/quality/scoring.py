@@ -11,7 +11,7 @@ from demo.judge import judge_images, load_judge
 from demo.make.vae import decode, denormalise, encode, flatten_convolutions
 from demo.sampling import make_latents
 from demo.world import BACKGROUNDS, CONCEPTS, SEEN_STYLES, TEACHER_STYLES, Drawings, draw_jitter, prompt
-from training.backbones.wan import load_wan_vae
+from training.backbones.wan import WanBackbone
 from training.prompts import PromptCache
 
 PROMPTS = [prompt(c, s, b) for s in TEACHER_STYLES for c in CONCEPTS for b in BACKGROUNDS]
@@ -28,7 +28,7 @@ class Scorer:
     def __init__(self, *, repeats=REPEATS, prompts=PROMPTS):
         self.prompts = list(prompts)
         self.repeats = repeats
-        self.vae = load_wan_vae(files.VAE)
+        self.vae = WanBackbone().load_vae(files.VAE)
         flatten_convolutions(self.vae)  # single frames, several times faster
         self.judge = load_judge()
         self.cache = PromptCache(files.PROMPTS)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from rmd_core.files import save_safetensors
-from training.backbones.wan import decode_latents, load_wan_vae
+from training.backbones.wan import WanBackbone
 
 from .. import files
 from ..judge import Judge
@@ -32,7 +32,7 @@ def labels(drawings, index, background):
 @torch.no_grad()
 def through(vae, images):
     """Images after the autoencoder, in -1..1."""
-    return decode_latents(vae, encode_images(vae, images).unsqueeze(2))[:, :, 0] * 2 - 1
+    return WanBackbone().decode(vae, encode_images(vae, images).unsqueeze(2))[:, :, 0] * 2 - 1
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(21)
-    drawings, vae, judge = Drawings(SEEN_STYLES), load_wan_vae(files.VAE), Judge()
+    drawings, vae, judge = Drawings(SEEN_STYLES), WanBackbone().load_vae(files.VAE), Judge()
     images, index, background = drawings.sample(POOL, generator, side=128)
     images[::4] = torch.cat([through(vae, part) for part in images[::4].split(32)])
     truth = labels(drawings, index, background)

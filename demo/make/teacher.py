@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
+from einops import rearrange, repeat
 
-from training.backbones.wan import load_wan_vae, save_wan_transformer
+from training.backbones.wan import WanBackbone
 
 from .. import files
 from ..world import TEACHER_STYLES, WIDTH, Drawings, draw_jitter, embed
@@ -60,7 +61,7 @@ def draw_prompts(index, background, drawings, generator):
 
 def frame_encoder():
     """The shipped encoder, its convolutions flattened to single frames, which is several times faster."""
-    vae = load_wan_vae(files.VAE)
+    vae = WanBackbone().load_vae(files.VAE)
     flatten_convolutions(vae)
     return lambda images: normalise(vae, encode(vae, images))
 
@@ -74,7 +75,7 @@ def latent_pool(encode, jitters, generator):
     """
     drawings = Drawings(TEACHER_STYLES)
     pairs = torch.cartesian_prod(torch.arange(len(drawings)), torch.arange(len(drawings.backgrounds)))
-    index, background = pairs.repeat(jitters, 1).unbind(1)
+    index, background = repeat(pairs, "n two -> (j n) two", j=jitters).unbind(1)
     jitter = draw_jitter(len(index), generator, held_out=False)
     pool = {}
     for side in SIZES:
@@ -88,7 +89,7 @@ def latent_pool(encode, jitters, generator):
 def flow_loss(model, latents, context, shift, generator):
     sigma = draw_sigma(len(latents), shift, generator)
     noise = torch.randn(latents.shape, generator=generator)
-    mix = sigma.view(-1, 1, 1, 1)
+    mix = rearrange(sigma, "b -> b 1 1 1")
     noisy = (1 - mix) * latents + mix * noise
     velocity = model(noisy.unsqueeze(2), 1000 * sigma, context, return_dict=False)[0][:, :, 0]
     return (velocity - (noise - latents)).square().mean()
@@ -141,7 +142,7 @@ def main():
     if training.rank == 0:
         training.save(args.out / "teacher.pt")
         model.load_state_dict(training.averaged)
-        save_wan_transformer(model, args.out / "teacher.safetensors")
+        WanBackbone().export(model, args.out / "teacher.safetensors")
     training.close()
 
 

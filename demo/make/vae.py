@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from einops import rearrange, reduce
 from torch.nn import functional as F
 
 from ..world import HELD_OUT_STYLES, SEEN_STYLES, Drawings
@@ -40,7 +41,7 @@ class FrameConv(torch.nn.Module):
         causal = isinstance(conv, WanCausalConv3d)
         weight = conv.weight.detach()[:, :, -1] if causal else conv.weight.detach()
         self.shape = weight.shape
-        self.weight = torch.nn.Parameter(weight.reshape(len(weight), -1).clone())
+        self.weight = torch.nn.Parameter(rearrange(weight, "o ... -> o (...)").clone())
         self.bias = torch.nn.Parameter(conv.bias.detach().clone())
         self.causal = causal
         self.stride = conv.stride[-2:]
@@ -91,7 +92,7 @@ def denormalise(vae, z_BCHW):
 
 
 def _statistics(vae):
-    return (torch.tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    return (rearrange(torch.tensor(v), "c -> 1 c 1 1") for v in (vae.config.latents_mean, vae.config.latents_std))
 
 
 @torch.no_grad()
@@ -132,7 +133,7 @@ def psnr(vae, drawings, generator, *, side, held_out, count=48):
     """Mean peak signal-to-noise ratio in dB over images of the given side."""
     x = drawings.sample(count, generator, side=side, held_out=held_out)[0]
     y = torch.cat([decode(vae, encode(vae, part)).clamp(-1, 1) for part in x.split(8)])
-    return (10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean().item()
+    return (10 * torch.log10(4 / reduce((y - x).square(), "b c h w -> b", "mean"))).mean().item()
 
 
 def report(vae):

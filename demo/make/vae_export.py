@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from einops import rearrange, reduce, repeat
 
 from rmd_core.files import save_safetensors
-from training.backbones.wan import load_wan_vae
+from training.backbones.wan import WanBackbone
 
 from .. import files
 from ..world import TEACHER_STYLES, Drawings
@@ -50,7 +51,7 @@ def clip_vae(frame_state, base_dim):
         if "time_conv" in key:
             if key.endswith("weight"):
                 channels = target.shape[1]
-                eye = torch.eye(channels).repeat(target.shape[0] // channels, 1)
+                eye = repeat(torch.eye(channels), "i j -> (n i) j", n=target.shape[0] // channels)
                 value[:, :, -1, 0, 0] = eye
         elif target.ndim == 5:
             value[:, :, -1] = frame_state[key].view(value[:, :, -1].shape)
@@ -67,7 +68,7 @@ def latent_statistics(frame_vae, count=2304):
     images = Drawings(TEACHER_STYLES)
     generator = torch.Generator().manual_seed(3)
     latents = torch.cat([tiny.encode(frame_vae, images.sample(32, generator, side=128)[0]) for _ in range(count // 32)])
-    return latents.mean((0, 2, 3)).double(), latents.std((0, 2, 3)).double()
+    return reduce(latents, "b c h w -> c", "mean").double(), latents.std((0, 2, 3)).double()
 
 
 @torch.no_grad()
@@ -77,8 +78,8 @@ def fold(whole, mean, std):
     scale = wan_std / std
     last, first = whole.quant_conv, whole.post_quant_conv
     first.bias += (first.weight[:, :, 0, 0, 0].double() @ (mean - wan_mean / scale)).float()
-    first.weight.copy_(first.weight.double() / scale.view(1, 16, 1, 1, 1))
-    last.weight[:16] = (last.weight[:16].double() * scale.view(16, 1, 1, 1, 1)).float()
+    first.weight.copy_(first.weight.double() / rearrange(scale, "c -> 1 c 1 1 1"))
+    last.weight[:16] = (last.weight[:16].double() * rearrange(scale, "c -> c 1 1 1 1")).float()
     last.bias[:16] = ((last.bias[:16].double() - mean) * scale + wan_mean).float()
 
 
@@ -98,7 +99,7 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     tensors = {native_name(key): value.half() for key, value in whole.state_dict().items()}
     save_safetensors(args.out, tensors, {"modelspec.title": "RMD tiny Wan2.1 VAE"})
-    shipped = load_wan_vae(args.out)
+    shipped = WanBackbone().load_vae(args.out)
     tiny.flatten_convolutions(shipped)
     print(json.dumps(tiny.report(shipped)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -81,18 +81,40 @@ class ModelKind:
         return f"{self.name} ({self.latents} latents, {self.table})"
 
 
+class Family(NamedTuple):
+    """How ModelSpec architectures of a family begin, and ComfyUI's class of the same models."""
+
+    title: str
+    architectures: tuple[str, ...]
+    network: str
+
+
+FAMILIES = (
+    Family("Wan2.1", ("wan2.1", "wan-2.1"), "WAN21"),
+    Family("Stable Diffusion XL", ("stable-diffusion-xl",), "SDXL"),
+    Family("Stable Diffusion 3", ("stable-diffusion-v3", "stable-diffusion-3"), "SD3"),
+    Family("PixArt", ("pixart",), "PixArt"),
+    Family("Flux", ("flux-1", "flux.1"), "Flux"),
+)
+
+
+def family_of(architecture: str) -> Family | None:
+    """The family of a ModelSpec architecture such as `wan2.1` or `stable-diffusion-xl-v1-base/lora`."""
+    name = architecture.lower()
+    return next((family for family in FAMILIES if name.startswith(family.architectures)), None)
+
+
 @dataclass(frozen=True)
 class ModelView:
     """Facts about one loaded model, read from it and never written to it.
 
-    curve is the model's own, with the shift that its loader gave it. channels, dimensions (2 for images, 3 with time)
-    and cell_px describe its latents; multiple is the patch size in cells to which stages are rounded. rmd_shift is the
+    curve is the model's own, with the shift that its loader gave it. dimensions (2 for images, 3 with time) and cell_px
+    describe its latents; multiple is the patch size in cells to which stages are rounded. rmd_shift is the
     flow shift RMD uses for the family, None where it knows none and for VP models.
     """
 
     kind: ModelKind
     curve: NoiseCurve
-    channels: int
     dimensions: int
     cell_px: int
     multiple: int
@@ -112,7 +134,6 @@ class ModelView:
         return cls(
             kind=ModelKind(name, table, type(latents).__name__),
             curve=curve,
-            channels=latents.latent_channels,
             dimensions=latents.latent_dimensions,
             cell_px=int(getattr(latents, "spacial_downscale_ratio", 8)),
             multiple=_multiple(model.model.model_config.unet_config, network),
@@ -123,8 +144,6 @@ class ModelView:
     def check_size(self, size_hw: tuple[int, int]) -> None:
         """Raise RMDError for a stage size (height, width in cells) at which ComfyUI's network would fail."""
         height, width = size_hw
-        if min(size_hw) < 1:
-            raise RMDError(f"a stage of {width}x{height} cells has no picture in it; use a larger size")
         px = self.cell_px
         shown = f"{width * px}x{height * px}"
         if self.kind.name.startswith("PixArt") and (height % 2 or width % 2 or (height + width) / 2 <= 32):

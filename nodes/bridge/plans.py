@@ -13,14 +13,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...rmd_core.boundary import Boundary
-from ...rmd_core.errors import RMDError
-from ...rmd_core.plan import Stage, StagePlan, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
+from ...rmd_core.errors import RMDError, short_repr
+from ...rmd_core.plan import (
+    Stage,
+    StagePlan,
+    plan_from_split,
+    plan_from_thresholds,
+    plan_tail,
+    split_counts,
+    stage_sizes,
+)
 from ...rmd_core.presets import MethodPreset, preset
 from ...rmd_core.recipe import Recipe
 from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size
 from ..profiles import NOT_DISTILLED, load_profiles
-from .model import ModelKind, ModelView, same_noise
-from .student import family_of
+from .model import ModelKind, ModelView, family_of, same_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +35,12 @@ class SamplingPlan:
     """A stage plan with everything else that a sampler needs; nothing in it is bound to one loaded model.
 
     eta is the share of predicted noise inside a stage, cfg the guidance to sample with, size_conditioning what SDXL is
-    told about the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
-    cell. origin says in a few words where the plan comes from, notes are sentences for the user.
+    given as the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
+    cell. origin says in a few words where the plan comes from, thresholds are the logSNR thresholds that it was made
+    with (empty for a split), notes are sentences for the user.
     """
 
-    stages: StagePlan
+    stage_plan: StagePlan
     kind: ModelKind
     boundary: Boundary
     eta: float
@@ -40,12 +48,13 @@ class SamplingPlan:
     size_conditioning: str
     cell_px: int
     origin: str
+    thresholds: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def final_px(self) -> tuple[int, int]:
         """Height and width of the result in pixels."""
-        height, width = self.stages.final_hw
+        height, width = self.stage_plan.final_hw
         return height * self.cell_px, width * self.cell_px
 
     def sigmas(self, stage: Stage) -> tuple[float, ...]:
@@ -56,12 +65,12 @@ class SamplingPlan:
         """The same, but a stage before the last stops at the next level of the plan, as its own size names it."""
         if stage.end_base_sigma == 0.0:
             return self.sigmas(stage)
-        curve = self.stages.curve
+        curve = self.stage_plan.curve
         end = curve.with_ratio(stage.end_base_sigma, stage.ratio)
         return (*self._levels(stage), curve.comfy_sigma(end))
 
     def _levels(self, stage: Stage) -> list[float]:
-        return [self.stages.curve.comfy_sigma(sigma) for sigma in stage.sigmas]
+        return [self.stage_plan.curve.comfy_sigma(sigma) for sigma in stage.sigmas]
 
 
 PURE_NOISE = 1e-5
@@ -86,7 +95,7 @@ def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
         )
 
 
-SOURCES = RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
+RECIPE, THRESHOLDS, SPLIT, PROFILE = "student recipe", "thresholds", "split", "few-step profile"
 AUTO, AREA, NATIVE_SHIFTS, NONE = "auto", "area", "native shifts 3 to 5", "none"
 MAPPINGS = (AUTO, AREA, NATIVE_SHIFTS, NONE)
 
@@ -97,31 +106,21 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
     final_hw is the latent size of the result. Raises RMDError for values that make no plan on this model.
     """
     widgets = {name: value for name, value in source.items() if name != "source"}
-    make = {RECIPE: _recipe_plan, THRESHOLDS: _method_plan, SPLIT: _method_plan, PROFILE: _profile_plan}
-    if source["source"] not in make:
-        raise RMDError(f"the plan source {source['source']!r} is unknown; use {', '.join(make)}")
-    stages, rules = make[source["source"]](view, final_hw, **widgets)
-    for stage in stages.stages:
+    make = {RECIPE: _recipe_plan, THRESHOLDS: _threshold_plan, SPLIT: _split_plan, PROFILE: _profile_plan}
+    plan = make[source["source"]](view, final_hw, **widgets)
+    for stage in plan.stage_plan.stages:
         view.check_size(stage.size)
-    if stages.final_hw != final_hw:
+    if plan.stage_plan.final_hw != final_hw:
         raise RMDError(
-            f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {stages.split}); "
+            f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {plan.stage_plan.split}); "
             "lower the last threshold, use more steps, or give the last stage a step"
         )
-    plan = SamplingPlan(stages=stages, kind=view.kind, cell_px=view.cell_px, **rules)
-    for stage in stages.stages:
+    for stage in plan.stage_plan.stages:
         check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
     return plan
 
 
-def asked_thresholds(source: Mapping[str, Any]) -> tuple[float, ...]:
-    """The logSNR thresholds of a choice, for showing; empty where a split was given outright."""
-    if source["source"] == RECIPE:
-        return source["recipe"].thresholds or ()
-    return numbers(source["thresholds"], "thresholds") if source["source"] == THRESHOLDS else ()
-
-
-def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> tuple[StagePlan, dict[str, Any]]:
+def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingPlan:
     """The plan a student was trained on, at any final size; RMDError if it was trained on another model type."""
     trained_for = family_of(recipe.architecture)
     fits = same_noise(recipe.curve, view.curve) and (trained_for is None or trained_for.network == view.kind.family)
@@ -135,69 +134,85 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> tuple[St
     if final_hw != recipe.final_hw:
         trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))
         notes += (f"the student was trained for {trained} px; at {now} px its size ratios and levels are kept",)
-    return recipe.plan(final_hw), {
-        "boundary": recipe.boundary(),
-        "eta": recipe.eta,
-        "cfg": recipe.cfg,
-        "size_conditioning": recipe.size_conditioning,
-        "origin": f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
-        "notes": notes,
-    }
+    return SamplingPlan(
+        stage_plan=recipe.plan(final_hw),
+        kind=view.kind,
+        boundary=recipe.boundary(),
+        eta=recipe.eta,
+        cfg=recipe.cfg,
+        size_conditioning=recipe.size_conditioning,
+        cell_px=view.cell_px,
+        origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
+        thresholds=recipe.thresholds or (),
+        notes=notes,
+    )
 
 
-def _method_plan(
+def _threshold_plan(
     view: ModelView,
     final_hw: Size,
     *,
+    steps: int,
+    thresholds: str,
     earlier_sizes: str,
     mapping: str,
     base_shift: float,
     method: str,
-    steps: int = 0,
-    thresholds: str | None = None,
-    split: str = "",
-    sigmas: str = "",
-) -> tuple[StagePlan, dict[str, Any]]:
-    """A plan by thresholds, whose steps change size where the logSNR of the curve's own grid passes one, or by a split.
+) -> SamplingPlan:
+    """A plan on the curve's own grid that changes size where the logSNR passes a threshold.
 
-    thresholds is a comma list, one entry for each size of `earlier_sizes` (see `stage_cells`). sigmas is a comma list
-    of ComfyUI's sigmas, one a step, as the first size names them; empty means the curve's own grid, and a closing 0 is
-    allowed. mapping is one of `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the name of a preset.
+    thresholds is a comma list, one entry for each size of `earlier_sizes`; the others are as in `_split_plan`.
     """
-    if thresholds is not None:
-        levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
-        if len(levels) != len(sizes) - 1:
-            raise RMDError(
-                f"thresholds has {len(levels)} entries, earlier_sizes {len(sizes) - 1}; give as many of each, "
-                "one less than there are stages"
-            )
-    else:
-        counts, sizes = step_counts(split), stage_cells(view, final_hw, earlier_sizes)
-        _check_split(counts, sizes)
+    levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
     curve, notes = base_curve(view, base_shift)
     rules = preset(method)
-    if thresholds is not None:
-        made_map = chosen_map(mapping, rules, view, sizes)
-        stages = plan_from_thresholds(curve, steps, thresholds=levels, sizes=sizes, mapping=made_map)
-        origin = f"{steps} steps, thresholds {', '.join(f'{level:g}' for level in levels) or 'none'}"
-    else:
-        grid = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
-        made_map = chosen_map(mapping, rules, view, sizes)
-        stages = plan_from_split(curve, counts, sizes=sizes, mapping=made_map, steps=grid)
-        origin = f"split {stages.split}, {'own sigmas' if grid else 'the grid of the curve'}"
-    return stages, {
-        "boundary": Boundary(rules.upsampler, rules.switch_noise, rules.eta),
-        "eta": rules.eta,
-        "cfg": 1.0,
-        "size_conditioning": _usual_size_conditioning(view),
-        "origin": f"{origin}, method {method}",
-        "notes": notes,
-    }
+    made_map = chosen_map(mapping, rules, view, sizes)
+    stage_plan = plan_from_thresholds(curve, steps, thresholds=levels, sizes=sizes, mapping=made_map)
+    origin = f"{steps} steps, thresholds {', '.join(f'{level:g}' for level in levels) or 'none'}, method {method}"
+    return _by_method(view, rules, stage_plan, origin=origin, thresholds=levels, notes=notes)
 
 
-def _profile_plan(
-    view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str
-) -> tuple[StagePlan, dict[str, Any]]:
+def _split_plan(
+    view: ModelView,
+    final_hw: Size,
+    *,
+    split: str,
+    sigmas: str,
+    earlier_sizes: str,
+    mapping: str,
+    base_shift: float,
+    method: str,
+) -> SamplingPlan:
+    """A plan with a given number of steps at each size (see `stage_cells`).
+
+    sigmas is a comma list of ComfyUI's sigmas, one a step, as the first size names them; empty means the curve's own
+    grid, and a closing 0 is allowed. mapping is one of `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the
+    name of a preset.
+    """
+    counts, sizes = split_counts(split), stage_cells(view, final_hw, earlier_sizes)
+    curve, notes = base_curve(view, base_shift)
+    rules = preset(method)
+    grid = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
+    made_map = chosen_map(mapping, rules, view, sizes)
+    stage_plan = plan_from_split(curve, counts, sizes=sizes, mapping=made_map, steps=grid)
+    origin = f"split {stage_plan.split}, {'own sigmas' if grid else 'the grid of the curve'}, method {method}"
+    return _by_method(view, rules, stage_plan, origin=origin, notes=notes)
+
+
+def _by_method(view: ModelView, rules: MethodPreset, stage_plan: StagePlan, **others: Any) -> SamplingPlan:
+    return SamplingPlan(
+        stage_plan=stage_plan,
+        kind=view.kind,
+        boundary=Boundary(rules.upsampler, rules.switch_noise, rules.eta),
+        eta=rules.eta,
+        cfg=1.0,
+        size_conditioning=_default_size_conditioning(view),
+        cell_px=view.cell_px,
+        **others,
+    )
+
+
+def _profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
     """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
 
     profile is a title of `load_profiles`; split "auto" is the profile's own, or all steps at one size where
@@ -213,55 +228,44 @@ def _profile_plan(
         raise RMDError(f"the profile {profile!r} is not for this model, {view.kind}; those that fit it: {listed}")
     chosen = fitting[profile]
     sizes = stage_cells(view, final_hw, earlier_sizes)
-    counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else step_counts(split)
-    _check_split(counts, sizes)
-    if sum(counts) != len(chosen.sigmas):
-        raise RMDError(
-            f"the split {'+'.join(map(str, counts))} has {sum(counts)} steps but {chosen.title} "
-            f"has {len(chosen.sigmas)}; give parts that sum to {len(chosen.sigmas)}"
-        )
+    counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else split_counts(split)
     strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
     files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
-    return plan_from_split(chosen.curve, counts, sizes=sizes, mapping=NoMap(), steps=chosen.sigmas), {
-        "boundary": chosen.boundary,
-        "eta": chosen.eta,
-        "cfg": chosen.cfg,
-        "size_conditioning": _usual_size_conditioning(view),
-        "origin": f"profile {chosen.title}, {NOT_DISTILLED}",
-        "notes": (*_shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
-    }
+    return SamplingPlan(
+        stage_plan=plan_from_split(chosen.curve, counts, sizes=sizes, mapping=NoMap(), steps=chosen.sigmas),
+        kind=view.kind,
+        boundary=chosen.boundary,
+        eta=chosen.eta,
+        cfg=chosen.cfg,
+        size_conditioning=_default_size_conditioning(view),
+        cell_px=view.cell_px,
+        origin=f"profile {chosen.title}, {NOT_DISTILLED}",
+        notes=(*_shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
+    )
 
 
-def _usual_size_conditioning(view: ModelView) -> str:
-    """What SDXL is told without a recipe: each stage's own size, as CLIPTextEncode does; others are told nothing."""
+def _default_size_conditioning(view: ModelView) -> str:
+    """The size SDXL is given without a recipe: each stage's own, as CLIPTextEncode does; other models have none."""
     return "stage" if view.kind.family == "SDXL" else "none"
-
-
-def _check_split(counts: tuple[int, ...], sizes: tuple[Size, ...]) -> None:
-    if len(counts) != len(sizes):
-        raise RMDError(
-            f"the split {'+'.join(map(str, counts))} needs {len(counts) - 1} earlier_sizes, {len(sizes) - 1} came; "
-            "give every size but the last there, or change the split"
-        )
 
 
 def last_steps(plan: SamplingPlan, denoise: float) -> SamplingPlan:
     """The last `round(denoise * steps)` steps of a plan, at least one; denoise is in (0, 1]."""
-    steps = plan.stages.steps
-    kept = max(1, math.floor(denoise * len(steps) + 0.5))
-    if kept == len(steps) and denoise == 1.0:
+    steps = plan.stage_plan.steps
+    left = max(1, math.floor(denoise * len(steps) + 0.5))
+    if left == len(steps) and denoise == 1.0:
         return plan
-    if kept == len(steps):
+    if left == len(steps):
         most = (len(steps) - 0.5) / len(steps)
-        note = f"denoise {denoise:g} keeps all {kept} steps; only below {most:.3g} does a step fall away"
+        note = f"denoise {denoise:g} keeps all {left} steps; only below {most:.3g} does a step fall away"
         return replace(plan, notes=(*plan.notes, note))
-    first = steps[-kept]
-    sigma = plan.stages.curve.comfy_sigma(first.sigma)
+    first = steps[-left]
+    sigma = plan.stage_plan.curve.comfy_sigma(first.sigma)
     note = (
-        f"denoise {denoise:g}: the last {kept} of {len(steps)} steps run, from sigma {sigma:.4g} at "
+        f"denoise {denoise:g}: the last {left} of {len(steps)} steps run, from sigma {sigma:.4g} at "
         f"{pixels(plan.cell_px, first.size)} px; the latent is the picture they start from"
     )
-    return replace(plan, stages=plan_tail(plan.stages, kept), notes=(*plan.notes, note))
+    return replace(plan, stage_plan=plan_tail(plan.stage_plan, left), notes=(*plan.notes, note))
 
 
 def final_cells(view: ModelView, *, width: int, height: int) -> Size:
@@ -308,8 +312,8 @@ def _stage_size(view: ModelView, final_hw: Size, entry: str) -> Size:
         factor = math.nan
     if not 0.0 < factor <= 1.0:
         raise RMDError(
-            f"{entry!r:.80} in earlier_sizes is no size; for each stage before the last give a factor above 0 and at "
-            "most 1, such as 0.5, or width x height in pixels, such as 832x480"
+            f"{short_repr(entry)} in earlier_sizes is no size; for each stage before the last give a factor above 0 "
+            "and at most 1, such as 0.5, or width x height in pixels, such as 832x480"
         )
     return stage_sizes(final_hw, (factor, 1.0), multiple=view.multiple)[0]
 
@@ -321,19 +325,8 @@ def numbers(text: str, name: str, *, example: str = "-5, -2.5") -> tuple[float, 
     except ValueError:
         values = (math.nan,)
     if not all(math.isfinite(value) for value in values):
-        raise RMDError(f"{name} is {text!r:.80}; use numbers with commas between them, such as {example}")
+        raise RMDError(f"{name} is {short_repr(text)}; use numbers with commas between them, such as {example}")
     return values
-
-
-def step_counts(split: str) -> tuple[int, ...]:
-    """Steps for each stage of a split such as "2+2"; RMDError for text that is none."""
-    parts = [part.strip() for part in split.split("+")]
-    numeric = all(part.isdecimal() and part.isascii() and len(part) < 10 for part in parts)
-    if not numeric or not any(int(part) for part in parts):
-        raise RMDError(
-            f"the split {split!r:.80} is no plan; give steps for each stage with + between them, such as 2+2"
-        )
-    return tuple(int(part) for part in parts)
 
 
 def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...]:
@@ -348,7 +341,7 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
     falling = all(before > after for before, after in zip(values, values[1:]))
     if len(values) != steps or not falling or not all(value > 0.0 for value in values):
         raise RMDError(
-            f"sigmas is {sigmas!r:.80} for {steps} steps; give {steps} numbers above 0 that fall, "
+            f"sigmas is {short_repr(sigmas)} for {steps} steps; give {steps} numbers above 0 that fall, "
             "as ComfyUI names them, or leave it empty for the curve's own grid"
         )
     if values[0] > most * (1.0 + 1e-4):
@@ -359,7 +352,7 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
 
 
 def base_curve(view: ModelView, base_shift: float) -> tuple[NoiseCurve, tuple[str, ...]]:
-    """The curve of the first size, and what to tell about its shift.
+    """The curve of the first size, and notes on its shift.
 
     base_shift is a flow shift, or 0 for RMD's for the model type, or the model's own where RMD knows none. Raises
     RMDError for a shift on a model that has none.
@@ -400,7 +393,7 @@ def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[
     Raises RMDError for another name, and for shifts on a model that has none.
     """
     if name not in MAPPINGS:
-        raise RMDError(f"the mapping {name!r:.80} is unknown; use one of {', '.join(MAPPINGS)}")
+        raise RMDError(f"the mapping {short_repr(name)} is unknown; use one of {', '.join(MAPPINGS)}")
     if name == NONE or (name == AUTO and rules.mapping == "none"):
         return NoMap()
     if name == AREA:
@@ -409,6 +402,6 @@ def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[
         raise RMDError(f"the mapping {name!r} needs a flow model, this is {view.kind}; use area or auto")
     areas = (height * width * view.cell_px**2 for height, width in (sizes[0], sizes[-1]))
     wan = view.kind.family == "WAN21" and all(
-        abs(area / usual - 1.0) <= 0.1 for area, usual in zip(areas, (WAN_480P, WAN_720P))
+        abs(area / native - 1.0) <= 0.1 for area, native in zip(areas, (WAN_480P, WAN_720P))
     )
     return ShiftPairMap(3.0, 5.0) if wan or name == NATIVE_SHIFTS else AreaMap()

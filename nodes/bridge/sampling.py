@@ -63,13 +63,13 @@ def sample_cascade(
     """
     settings = stage_settings(plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides)
     check_cascade(plan, settings)
-    model, total = guider.model_patcher, len(plan.stages.steps)
+    model, total = guider.model_patcher, len(plan.stage_plan.steps)
     latent = final_latent(model, latent)
     shape = tuple(latent["samples"].shape)
-    if shape[-2:] != plan.stages.final_hw:
+    if shape[-2:] != plan.stage_plan.final_hw:
         raise RMDError(
             f"the latent is {pixels(plan.cell_px, shape[-2:])} px, "
-            f"but the plan ends at {pixels(plan.cell_px, plan.stages.final_hw)} px; connect the same latent to "
+            f"but the plan ends at {pixels(plan.cell_px, plan.stage_plan.final_hw)} px; connect the same latent to "
             "RMD Schedule, or give both the same width and height"
         )
     seed = StageSeed.of(seed)
@@ -95,7 +95,7 @@ def sample_cascade(
             return end
 
         result = run_cascade(
-            plan.stages,
+            plan.stage_plan,
             run_stage,
             shape=shape[:-2],
             noise=seed.source,
@@ -134,9 +134,9 @@ def _sample_stage(
     sigmas = torch.tensor(plan.sigmas(stage), dtype=torch.float32)
     form = NoiseForm.of(settings.guider.model_patcher)
     if job.x0 is None:
-        image, noise = source.at(stage.size), job.white
+        image, noise = source.at(stage.size), job.noise
     else:
-        image, noise = source.start(job.x0, job.white, form=form, sigma=sigmas[0].to(job.x0))
+        image, noise = source.start(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
     first, last = job.steps[0].index, len(sigmas) - 2
     x0 = eps = None
 
@@ -147,8 +147,8 @@ def _sample_stage(
         on_step(first + step, step_x0, x)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    video = job.white.ndim == 5
-    view = StageView(stage.size, plan.stages.final_hw, plan.cell_px, plan.size_conditioning, video=video)
+    video = job.noise.ndim == 5
+    view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, video=video)
     guider = view.guider(settings.guider)
     try:
         output = guider.sample(
@@ -183,14 +183,14 @@ def _sample_stage(
 
 def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
     """Say what is allowed and seldom meant."""
-    for setting in settings:
-        scale = getattr(setting.guider, "cfg", plan.cfg)
+    for scale in dict.fromkeys(getattr(setting.guider, "cfg", plan.cfg) for setting in settings):
         if abs(scale - plan.cfg) > 1e-6:
             logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
-        eta = getattr(setting.sampler, "extra_options", {}).get("eta", plan.eta)
-        if sampler_name(setting.sampler) == "rmd" and abs(eta - plan.eta) > 1e-6:
+    samplers = [setting.sampler for setting in settings if sampler_name(setting.sampler) == "rmd"]
+    for eta in dict.fromkeys(getattr(sampler, "extra_options", {}).get("eta", plan.eta) for sampler in samplers):
+        if abs(eta - plan.eta) > 1e-6:
             logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
-    from_noise = plan.stages.curve.is_pure_noise(plan.stages.steps[0].sigma)
+    from_noise = plan.stage_plan.curve.is_pure_noise(plan.stage_plan.steps[0].sigma)
     if not source.empty and source.mask is None and from_noise:
         logger.warning(
             "the latent holds a picture, but the plan starts from pure noise and will not show it; "
@@ -232,7 +232,7 @@ def stage_settings(
 
     Raises RMDError for an override of a stage that the plan does not have, or two of the same stage.
     """
-    count = len(plan.stages.stages)
+    count = len(plan.stage_plan.stages)
     later = guider if later_guider is None else later_guider
     settings = [
         StageSettings(later if stage else guider, sampler, plan.boundary if stage else None) for stage in range(count)
@@ -242,7 +242,7 @@ def stage_settings(
         stage = override.stage
         if stage >= count:
             raise RMDError(
-                f"an override is for stage {stage + 1}, but the plan {plan.stages.split} runs {count} "
+                f"an override is for stage {stage + 1}, but the plan {plan.stage_plan.split} runs {count} "
                 f"stage{'s' if count > 1 else ''}; set its stage to at most {count}"
             )
         if stage in taken:
@@ -269,14 +269,14 @@ RECOVERABLE = frozenset(
 OWN_STEPS = ("dpm_adaptive", "dpm_fast")
 
 # Models whose network takes a pooled prompt; core fails inside it when there is none.
-POOLED = ("SDXL", "SD3")
+POOLED_MODELS = ("SDXL", "SD3")
 
 
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
     """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
     views: dict[int, ModelView] = {}  # one guider mostly serves all stages
     rules = [*(setting.boundary for setting in settings[1:]), None]
-    for stage, setting, following in zip(plan.stages.stages, settings, rules):
+    for stage, setting, following in zip(plan.stage_plan.stages, settings, rules):
         model = setting.guider.model_patcher
         if id(model) not in views:
             views[id(model)] = ModelView.of(model)
@@ -299,24 +299,21 @@ def check_guidance(guider: Any, sampler: Any) -> None:
     if not isinstance(scale, Real) or not math.isfinite(scale):
         raise RMDError(f"cfg is {scale!r:.40}; use a number, 1.0 for students")
     if "positive" in conds and "negative" not in conds:
-        check_no_negative(scale)
+        if not math.isclose(scale, 1.0):
+            raise RMDError(
+                f"cfg is {scale!r} but there is no negative conditioning; set cfg to 1.0 or connect a negative"
+            )
         name = sampler_name(sampler)
         if name.endswith("_cfg_pp"):
             raise RMDError(f"the sampler {name} steps along the negative, which is missing; connect one or use euler")
     network = type(guider.model_patcher.model).__name__
-    if network.startswith(POOLED):
+    if network.startswith(POOLED_MODELS):
         for entry in (entry for entries in conds.values() for entry in entries):
             if entry.get("pooled_output") is None and "unclip_conditioning" not in entry:
                 raise RMDError(
                     f"{network} needs prompts with a pooled output, and one came without; "
                     "encode them with the model's own text encoders"
                 )
-
-
-def check_no_negative(cfg: float) -> None:
-    """Raise RMDError for guidance without anything to guide away from."""
-    if not math.isclose(cfg, 1.0):
-        raise RMDError(f"cfg is {cfg!r} but there is no negative conditioning; set cfg to 1.0 or connect a negative")
 
 
 def check_sampler(sampler: Any, *, recover: bool) -> None:

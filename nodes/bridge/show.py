@@ -1,9 +1,9 @@
-"""A plan shown to the user: `plan_table` as text, `plan_picture` as an image drawn by PIL."""
+"""A plan shown to the user: `plan_table` as text, `plan_image` as an image drawn by PIL."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,34 +16,28 @@ from ...rmd_core.schedule import FlowCurve, NoiseCurve, NoMap
 from .plans import SamplingPlan, pixels
 
 
-def step_costs(plan: SamplingPlan, call_cost: Callable[[int, int], float]) -> tuple[float, ...]:
-    """The cost of each step in calls at the final size; call_cost is that of a call at (height, width) cells."""
-    full = call_cost(*plan.stages.final_hw)
-    return tuple(call_cost(*step.size) / full for step in plan.stages.steps)
-
-
 def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
     """Several lines: origin, model, curve, mapping, one line for each step, cost, rules, notes; sizes in pixels.
 
-    costs are `step_costs`.
+    costs are `StagePlan.step_costs`.
     """
-    stages, total, calls = plan.stages, sum(costs), len(costs)
+    stage_plan, total, calls = plan.stage_plan, sum(costs), len(costs)
     lines = [
         f"from      {plan.origin}",
         f"model     {plan.kind}",
         f"sizes     {sizes_line(plan)}",
-        f"curve     {stages.curve.describe()}",
+        f"curve     {stage_plan.curve.describe()}",
         f"mapping   {mapping_line(plan)}",
         "",
         "step stage     size px      sigma  timestep   logSNR   cost",
     ]
-    for step, cost in zip(stages.steps, costs):
-        size, sigma = pixels(plan.cell_px, step.size), stages.curve.comfy_sigma(step.sigma)
+    for step, cost in zip(stage_plan.steps, costs):
+        size, sigma = pixels(plan.cell_px, step.size), stage_plan.curve.comfy_sigma(step.sigma)
         lines.append(
             f"{step.index + 1:4d} {step.stage + 1:5d} {size:>11}  {sigma:9.5f}  {step.timestep:8.2f}  "
             f"{step.logsnr:7.3f}  {cost:5.3f}"
         )
-    final = pixels(plan.cell_px, stages.final_hw)
+    final = pixels(plan.cell_px, stage_plan.final_hw)
     saving = f"; {calls} at {final} px would be {calls / total:.2f} times as much" if calls - total > 0.005 else ""
     lines += [
         "",
@@ -54,7 +48,7 @@ def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
     ]
     if plan.size_conditioning != "none":
         lines.append(f"size told that of the {plan.size_conditioning}")
-    notes = [*plan.notes, *(note.text(lambda size: f"{pixels(plan.cell_px, size)} px") for note in stages.notes)]
+    notes = [*plan.notes, *(note.text(lambda size: f"{pixels(plan.cell_px, size)} px") for note in stage_plan.notes)]
     if notes:
         lines += ["", "notes", *(f"- {note}" for note in notes)]
     return "\n".join(lines)
@@ -62,19 +56,19 @@ def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
 
 def sizes_line(plan: SamplingPlan) -> str:
     """Sizes and steps of the stages, such as `832x480 -> 1280x720 px, 3+3 steps`."""
-    shown = " -> ".join(pixels(plan.cell_px, stage.size) for stage in plan.stages.stages)
-    calls = "+".join(map(str, plan.stages.calls_per_stage))
+    shown = " -> ".join(pixels(plan.cell_px, stage.size) for stage in plan.stage_plan.stages)
+    calls = "+".join(map(str, plan.stage_plan.calls_per_stage))
     return f"{shown} px, {calls} {'step' if calls == '1' else 'steps'}"
 
 
 def mapping_line(plan: SamplingPlan) -> str:
     """The mapping and the ratio r, for a flow also the shift, at each larger size."""
-    mapping, curve = plan.stages.mapping, plan.stages.curve
+    mapping, curve = plan.stage_plan.mapping, plan.stage_plan.curve
     name = mapping.describe()
     if isinstance(mapping, NoMap):
         return name
     parts = []
-    for stage in plan.stages.stages:
+    for stage in plan.stage_plan.stages:
         if stage.ratio != 1.0:
             shift = f" (shift {curve.shift * stage.ratio:.4g})" if isinstance(curve, FlowCurve) else ""
             parts.append(f"r = {stage.ratio:.4g} at {pixels(plan.cell_px, stage.size)}{shift}")
@@ -162,7 +156,7 @@ class Canvas:
         return f"{words.rstrip(' ,')}..."
 
     def tensor(self) -> torch.Tensor:
-        """The picture as ComfyUI's IMAGE: (1, height, width, 3) float32 in 0..1."""
+        """The image as ComfyUI's IMAGE: (1, height, width, 3) float32 in 0..1."""
         small = self._image.reduce(SCALE)
         return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
 
@@ -197,37 +191,37 @@ NEAR_NOISE = -6.0
 """A logSNR that the axes hold when a plan starts from a flow's pure noise, whose own is -inf."""
 
 
-def plan_picture(plan: SamplingPlan, costs: Sequence[float], thresholds: Sequence[float] = ()) -> torch.Tensor:
+def plan_image(plan: SamplingPlan, costs: Sequence[float]) -> torch.Tensor:
     """The plan as an IMAGE, (1, 560, 1000, 3) float32 in 0..1; the same plan gives the same values.
 
-    costs are `step_costs`; thresholds are logSNRs to be shown beside the curves.
+    costs are `StagePlan.step_costs`.
     """
     canvas = Canvas(WIDTH, HEIGHT, BACKGROUND)
-    axes = Axes.of(plan, thresholds)
+    axes = Axes.of(plan)
     _title(canvas, plan)
     _panel(canvas, axes, plan)
-    for threshold in thresholds:
+    for threshold in plan.thresholds:
         if abs(threshold) < FAR:
             y = axes.y(threshold)
             canvas.dashes((LEFT, y), (RIGHT, y), THRESHOLD, 1.6)
             label = f"threshold {threshold:g}"
             canvas.text((RIGHT - 6, y + 3), label, 12, THRESHOLD, anchor="ra", halo=PANEL)
-    for stage in plan.stages.stages:
+    for stage in plan.stage_plan.stages:
         pale = _mixed(stage_colour(stage.index), PANEL, 0.4)
-        canvas.line(_curve_points(axes, plan.stages.curve, stage.ratio, 1.0, 0.0), pale, 1.5)
-    for stage in plan.stages.stages:
+        canvas.line(_curve_points(axes, plan.stage_plan.curve, stage.ratio, 1.0, 0.0), pale, 1.5)
+    for stage in plan.stage_plan.stages:
         start, end = (axes.position(sigma) for sigma in (stage.base_sigmas[0], stage.end_base_sigma))
-        points = _curve_points(axes, plan.stages.curve, stage.ratio, start, end)
+        points = _curve_points(axes, plan.stage_plan.curve, stage.ratio, start, end)
         canvas.line(points, stage_colour(stage.index), 3.5)
-    for stage, following in zip(plan.stages.stages, plan.stages.stages[1:]):
-        _hand_over(canvas, axes, plan.stages.curve, stage, following)
-    for stage in plan.stages.stages:
+    for stage, following in zip(plan.stage_plan.stages, plan.stage_plan.stages[1:]):
+        _switch(canvas, axes, plan.stage_plan.curve, stage, following)
+    for stage in plan.stage_plan.stages:
         left, right = _span(axes, stage)
         size = pixels(plan.cell_px, stage.size)
         if canvas.text_width(size, 14) + 12 <= right - left:
             canvas.text((left + 8, TOP + 8), size, 14, stage_colour(stage.index), halo=PANEL)
     _dots(canvas, axes, plan)
-    _legend(canvas, plan, bool(thresholds))
+    _legend(canvas, plan)
     _bars(canvas, plan, costs)
     return canvas.tensor()
 
@@ -239,19 +233,19 @@ def stage_colour(index: int) -> str:
 
 @dataclass(frozen=True)
 class Axes:
-    """Where a level is in the picture: to the right by base table position u, 1 to 0; upwards by logSNR."""
+    """Where a level is in the image: to the right by base table position u, 1 to 0; upwards by logSNR."""
 
     curve: NoiseCurve
     lowest: float
     highest: float
 
     @classmethod
-    def of(cls, plan: SamplingPlan, thresholds: Sequence[float]) -> Axes:
+    def of(cls, plan: SamplingPlan) -> Axes:
         """Axes that hold every finite level of a plan, every threshold, and some of the curves beyond them."""
-        levels = [step.logsnr if math.isfinite(step.logsnr) else NEAR_NOISE for step in plan.stages.steps]
-        shown = [*levels, *(threshold for threshold in thresholds if abs(threshold) < FAR)]
+        levels = [step.logsnr if math.isfinite(step.logsnr) else NEAR_NOISE for step in plan.stage_plan.steps]
+        shown = [*levels, *(threshold for threshold in plan.thresholds if abs(threshold) < FAR)]
         lowest = 2.0 * math.floor((min(shown) - 1.2) / 2.0)
-        return cls(plan.stages.curve, lowest, max(2.0 * math.ceil((max(shown) + 1.5) / 2.0), lowest + 8.0))
+        return cls(plan.stage_plan.curve, lowest, max(2.0 * math.ceil((max(shown) + 1.5) / 2.0), lowest + 8.0))
 
     def position(self, base_sigma: float) -> float:
         """u in [0, 1] of a level as the first size names it; 0 is clean."""
@@ -261,7 +255,7 @@ class Axes:
         return LEFT + MARGIN + (1.0 - u) * (RIGHT - LEFT - 2.0 * MARGIN)
 
     def y(self, logsnr: float) -> float:
-        """Held inside the panel: a flow's pure noise (-inf) is at its lower end."""
+        """Kept inside the panel: a flow's pure noise (-inf) is at its lower end."""
         share = (min(max(logsnr, self.lowest), self.highest) - self.lowest) / (self.highest - self.lowest)
         return BOTTOM - MARGIN - share * (BOTTOM - TOP - 2.0 * MARGIN)
 
@@ -271,7 +265,7 @@ class Axes:
 
 def _title(canvas: Canvas, plan: SamplingPlan) -> None:
     canvas.text((28, 18), canvas.fitted(f"{plan.kind.name}: {sizes_line(plan)}", 21, WIDTH - 56), 21, TEXT)
-    several = len(plan.stages.stages) > 1
+    several = len(plan.stage_plan.stages) > 1
     first = f"{plan.origin}; mapping {mapping_line(plan)}" if several else plan.origin
     second = f"{f'{boundary_line(plan)}; ' if several else ''}eta {plan.eta:g}, cfg {plan.cfg:g}"
     canvas.text((28, 46), canvas.fitted(first, 13, WIDTH - 56), 13, MUTED)
@@ -280,7 +274,7 @@ def _title(canvas: Canvas, plan: SamplingPlan) -> None:
 
 def _panel(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
     canvas.box(LEFT, TOP, RIGHT, BOTTOM, PANEL)
-    for stage in plan.stages.stages:
+    for stage in plan.stage_plan.stages:
         left, right = _span(axes, stage)
         canvas.box(left, TOP, right, BOTTOM, _mixed(stage_colour(stage.index), PANEL, 0.09))
     spacing = 2 ** max(1, math.ceil(math.log2((axes.highest - axes.lowest) / 8.0)))
@@ -308,7 +302,7 @@ def _curve_points(axes: Axes, curve: NoiseCurve, ratio: float, start: float, end
     return points
 
 
-def _hand_over(canvas: Canvas, axes: Axes, curve: NoiseCurve, stage: Stage, following: Stage) -> None:
+def _switch(canvas: Canvas, axes: Axes, curve: NoiseCurve, stage: Stage, following: Stage) -> None:
     """From the level at which a stage ends, on its own curve, to where the next size starts."""
     before = axes.at(stage.end_base_sigma, curve.logsnr(curve.with_ratio(stage.end_base_sigma, stage.ratio)))
     after = axes.at(following.base_sigmas[0], curve.logsnr(following.sigmas[0]))
@@ -323,7 +317,7 @@ def _hand_over(canvas: Canvas, axes: Axes, curve: NoiseCurve, stage: Stage, foll
 
 
 def _dots(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
-    steps = plan.stages.steps
+    steps = plan.stage_plan.steps
     numbered = len(steps) <= 16
     for step in steps:
         centre = axes.at(step.base_sigma, step.logsnr)
@@ -334,26 +328,26 @@ def _dots(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
             canvas.text((centre[0] + 14, centre[1] + 6), "-inf", 12, MUTED, anchor="lb", halo=PANEL)
 
 
-def _legend(canvas: Canvas, plan: SamplingPlan, thresholds: bool) -> None:
+def _legend(canvas: Canvas, plan: SamplingPlan) -> None:
     x, y = float(LEFT), 538.0
-    for stage in plan.stages.stages:
+    for stage in plan.stage_plan.stages:
         size = f"{pixels(plan.cell_px, stage.size)} px"
         if x > 700.0:  # room for the rest of the legend
             continue
         canvas.line([(x, y), (x + 18, y)], stage_colour(stage.index), 3.5)
         canvas.text((x + 24, y), size, 13, TEXT, anchor="lm")
         x += 24 + canvas.text_width(size, 13) + 20
-    if len(plan.stages.stages) > 1:
+    if len(plan.stage_plan.stages) > 1:
         canvas.dot((x + 6, y), 5.0, PANEL, outline=TEXT, width=2.0)
         canvas.text((x + 18, y), "hand-over", 13, TEXT, anchor="lm")
         x += 18 + canvas.text_width("hand-over", 13) + 20
-    if thresholds:
+    if plan.thresholds:
         canvas.dashes((x, y), (x + 20, y), THRESHOLD, 1.6)
         canvas.text((x + 26, y), "threshold", 13, TEXT, anchor="lm")
 
 
 def _bars(canvas: Canvas, plan: SamplingPlan, costs: Sequence[float]) -> None:
-    steps = plan.stages.steps
+    steps = plan.stage_plan.steps
     canvas.text((BARS_LEFT, TOP - 6), "timestep and cost of each step (final size: 1)", 13, MUTED, anchor="lb")
     canvas.box(BARS_LEFT, TOP, BARS_RIGHT, BOTTOM, PANEL)
     room = BOTTOM - TOP - 80.0
@@ -373,7 +367,7 @@ def _bars(canvas: Canvas, plan: SamplingPlan, costs: Sequence[float]) -> None:
     shift = canvas.text_width(f"{total:.2f}", 30) + 24
     canvas.text((BARS_LEFT + shift, y + 13), f"full-size calls for {len(steps)} steps", 13, TEXT)
     if len(steps) - total > 0.005:
-        final = pixels(plan.cell_px, plan.stages.final_hw)
+        final = pixels(plan.cell_px, plan.stage_plan.final_hw)
         more = f"all at {final} would cost {len(steps) / total:.2f}x"
         canvas.text((BARS_LEFT + shift, y + 31), more, 13, MUTED)
 

@@ -1,7 +1,7 @@
 """Students in ComfyUI: the base models they come from, whether a student fits a MODEL, and both kinds loaded.
 
 ComfyUI's own loaders do the loading. What they let pass, such as a weight that the file lacks, is refused here in one
-line; what cannot be compared is said in the report (`Findings`).
+line; what cannot be compared is said in the report (`StudentChecks`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,26 +22,10 @@ import comfy.utils
 import torch
 from safetensors import SafetensorError
 
-from ...rmd_core.errors import RMDError, one_line
+from ...rmd_core.errors import RMDError, one_line, short_repr
 from ...rmd_core.files import read_header, read_metadata
 from ...rmd_core.recipe import RECIPE_KEY, Recipe
-from .model import ModelView, class_names, same_noise
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Sentences for the user: what was compared and agrees, and what could not be compared."""
-
-    checked: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-
-
-class Family(NamedTuple):
-    """How ModelSpec architectures of a family begin, and ComfyUI's class of the same models."""
-
-    title: str
-    architectures: tuple[str, ...]
-    network: str
+from .model import ModelView, class_names, family_of, same_noise
 
 
 class Base(NamedTuple):
@@ -52,14 +35,6 @@ class Base(NamedTuple):
     structure: str
     names: tuple[str, ...]
 
-
-FAMILIES = (
-    Family("Wan2.1", ("wan2.1", "wan-2.1"), "WAN21"),
-    Family("Stable Diffusion XL", ("stable-diffusion-xl",), "SDXL"),
-    Family("Stable Diffusion 3", ("stable-diffusion-v3", "stable-diffusion-3"), "SD3"),
-    Family("PixArt", ("pixart",), "PixArt"),
-    Family("Flux", ("flux-1", "flux.1"), "Flux"),
-)
 
 _WAN_14B, _WAN_14B_I2V = (f"WAN21 of width 5120, depth 40, {channels} channels in" for channels in (16, 36))
 _SDXL = "SDXL of width 320, depth 24"
@@ -88,12 +63,6 @@ BASES = (
     Base("PixArt-Sigma XL 512", _SIGMA, ("pixartsigmaxl2512",)),
     Base("PixArt-alpha XL 1024", _ALPHA, ("pixartxl21024",)),
 )
-
-
-def family_of(architecture: str) -> Family | None:
-    """The family of a ModelSpec architecture such as `wan2.1` or `stable-diffusion-xl-v1-base/lora`."""
-    name = architecture.lower()
-    return next((family for family in FAMILIES if name.startswith(family.architectures)), None)
 
 
 def known_base(name: str) -> Base | None:
@@ -139,106 +108,209 @@ def structure_of(model: Any) -> str | None:
     return f"{network} of width {width}, depth {depth}{variant and f', {variant}'}"
 
 
-def check_network(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
-    """The family, the size and the noise of a MODEL against the recipe of the student file called `student`.
+DOWN = re.compile(
+    r"^(.+?)(\.lora_down\.weight|\.lora_A\.weight|\.lora_A\.default\.weight|\.lora_A|_lora\.down\.weight"
+    r"|\.lora\.down\.weight|\.lora_linear_layer\.down\.weight)$"
+)
+"""The names that the first matrix of a pair goes by, after the name of what it changes."""
 
-    Raises RMDError, naming both, where they disagree.
+HALF_PRECISION = 1e-2
+"""Relative difference that storing an alpha in half precision can make, and more."""
+
+
+class StudentChecks:
+    """Whether a student fits a MODEL: `student` is the name of its file in messages, `recipe` what the file says.
+
+    `checked` and `unchecked` are sentences for the user: what was compared and agrees, and what could not be compared.
+    Every method raises RMDError, naming the student, where the two disagree.
     """
-    _check_family(recipe, model, student, found)
-    _check_structure(recipe, model, student, found)
-    _check_noise(recipe, model, student, found)
 
+    def __init__(self, recipe: Recipe, student: str) -> None:
+        self.recipe, self.student = recipe, student
+        self.checked: list[str] = []
+        self.unchecked: list[str] = []
 
-def _check_family(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
-    family, name = family_of(recipe.architecture), type(model.model).__name__
-    if family is None:
-        found.unchecked.append(f"the architecture: {recipe.architecture!r} is not in RMD's list")
-        return
-    if family.network not in class_names(model.model):
+    def network(self, model: Any) -> None:
+        """The family, the size and the noise of a MODEL."""
+        self._family(model)
+        self._structure(model)
+        self._noise(model)
+
+    def _family(self, model: Any) -> None:
+        recipe, student = self.recipe, self.student
+        family, name = family_of(recipe.architecture), type(model.model).__name__
+        if family is None:
+            self.unchecked.append(f"the architecture: {recipe.architecture!r} is not in RMD's list")
+            return
+        if family.network not in class_names(model.model):
+            raise RMDError(
+                f"{student} was distilled from {recipe.base_model} ({family.title}), but the model is {name}; "
+                f"use a {family.title} model"
+            )
+        self.checked.append(f"the architecture, {recipe.architecture} ({name})")
+
+    def _structure(self, model: Any) -> None:
+        recipe, student = self.recipe, self.student
+        base, structure = known_base(recipe.base_model), structure_of(model)
+        if base is None or structure is None:
+            why = f"{recipe.base_model} is not in RMD's list" if base is None else "this kind of model has no reader"
+            self.unchecked.append(f"the size of the network: {why}")
+            return
+        if base.structure != structure:
+            titles = " or ".join(other.title for other in BASES if other.structure == structure)
+            raise RMDError(
+                f"{student} was distilled from {recipe.base_model} ({base.structure}), but the model is {structure}"
+                f"{titles and f' ({titles})'}; use {recipe.base_model}"
+            )
+        self.checked.append(f"the size of the network, {structure}")
+
+    def _noise(self, model: Any) -> None:
+        recipe, student = self.recipe, self.student
+        view = ModelView.of(model)
+        if recipe.pixels_per_cell != view.cell_px:
+            raise RMDError(
+                f"{student} is for latents of {recipe.pixels_per_cell} px a cell, this model's have {view.cell_px}; "
+                f"use {recipe.base_model}"
+            )
+        if recipe.curve.kind != view.curve.kind:
+            raise RMDError(
+                f"{student} is for {recipe.curve.describe()}, but the model runs on {view.curve.describe()}; "
+                f"use {recipe.base_model}"
+            )
+        if not same_noise(recipe.curve, view.curve):
+            raise RMDError(
+                f"{student} was trained on {recipe.curve.describe()}, the model runs on {view.kind.table}; "
+                "take out nodes that change the model's noise table, or use its own base"
+            )
+        kinds = class_names(model.get_model_object("model_sampling"))
+        prediction = "flow" if "CONST" in kinds else "v" if "V_PREDICTION" in kinds else "eps"
+        if recipe.prediction != prediction:
+            raise RMDError(
+                f"{student} predicts {recipe.prediction}, but the model is set to {prediction}; "
+                "take out nodes that change the prediction, or use its own base"
+            )
+        self.checked.append(f"the noise, {view.curve.kind}, and the prediction, {prediction}")
+
+    def source(self, model: Any) -> None:
+        """The file that a MODEL was loaded from, which must not be known as another base than the recipe's."""
+        recipe, student = self.recipe, self.student
+        source = _source_file(model)
+        if source is None:
+            self.unchecked.append(
+                f"whether the model is the base {recipe.base_model}: it does not say which file it came from"
+            )
+            return
+        if _is_student(source):
+            raise RMDError(
+                f"{student} is a LoRA for {recipe.base_model}, but the model is {source.name}, itself an RMD student; "
+                f"load {recipe.base_model} instead"
+            )
+        if plain_name(source.name) == plain_name(recipe.base_model):
+            self.checked.append(f"the model was loaded from {source.name}, the name of the base")
+            return
+        ours, theirs = known_base(recipe.base_model), known_base(source.name)
+        if theirs is None:
+            self.unchecked.append(
+                f"whether {source.name} is the base {recipe.base_model}: the names differ and nothing else tells them "
+                "apart"
+            )
+        elif ours is None:
+            self.unchecked.append(
+                f"whether {source.name} ({theirs.title}) is the base {recipe.base_model}: that base is not in RMD's "
+                "list"
+            )
+        elif ours != theirs:
+            raise RMDError(
+                f"{student} was distilled from {recipe.base_model} ({ours.title}), but the model was loaded from "
+                f"{source.name} ({theirs.title}); load {recipe.base_model} instead"
+            )
+        else:
+            self.checked.append(f"{source.name} and {recipe.base_model} both name {ours.title}")
+
+    def whole(self, model: Any, path: str) -> None:
+        """Every weight of a full student by name: ComfyUI fills one that is missing with whatever was in memory."""
+        tensors = read_header(path).tensors
+        stored = {re.sub(r"^(model\.)?diffusion_model\.", "", name) for name in tensors}
+        network = model.model.diffusion_model
+        weights = {name for name, _ in network.named_parameters()}
+        missing = sorted(weights - stored)
+        if not missing:
+            self.checked.append(f"all {len(weights)} weights of the network are in the file")
+            return
+        # A packed format has other names in the layer of each of its weights.
+        foreign = stored - network.state_dict().keys()
+        layers = {name.rpartition(".")[0] for name in foreign} | {name.rsplit(".", 2)[0] for name in foreign}
+        renamed = all(name.rpartition(".")[0] in layers for name in missing)
+        packed = {entry.dtype for entry in tensors.values()} - {"F64", "F32", "F16", "BF16"}
+        if packed or renamed or (foreign and 2 * len(missing) > len(weights)):
+            self.unchecked.append("whether the file holds every weight: its names are not those of the network")
+            return
         raise RMDError(
-            f"{student} was distilled from {recipe.base_model} ({family.title}), but the model is {name}; "
-            f"use a {family.title} model"
+            f"{self.student} lacks {len(missing)} of the {len(weights)} weights of its network, first {missing[0]!r}; "
+            "it is damaged, copy it again or export it again"
         )
-    found.checked.append(f"the architecture, {recipe.architecture} ({name})")
 
+    def with_alpha(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of a LoRA, and the recipe's alpha for every pair that has none: ComfyUI would take the rank."""
+        alpha = self.recipe.adapter_alpha
+        stored = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
+        other = sorted(value for value in stored if not math.isclose(value, alpha, rel_tol=HALF_PRECISION))
+        if other:
+            raise RMDError(
+                f"{self.student} holds the alphas {', '.join(f'{value:g}' for value in other)}, "
+                f"but its recipe says {alpha:g}; use the file as the training wrote it"
+            )
+        alphas = {f"{match[1]}.alpha": torch.tensor(alpha) for name in tensors if (match := DOWN.match(name))}
+        return alphas | dict(tensors)
 
-def _check_structure(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
-    base, structure = known_base(recipe.base_model), structure_of(model)
-    if base is None or structure is None:
-        why = f"{recipe.base_model} is not in RMD's list" if base is None else "this kind of model has no reader"
-        found.unchecked.append(f"the size of the network: {why}")
-        return
-    if base.structure != structure:
-        titles = " or ".join(other.title for other in BASES if other.structure == structure)
-        raise RMDError(
-            f"{student} was distilled from {recipe.base_model} ({base.structure}), but the model is {structure}"
-            f"{titles and f' ({titles})'}; use {recipe.base_model}"
-        )
-    found.checked.append(f"the size of the network, {structure}")
+    def shapes(self, model: Any, patches: dict[Any, Any]) -> None:
+        """Every pair of a LoRA against its weight; patches of other kinds than pairs are not checked."""
+        other = set()
+        for target, patch in patches.items():
+            key = target if isinstance(target, str) else target[0]
+            if not isinstance(target, str) or getattr(patch, "name", None) != "lora" or patch.weights[3] is not None:
+                other.add(key)
+                continue
+            up, down = patch.weights[:2]
+            weight = comfy.utils.get_attr(model.model, key)
+            shape = tuple(getattr(weight, "tensor_shape", weight.shape))  # packed formats store another one
+            fits = (up.shape[0], prod(down.shape[1:])) == (shape[0], prod(shape[1:]))
+            if not fits or prod(up.shape[1:]) != down.shape[0]:
+                raise RMDError(
+                    f"{self.student}: {key} is {shape[0]}x{prod(shape[1:])} in this model, but the LoRA changes one of "
+                    f"{up.shape[0]}x{prod(down.shape[1:])} by matrices of rank {prod(up.shape[1:])} and "
+                    f"{down.shape[0]}; it is for {self.recipe.base_model}"
+                )
+        if other:
+            self.unchecked.append(f"the shapes of {len(other)} patches that are no plain LoRA pairs")
 
-
-def _check_noise(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
-    view = ModelView.of(model)
-    if recipe.pixels_per_cell != view.cell_px:
-        raise RMDError(
-            f"{student} is for latents of {recipe.pixels_per_cell} px a cell, this model's have {view.cell_px}; "
-            f"use {recipe.base_model}"
-        )
-    if recipe.curve.kind != view.curve.kind:
-        raise RMDError(
-            f"{student} is for {recipe.curve.describe()}, but the model runs on {view.curve.describe()}; "
-            f"use {recipe.base_model}"
-        )
-    if not same_noise(recipe.curve, view.curve):
-        raise RMDError(
-            f"{student} was trained on {recipe.curve.describe()}, the model runs on {view.kind.table}; "
-            "take out nodes that change the model's noise table, or use its own base"
-        )
-    kinds = class_names(model.get_model_object("model_sampling"))
-    prediction = "flow" if "CONST" in kinds else "v" if "V_PREDICTION" in kinds else "eps"
-    if recipe.prediction != prediction:
-        raise RMDError(
-            f"{student} predicts {recipe.prediction}, but the model is set to {prediction}; "
-            "take out nodes that change the prediction, or use its own base"
-        )
-    found.checked.append(f"the noise, {view.curve.kind}, and the prediction, {prediction}")
-
-
-def check_source(recipe: Recipe, model: Any, student: str, found: Findings) -> None:
-    """The file that a MODEL was loaded from against the base that a LoRA student names.
-
-    Raises RMDError for a file known to be another base, or itself a student.
-    """
-    source = _source_file(model)
-    if source is None:
-        found.unchecked.append(
-            f"whether the model is the base {recipe.base_model}: it does not say which file it came from"
-        )
-        return
-    if _is_student(source):
-        raise RMDError(
-            f"{student} is a LoRA for {recipe.base_model}, but the model is {source.name}, itself an RMD student; "
-            f"load {recipe.base_model} instead"
-        )
-    if plain_name(source.name) == plain_name(recipe.base_model):
-        found.checked.append(f"the model was loaded from {source.name}, the name of the base")
-        return
-    ours, theirs = known_base(recipe.base_model), known_base(source.name)
-    if theirs is None:
-        found.unchecked.append(
-            f"whether {source.name} is the base {recipe.base_model}: the names differ and nothing else tells them apart"
-        )
-    elif ours is None:
-        found.unchecked.append(
-            f"whether {source.name} ({theirs.title}) is the base {recipe.base_model}: that base is not in RMD's list"
-        )
-    elif ours != theirs:
-        raise RMDError(
-            f"{student} was distilled from {recipe.base_model} ({ours.title}), but the model was loaded from "
-            f"{source.name} ({theirs.title}); load {recipe.base_model} instead"
-        )
-    else:
-        found.checked.append(f"{source.name} and {recipe.base_model} both name {ours.title}")
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A block that reads the file, with RMDError where ComfyUI or the safetensors library cannot use it."""
+        student = self.student
+        try:
+            yield
+        except (KeyError, IndexError) as error:
+            raise RMDError(
+                f"{student}: ComfyUI misses a tensor in this file ({one_line(error, 200)}); copy it again or export it "
+                "again"
+            ) from error
+        except (SafetensorError, OSError) as error:
+            raise RMDError(
+                f"{student}: this file cannot be read ({one_line(error, 200)}); copy it again or export it again"
+            ) from None
+        except RuntimeError as error:
+            if "Could not detect model type" in str(error):
+                raise RMDError(
+                    f"{student}: ComfyUI recognises no diffusion model in this file; if it is a LoRA, choose LoRA, "
+                    "else update ComfyUI"
+                ) from None
+            if "Error(s) in loading state_dict" in str(error):
+                raise RMDError(
+                    f"{student}: its tensors do not have the shapes of one network; it is damaged, copy it again or "
+                    "export it again"
+                ) from error
+            raise
 
 
 def _source_file(model: Any) -> Path | None:
@@ -256,34 +328,6 @@ def _is_student(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def _reading(student: str) -> Iterator[None]:
-    """Raises RMDError where ComfyUI or the safetensors library cannot use the file called `student`."""
-    try:
-        yield
-    except (KeyError, IndexError) as error:
-        raise RMDError(
-            f"{student}: ComfyUI misses a tensor in this file ({one_line(error, 200)}); copy it again or export it "
-            "again"
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise RMDError(
-            f"{student}: this file cannot be read ({one_line(error, 200)}); copy it again or export it again"
-        ) from None
-    except RuntimeError as error:
-        if "Could not detect model type" in str(error):
-            raise RMDError(
-                f"{student}: ComfyUI recognises no diffusion model in this file; if it is a LoRA, choose LoRA, "
-                "else update ComfyUI"
-            ) from None
-        if "Error(s) in loading state_dict" in str(error):
-            raise RMDError(
-                f"{student}: its tensors do not have the shapes of one network; it is damaged, copy it again or "
-                "export it again"
-            ) from error
-        raise
-
-
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
@@ -293,66 +337,33 @@ WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
 """The model options of each weight dtype, as ComfyUI's own loader of diffusion models offers them."""
 
 
-def load_full(path: str, recipe: Recipe, *, weight_dtype: str, student: str, found: Findings) -> Any:
+def load_full(path: str, checks: StudentChecks, *, weight_dtype: str) -> Any:
     """The MODEL in a file of diffusion_models.
 
-    Raises RMDError for an unknown weight_dtype, for a file that ComfyUI does not recognise or cannot read, or that
-    lacks weights of the network it is, and as `check_network` does.
+    Raises RMDError for an unknown weight_dtype, for a file that ComfyUI does not recognise or cannot read, or one
+    without all weights of the network it is, and as `StudentChecks.network` does.
     """
     if weight_dtype not in WEIGHT_DTYPES:
-        raise RMDError(f"weight_dtype is {weight_dtype!r:.80}; use one of {', '.join(WEIGHT_DTYPES)}")
-    with _reading(student):
+        raise RMDError(f"weight_dtype is {short_repr(weight_dtype)}; use one of {', '.join(WEIGHT_DTYPES)}")
+    with checks.reading():
         model = comfy.sd.load_diffusion_model(path, model_options=dict(WEIGHT_DTYPES[weight_dtype]))
-    check_network(recipe, model, student, found)
-    _check_whole(path, model, student, found)
+    checks.network(model)
+    checks.whole(model, path)
     return model
 
 
-def _check_whole(path: str, model: Any, student: str, found: Findings) -> None:
-    """Compare names only: ComfyUI fills a weight that the file lacks with whatever was in memory, and goes on."""
-    tensors = read_header(path).tensors
-    stored = {re.sub(r"^(model\.)?diffusion_model\.", "", name) for name in tensors}
-    network = model.model.diffusion_model
-    weights = {name for name, _ in network.named_parameters()}
-    missing = sorted(weights - stored)
-    if not missing:
-        found.checked.append(f"all {len(weights)} weights of the network are in the file")
-        return
-    # A packed format has other names in the layer of each of its weights.
-    foreign = stored - network.state_dict().keys()
-    layers = {name.rpartition(".")[0] for name in foreign} | {name.rsplit(".", 2)[0] for name in foreign}
-    renamed = all(name.rpartition(".")[0] in layers for name in missing)
-    packed = {entry.dtype for entry in tensors.values()} - {"F64", "F32", "F16", "BF16"}
-    if packed or renamed or (foreign and 2 * len(missing) > len(weights)):
-        found.unchecked.append("whether the file holds every weight: its names are not those of the network")
-        return
-    raise RMDError(
-        f"{student} lacks {len(missing)} of the {len(weights)} weights of its network, first {missing[0]!r}; "
-        "it is damaged, copy it again or export it again"
-    )
-
-
-DOWN = re.compile(
-    r"^(.+?)(\.lora_down\.weight|\.lora_A\.weight|\.lora_A\.default\.weight|\.lora_A|_lora\.down\.weight"
-    r"|\.lora\.down\.weight|\.lora_linear_layer\.down\.weight)$"
-)
-"""The names that the first matrix of a pair goes by, after the name of what it changes."""
-
-HALF_PRECISION = 1e-2
-"""Relative difference that storing an alpha in half precision can make, and more."""
-
-
-def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, student: str, found: Findings) -> Any:
+def apply_lora(model: Any, path: str, checks: StudentChecks, *, strength: float) -> Any:
     """A clone of a MODEL with a LoRA student on it; the MODEL itself stays as it is.
 
-    Raises RMDError as `check_network` and `check_source` do, for a file that cannot be read, and when no tensor of it
-    has a place in the model, some have none, or a shape does not fit.
+    Raises RMDError as `StudentChecks.network` and `.source` do, for a file that cannot be read, and when no tensor of
+    it has a place in the model, some have none, or a shape does not fit.
     """
-    check_network(recipe, model, student, found)
-    check_source(recipe, model, student, found)
-    with _reading(student):
+    recipe, student = checks.recipe, checks.student
+    checks.network(model)
+    checks.source(model)
+    with checks.reading():
         tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        weights = _with_alpha(tensors, recipe, student)
+        weights = checks.with_alpha(tensors)
         patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
     used = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
     unused = sorted(name for name in tensors if name not in used)
@@ -367,44 +378,9 @@ def apply_lora(model: Any, path: str, recipe: Recipe, *, strength: float, studen
             f"{student}: {len(unused)} of its {len(tensors)} tensors have no place in this model, "
             f"first {unused[0]!r:.90}; {base}"
         )
-    found.checked.append(
+    checks.checked.append(
         f"all {len(tensors)} tensors of the LoRA have a place in the model and change {len(patches)} weights"
     )
-    _check_shapes(model, patches, recipe, student, found)
+    checks.shapes(model, patches)
     patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
     return patched
-
-
-def _with_alpha(tensors: Mapping[str, torch.Tensor], recipe: Recipe, student: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file, and the recipe's alpha for every pair that has none: ComfyUI would take the rank."""
-    alpha = recipe.adapter_alpha
-    stored = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
-    other = sorted(value for value in stored if not math.isclose(value, alpha, rel_tol=HALF_PRECISION))
-    if other:
-        raise RMDError(
-            f"{student} holds the alphas {', '.join(f'{value:g}' for value in other)}, "
-            f"but its recipe says {alpha:g}; use the file as the training wrote it"
-        )
-    alphas = {f"{match[1]}.alpha": torch.tensor(alpha) for name in tensors if (match := DOWN.match(name))}
-    return alphas | dict(tensors)
-
-
-def _check_shapes(model: Any, patches: dict[Any, Any], recipe: Recipe, student: str, found: Findings) -> None:
-    """Raise for a pair that does not fit its weight; patches of other kinds than pairs are not checked."""
-    other = set()
-    for target, patch in patches.items():
-        key = target if isinstance(target, str) else target[0]
-        if not isinstance(target, str) or getattr(patch, "name", None) != "lora" or patch.weights[3] is not None:
-            other.add(key)
-            continue
-        up, down = patch.weights[:2]
-        weight = comfy.utils.get_attr(model.model, key)
-        shape = tuple(getattr(weight, "tensor_shape", weight.shape))  # packed formats store another one
-        if (up.shape[0], prod(down.shape[1:])) != (shape[0], prod(shape[1:])) or prod(up.shape[1:]) != down.shape[0]:
-            raise RMDError(
-                f"{student}: {key} is {shape[0]}x{prod(shape[1:])} in this model, but the LoRA changes one of "
-                f"{up.shape[0]}x{prod(down.shape[1:])} by matrices of rank {prod(up.shape[1:])} and {down.shape[0]}; "
-                f"it is for {recipe.base_model}"
-            )
-    if other:
-        found.unchecked.append(f"the shapes of {len(other)} patches that are no plain LoRA pairs")

@@ -24,7 +24,7 @@ from ..bridge.model import FLOW, LINEAR, SCALED_LINEAR, vp_tables
 logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent
-FOLDERS = ("checkpoints", "diffusion_models", "loras")
+MODEL_FOLDERS = ("checkpoints", "diffusion_models", "loras")
 
 NOT_DISTILLED = "not distilled for the cascade"
 """What must be said wherever a profile is offered: its model never saw a change of size in training."""
@@ -67,7 +67,7 @@ class FewStepProfile:
     def sigmas(self) -> tuple[float, ...]:
         """The levels as rmd_core names them, noisiest first."""
         if self.timesteps:
-            return self.curve.grid_at(self.timesteps)
+            return tuple(map(self.curve.sigma_from_timestep, self.timesteps))
         return tuple(self.curve.from_comfy_sigma(sigma) for sigma in self.comfy_sigmas)
 
     def split_over(self, stages: int) -> tuple[int, ...]:
@@ -93,6 +93,14 @@ def load_profiles(own: Path | None = None) -> Mapping[str, FewStepProfile]:
 
     A file that cannot be used is left out with one line of warning. Files are read again when they change.
     """
+    return _load(profile_stamps(own))
+
+
+Stamps = tuple[tuple[Path, int, int], ...]
+
+
+def profile_stamps(own: Path | None = None) -> Stamps:
+    """(path, time of change, bytes) of every file that `load_profiles` reads, in its order."""
     if own is None:
         import folder_paths  # not at the top: the page of profiles is made without a ComfyUI
 
@@ -103,11 +111,11 @@ def load_profiles(own: Path | None = None) -> Mapping[str, FewStepProfile]:
             stamps.append((path, path.stat().st_mtime_ns, path.stat().st_size))
         except OSError:
             stamps.append((path, 0, 0))
-    return _load(tuple(stamps))
+    return tuple(stamps)
 
 
 @lru_cache(maxsize=1)
-def _load(stamps: tuple[tuple[Path, int, int], ...]) -> Mapping[str, FewStepProfile]:
+def _load(stamps: Stamps) -> Mapping[str, FewStepProfile]:
     found: dict[str, FewStepProfile] = {}
     for path, *_ in stamps:
         try:
@@ -222,7 +230,7 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "key": ("a short name without blanks", lambda value: _is_text(value) and not any(map(str.isspace, value))),
     "title": ("one line of text", _is_text),
     "family": ("ComfyUI's class of the model, such as SDXL, SD3, WAN21 or Flux", _is_text),
-    "folder": _one_of(FOLDERS),
+    "folder": _one_of(MODEL_FOLDERS),
     "files": ("a list of file names", lambda value: _are_texts(value) and bool(value)),
     "lora_strength": ("a number, for a LoRA alone", _number(-10.0, 10.0)),
     "noise": _one_of((FLOW, SCALED_LINEAR, LINEAR)),

@@ -29,9 +29,9 @@ def test_the_curves_have_a_panel_for_each_model():
 
 def test_the_smaller_start_is_the_larger_one_read_down():
     shared, plain = SharedStart(1, (4, 5), (16, 16)), SeededNoise(1, (4, 5))
-    high, low = (shared.draw((2, 8, 1, side, side), 0, "start") for side in (16, 8))
-    assert torch.equal(high, plain.draw(tuple(high.shape), 0, "start"))
+    high, low = (shared.sample(0, "start", (2, 8, 1, side, side)) for side in (16, 8))
+    assert torch.equal(high, plain.sample(0, "start", tuple(high.shape)))
     rows = orthonormal_rows(8, 16).float()
     assert torch.allclose(low, rows @ high @ rows.T, atol=1e-6)
-    assert torch.equal(shared.draw((2, 3), 1, "switch"), plain.draw((2, 3), 1, "switch"))
+    assert torch.equal(shared.sample(1, "switch", (2, 3)), plain.sample(1, "switch", (2, 3)))
     assert low.var().item() == pytest.approx(1.0, abs=0.15)

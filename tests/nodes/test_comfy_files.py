@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from comfy_students import KEY_COMPLAINTS, load_in_comfy, relative_error, tell_difference
-from training.backbones.wan import WanBackbone, load_wan_transformer, load_wan_vae, save_wan_transformer
+from training.backbones.wan import WanBackbone
 from training_world import tiny_vae, tiny_wan, write_native_vae
 
 MODELS = Path(__file__).parents[2] / "demo" / "models"
@@ -30,7 +30,7 @@ def complaints(comfy, caplog):
 
 def assert_equal_transformers(comfy, path, sizes):
     """ComfyUI's loader detects Wan2.1 text-to-video and its network gives the velocity that diffusers' class gives."""
-    ours, theirs = load_in_comfy(comfy, path), load_wan_transformer(path)
+    ours, theirs = load_in_comfy(comfy, path), WanBackbone().load(path)
     assert type(ours.model_config).__name__ == "WAN21_T2V"
     assert ours.model_sampling.sigma_max == 1
     generator, worst = torch.Generator().manual_seed(7), 0.0
@@ -48,7 +48,7 @@ def assert_equal_transformers(comfy, path, sizes):
 def assert_equal_vaes(comfy, path, frames):
     """ComfyUI's VAE codes and decodes pictures as diffusers' AutoencoderKLWan does."""
     tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    ours, theirs = comfy.sd.VAE(sd=tensors, metadata=metadata), load_wan_vae(path)
+    ours, theirs = comfy.sd.VAE(sd=tensors, metadata=metadata), WanBackbone().load_vae(path)
     ours.throw_exception_if_invalid()
     pictures = torch.rand(frames, 64, 48, 3, generator=torch.Generator().manual_seed(3))  # ComfyUI's IMAGE, 0..1
     with torch.no_grad():
@@ -65,7 +65,7 @@ def assert_equal_vaes(comfy, path, frames):
 @pytest.mark.parametrize(("dim", "heads"), [(128, 1), (256, 2), (96, 2)])
 def test_written_transformer_is_detected_and_runs_alike(comfy, complaints, tmp_path, dim, heads):
     path = tmp_path / "wan.safetensors"
-    save_wan_transformer(tiny_wan(dim=dim, heads=heads, layers=2), path, dtype=torch.float32)
+    WanBackbone().export(tiny_wan(dim=dim, heads=heads, layers=2), path, dtype=torch.float32)
     assert_equal_transformers(comfy, path, sizes=[(8, 8), (6, 10)])
     assert complaints() == []
 

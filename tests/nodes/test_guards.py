@@ -193,7 +193,7 @@ def test_nothing_ran_before_a_refusal(nodes, tiny, refused, name):
     watched = model.patcher.clone()
     watched.set_model_unet_function_wrapper(lambda apply_model, arguments: calls.append(1))
     plan = nodes.plan(model, sizes=TINY[name])
-    height, width = plan.stages.final_hw
+    height, width = plan.stage_plan.final_hw
     refused(lambda: nodes.sample(model, plan, patcher=watched, latent=model.latent(height + 2, width)), "px")
     assert calls == []
 
@@ -231,3 +231,12 @@ def test_a_choice_that_comfyui_left_out(nodes, tiny, refused):
     refused(lambda: nodes("RMD_Schedule", model=tiny("wan").patcher, width=128, height=128, **left_over), "source")
     refused(lambda: nodes("RMD_LoadStudent", **{"kind.model": None}), "kind", "'full model'")
     refused(lambda: nodes("RMD_StageOverride", stage=2, **{"boundary.upsampler": "area"}), "boundary", "'own'")
+
+
+def test_a_setting_off_the_plan_is_warned_of_once_for_all_stages(nodes, tiny, caplog):
+    model = tiny("wan")
+    plan = nodes.plan(model, sizes=TINY["wan"], cfg=2.0)
+    (sampler,) = nodes("RMD_StepSampler", eta=0.25)
+    nodes.advanced(model, plan, sampler=sampler)
+    said = [record.getMessage() for record in caplog.records if "the plan is made for" in record.getMessage()]
+    assert [text.split(" is ")[0] for text in said] == ["cfg", "eta"]

@@ -29,7 +29,7 @@ def test_a_seed_is_a_whole_number_within_its_widget(nodes, refused, seed):
 
 def test_nothing_over_a_link_that_is_needed(nodes, refused):
     classes = nodes.classes
-    refused(lambda: classes["RMD_Noise"].execute(noise_seed=None), "noise_seed came to RMD Noise as nothing")
+    refused(lambda: classes["RMD_Noise"].execute(noise_seed=None), "noise_seed of RMD Noise is empty")
     assert classes["RMD_StepSampler"].execute(eta=0.5, plan=None).args  # what may be left out may be nothing
 
 

@@ -150,6 +150,13 @@ def test_a_missing_prompt_names_those_that_look_alike(pack, load, prompt, words)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+def test_a_cache_of_the_null_prompt_alone_says_so(pack, folder, load):
+    write_prompt_cache(folder / "rmd_prompts" / "null.safetensors", {"": torch.ones(1, 6)}, encoder="toy")
+    assert load("null.safetensors", "")[0][0].shape == (1, 1, 6)
+    with pytest.raises(pack.rmd_core.errors.RMDError, match="null.safetensors holds the null prompt alone, not 'red'"):
+        load("null.safetensors", "red")
+
+
 def test_files_that_are_no_caches_are_refused(pack, folder, load):
     error = pack.rmd_core.errors.RMDError
     shutil.copy(TEACHER, folder / "rmd_prompts" / "teacher.safetensors")

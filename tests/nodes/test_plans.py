@@ -52,8 +52,8 @@ PUBLISHED = {
 def test_published_plans(plan, case):
     name, size, source, timesteps, split = PUBLISHED[case]
     made = plan(name, size, source)
-    assert made.stages.split == split
-    assert [step.timestep for step in made.stages.steps] == pytest.approx(timesteps, abs=0.01)
+    assert made.stage_plan.split == split
+    assert [step.timestep for step in made.stage_plan.steps] == pytest.approx(timesteps, abs=0.01)
     assert made.final_px == (size[1], size[0]) and made.eta == 0.5 and made.cfg == 1.0
     assert (made.boundary.upsampler, made.boundary.switch_noise, made.boundary.eta_switch) == ("nearest", "exact", 0.5)
 
@@ -63,9 +63,9 @@ def test_comfyui_names_the_levels_as_the_plan_means_them(plan, tiny):
     for name, size, source, *_ in PUBLISHED.values():
         made = plan(name, size, source)
         sampling = tiny(name).patcher.get_model_object("model_sampling")
-        for stage in made.stages.stages:
+        for stage in made.stage_plan.stages:
             sigmas = torch.tensor(made.sigmas(stage)[:-1], dtype=torch.float32)
-            steps = [step.timestep for step in made.stages.steps if step.stage == stage.index]
+            steps = [step.timestep for step in made.stage_plan.steps if step.stage == stage.index]
             assert sampling.timestep(sigmas).tolist() == pytest.approx(steps, rel=1e-5)
 
 
@@ -73,16 +73,19 @@ def test_comfyui_names_the_levels_as_the_plan_means_them(plan, tiny):
 def test_a_threshold_is_a_split(plan, split, thresholds):
     sources = (by_thresholds(thresholds=thresholds), by_split(split))
     one, other = (plan("sdxl", (512, 512), source) for source in sources)
-    assert one.stages == other.stages and one.origin != other.origin
+    assert one.stage_plan == other.stage_plan and one.origin != other.origin
 
 
 def test_three_stages_and_one(plan):
     three = plan("sdxl", (1024, 1024), by_split("1+1+2", earlier_sizes="0.25, 0.5"))
     assert pixel_sizes(three) == [(256, 256), (512, 512), (1024, 1024)]
-    assert [stage.ratio for stage in three.stages.stages] == [1, 2, 4]
+    assert [stage.ratio for stage in three.stage_plan.stages] == [1, 2, 4]
     one = plan("sdxl", (1024, 512), by_split("4", earlier_sizes=""))
     assert pixel_sizes(one) == [(1024, 512)]
-    assert one.stages.stages == plan("sdxl", (1024, 512), by_thresholds(thresholds="", earlier_sizes="")).stages.stages
+    assert (
+        one.stage_plan.stages
+        == plan("sdxl", (1024, 512), by_thresholds(thresholds="", earlier_sizes="")).stage_plan.stages
+    )
 
 
 # base shift
@@ -91,14 +94,14 @@ def test_three_stages_and_one(plan):
 def test_base_shift_is_rmds_and_never_the_loaders(run, tiny):
     assert tiny("wan").patcher.get_model_object("model_sampling").shift == 8
     made, table = run("wan", (128, 128), by_split()).args[:2]
-    assert made.stages.curve.shift == 3
+    assert made.stage_plan.curve.shift == 3
     told = "base shift 3 (RMD), the loader's is 8; RMD sets its own sigmas, so the loader's is not used"
     assert told in made.notes and told in table
 
 
 def test_base_shift_given_or_the_models_own(pack, plan, tiny):
     given = plan("wan", (128, 128), by_split(base_shift=8.0))
-    assert given.stages.curve.shift == 8 and not any("loader" in note for note in given.notes)
+    assert given.stage_plan.curve.shift == 8 and not any("loader" in note for note in given.notes)
     assert not any("base shift" in note for note in plan("sd3", (128, 128), by_split()).notes)
     view = pack.nodes.bridge.model.ModelView.of(tiny("wan").patcher)
     unknown = replace(view, kind=replace(view.kind, name="Other"), rmd_shift=None)
@@ -138,7 +141,7 @@ def test_a_shift_on_a_model_without_one_is_refused(refused):
 )
 def test_mapping_choices(plan, earlier, mapping, method, ratio):
     made = plan("wan", (1280, 720), by_split("3+3", earlier_sizes=earlier, mapping=mapping, method=method))
-    assert made.stages.stages[1].ratio == pytest.approx(ratio, rel=1e-12)
+    assert made.stage_plan.stages[1].ratio == pytest.approx(ratio, rel=1e-12)
 
 
 def test_every_method_gives_its_rules(pack, plan):
@@ -183,7 +186,7 @@ def test_earlier_sizes(plan, entry, expected):
         ("0x480", "use 8x480"),
         ("2048x1024", "the size shrinks from 2048x1024 to 1280x720 px"),
         ("0.75, 0.5", "the size shrinks from 960x544 to 640x368 px"),
-        ("", "the split 2+2 needs 1 earlier_sizes, 0 came"),
+        ("", "the split 2+2 has 2 parts for 1 sizes"),
     ],
 )
 def test_earlier_sizes_that_are_refused(refused, earlier, told):
@@ -221,11 +224,11 @@ def test_sizes_a_network_cannot_run_are_refused(refused):
         (by_split("2+-1"), "the split '2+-1' is no plan"),
         (by_split("0+0"), "the split '0+0' is no plan"),
         (by_split(""), "the split '' is no plan"),
-        (by_split("1+1+2"), "the split 1+1+2 needs 2 earlier_sizes, 1 came"),
+        (by_split("1+1+2"), "the split 1+1+2 has 3 parts for 2 sizes"),
         (by_split("4+0"), "no step runs at the final size 512x512 px (split 4+0)"),
         (by_thresholds(thresholds="9"), "no step runs at the final size 512x512 px (split 4+0)"),
         (by_thresholds(thresholds="low"), "thresholds is 'low'; use numbers"),
-        (by_thresholds(thresholds="-5, -2.5"), "thresholds has 2 entries, earlier_sizes 1"),
+        (by_thresholds(thresholds="-5, -2.5"), "thresholds has 2 entries for 2 sizes"),
         (by_thresholds(thresholds="nan"), "thresholds is 'nan'; use numbers"),
         (by_thresholds(thresholds="-inf"), "thresholds is '-inf'; use numbers"),
         (by_thresholds(thresholds="-2, -3", earlier_sizes="0.25, 0.5"), "the thresholds -2, -3 do not rise"),
@@ -244,10 +247,10 @@ def test_what_makes_no_plan_is_refused(refused, source, told):
 def test_given_sigmas_are_the_levels_of_the_first_size(plan):
     for sigmas in ("1, .9, .75, .5", "1.0 0.9 0.75 0.5 0.0"):
         made = plan("wan", (256, 256), by_split(sigmas=sigmas))
-        assert made.stages.base_sigmas == pytest.approx((1, 0.9, 0.75, 0.5), rel=1e-12)
-        assert made.stages.stages[1].sigmas == pytest.approx((6 / 7, 2 / 3), rel=1e-12)
+        assert made.stage_plan.base_sigmas == pytest.approx((1, 0.9, 0.75, 0.5), rel=1e-12)
+        assert made.stage_plan.stages[1].sigmas == pytest.approx((6 / 7, 2 / 3), rel=1e-12)
     # ComfyUI shows SDXL's largest sigma as 14.6146...; rounded up it is still that level
-    assert plan("sdxl", (512, 512), by_split(sigmas="14.615, 5, 2, 1")).stages.steps[0].timestep == 999
+    assert plan("sdxl", (512, 512), by_split(sigmas="14.615, 5, 2, 1")).stage_plan.steps[0].timestep == 999
 
 
 def test_a_later_stage_at_pure_noise_is_refused(refused):
@@ -262,7 +265,7 @@ def test_recipe_gives_everything(run, plan, recipe):
     source = {"source": "student recipe", "recipe": recipe}
     made, _, _, cfg, width, height = run("wan", (128, 128), source).args
     assert replace(made, notes=()) == replace(plan("wan", (128, 128), source), notes=())
-    assert made.stages == recipe.plan() and made.boundary == recipe.boundary()
+    assert made.stage_plan == recipe.plan() and made.boundary == recipe.boundary()
     assert (made.eta, made.cfg, cfg, width, height) == (recipe.eta, recipe.cfg, 1.0, 128, 128)
     assert "base shift 3 (the recipe's), the loader's is 8" in " ".join(made.notes)
     assert "rmd_tiny_wan_teacher" in made.origin and not any("was trained for" in note for note in made.notes)
@@ -277,7 +280,7 @@ def test_recipe_at_another_size_says_so(plan, recipe):
 def test_recipe_whose_last_size_has_no_step_ends_at_the_one_before(pack, plan, recipe):
     small = replace(recipe, split=(4, 0), ratios=((1.0, 1.0), (2.0, 2.0)))
     made = plan("wan", (128, 128), {"source": "student recipe", "recipe": small})
-    assert pixel_sizes(made) == [(128, 128)] and made.stages.split == "4+0"
+    assert pixel_sizes(made) == [(128, 128)] and made.stage_plan.split == "4+0"
 
 
 def test_recipe_of_another_model_type_is_refused(refused, recipe):
@@ -294,9 +297,9 @@ def test_recipe_of_another_model_type_is_refused(refused, recipe):
 @pytest.mark.parametrize(("denoise", "split"), [(1.0, "2+2"), (0.9, "2+2"), (0.75, "1+2"), (0.5, "0+2"), (0.01, "0+1")])
 def test_denoise_keeps_the_last_steps(plan, denoise, split):
     whole, made = (plan("sdxl", (512, 512), by_split(), denoise=share) for share in (1.0, denoise))
-    assert made.stages.split == split
-    kept = len(made.stages.steps)
-    assert [s.sigma for s in made.stages.steps] == [s.sigma for s in whole.stages.steps[-kept:]]
+    assert made.stage_plan.split == split
+    kept = len(made.stage_plan.steps)
+    assert [s.sigma for s in made.stage_plan.steps] == [s.sigma for s in whole.stage_plan.steps[-kept:]]
     assert any(f"the last {kept} of 4 steps run" in note for note in made.notes) == (kept < 4)
 
 
@@ -308,8 +311,10 @@ def test_a_plan_is_what_the_sampler_runs(nodes, tiny, plan):
         latent = model.latent(24, 32)
         latent["samples"] += 0.5
         nodes.sample(model, made, latent=latent, patcher=recorder.watch(model.patcher))
-        assert recorder.sizes == [(step.height, step.width) for step in made.stages.steps] and len(recorder.sizes) == 3
-        sigmas = [made.stages.curve.comfy_sigma(step.sigma) for step in made.stages.steps]
+        assert (
+            recorder.sizes == [(step.height, step.width) for step in made.stage_plan.steps] and len(recorder.sizes) == 3
+        )
+        sigmas = [made.stage_plan.curve.comfy_sigma(step.sigma) for step in made.stage_plan.steps]
         assert [call.sigma for call in recorder.calls] == pytest.approx(sigmas, rel=1e-6)
 
 

@@ -135,10 +135,10 @@ def test_every_profile_makes_its_plan_on_its_family(pack, plan):
         made = plan(sizes[profile.family], (256, 256), by_profile(profile))
         assert pixel_sizes(made) == [(128, 128), (256, 256)]
         cells = [(16, 16), (32, 32)]
-        assert str(made.stages) == str(
+        assert str(made.stage_plan) == str(
             plan_from_split(profile.curve, profile.split, sizes=cells, mapping=NoMap(), steps=profile.sigmas)
         )
-        assert made.stages.base_sigmas == pytest.approx(profile.sigmas, rel=1e-12)
+        assert made.stage_plan.base_sigmas == pytest.approx(profile.sigmas, rel=1e-12)
         assert (made.eta, made.cfg, made.boundary) == (profile.eta, profile.cfg, profile.boundary)
         assert made.origin == f"profile {profile.title}, not distilled for the cascade"
         assert set(profile.notes) < set(made.notes) and any(profile.files[0] in note for note in made.notes)
@@ -147,11 +147,11 @@ def test_every_profile_makes_its_plan_on_its_family(pack, plan):
 def test_profile_splits(pack, plan, refused):
     profiles = pack.nodes.profiles.load_profiles().values()
     profile = next(one for one in profiles if one.family == "SDXL" and one.split == (2, 2))
-    assert plan("sdxl", (512, 512), by_profile(profile, earlier_sizes="")).stages.split == "4"
-    assert plan("sdxl", (512, 512), by_profile(profile, "1+3")).stages.split == "1+3"
-    assert plan("sdxl", (512, 512), by_profile(profile, "1+1+2", "0.25,0.5")).stages.split == "1+1+2"
-    assert "give parts that sum to 4" in refused("sdxl", (512, 512), by_profile(profile, "2+3"))
-    assert "the split 4 needs 0 earlier_sizes, 1 came" in refused("sdxl", (512, 512), by_profile(profile, "4"))
+    assert plan("sdxl", (512, 512), by_profile(profile, earlier_sizes="")).stage_plan.split == "4"
+    assert plan("sdxl", (512, 512), by_profile(profile, "1+3")).stage_plan.split == "1+3"
+    assert plan("sdxl", (512, 512), by_profile(profile, "1+1+2", "0.25,0.5")).stage_plan.split == "1+1+2"
+    assert "the split 2+3 has 5 steps but there are 4 levels" in refused("sdxl", (512, 512), by_profile(profile, "2+3"))
+    assert "the split 4 has 1 parts for 2 sizes" in refused("sdxl", (512, 512), by_profile(profile, "4"))
 
 
 def test_a_profile_of_another_family_lists_those_that_fit(pack, refused):
@@ -250,3 +250,18 @@ def test_the_drop_down_has_the_users_profiles(pack, comfy, tmp_path, monkeypatch
     (choice,) = (one for one in pack.nodes.plan_nodes.RMDSchedule.GET_SCHEMA().inputs if one.id == "source")
     (profile,) = (option.inputs[0] for option in choice.options if option.key == "few-step profile")
     assert profile.options == list(listed) and profile.options[-1] == "My model, 4 steps (LoRA)"
+
+
+def test_a_plan_of_a_profile_is_made_again_when_a_file_of_profiles_changes(pack, comfy, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    mine = tmp_path / "rmd_profiles" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text(yaml.safe_dump([entry()]))
+    stamp = pack.nodes.plan_nodes.RMDSchedule.fingerprint_inputs
+    chosen, split = {"source": "few-step profile", "profile": "mine"}, {"source": "split", "split": "2+2"}
+    before = stamp(source=chosen, width=64), stamp(source=split, width=64)
+    assert before == (stamp(source=chosen, width=128), stamp(source=split)) and stamp() == before[1]
+    mine.write_text(yaml.safe_dump([entry(cfg=2.0)]))
+    assert stamp(source=chosen) != before[0] and stamp(source=split) == before[1]

@@ -38,8 +38,8 @@ PROMPT = "apple noto on-blue"
 
 def native_plan(name, model_plan):
     """The same plan made by the installed core."""
-    curve = FlowCurve(SHIFT) if model_plan.stages.curve.kind == "flow" else None
-    curve = curve or curve_from_dict(model_plan.stages.curve.as_dict())
+    curve = FlowCurve(SHIFT) if model_plan.stage_plan.curve.kind == "flow" else None
+    curve = curve or curve_from_dict(model_plan.stage_plan.curve.as_dict())
     return plan_from_split(curve, "2+2", sizes=TINY[name], mapping=AreaMap())
 
 
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_bits(nodes, tiny, name):
 def test_an_item_depends_neither_on_its_batch_nor_on_its_place(nodes, tiny, name):
     model = tiny(name)
     plan = nodes.plan(model, sizes=TINY[name])
-    size = plan.stages.final_hw
+    size = plan.stage_plan.final_hw
     whole = nodes.sample(model, plan, latent=model.latent(*size, batch=3))["samples"]
     alone = nodes.sample(model, plan)["samples"]
     chosen = nodes.sample(model, plan, latent=model.latent(*size, batch=2, batch_index=[2, 0]))["samples"]
@@ -210,7 +210,7 @@ def test_what_comes_in_is_not_changed(nodes, tiny, name):
     model = tiny(name)
     plan = nodes.plan(model, sizes=TINY[name], size_conditioning="stage")
     positive = model.conditioning(1, area=(8, 6, 2, 2), strength=1.0, width=128, height=96)
-    latent = model.latent(*plan.stages.final_hw, batch_index=[1], noise_mask=torch.ones(1, 12, 16))
+    latent = model.latent(*plan.stage_plan.final_hw, batch_index=[1], noise_mask=torch.ones(1, 12, 16))
     latent["samples"] = latent["samples"] + 0.5
     weights = {key: value.clone() for key, value in model.patcher.model.state_dict().items()}
     options = str(model.patcher.model_options)
@@ -238,19 +238,19 @@ def expected_states(plan, calls):
     """(picture, noise) parts of the state of every call, by the formula, from the recorded call before it."""
     rule = Boundary(plan.boundary.upsampler, plan.boundary.switch_noise, plan.boundary.eta_switch)
     before = None
-    for step, call in zip(plan.stages.steps, calls, strict=True):
+    for step, call in zip(plan.stage_plan.steps, calls, strict=True):
         alpha, sigma = alpha_sigma(plan, call.sigma)
         if before is None:
             noise = fresh_noise(call.x.shape, 0, "start")
             yield 0.0 * noise, noise if is_flow(plan) else noise * (1.0 + sigma**2) ** 0.5
         elif step.index_in_stage == 0:
-            crossing = rule.cross(
+            switched = rule.switch(
                 before.x0,  # float32: torch's kernels place their samples in the precision of what they enlarge
                 predicted_noise(plan, before),
                 (step.height, step.width),
                 lambda purpose, shape, stage=step.stage: fresh_noise(shape, stage, purpose),
             )
-            yield alpha * crossing.x0, sigma * crossing.noise
+            yield alpha * switched.x0, sigma * switched.noise
         else:
             fresh = fresh_noise(call.x.shape, step.stage, f"step-{step.index_in_stage - 1}")
             yield alpha * before.x0.double(), sigma * step_noise(predicted_noise(plan, before), plan.eta, fresh)
@@ -260,10 +260,10 @@ def expected_states(plan, calls):
 def assert_states_follow_the_formula(nodes, model, plan):
     recorder = Recorder()
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher))
-    steps = plan.stages.steps
+    steps = plan.stage_plan.steps
     assert recorder.sizes == [(step.height, step.width) for step in steps]
     for step, call, (picture, noise) in zip(steps, recorder.calls, expected_states(plan, recorder.calls), strict=True):
-        assert call.sigma == pytest.approx(plan.stages.curve.comfy_sigma(step.sigma), rel=1e-6)
+        assert call.sigma == pytest.approx(plan.stage_plan.curve.comfy_sigma(step.sigma), rel=1e-6)
         error = (call.x.double() - (picture + noise)).abs().max()
         assert error <= (1e-6 if is_flow(plan) else 1e-6 * (picture.abs() + noise.abs()).max())
 
@@ -298,8 +298,8 @@ def test_three_stages_of_odd_sizes_and_uneven_scale(nodes, tiny, name):
 def test_no_mapping_keeps_the_levels(nodes, tiny):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=TINY["sdxl"], mapping=nodes.pack.rmd_core.schedule.NoMap())
-    sigmas = [step.sigma for step in plan.stages.steps]
-    assert sigmas == list(plan.stages.curve.grid(4))
+    sigmas = [step.sigma for step in plan.stage_plan.steps]
+    assert sigmas == list(plan.stage_plan.curve.grid(4))
     assert_states_follow_the_formula(nodes, model, plan)
 
 
@@ -307,7 +307,7 @@ def test_a_video_crosses_frame_by_frame(nodes, tiny):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=TINY["wan"])
     recorder = Recorder()
-    latent = model.latent(*plan.stages.final_hw, frames=3)
+    latent = model.latent(*plan.stage_plan.final_hw, frames=3)
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher), latent=latent)
     for call, (picture, noise) in zip(recorder.calls, expected_states(plan, recorder.calls), strict=True):
         assert call.x.shape[2] == 3

@@ -23,7 +23,7 @@ def tail_plan(nodes, model, steps, split):
 
     core = nodes.pack.rmd_core
     whole = nodes.plan(model, sizes=SIZES)
-    curve = whole.stages.curve
+    curve = whole.stage_plan.curve
     stages = core.plan.plan_from_split(
         curve, split, sizes=SIZES, mapping=core.schedule.AreaMap(), steps=curve.grid(steps)[1:]
     )
@@ -382,7 +382,7 @@ def test_a_constant_soft_mask_mixes_as_core_does(comfy, nodes, tiny, name, split
         torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(SEED)),
         latent["samples"],
         comfy.samplers.sampler_object("euler"),
-        torch.tensor(plan.sigmas(plan.stages.stages[-1])),
+        torch.tensor(plan.sigmas(plan.stage_plan.stages[-1])),
         denoise_mask=latent["noise_mask"],
         disable_pbar=True,
         seed=SEED,

@@ -1,7 +1,8 @@
-"""The plan as a picture and as a table: what is drawn where, in which colour, and the numbers beside it."""
+"""The plan as a image and as a table: what is drawn where, in which colour, and the numbers beside it."""
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ def drawing(pack):
 
 
 @pytest.fixture
-def costs(drawing):
-    return lambda made: drawing.step_costs(made, lambda height, width: float(height * width))
+def costs():
+    return lambda made: made.stage_plan.step_costs(lambda height, width: float(height * width))
 
 
 @pytest.fixture
@@ -35,51 +36,52 @@ def rgb(colour):
     return torch.tensor([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
 
 
-def pixels_of(picture, colour, left=0, right=None):
+def pixels_of(image, colour, left=0, right=None):
     """How many pixels of an area are of a colour, to what reading a byte allows."""
-    return ((picture[0, :, left:right] - rgb(colour)).abs().amax(-1) < 0.02).sum().item()
+    return ((image[0, :, left:right] - rgb(colour)).abs().amax(-1) < 0.02).sum().item()
 
 
 @pytest.mark.parametrize(("name", "split"), [("sdxl", "2+0+2"), ("sdxl", "1+1+2"), ("wan", "1+0+0"), ("wan", "9+9+12")])
-def test_picture_is_an_image_and_repeats(plan, drawing, costs, name, split):
-    made = plan(name, split)
-    picture = drawing.plan_picture(made, costs(made), (-5.0, -2.5))
-    assert picture.shape == (1, 560, 1000, 3) and picture.dtype == torch.float32
-    assert 0 <= picture.min() and picture.max() <= 1
-    assert torch.equal(picture, drawing.plan_picture(made, costs(made), (-5.0, -2.5)))
+def test_the_plan_is_an_image_and_repeats(plan, drawing, costs, name, split):
+    made = replace(plan(name, split), thresholds=(-5.0, -2.5))
+    image = drawing.plan_image(made, costs(made))
+    assert image.shape == (1, 560, 1000, 3) and image.dtype == torch.float32
+    assert 0 <= image.min() and image.max() <= 1
+    assert torch.equal(image, drawing.plan_image(made, costs(made)))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "wan", "pixart"])
 def test_steps_are_drawn_at_their_levels_in_the_colour_of_their_stage(plan, drawing, costs, name):
     made = plan(name)
-    picture = drawing.plan_picture(made, costs(made))
-    axes = drawing.Axes.of(made, ())
-    for step in made.stages.steps:
+    image = drawing.plan_image(made, costs(made))
+    axes = drawing.Axes.of(made)
+    for step in made.stage_plan.steps:
         # u of the base level by hand: the shifted flow solved for u, the entry of a VP table
         sigma = step.base_sigma
-        shift = getattr(made.stages.curve, "shift", None)
-        u = sigma / (shift - (shift - 1) * sigma) if shift else (made.stages.curve.timestep(sigma) + 1) / 1000
+        shift = getattr(made.stage_plan.curve, "shift", None)
+        u = sigma / (shift - (shift - 1) * sigma) if shift else (made.stage_plan.curve.timestep(sigma) + 1) / 1000
         x, y = axes.at(sigma, step.logsnr)
         assert x == pytest.approx(axes.x(1) + (1 - u) * (axes.x(0) - axes.x(1)), abs=1e-6)
         if math.isfinite(step.logsnr):
             share = (step.logsnr - axes.lowest) / (axes.highest - axes.lowest)
             assert y == pytest.approx(axes.y(axes.lowest) + share * (axes.y(axes.highest) - axes.y(axes.lowest)))
-        ring = picture[0, round(y) - 6, round(x) - 5]  # inside the dot, beside its number
+        ring = image[0, round(y) - 6, round(x) - 5]  # inside the dot, beside its number
         assert (ring - rgb(drawing.stage_colour(step.stage))).abs().max() < 0.02
 
 
 def test_every_finite_level_and_threshold_is_inside_the_axes(plan, drawing):
     for name in ("sdxl", "wan", "pixart"):
-        made = plan(name)
-        axes = drawing.Axes.of(made, (-19.0, 9.0, 1e9))  # the last decides nothing on any table and is not shown
-        levels = [step.logsnr for step in made.stages.steps if math.isfinite(step.logsnr)]
+        # the last threshold decides nothing on any table and is not shown
+        made = replace(plan(name), thresholds=(-19.0, 9.0, 1e9))
+        axes = drawing.Axes.of(made)
+        levels = [step.logsnr for step in made.stage_plan.steps if math.isfinite(step.logsnr)]
         assert axes.lowest < min(*levels, -19) and max(*levels, 9) < axes.highest < 20
 
 
 def test_bars_are_as_long_as_the_steps_cost(plan, drawing, costs):
     made = plan()
-    picture = drawing.plan_picture(made, costs(made))
-    room = picture[:, :, drawing.BARS_LEFT :]
+    image = drawing.plan_image(made, costs(made))
+    room = image[:, :, drawing.BARS_LEFT :]
     row = min(34.0, (drawing.BOTTOM - drawing.TOP - 80.0) / 4)
     for index, (stage, cost) in enumerate([(0, 1 / 16), (1, 1 / 4), (2, 1), (2, 1)]):
         left, right, top, bottom = drawing.bar_box(index, cost, row, 1.0)
@@ -90,16 +92,18 @@ def test_bars_are_as_long_as_the_steps_cost(plan, drawing, costs):
 
 
 def test_thresholds_are_dashed_lines_at_their_level(plan, drawing, costs):
-    made = plan("wan")
-    without, shown = (drawing.plan_picture(made, costs(made), given) for given in ((), (-2.5,)))
-    y = round(drawing.Axes.of(made, (-2.5,)).y(-2.5))
-    assert drawing.Axes.of(made, ()) == drawing.Axes.of(made, (-2.5,))
+    without = plan("wan")
+    shown = replace(without, thresholds=(-2.5,))
+    axes = drawing.Axes.of(shown)
+    y = round(axes.y(-2.5))
+    assert drawing.Axes.of(without) == axes
+    images = [drawing.plan_image(made, costs(made)) for made in (without, shown)]
     row = slice(drawing.LEFT, drawing.RIGHT)
-    bright = [(picture[0, y - 1 : y + 2, row].amin(-1).amax(0) > 0.7).float().mean() for picture in (without, shown)]
+    bright = [(image[0, y - 1 : y + 2, row].amin(-1).amax(0) > 0.7).float().mean() for image in images]
     assert bright[0] < 0.1 and 0.35 < bright[1] < 0.75
 
 
-def test_long_words_are_cut_to_the_picture(pack):
+def test_long_words_are_cut_to_the_image(pack):
     canvas = pack.nodes.bridge.show.Canvas(200, 40, "#000000")
     for words in ("thresholds and sizes, " * 9, "x" * 1_000_000):  # the second without taking long
         cut = canvas.fitted(words, 13, 180)
@@ -115,9 +119,9 @@ def test_table_lists_every_step(table_of, plan):
     table = table_of(made)
     rows = [line.split() for line in table.splitlines() if re.match(r" +\d+ +\d+ +\d+x\d+", line)]
     assert len(rows) == 4
-    for step, row, cost in zip(made.stages.steps, rows, (1 / 16, 1 / 4, 1, 1)):
+    for step, row, cost in zip(made.stage_plan.steps, rows, (1 / 16, 1 / 4, 1, 1)):
         assert row[:3] == [str(step.index + 1), str(step.stage + 1), f"{8 * step.width}x{8 * step.height}"]
-        sigma = made.stages.curve.comfy_sigma(step.sigma)
+        sigma = made.stage_plan.curve.comfy_sigma(step.sigma)
         expected = (sigma, step.timestep, step.logsnr, cost)
         assert [float(value) for value in row[3:]] == pytest.approx(expected, abs=6e-3)
     assert "2.31 full-size calls for 4 steps; 4 at 1024x1024 px would be 1.73 times as much" in table

@@ -51,7 +51,7 @@ def test_one_noise_node_may_start_two_hand_built_graphs(nodes, tiny):
     made = [graph.stage(1, noise, **extra) for extra in ({}, {"batch_index": [4]})]
     for (output, denoised), items in zip(made, (None, (4,))):
         latent, later = graph.upscale(1, output, denoised, noise)
-        expected = SeededNoise(SEED, items).draw((1, 16, 1, 12, 16), 1, "switch")
+        expected = SeededNoise(SEED, items).sample(1, "switch", (1, 16, 1, 12, 16))
         assert torch.equal(later.generate_noise(latent), expected)
 
 
@@ -104,19 +104,19 @@ def plan_of(nodes, tiny):
 @pytest.mark.parametrize("name", CASES)
 def test_each_stage_ends_at_the_next_level_as_its_own_size_names_it(nodes, plan_of, name):
     plan = plan_of(name)
-    base = plan.stages.base_sigmas
-    for stage in plan.stages.stages:
+    base = plan.stage_plan.base_sigmas
+    for stage in plan.stage_plan.stages:
         sigmas, width, height = nodes("RMD_StageSigmas", plan=plan, stage=stage.index + 1)
         assert (width, height) == (8 * stage.width, 8 * stage.height)
         assert sigmas.dtype == torch.float32 and sigmas.device.type == "cpu"
         assert torch.equal(sigmas[:-1], torch.tensor(plan.sigmas(stage)[:-1], dtype=torch.float32))
-        if stage is plan.stages.stages[-1]:
+        if stage is plan.stage_plan.stages[-1]:
             assert sigmas[-1] == 0
             continue
         following = base[base.index(stage.base_sigmas[-1]) + 1]
-        alpha = 1 - following if plan.stages.curve.kind == "flow" else math.sqrt(1 - following**2)
+        alpha = 1 - following if plan.stage_plan.curve.kind == "flow" else math.sqrt(1 - following**2)
         odds = stage.ratio * following / alpha  # sigma / alpha at this stage's size
-        expected = odds / (1 + odds) if plan.stages.curve.kind == "flow" else odds
+        expected = odds / (1 + odds) if plan.stage_plan.curve.kind == "flow" else odds
         assert sigmas[-1].item() == pytest.approx(expected, rel=1e-6)
         assert sigmas[-1] > 0 and bool((sigmas.diff() < 0).all())
 
@@ -132,10 +132,10 @@ def test_sigmas_that_do_not_fall_in_float32_are_refused(pack, nodes, plan_of):
     plan = plan_of("wan")
     core = pack.rmd_core
     close = core.plan.plan_from_split(
-        plan.stages.curve,
+        plan.stage_plan.curve,
         "2+2",
-        sizes=plan.stages.sizes,
-        mapping=plan.stages.mapping,
+        sizes=plan.stage_plan.sizes,
+        mapping=plan.stage_plan.mapping,
         steps=(1.0, 0.9, 0.9 - 1e-9, 0.5),
     )
     with pytest.raises(core.errors.RMDError, match=r"the sigmas of stage 1, 1, 0.9, 0.9, do not fall; use fewer steps"):

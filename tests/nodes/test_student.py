@@ -264,11 +264,10 @@ def test_a_lora_of_wan_small_on_wan_large_is_refused(comfy, pack, folder):
     read = pack.rmd_core.recipe.read_recipe(path)
     words = r"width 1536, depth 30.* is WAN21 of width 5120, depth 40, .*Wan2.1 14B text-to-video"
     with pytest.raises(pack.rmd_core.errors.RMDError, match=words):
-        student = pack.nodes.bridge.student
-        student.check_network(read, patcher, path.name, student.Findings())
+        pack.nodes.bridge.student.StudentChecks(read, path.name).network(patcher)
 
 
-def test_noise_tables_and_predictions_are_held_against_each_other(comfy, pack, folder):
+def test_noise_tables_and_predictions_are_compared(comfy, pack, folder):
     """SDXL with eps and v prediction, PixArt with its linear betas."""
     checks, error = pack.nodes.bridge.student, pack.rmd_core.errors.RMDError
     kinds = {"architecture": "stable-diffusion-xl-v1-base", "base_model": "my sdxl", "prediction": "eps"}
@@ -277,8 +276,8 @@ def test_noise_tables_and_predictions_are_held_against_each_other(comfy, pack, f
 
     def check(model, **changes):
         path = write_student(folder / "s.safetensors", **(kinds | vp | changes))
-        found = checks.Findings()
-        checks.check_network(pack.rmd_core.recipe.read_recipe(path), model.patcher, "s", found)
+        found = checks.StudentChecks(pack.rmd_core.recipe.read_recipe(path), "s")
+        found.network(model.patcher)
         return found
 
     assert "the prediction, eps" in check(comfy_models.tiny_sdxl()).checked[-1]
@@ -450,12 +449,12 @@ def test_names_of_no_known_base(bases, name):
         ("PixArt-Sigma", "PixArt"),
     ],
 )
-def test_families_are_classes_of_comfyui(comfy, bases, architecture, network):
+def test_families_are_classes_of_comfyui(comfy, pack, architecture, network):
     import comfy.model_base
 
-    family = bases.family_of(architecture)
+    family = pack.nodes.bridge.model.family_of(architecture)
     assert family.network == network and hasattr(comfy.model_base, network)
-    assert bases.family_of("stable-diffusion-v1") is None
+    assert pack.nodes.bridge.model.family_of("stable-diffusion-v1") is None
 
 
 @pytest.mark.parametrize("title", WAN_SIZES)

@@ -104,7 +104,7 @@ class Pair:
         (guider,) = self.sampling.BasicGuider.execute(model, self.positive).args
         (sampler,) = self.sampling.KSamplerSelect.execute("euler").args
         latent = None
-        for stage in self.plan.stages.stages:
+        for stage in self.plan.stage_plan.stages:
             if latent is None:
                 latent = self.tiny.latent(stage.height, stage.width)
             else:

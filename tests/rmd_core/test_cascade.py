@@ -5,9 +5,9 @@ from math import sqrt
 import pytest
 import torch
 
-from core_world import FLOW3, SDXL
-from rmd_core.boundary import step_noise, switch_noise, upsample
-from rmd_core.cascade import Boundary, DenoiserRunner, StageEnd, run_cascade, trajectory
+from core_world import FLOW3, SDXL, grid_at
+from rmd_core.boundary import Boundary, step_noise, upsample
+from rmd_core.cascade import DenoiserRunner, StageEnd, run_cascade, trajectory
 from rmd_core.errors import RMDError
 from rmd_core.noise import SeededNoise
 from rmd_core.plan import plan_from_split, plan_from_thresholds
@@ -49,7 +49,7 @@ def written_out(plan, shape, seed, boundary, eta, denoise):
     source, curve, x, results = SeededNoise(seed), plan.curve, None, []
     for step in plan.steps:
         if x is None:
-            x = source.draw((*shape, step.height, step.width), 0, "start")
+            x = source.sample(0, "start", (*shape, step.height, step.width))
             if step.sigma < curve.sigma_max:
                 x = step.sigma * x
         x0, eps = denoise(x, step)
@@ -60,14 +60,14 @@ def written_out(plan, shape, seed, boundary, eta, denoise):
         if following.stage != step.stage:
 
             def fresh(purpose, full_shape, stage=following.stage):
-                return source.draw(full_shape, stage, purpose)
+                return source.sample(stage, purpose, full_shape)
 
             size, kernel = (following.height, following.width), boundary.upsampler
             x0 = upsample(x0, size, kernel)
             rule, eta_switch = boundary.switch_noise, boundary.eta_switch
-            noise = switch_noise(eps, size, rule=rule, eta=eta_switch, fresh=fresh, upsampler=kernel)
+            noise = Boundary(kernel, rule, eta_switch).noise(eps, size, fresh)
         else:
-            noise = step_noise(eps, eta, source.draw(tuple(eps.shape), step.stage, f"step-{step.index_in_stage}"))
+            noise = step_noise(eps, eta, source.sample(step.stage, f"step-{step.index_in_stage}", tuple(eps.shape)))
         x = curve.alpha(following.sigma) * x0 + following.sigma * noise
 
 
@@ -82,7 +82,7 @@ PLANS = {
     "1+1+2": make_plan("1+1+2", sizes=(LOW, MIDDLE, HIGH)),
     "2+0+2": make_plan("2+0+2", sizes=(LOW, MIDDLE, HIGH)),
     "2+2 sdxl": make_plan(curve=SDXL),
-    "2+2 sdxl from 899": make_plan(curve=SDXL, steps=SDXL.grid_at([899, 674, 449, 224])),
+    "2+2 sdxl from 899": make_plan(curve=SDXL, steps=grid_at(SDXL, [899, 674, 449, 224])),
     "2+2 equal sizes": make_plan(sizes=(HIGH, HIGH)),
 }
 
@@ -168,9 +168,9 @@ def test_every_draw_has_its_own_address():
             super().__init__(7)
             self.addresses = []
 
-        def draw(self, shape, stage, purpose):
+        def sample(self, stage, purpose, shape):
             self.addresses.append((stage, purpose))
-            return super().draw(shape, stage, purpose)
+            return super().sample(stage, purpose, shape)
 
     noise = Listing()
     sample(PLANS["1+1+2"], noise=noise)
@@ -223,7 +223,7 @@ def test_single_resolution_plans_use_eta_at_every_step(name):
     curve, source = plan.curve, SeededNoise(7)
     for before, after in zip(plan.steps, plan.steps[1:]):
         x0, eps = ToyDenoiser(curve)(denoise.inputs[before.index], before)
-        fresh = source.draw(tuple(eps.shape), 0, f"step-{before.index}")
+        fresh = source.sample(0, f"step-{before.index}", tuple(eps.shape))
         expected = curve.alpha(after.sigma) * x0 + after.sigma * (eta * eps + sqrt(1 - eta * eta) * fresh)
         torch.testing.assert_close(denoise.inputs[after.index], expected, rtol=0, atol=1e-6)
 
@@ -248,7 +248,7 @@ def test_first_state_is_what_comfyui_makes(name, pure):
     """ComfyUI works in x0 + s eps: noise sqrt(1 + s^2) at its noisiest level, s noise below; times alpha here."""
     plan = PLANS[name]
     _, denoise = sample(plan)
-    noise = SeededNoise(7).draw(tuple(denoise.inputs[0].shape), 0, "start")
+    noise = SeededNoise(7).sample(0, "start", tuple(denoise.inputs[0].shape))
     sigma = plan.steps[0].sigma
     if plan.curve.kind == "flow":
         expected = sigma * noise
@@ -259,52 +259,23 @@ def test_first_state_is_what_comfyui_makes(name, pure):
     assert torch.equal(denoise.inputs[0], noise) == pure
 
 
-def test_steps_are_reported_in_order():
-    seen = []
-    result, _ = sample(PLANS["1+1+2"], on_step=lambda stage, index, x0: seen.append((stage, index, x0)))
-    assert [(stage, index) for stage, index, _ in seen] == [(0, 0), (1, 1), (2, 2), (2, 3)]
-    assert torch.equal(seen[-1][2], result.x0)
-
-
-@pytest.mark.parametrize("allowed", range(1, 4))
-def test_what_the_callback_raises_ends_the_run_before_the_next_call(allowed):
-    denoise = ToyDenoiser()
-
-    def stop(stage, index, x0):
-        if index + 1 == allowed:
-            raise InterruptedError(f"stage {stage + 1}")
-
-    with pytest.raises(InterruptedError, match=f"stage {1 if allowed <= 2 else 2}"):
-        sample(make_plan(), denoise=denoise, on_step=stop)
-    assert len(denoise.steps) == allowed
-
-
 def test_a_foreign_stage_runner_gets_all_it_needs():
     plan = make_plan(mapping=NoMap())
     jobs = []
 
     def run_stage(job):
         jobs.append(job)
-        job.report(job.steps[0].index, job.white)
-        return StageEnd(torch.ones_like(job.white), None)
+        return StageEnd(torch.ones_like(job.noise), None)
 
-    seen = []
-    result = run_cascade(
-        plan,
-        run_stage,
-        shape=(2, 3),
-        noise=SeededNoise(7),
-        boundary=Boundary("nearest", "fresh"),
-        on_step=lambda stage, index, x0: seen.append((stage, index)),
-    )
-    assert jobs[0].x0 is None and jobs[0].white.shape == (2, 3, *LOW)
+    boundary = Boundary("nearest", "fresh")
+    result = run_cascade(plan, run_stage, shape=(2, 3), noise=SeededNoise(7), boundary=boundary)
+    assert jobs[0].x0 is None and jobs[0].noise.shape == (2, 3, *LOW)
     assert torch.equal(jobs[1].x0, torch.ones(2, 3, *HIGH))
-    assert torch.equal(jobs[1].white, SeededNoise(7).draw((2, 3, *HIGH), 1, "switch"))
+    assert torch.equal(jobs[1].noise, SeededNoise(7).sample(1, "switch", (2, 3, *HIGH)))
     assert [step.index for step in jobs[1].steps] == [2, 3]
     for job in jobs:
-        assert torch.equal(job.fresh("step-0", (2, 3)), SeededNoise(7).draw((2, 3), job.stage.index, "step-0"))
+        assert torch.equal(job.fresh("step-0", (2, 3)), SeededNoise(7).sample(job.stage.index, "step-0", (2, 3)))
     assert len({SeededNoise(7).seed(0, "sampler"), SeededNoise(7).seed(1, "sampler"), 7}) == 3
-    assert seen == [(0, 0), (1, 2)]
     assert torch.equal(result.x0, torch.ones(2, 3, *HIGH))
 
 
@@ -317,7 +288,7 @@ def test_bad_runners_and_shapes_are_named():
     with pytest.raises(RMDError, match=r"stage 1 returned x0 of shape \(2, 3, 1, 1\)"):
         run(lambda job: StageEnd(torch.zeros(2, 3, 1, 1), None))
     with pytest.raises(RMDError, match="no predicted noise"):
-        run(lambda job: StageEnd(job.white, None))
+        run(lambda job: StageEnd(job.noise, None))
     with pytest.raises(RMDError, match="without height and width"):
         run(DenoiserRunner(ToyDenoiser(), eta=0.5), shape=(2, 3, 4, 4))
     with pytest.raises(RMDError, match="eta"):

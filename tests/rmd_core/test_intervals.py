@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_world import FLOW3, IMAGE, SDXL, WAN, curves, maps, splits
+from core_world import FLOW3, IMAGE, SDXL, WAN, curves, grid_at, maps, splits
 from rmd_core.errors import RMDError
 from rmd_core.intervals import StageDraw, TimestepIntervals
 from rmd_core.noising import noise_further
@@ -179,7 +179,7 @@ def test_draws_repeat_with_the_generator_and_leave_the_global_one_alone():
 
 
 def test_a_grid_of_ones_own_takes_the_next_index_above_each_level():
-    grid = SDXL.grid_at((899, 674, 449, 224))
+    grid = grid_at(SDXL, (899, 674, 449, 224))
     plan = plan_from_split(SDXL, "2+2", sizes=IMAGE, mapping=NoMap(), steps=grid)
     assert ranges(plan, offset_factor=0.0) == [(675, 979), (450, 979), (225, 673), (0, 673)]
 

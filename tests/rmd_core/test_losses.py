@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_world import flow, randn, vp
-from rmd_core.boundary import switch_noise, upsample
+from rmd_core.boundary import Boundary, upsample
 from rmd_core.errors import RMDError
 from rmd_core.losses import (
     FAKE_WEIGHTINGS,
@@ -370,7 +370,7 @@ def switched_noise(rule, eta, upsampler, basis, low, high):
             return torch.randn(full_shape, generator=generator, dtype=torch.float64)
 
         eps = fresh("low", (1, shape[0], 1, low))  # the samples share the channel axis
-        noise = switch_noise(eps, (1, high), rule=rule, eta=eta, fresh=fresh, upsampler=upsampler)
+        noise = Boundary(upsampler, rule, eta).noise(eps, (1, high), fresh)
         return noise[0, :, 0] @ basis
 
     return carried

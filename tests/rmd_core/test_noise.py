@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmd_core.errors import RMDError
-from rmd_core.noise import derive_seed, noise
+from rmd_core.noise import SeededNoise, derive_seed
 
 parts = st.lists(st.one_of(st.integers(), st.text(max_size=6)), max_size=4)
 
@@ -43,37 +43,38 @@ def test_derive_seed_refuses_other_parts(part):
 
 @given(batch=st.integers(1, 5), more=st.integers(0, 4))
 def test_item_0_does_not_depend_on_the_batch_size(batch, more):
-    small, large = (noise((size, 3, 4, 5), 11, 0, "start") for size in (batch, batch + more))
+    small, large = (SeededNoise(11).sample(0, "start", (size, 3, 4, 5)) for size in (batch, batch + more))
     assert torch.equal(small, large[:batch])
 
 
 def test_items_are_drawn_again_by_name():
-    whole = noise((4, 2, 3, 3), 5, 1, "switch")
-    assert torch.equal(noise((2, 2, 3, 3), 5, 1, "switch", items=[3, 1]), whole[[3, 1]])
+    whole = SeededNoise(5).sample(1, "switch", (4, 2, 3, 3))
+    assert torch.equal(SeededNoise(5, [3, 1]).sample(1, "switch", (2, 2, 3, 3)), whole[[3, 1]])
 
 
 def test_every_part_of_the_address_counts():
-    draws = [noise((1, 64), *address) for address in [(5, 1, "a"), (6, 1, "a"), (5, 2, "a"), (5, 1, "b")]]
-    draws.append(noise((1, 64), 5, 1, "a", items=[1]))
-    for place, draw in enumerate(draws):
-        assert not any(torch.equal(draw, other) for other in draws[:place])
-        assert all(abs(float((draw * other).mean())) < 0.6 for other in draws[:place])
+    addresses = [(5, 1, "a"), (6, 1, "a"), (5, 2, "a"), (5, 1, "b")]
+    samples = [SeededNoise(seed).sample(stage, purpose, (1, 64)) for seed, stage, purpose in addresses]
+    samples.append(SeededNoise(5, [1]).sample(1, "a", (1, 64)))
+    for place, sample in enumerate(samples):
+        assert not any(torch.equal(sample, other) for other in samples[:place])
+        assert all(abs(float((sample * other).mean())) < 0.6 for other in samples[:place])
 
 
 def test_noise_is_standard_normal_float32_on_the_cpu():
-    draw = noise((2, 4, 64, 64), 3, 0, "start")
-    assert draw.dtype == torch.float32 and draw.device.type == "cpu"
-    assert abs(float(draw.mean())) < 0.02 and abs(float(draw.var()) - 1.0) < 0.03
+    noise = SeededNoise(3).sample(0, "start", (2, 4, 64, 64))
+    assert noise.dtype == torch.float32 and noise.device.type == "cpu"
+    assert abs(float(noise.mean())) < 0.02 and abs(float(noise.var()) - 1.0) < 0.03
 
 
 def test_the_global_random_state_is_untouched():
     before = torch.get_rng_state()
-    noise((2, 3), 1, 0, "start")
+    SeededNoise(1).sample(0, "start", (2, 3))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_noise_refuses_shapes_and_items_that_do_not_fit():
     with pytest.raises(RMDError, match="batch axis"):
-        noise((), 0, 0, "start")
+        SeededNoise(0).sample(0, "start", ())
     with pytest.raises(RMDError, match="one per batch item"):
-        noise((2, 3), 0, 0, "start", items=[0])
+        SeededNoise(0, [0]).sample(0, "start", (2, 3))

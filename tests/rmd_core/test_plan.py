@@ -7,9 +7,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from core_world import FLOW3, FLOW5, IMAGE, PIXART, SDXL, WAN, curves, maps, splits
+from core_world import FLOW3, FLOW5, IMAGE, PIXART, SDXL, WAN, curves, grid_at, maps, splits
 from rmd_core.errors import RMDError
-from rmd_core.plan import base_grid, plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
+from rmd_core.plan import plan_from_split, plan_from_thresholds, plan_tail, stage_sizes
 from rmd_core.schedule import AreaMap, FixedRatioMap, FlowCurve, NoMap, ShiftPairMap
 
 FROM_900 = (899, 674, 449, 224)
@@ -21,7 +21,7 @@ def growing(count):
 
 
 def steps_of(curve, grid):
-    return curve.grid_at(FROM_900) if grid == 900 else grid
+    return grid_at(curve, FROM_900) if grid == 900 else grid
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_vp_refuses_two_levels_on_one_timestep():
     with pytest.raises(RMDError, match="two steps at 128 x 128 fall on timestep 998"):
         plan_from_split(SDXL, "1+3", sizes=((12, 12), (128, 128)), mapping=AreaMap())
     with pytest.raises(RMDError, match="two steps at 64 x 64 fall on timestep 500"):
-        plan_from_split(SDXL, "2", sizes=[(64, 64)], mapping=NoMap(), steps=SDXL.grid_at((500.3, 499.6)))
+        plan_from_split(SDXL, "2", sizes=[(64, 64)], mapping=NoMap(), steps=grid_at(SDXL, (500.3, 499.6)))
 
 
 def test_a_grid_off_the_table_is_snapped_too():
-    plan = plan_from_split(SDXL, "2", sizes=[(8, 8)], mapping=NoMap(), steps=SDXL.grid_at((899.4, 450.2)))
+    plan = plan_from_split(SDXL, "2", sizes=[(8, 8)], mapping=NoMap(), steps=grid_at(SDXL, (899.4, 450.2)))
     assert [step.timestep for step in plan.steps] == [899, 450]
     assert plan.notes[0].text() == "step 1 at 8 x 8: the exact level is timestep 899.4; timestep 899 is used"
 
@@ -237,8 +237,8 @@ def test_invariant_25_the_timestep_is_the_same_in_float32_alone_and_in_a_batch()
 
 def test_cost_counts_calls_at_the_final_size():
     plan = plan_from_split(FLOW3, "2+2", sizes=IMAGE, mapping=AreaMap())
-    assert plan.cost(lambda height, width: height * width) == 2.5
-    assert plan.cost(lambda height, width: 7.0) == 4.0
+    assert sum(plan.step_costs(lambda height, width: height * width)) == 2.5
+    assert sum(plan.step_costs(lambda height, width: 7.0)) == 4.0
 
 
 def test_table_has_a_line_for_each_step():
@@ -270,9 +270,9 @@ def test_sizes_that_are_none_are_refused(sizes):
 
 
 def test_what_does_not_fit_together_is_refused():
-    with pytest.raises(RMDError, match="2 stages but 1 sizes"):
+    with pytest.raises(RMDError, match="2 parts for 1 sizes"):
         plan_from_split(FLOW3, "2+2", sizes=[(8, 8)], mapping=AreaMap())
-    with pytest.raises(RMDError, match="4 steps but the grid has 2; give as many"):
+    with pytest.raises(RMDError, match="4 steps but there are 2 levels; give as many"):
         plan_from_split(FLOW3, "2+2", sizes=IMAGE, mapping=AreaMap(), steps=[1.0, 0.5])
     with pytest.raises(RMDError, match="shrinks from 8 x 16 to 16 x 8"):
         plan_from_split(FLOW3, "2+2", sizes=[(8, 16), (16, 8)], mapping=AreaMap())
@@ -286,12 +286,12 @@ def test_what_does_not_fit_together_is_refused():
 @pytest.mark.parametrize("grid", [[], [0.5, 0.5], [0.4, 0.5], [1.1, 0.5], [0.5, 0.0], [0.5, -0.1], [math.nan, 0.5]])
 def test_grids_that_do_not_fall_within_the_curve_are_refused(grid):
     with pytest.raises(RMDError, match="fall strictly"):
-        base_grid(FLOW3, grid)
+        plan_from_thresholds(FLOW3, grid, thresholds=[], sizes=[(8, 8)], mapping=NoMap())
 
 
 def test_a_vp_grid_may_not_start_beyond_the_table():
     with pytest.raises(RMDError, match="0.997667"):
-        base_grid(SDXL, [0.9999, 0.5])
+        plan_from_thresholds(SDXL, [0.9999, 0.5], thresholds=[], sizes=[(8, 8)], mapping=NoMap())
 
 
 def test_stage_sizes_of_published_models():
@@ -352,10 +352,17 @@ def test_kept_steps_are_the_last_ones_of_the_plan(curve, counts, data):
     kept = data.draw(st.integers(1, sum(counts)))
     tail = plan_tail(plan, kept)
     assert tail.sizes == plan.sizes and tail.mapping == plan.mapping
-    expected, got = levels(plan)[-kept:], levels(tail)
-    if curve is SDXL and plan.steps[-kept].timestep == 998:
-        expected, got = expected[1:], got[1:]  # below the last entry in the plan, which a first step may use
-    assert got == expected
+    assert levels(tail) == levels(plan)[-kept:]
+
+
+def test_a_later_level_is_not_pure_noise_in_the_tail_either():
+    """A first step of a tail that the plan holds below the last entry, which ComfyUI takes for pure noise."""
+    grid = grid_at(SDXL, (999, 990, 500, 249))
+    plan = plan_from_split(SDXL, "1+3", sizes=[(8, 8), (32, 32)], mapping=AreaMap(), steps=grid)
+    assert plan.steps[1].timestep == 998
+    tail = plan_tail(plan, 3)
+    assert levels(tail) == levels(plan)[1:] and levels(plan_tail(tail, 2)) == levels(plan)[2:]
+    assert any(note.text().startswith("step 1 at 32 x 32") for note in tail.notes)
 
 
 def test_dropped_stages_keep_their_place_in_the_split():

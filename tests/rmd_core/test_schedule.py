@@ -171,12 +171,6 @@ def test_invariant_6_grid_falls_strictly_from_the_noisiest_level(curve, steps):
     assert all(before > after for before, after in zip(grid, grid[1:]))
 
 
-def test_grid_at_given_timesteps():
-    grid = SDXL.grid_at((899, 674, 449, 224))
-    assert [SDXL.timestep(sigma) for sigma in grid] == pytest.approx([899, 674, 449, 224])
-    assert FlowCurve(3.0).grid_at((1000, 900, 750)) == (1.0, 0.9, 0.75)
-
-
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.5, "4", True])
 def test_grid_refuses_other_step_counts(curve, steps):
     with pytest.raises(RMDError, match="use 1 to 1000"):

@@ -7,7 +7,7 @@ import torch
 
 from rmd_core.errors import RMDError
 from rmd_core.recipe import read_recipe
-from training.backbones.wan import load_wan_transformer
+from training.backbones.wan import WanBackbone
 from training.export import native_factors
 from training.lora import AdaptedNetwork
 from training_world import (
@@ -191,7 +191,7 @@ def test_resume_repeats_an_uninterrupted_run_bit_for_bit(world):
     assert torch.equal(student[f"{layer}.lora_B.weight"], average["blocks.0.attn1.to_q.up"])
     # The finished run, once more, as a whole student: the form of the file is free.
     assert distill(world, *ADAPTERS, "output.merge=true", "output.name=whole", flags=["--resume"]) == 0
-    whole = load_wan_transformer(out / "whole.safetensors").state_dict()
+    whole = WanBackbone().load(out / "whole.safetensors").state_dict()
     start = tiny_wan().state_dict()
     moved = 1.5 / 3 * average["blocks.0.attn1.to_q.up"] @ average["blocks.0.attn1.to_q.down"]
     assert torch.allclose(whole["blocks.0.attn1.to_q.weight"], start["blocks.0.attn1.to_q.weight"] + moved, atol=1e-6)

@@ -18,7 +18,7 @@ from full_size import STUDENTS, meta_student
 from rmd_core.errors import RMDError
 from rmd_core.files import read_tensors, save_safetensors
 from training.backbones import make_backbone
-from training.backbones.wan import decode_latents, load_wan_transformer, load_wan_vae, save_wan_transformer
+from training.backbones.wan import WanBackbone
 from training_world import TEXT_DIM, equal, tensors, tiny_vae, tiny_wan, write_native_vae
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
@@ -79,7 +79,7 @@ def test_comfyui_detects_the_student_and_takes_every_key(detection, name):
 def test_the_page_tells_keys_and_parameters(name):
     backbone, network, expected = meta_student(name)
     state, _ = exported(backbone, network)
-    count = backbone.parameters(network)
+    count = sum(p.numel() for p in network.parameters())
     assert count == pytest.approx(PARAMETERS[name] * 1e9, rel=0.01)
     row = re.search(rf"^\| {re.escape(name)} \|(.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert row, f"{PAGE} has no row for {name}"
@@ -163,27 +163,27 @@ def forward(model, seed=0):
 @pytest.mark.parametrize(("dim", "heads"), [(128, 1), (256, 2), (96, 2)])
 def test_file_round_trip_gives_equal_outputs(tmp_path, dim, heads):
     model = tiny_wan(layers=2, dim=dim, heads=heads)
-    save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float32)
-    again = load_wan_transformer(tmp_path / "m.safetensors")
+    WanBackbone().export(model, tmp_path / "m.safetensors", dtype=torch.float32)
+    again = WanBackbone().load(tmp_path / "m.safetensors")
     assert again.config.num_attention_heads == heads
     assert torch.equal(forward(model), forward(again))
 
 
 def test_half_precision_and_wrapped_keys(tmp_path):
     model = tiny_wan()
-    save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float16)
+    WanBackbone().export(model, tmp_path / "m.safetensors", dtype=torch.float16)
     tensors, metadata = read_tensors(tmp_path / "m.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     save_safetensors(
         tmp_path / "w.safetensors", {f"model.diffusion_model.{k}": t for k, t in tensors.items()}, metadata=metadata
     )
-    a, b = (load_wan_transformer(tmp_path / f"{n}.safetensors") for n in "mw")
+    a, b = (WanBackbone().load(tmp_path / f"{n}.safetensors") for n in "mw")
     assert next(a.parameters()).dtype == torch.float32 and next(a.parameters()).requires_grad
     assert torch.equal(forward(a), forward(b))
 
 
 def damaged_files(folder):
-    save_wan_transformer(tiny_wan(), folder / "good.safetensors", dtype=torch.float32)
+    WanBackbone().export(tiny_wan(), folder / "good.safetensors", dtype=torch.float32)
     good, metadata = read_tensors(folder / "good.safetensors")
     content = (folder / "good.safetensors").read_bytes()
     (folder / "short.safetensors").write_bytes(content[:-1000])
@@ -231,19 +231,19 @@ def damaged(tmp_path_factory):
         ("stub", "truncated"),
         ("pickled", "pickled"),
         ("old", "pickled"),
-        ("other", "no WanTransformer3DModel"),
+        ("other", "not a WanTransformer3DModel"),
         ("lacking", "self_attn.q.weight"),
         ("i2v", "img_emb"),
-        ("shape", "blocks.0.ffn.2.weight"),
+        ("shape", "size mismatch for blocks.0.ffn.net.2.weight"),
         ("config", "'config'"),
         ("heads", "7 heads"),
         ("narrow", "128 heads"),
         ("boolean", "True heads"),
         ("eps", "eps is 'x'"),
         ("null", "eps is None"),
-        ("flat", "no WanTransformer3DModel"),
-        ("scalar", "no WanTransformer3DModel"),
-        ("patch", "no WanTransformer3DModel"),
+        ("flat", "not a WanTransformer3DModel"),
+        ("scalar", "not a WanTransformer3DModel"),
+        ("patch", "not a WanTransformer3DModel"),
         ("integers", "'blocks.0.ffn.2.weight' holds int8"),
         ("nan", "'blocks.0.ffn.2.bias' holds values that are not finite"),
         ("gap", r"first 'blocks\.1\."),
@@ -251,7 +251,7 @@ def damaged(tmp_path_factory):
 )
 def test_bad_files_give_one_line(damaged, name, words):
     with pytest.raises(RMDError, match=words) as caught:
-        load_wan_transformer(damaged / f"{name}.safetensors")
+        WanBackbone().load(damaged / f"{name}.safetensors")
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
@@ -261,7 +261,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, value, words):
     with torch.no_grad():
         model.blocks[0].ffn.net[2].bias[3] = value
     with pytest.raises(RMDError, match=words) as caught:
-        save_wan_transformer(model, tmp_path / "m.safetensors", dtype=torch.float16)
+        WanBackbone().export(model, tmp_path / "m.safetensors", dtype=torch.float16)
     assert "'blocks.0.ffn.2.bias'" in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -283,7 +283,7 @@ def test_marked_checkpoints_are_no_eps_models(tmp_path, marker):
     path = tmp_path / "model.safetensors"
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4), marker: torch.zeros(1)}, path)
     for load in (make_backbone("sdxl").outline, lambda p: make_backbone("sdxl").load(p, dtype=torch.float32)):
-        with pytest.raises(RMDError, match=f"its tensor '{marker}' that it is no eps model"):
+        with pytest.raises(RMDError, match=f"its tensor '{marker}' that it is not an eps model"):
             load(path)
 
 
@@ -315,9 +315,9 @@ def test_damaged_folders_are_refused(tmp_path):
     (model / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(good)
     assert backbone.load(model, dtype=torch.float32).dtype == torch.float32
     change(model / "unet" / "config.json", transformer_layers_per_block=[1, 3])
-    refuses("lack")
+    refuses("are missing")
     change(model / "unet" / "config.json", transformer_layers_per_block=[1, 1])
-    refuses("also hold")
+    refuses("also contain")
     change(model / "unet" / "config.json", transformer_layers_per_block=[1, 2], cross_attention_dim=32)
     refuses("cannot be loaded")
     (model / "unet" / "config.json").write_text("[")
@@ -382,21 +382,21 @@ def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_
 def test_autoencoder_file_decodes_like_the_model(tmp_path):
     vae = tiny_vae()
     write_native_vae(vae, tmp_path / "vae.safetensors")
-    again = load_wan_vae(tmp_path / "vae.safetensors")
+    again = WanBackbone().load_vae(tmp_path / "vae.safetensors")
     latents = torch.randn(2, 16, 1, 4, 6, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 16, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     with torch.no_grad():
         expected = (vae.decode(latents * std + mean).sample / 2 + 0.5).clamp(0, 1)
-    pictures = decode_latents(again, latents)
+    pictures = WanBackbone().decode(again, latents)
     assert pictures.shape == (2, 3, 1, 32, 48)
     assert torch.allclose(pictures, expected, atol=1e-6)
     assert not any(p.requires_grad for p in again.parameters())
 
 
 def test_a_transformer_is_no_autoencoder(tmp_path):
-    save_wan_transformer(tiny_wan(), tmp_path / "m.safetensors")
+    WanBackbone().export(tiny_wan(), tmp_path / "m.safetensors")
     with pytest.raises(RMDError, match="no AutoencoderKLWan"):
-        load_wan_vae(tmp_path / "m.safetensors")
+        WanBackbone().load_vae(tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -416,5 +416,5 @@ def test_damaged_autoencoders_give_one_line(tmp_path, key, tensor):
     tensors, _ = read_tensors(tmp_path / "good.safetensors")
     save_safetensors(tmp_path / "vae.safetensors", {**tensors, key: tensor})
     with pytest.raises(RMDError, match="vae.safetensors") as caught:
-        load_wan_vae(tmp_path / "vae.safetensors")
+        WanBackbone().load_vae(tmp_path / "vae.safetensors")
     assert "\n" not in str(caught.value)

@@ -87,9 +87,9 @@ def test_parts_of_a_draw_see_the_noise_of_the_whole(tmp_path):
     part = draw.rows(2, 4)
     assert torch.equal(part.t, draw.t[2:4]) and part.prompts == draw.prompts[2:4]
     for purpose in ("trajectory", "loss", "fake", "student"):
-        whole = draw.noise(purpose).draw((6, 3, 2, 2), 1, "level")
-        assert torch.equal(part.noise(purpose).draw((2, 3, 2, 2), 1, "level"), whole[2:4])
-    level = [draw.noise(purpose).draw((6, 3, 2, 2), 1, "level") for purpose in ("fake", "student")]
+        whole = draw.noise(purpose).sample(1, "level", (6, 3, 2, 2))
+        assert torch.equal(part.noise(purpose).sample(1, "level", (2, 3, 2, 2)), whole[2:4])
+    level = [draw.noise(purpose).sample(1, "level", (6, 3, 2, 2)) for purpose in ("fake", "student")]
     assert not torch.equal(*level)
 
 
@@ -104,5 +104,5 @@ def test_other_levels_keep_the_samples(tmp_path):
 def test_drawing_leaves_the_global_generator_alone(tmp_path):
     draws, _ = make_draws(tmp_path)
     before = torch.get_rng_state()
-    draws.phase(3, "fake-0", round_number=0).noise("fake").draw((32, 2), 0, "level")
+    draws.phase(3, "fake-0", round_number=0).noise("fake").sample(0, "level", (32, 2))
     assert torch.equal(before, torch.get_rng_state())

@@ -266,12 +266,12 @@ def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(models("sdxl"), model)
     (model / "tokenizer_2" / "tokenizer.json").unlink()
-    assert run(model, prompts, out) == refused(capsys, 2, "tokenizer_2 holds no vocabulary", "spiece.model")
+    assert run(model, prompts, out) == refused(capsys, 2, "tokenizer_2 has no vocabulary", "spiece.model")
     shutil.rmtree(model / "text_encoder_2")
-    assert run(model, prompts, out) == refused(capsys, 2, "lacks text_encoder_2")
+    assert run(model, prompts, out) == refused(capsys, 2, "is missing text_encoder_2")
     shutil.copytree(models("sdxl") / "text_encoder", model / "text_encoder_2")
     (model / "text_encoder_2" / "model.safetensors").unlink()
-    assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 holds no model.safetensors")
+    assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 has no model.safetensors")
     (model / "text_encoder_2" / "config.json").unlink()
     assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 has no config.json")
     index = json.loads((model / "model_index.json").read_text())
@@ -325,7 +325,7 @@ def test_a_text_encoder_that_lacks_weights(models, tmp_path, name):
     tensors = load_file(path)
     lost = next(key for key in sorted(tensors) if "layer" in key and tensors[key].ndim == 2)
     save_file({key: tensor for key, tensor in tensors.items() if key != lost}, path, metadata={"format": "pt"})
-    with pytest.raises(RMDError, match="its weights lack 1 tensors"), TextEncoders(tmp_path / "model"):
+    with pytest.raises(RMDError, match="its weights are missing 1 tensors"), TextEncoders(tmp_path / "model"):
         pass
 
 

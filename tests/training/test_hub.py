@@ -22,7 +22,7 @@ from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
 from training.encode_prompts import main as encode
 from training.export import base_name
-from training.hub import ENCODERS, NETWORK, VAE, fetched, hub_id, located
+from training.hub import ENCODERS, NETWORK, VAE, fetched, hub_id, local_path
 from training_world import distill, refused
 
 ID = "owner/tiny-sdxl_1.0"
@@ -103,7 +103,7 @@ def test_what_is_a_hub_id(cache, text, expected):
 
 def test_a_path_that_exists_wins(cache, tmp_path):
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert hub_id("owner/name") is None and located("owner/name") == located("owner/name").relative_to(".")
+    assert hub_id("owner/name") is None and local_path("owner/name") == local_path("owner/name").relative_to(".")
     assert fetched("owner/name", NETWORK).is_dir() and hub_id("owner/other") is not None
 
 
@@ -160,10 +160,10 @@ def test_a_repository_of_one_network(serve, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("owner/typo", "owner/typo is no folder here, and the hub has no model of that name"),
+        ("owner/typo", "owner/typo is not a folder here, and the hub has no model of that name"),
         ("owner/gated", "owner/gated is gated: accept its licence on http://127.0.0.1:"),
         (f"{ID}@v9", f"{ID}@v9: the hub has the model, but no revision 'v9'"),
-        ("owner/a..b", "owner/a..b is no folder here, and no hub id either"),
+        ("owner/a..b", "owner/a..b is not a folder here"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(serve, model, given, words):
@@ -181,19 +181,19 @@ def test_a_token_opens_what_is_gated(serve, model, monkeypatch):
 
 def test_without_a_network_a_whole_copy_is_enough(cache, model):
     commit = lay_out(cache, ID, model, keep=is_network)
-    assert fetched(ID, NETWORK) == located(f"{ID}@{commit}") == located(ID)
+    assert fetched(ID, NETWORK) == local_path(f"{ID}@{commit}") == local_path(ID)
     with pytest.raises(RMDError, match="no complete copy.*: it has no vae; it has .*hf download .* --include 'vae/"):
         fetched(ID, VAE)
     with pytest.raises(RMDError, match="HF_HUB_OFFLINE is set.* run: hf download owner/none --include '.*unet/"):
         fetched("owner/none", NETWORK)
     with pytest.raises(RMDError, match="hf download owner/none --revision v2"):
-        located("owner/none@v2")
+        local_path("owner/none@v2")
 
 
 def test_a_hub_that_gives_no_answer_is_no_network(cache, model, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    with pytest.raises(RMDError, match="the hub gives no answer .*hf download owner/tiny-sdxl_1.0") as caught:
+    with pytest.raises(RMDError, match="it cannot be downloaded .*hf download owner/tiny-sdxl_1.0") as caught:
         fetched(ID, NETWORK)
     assert "\n" not in str(caught.value)
     lay_out(cache, ID, model, keep=is_network)
@@ -206,7 +206,7 @@ def test_a_copy_that_lacks_a_file_is_not_whole(cache, model):
         fetched(ID, NETWORK)
     parts = lambda path: path.parent.name in ("text_encoder", "tokenizer") or path.name == "model_index.json"  # noqa: E731
     lay_out(cache, "owner/parts", model, keep=parts)
-    with pytest.raises(RMDError, match="it lacks text_encoder_2, tokenizer_2"):
+    with pytest.raises(RMDError, match="missing: text_encoder_2, tokenizer_2"):
         fetched("owner/parts", ENCODERS)
 
 
@@ -276,7 +276,7 @@ def test_ctrl_c_ends_a_download_at_once_and_the_same_command_continues_it(world,
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         printed = process.communicate(timeout=30)[1].decode()  # long before the file has been sent
-        assert process.returncode == 130 and "continues the download" in printed and "Traceback" not in printed
+        assert process.returncode == 130 and "the same command continues" in printed and "Traceback" not in printed
         hub.hurry.set()
         assert subprocess.run(command, **settings).returncode == 0
     assert len(PromptCache(world / "prompts").texts) == 2

@@ -9,12 +9,12 @@ from accelerate.state import AcceleratorState
 from backbone_world import write_backbone_world
 from launched import finished, start
 from training import memory
-from training.backbones.wan import save_wan_transformer
+from training.backbones.wan import WanBackbone
 from training.config import load_config
 from training.memory import advice, count_memory, tell_memory, update_cost
 from training.offload import ran_out_of_memory
 from training.parallel import Processes
-from training.quantised import has_bitsandbytes, quantised_layers
+from training.quantised import QuantisedLinear, has_bitsandbytes
 from training.trainer import Trainer
 from training_world import copy_world, distill, make_setup, tiny_wan, write_world
 
@@ -33,7 +33,7 @@ def packed(*overrides):
 def deeper(pristine, tmp_path_factory):
     """The tiny world with a teacher of two blocks; to be copied, never to be changed."""
     folder = copy_world(pristine, tmp_path_factory.mktemp("deeper"))
-    save_wan_transformer(tiny_wan(layers=2), folder / "teacher.safetensors", dtype=torch.float32)
+    WanBackbone().export(tiny_wan(layers=2), folder / "teacher.safetensors", dtype=torch.float32)
     return folder
 
 
@@ -88,7 +88,8 @@ def test_weights_gradients_and_optimiser_are_counted_to_the_byte(trainer, overri
         networks.optimisers[role].step()
         networks.optimisers[role].zero_grad()
         assert gradients_of(parameters) == 0
-    small = [tensor for layer in quantised_layers(networks.teacher) for tensor in (layer.weight, layer.scales)]
+    layers = [layer for layer in networks.teacher.modules() if isinstance(layer, QuantisedLinear)]
+    small = [tensor for layer in layers for tensor in (layer.weight, layer.scales)]
     assert sum(counted.weights.get(kind, 0) for kind in ("int8", "nf4")) == size_of(small)
     states = [entries for o in networks.optimisers.values() for entries in o.state.values()]
     assert counted.optimiser == size_of(

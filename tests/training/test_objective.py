@@ -65,7 +65,7 @@ class Plain:
         """What the student receives at every step of the whole cascade, for one sample."""
         source = SeededNoise(derive_seed(draw.seed, "trajectory"), [draw.items[item]])
         steps = self.plan.steps
-        x = source.draw((1, 16, 1, steps[0].height, steps[0].width), 0, "start")
+        x = source.sample(0, "start", (1, 16, 1, steps[0].height, steps[0].width))
         received = []
         for step in steps:
             received.append(x)
@@ -74,12 +74,12 @@ class Plain:
                 return received
             following = steps[step.index + 1]
             if following.stage == step.stage:
-                noise = self.mixed(eps, source.draw(eps.shape, step.stage, f"step-{step.index_in_stage}"))
+                noise = self.mixed(eps, source.sample(step.stage, f"step-{step.index_in_stage}", eps.shape))
             else:
                 noise = self.carried(
                     eps,
                     following.height,
-                    lambda s, p, n=following.stage: source.draw(s, n, p),
+                    lambda s, p, n=following.stage: source.sample(n, p, s),
                     self.method.switch_noise,
                 )
                 x0 = self.up(x0, following.height)
@@ -93,15 +93,15 @@ class Plain:
         loss = SeededNoise(derive_seed(draw.seed, "loss"), [draw.items[item]])
         eps = eps.detach()
         if step.stage == len(self.plan.stages) - 1:
-            noise = self.mixed(eps, loss.draw(eps.shape, step.stage, "step"))
+            noise = self.mixed(eps, loss.sample(step.stage, "step", eps.shape))
         else:
             noise = self.carried(
-                eps, self.plan.final_hw[0], lambda s, p: loss.draw(s, step.stage, p), self.method.loss_noise
+                eps, self.plan.final_hw[0], lambda s, p: loss.sample(step.stage, p, s), self.method.loss_noise
             )
             x0 = self.up(x0, self.plan.final_hw[0])
         s, t = draw.s[item].item(), draw.t[item].item()
         x_s = (1 - s) * x0.detach() + s * noise
-        xi = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).draw(x0.shape, draw.stage, "level")
+        xi = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).sample(draw.stage, "level", x0.shape)
         scale = (1 - t) / (1 - s)
         return x0, scale * x_s + sqrt(t**2 - (scale * s) ** 2) * xi, t
 

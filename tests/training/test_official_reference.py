@@ -76,7 +76,7 @@ class Authors:
     def received(self, draw, item):
         """What the student receives at each step of a whole trajectory: fresh noise at the switch, else the mix."""
         source = SeededNoise(derive_seed(draw.seed, "trajectory"), [draw.items[item]])
-        x, states = source.draw((1, 16, 2, *SIZES[0]), 0, "start").double(), []
+        x, states = source.sample(0, "start", (1, 16, 2, *SIZES[0])).double(), []
         for i in range(K):
             states.append(x)
             if i == K - 1:
@@ -84,10 +84,10 @@ class Authors:
             x0, eps = self.call(self.student, x, SHIFT_3[self.grid[i]], draw.prompts[item], training=False)
             if i == LOW - 1:
                 x0 = self.up(x0)
-                noise = source.draw(tuple(x0.shape), 1, "switch")
+                noise = source.sample(1, "switch", tuple(x0.shape))
             else:
                 stage = int(i >= LOW)
-                fresh = source.draw(tuple(eps.shape), stage, f"step-{i - LOW * stage}")
+                fresh = source.sample(stage, f"step-{i - LOW * stage}", tuple(eps.shape))
                 noise = ETA * eps + sqrt(1 - ETA**2) * fresh
             sigma = SHIFT_3[self.grid[i + 1]]
             x = (1 - sigma) * x0 + sigma * noise
@@ -101,14 +101,16 @@ class Authors:
         if i < LOW:
             x0, eps = self.up(x0), self.up(eps)
         source = SeededNoise(derive_seed(draw.seed, "loss"), [draw.items[item]])
-        fresh = source.draw(tuple(eps.shape), draw.stage, "switch" if i < LOW else "step")
+        fresh = source.sample(draw.stage, "switch" if i < LOW else "step", tuple(eps.shape))
         after = SHIFT_3[TRAINER_GRID[i + 1]] if i < K - 1 else 0.0
         mid = SHIFT_3[t_g - 1000 // K + 1] if "t_mid" in self.defects else after
         x_mid = (1 - mid) * x0.detach() + mid * (ETA * eps + sqrt(1 - ETA**2) * fresh)
         t = min(range(1000), key=lambda index: abs(SHIFT_3[index] - draw.t[item].item()))
         told_wrong = phase == "fake" and "told level" in self.defects
         sigma = (SHIFT_5 if told_wrong else SHIFT_3)[t]
-        last = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).draw(tuple(x0.shape), draw.stage, "level")
+        last = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).sample(
+            draw.stage, "level", tuple(x0.shape)
+        )
         scale = (1 - sigma) / (1 - mid)
         return x0, scale * x_mid + sqrt(sigma**2 - (scale * mid) ** 2) * last, t, sigma
 

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from backbone_world import write_backbone_world
 from launched import Launched
 from process_world import Run, distill_on
-from training.backbones.wan import load_wan_transformer
+from training.backbones.wan import WanBackbone
 from training.draws import PromptOrder
 from training.networks import make_networks
 from training.parallel import Processes
@@ -70,7 +70,7 @@ def test_two_processes_merge_into_a_base_that_was_quantised(pristine, tmp_path):
     world = copy_world(pristine, tmp_path)
     quantised = (*MODES["adapters"], "model.base_dtype=nf4", "output.merge=true", "train.updates=1", "train.batch=1")
     distill_on(2, world, *quantised)
-    student, start = (load_wan_transformer(world / path) for path in ("out/student.safetensors", "teacher.safetensors"))
+    student, start = (WanBackbone().load(world / path) for path in ("out/student.safetensors", "teacher.safetensors"))
     assert student.state_dict().keys() == start.state_dict().keys()
 
 
@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_another_number_of_processes(pair, count):
     before = parts_of(world, 3)
     average, student = before["average"], tensors(world / folder / "student.safetensors")
     if mode == "three networks":
-        assert equal(dict(average), dict(load_wan_transformer(world / folder / "student.safetensors").state_dict()))
+        assert equal(dict(average), dict(WanBackbone().load(world / folder / "student.safetensors").state_dict()))
     else:
         layer = "diffusion_model.blocks.0.self_attn.q.lora_A.weight"
         assert torch.equal(student[layer], average["blocks.0.attn1.to_q.down"])
@@ -185,7 +185,7 @@ def test_spread_networks_train_like_whole_ones(world, options):
         assert all(one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-6) for name in one.keys() - {"seconds"})
     assert len(list((world / "True" / "pictures").iterdir())) == 2
     if "output.merge=true" in options:
-        moved = load_wan_transformer(world / "True" / "student.safetensors").state_dict()
+        moved = WanBackbone().load(world / "True" / "student.safetensors").state_dict()
         start = tiny_wan().state_dict()
         assert moved.keys() == start.keys()
         changed = [name for name in start if not torch.equal(start[name], moved[name])]

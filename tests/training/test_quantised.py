@@ -8,18 +8,22 @@ import torch
 
 from backbone_world import NAMES, backbone_setup, tiny_network
 from rmd_core.errors import RMDError
-from training.backbones.base import move
-from training.backbones.wan import load_wan_transformer
+from training.backbones.base import to_device
+from training.backbones.wan import WanBackbone
 from training.config import ModelSection
 from training.networks import adapt, make_networks
 from training.parallel import Processes
-from training.quantised import QuantisedLinear, quantise, quantised_layers
+from training.quantised import QuantisedLinear, quantise
 from training_world import distill, make_setup, refused, tensors, tiny_wan
 
 pytest.importorskip("bitsandbytes")
 
 KINDS = {"int8": (1, 0.01), "nf4": (0.5, 0.11)}  # bytes of a weight, relative error for normal weights
 ADAPTERS = ("model.mode=adapters", "model.rank=3", "model.alpha=1.5")
+
+
+def quantised_layers(network):
+    return [layer for layer in network.modules() if isinstance(layer, QuantisedLinear)]
 
 
 def plain_layer(rows=37, columns=128, dtype=torch.float32):
@@ -75,7 +79,7 @@ def test_adapters_on_a_quantised_base_get_the_gradients_of_those_on_the_dequanti
     plain = dequantised(network)
     assert not quantised_layers(plain)
     x = torch.randn(*backbone.latent_shape(1, 1), *setup.plan.final_hw, generator=torch.Generator().manual_seed(1))
-    conditioning = move(setup.embed(setup.prompts[:1]), "cpu")
+    conditioning = to_device(setup.embed(setup.prompts[:1]), "cpu")
     found = []
     for base in (adapt(network, backbone, settings), adapt(plain, backbone, settings)):
         assert {type(layer.base_layer) for layer in base.layers.values()} <= {QuantisedLinear} or base.network is plain
@@ -124,7 +128,7 @@ def test_a_run_on_a_quantised_base_resumes_bit_for_bit_and_merges_into_the_whole
     assert (
         distill(world, *settings, "train.updates=4", "output.merge=true", "output.name=whole", flags=["--resume"]) == 0
     )
-    whole = load_wan_transformer(out / "whole.safetensors").state_dict()
+    whole = WanBackbone().load(out / "whole.safetensors").state_dict()
     adapter, start = tensors(out / "checkpoints" / "step_000004" / "student.safetensors"), tiny_wan().state_dict()
     for layer in ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2"):
         moved = 1.5 / 3 * adapter[f"{layer}.up"] @ adapter[f"{layer}.down"]

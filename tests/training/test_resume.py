@@ -12,10 +12,10 @@ from accelerate.state import AcceleratorState
 
 from launched import finished, one_error_line, record, start, wait_for_update
 from rmd_core.files import save_safetensors
-from training.backbones.wan import save_wan_transformer
+from training.backbones.wan import WanBackbone
 from training.distill import StopSignals, main
 from training.prompts import write_prompt_cache
-from training.run import LOCK, CheckpointStore, RunLock
+from training.run import LOCK, CheckpointStore, lock_folder
 from training_world import PROMPTS, TEXT_DIM, copy_world, distill, metrics, refused, tensors, tiny_wan, write_world
 
 
@@ -42,7 +42,7 @@ def half(interrupted, tmp_path):
 )
 def test_resuming_on_changed_data_is_refused(half, capsys, what, words):
     if what == "teacher":
-        save_wan_transformer(tiny_wan(seed=5), half / "teacher.safetensors", dtype=torch.float32)
+        WanBackbone().export(tiny_wan(seed=5), half / "teacher.safetensors", dtype=torch.float32)
     elif what == "cache":
         embeddings = {text: torch.ones(4, TEXT_DIM) for text in ("", *PROMPTS)}
         write_prompt_cache(half / "prompts.safetensors", embeddings, encoder="toy")
@@ -228,7 +228,12 @@ def test_the_command_runs_from_any_folder_without_installation(tmp_path):
     assert code == 2 and "train.batch" in one_error_line(output)
 
 
-HOLD = "import sys, training.run as run; run.RunLock(sys.argv[1]).__enter__(); print('held', flush=True); input()"
+HOLD = """
+import pathlib, sys, training.run
+with training.run.lock_folder(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    input()
+"""
 
 
 def test_a_run_that_another_program_resumes_goes_on_alone(tmp_path, capsys):
@@ -236,7 +241,7 @@ def test_a_run_that_another_program_resumes_goes_on_alone(tmp_path, capsys):
     first = start(config, "train.updates=100000", "output.checkpoint_every=2", "output.keep=100000")
     wait_for_update(tmp_path / "out", 3, first)
     assert distill(tmp_path, "train.updates=100000", "output.checkpoint_every=2", "output.keep=100000") == 2
-    refused(capsys, 2, "already holds a run", "--resume")
+    refused(capsys, 2, "already contains a run", "--resume")
     resumed = ("train.updates=100000", "output.checkpoint_every=2", "output.keep=100000")
     assert distill(tmp_path, *resumed, flags=["--resume"]) == 2
     refused(capsys, 2, "another run is writing into the output folder", "output.folder")
@@ -252,7 +257,7 @@ def test_a_new_run_waits_for_nobody(tmp_path, capsys):
     """Refused while a run that has written nothing yet holds the folder; not when that one is gone."""
     write_world(tmp_path)
     out = tmp_path / "out"
-    with RunLock(out):
+    with lock_folder(out):
         assert distill(tmp_path) == 2
         refused(capsys, 2, "another run is writing")
         assert [path.name for path in out.iterdir()] == [LOCK]
@@ -268,8 +273,8 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert holder.stdout.readline() == "held\n"
+    assert holder.stdout.readline() == "locked\n"
     holder.kill()
     holder.communicate()
-    with RunLock(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         pass

@@ -8,7 +8,7 @@ from PIL import Image
 
 from rmd_core.files import read_header, read_tensors, save_safetensors
 from rmd_core.recipe import read_recipe
-from training.backbones.wan import load_wan_transformer
+from training.backbones.wan import WanBackbone
 from training.export import student_recipe
 from training.networks import WeightAverage
 from training.trainer import Trainer
@@ -46,7 +46,7 @@ def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
     assert recipe.prompt_encoder == "toy" and recipe.base_model == "teacher" and recipe.architecture == "wan2.1"
     header = read_header(out / "student.safetensors")
     assert header.metadata["modelspec.resolution"] == "64x64" and "blocks.0.self_attn.q.weight" in header.tensors
-    student = load_wan_transformer(out / "student.safetensors").state_dict()
+    student = WanBackbone().load(out / "student.safetensors").state_dict()
     average = tensors(out / "checkpoints" / "step_000006" / "average.safetensors")
     assert equal(dict(student), average)
     assert not equal(average, tensors(out / "checkpoints" / "step_000006" / "student.safetensors"))
@@ -148,7 +148,7 @@ def test_an_existing_folder_is_refused_and_left_alone(world, capsys):
     assert distill(world, "train.updates=1") == 0
     before = {path: path.read_bytes() for path in (world / "out").rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert distill(world) == refused(capsys, 2, "already holds a run", "--resume")
+    assert distill(world) == refused(capsys, 2, "already contains a run", "--resume")
     assert distill(world, "train.seed=1", flags=["--resume"]) == refused(capsys, 2, "train.seed: 0 there, 1 here")
     assert before == {path: path.read_bytes() for path in (world / "out").rglob("*") if path.is_file()}
     (world / "mine").mkdir()

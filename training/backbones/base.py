@@ -9,6 +9,7 @@ from rmd_core.errors import RMDError
 from rmd_core.schedule import FlowCurve
 
 from ..hub import is_folder
+from ..text_encoders import FAMILIES
 from .files import (
     decode_kl,
     load_component,
@@ -38,7 +39,7 @@ class Backbone:
     prediction: str  # "flow", "v" or "eps"
     curve: object  # the NoiseCurve the teacher was trained on; flows get it from their shift
     channels: int  # of a latent
-    variance: bool = False  # the network's output holds as many channels more, a variance that is left out
+    variance: bool = False  # the network's output has as many channels more, a variance that is left out
     multiple: int  # height and width of a latent must be multiples of it
     pixels_per_cell: int  # of the autoencoder
     size_conditioning: str = "none"  # "none", "stage" or "final": which size is given to the network
@@ -46,7 +47,7 @@ class Backbone:
     prompt_tokens: int  # to which our text encoders pad a prompt; at most so many where they pad to the longest
     masked: bool = False  # the network masks the padding of prompts
     pooled: bool = False  # the network takes a pooled text embedding too
-    known_batch: int | None = None  # samples of an update below which training is known to suffer
+    recommended_batch: int | None = None  # samples of an update below which training is known to suffer
     adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on
 
     kind: type  # the diffusers class
@@ -62,7 +63,7 @@ class Backbone:
         if self.prediction == "flow":
             self.curve = FlowCurve(NATIVE_SHIFT if shift is None else shift)
         elif shift is not None:
-            raise RMDError(f"backbone.shift is {shift:g}, but {self.name} is no rectified flow; leave it out")
+            raise RMDError(f"backbone.shift is {shift:g}, but {self.name} is not a rectified flow; leave it out")
 
     @staticmethod
     def keys(config):
@@ -97,7 +98,7 @@ class Backbone:
         if found != expected:
             raise RMDError(f"{path}: its network takes and gives {found} channels; {self.name} has {expected}")
 
-    def load(self, path, *, dtype):
+    def load(self, path, *, dtype=torch.float32):
         """The network of a checkpoint, on the CPU in ``dtype``. Raises RMDError for a wrong one."""
         if is_folder(path):
             network = load_component(
@@ -132,11 +133,10 @@ class Backbone:
         """(native layer, layers of the network that are stacked in it, from its first row) of a layer, by name."""
         return self.keys(network.config).native_layer(layer)
 
-    def export(self, network, path, *, dtype, metadata):
+    def export(self, network, path, *, dtype=torch.float16, metadata=None):
         """Write the network as one file that ComfyUI loads, with further metadata. Raises RMDError where that fails."""
-        save_native(
-            self.native_state(network), path, dtype=dtype, metadata={**self.native_metadata(network), **metadata}
-        )
+        metadata = {**self.native_metadata(network), **(metadata or {})}
+        save_native(self.native_state(network), path, dtype=dtype, metadata=metadata)
 
     def architecture_of(self, network):
         """The modelspec.architecture of a student made from this network."""
@@ -189,7 +189,7 @@ class Backbone:
         if self.pooled:
             _check_width(cache, "pooled embeddings", cache.pooled_dim, self.pooled_width(network))
 
-    def blank_conditioning(self, network, tokens, device):
+    def zero_conditioning(self, network, tokens, device):
         """Conditioning of one sample with nothing in it, of the shapes the network takes."""
         blank = {"text": torch.zeros(1, tokens, network.config[self.text_width], device=device)}
         if self.masked:
@@ -209,23 +209,18 @@ class Backbone:
             x = torch.empty(*self.latent_shape(1, frames), height, width)
         sigma = torch.full((1,), self.curve.sigma_max, dtype=torch.float64)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.predict(copy, x, sigma, self.blank_conditioning(network, tokens, "meta"))
+            self.predict(copy, x, sigma, self.zero_conditioning(network, tokens, "meta"))
         return counter.get_total_flops()
-
-    @staticmethod
-    def parameters(network):
-        """The number of parameters."""
-        return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _check_width(cache, what, found, expected):
     if found is None:
         raise RMDError(
-            f"{cache.path} holds no {what}, which this network needs; make it with python -m training.encode_prompts"
+            f"{cache.path} has no {what}, which this network needs; make it with python -m training.encode_prompts"
         )
     if found != expected:
         raise RMDError(
-            f"{cache.path} holds {what} of width {found}, but the transformer takes {expected}; "
+            f"{cache.path} has {what} of width {found}, but the transformer takes {expected}; "
             "use the cache of its own text encoder"
         )
 
@@ -240,17 +235,17 @@ def network_dtype(network):
     return max(frozen or weights, key=torch.Tensor.numel).dtype
 
 
-def take(conditioning, rows):
+def select(conditioning, rows):
     """The conditioning of some samples."""
     return {name: tensor[rows] for name, tensor in conditioning.items()}
 
 
-def join(first, second):
+def concat(first, second):
     """The conditioning of two batches as one."""
     return {name: torch.cat((tensor, second[name])) for name, tensor in first.items()}
 
 
-def move(conditioning, device):
+def to_device(conditioning, device):
     """The conditioning on a device."""
     return {name: tensor.to(device) for name, tensor in conditioning.items()}
 
@@ -268,12 +263,10 @@ def warn_of_another_shift(backbone, path):
         )
 
 
-_MADE = re.compile(r"(wan|sdxl|sd3|pixart-alpha|pixart-sigma)(-\d+)?-[0-9a-f]{12}")  # as encode_prompts names encoders
-
-
 def refuse_other_family(backbone, cache):
     """Raise RMDError for a cache that says it was made by the text encoders of another model family."""
-    made = _MADE.fullmatch(cache.encoder)
+    families = "|".join(family.name for family in FAMILIES.values())
+    made = re.fullmatch(rf"({families})(-\d+)?-[0-9a-f]{{12}}", cache.encoder)  # see TextEncoders.identity
     if made is not None and made[1] != backbone.name.replace("_", "-"):
         raise RMDError(
             f"{cache.path} was made by the text encoders of {made[1]} ({cache.encoder}), not by those of "

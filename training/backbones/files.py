@@ -1,12 +1,11 @@
 """Networks and autoencoders from Diffusers-format folders and native-key files, and networks into the latter.
 
 Native files are read by our own maps of names and not by diffusers' ``from_single_file``, since that asks the hub for a
-configuration, knows no PixArt, and does not write: writing needs the maps, and reading is their inverse. The tests hold
-them against diffusers' converters. The autoencoders' names are only read, so diffusers' converters do that.
+configuration, does not know PixArt, and does not write: writing needs the maps, and reading is their inverse. The tests
+compare them with diffusers' converters. The autoencoders' names are only read, so diffusers' converters do that.
 """
 
 import contextlib
-import json
 import math
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from einops import rearrange
 
 from rmd_core.errors import RMDError, one_line
-from rmd_core.files import cast_weight, finite_weights, read_header, read_tensors, save_safetensors
+from rmd_core.files import cast_weight, finite_weights, read_header, read_json, read_tensors, save_safetensors
 
 from ..hub import NETWORK_STEM, is_folder, refuse_packed, weights_variant
 
@@ -59,7 +58,7 @@ class KeyMap:
     def to_native(self, state):
         """A diffusers state dict under native names; tensors that are only renamed are shared, not copied.
 
-        Names of the map that ``state`` lacks altogether (an optional layer) are left out. Raises RMDError for a name
+        Names of the map that are missing in ``state`` (an optional layer) are left out. Raises RMDError for a name
         outside the map and for a stack of which a part is missing.
         """
         foreign = sorted(state.keys() - {name for names in self.sources.values() for name in names})
@@ -121,12 +120,12 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     except (OSError, *_UNFIT) as error:
         raise RMDError(f"{folder}: its weights cannot be loaded ({one_line(error, 300)})") from None
     left_over = [key for key in info["unexpected_keys"] if key not in ignored]
-    for words, keys in (("lack", info["missing_keys"]), ("also hold", left_over)):
+    for words, keys in (("are missing", info["missing_keys"]), ("also contain", left_over)):
         if keys:
             raise RMDError(f"{folder}: its weights {words} {len(keys)} tensors, first {sorted(keys)[0][:80]!r}")
     for key, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise RMDError(f"{folder}: '{key}' holds values that are not finite; the folder is damaged")
+            raise RMDError(f"{folder}: '{key}' has values that are not finite; the folder is damaged")
     return model.eval()
 
 
@@ -155,31 +154,27 @@ def component_folder(path, component):
         raise RMDError(
             f"{path} does not exist; give a Diffusers-format folder, a safetensors file, or a hub id as owner/name"
         )
-    raise RMDError(f"{path} is no Diffusers-format folder: it has no {component}/config.json; download all of it")
+    raise RMDError(f"{path} is not a Diffusers-format folder: it has no {component}/config.json; download all of it")
 
 
 def scheduler_config(path):
     """The scheduler's configuration in a Diffusers-format folder, or beside the one of a network; else empty."""
     for folder in (Path(path), Path(path).resolve().parent):
         try:
-            config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            return read_json(folder / "scheduler" / "scheduler_config.json")
+        except RMDError:
             continue
-        return config if isinstance(config, dict) else {}
     return {}
 
 
 def _config(kind, folder, aliases):
     """The configuration in a component's folder. Raises RMDError where it is of another class, or quantised."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = config.get("_class_name") or " or ".join(config.get("architectures") or ["model of unknown class"])
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise RMDError(f"{folder / 'config.json'} cannot be read as a JSON object; download it again") from None
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name") or config.get("architectures") or "model of unknown class"
     if name not in (kind.__name__, *aliases):
-        raise RMDError(f"{folder} holds a {name}, not a {kind.__name__}; choose another backbone.name or folder")
+        raise RMDError(f"{folder} contains a {name}, not a {kind.__name__}; choose another backbone.name or folder")
     if config.get("quantization_config") is not None:
-        raise RMDError(f"{folder} holds a quantised model; give the weights it was made from")
+        raise RMDError(f"{folder} contains a quantised model; give the weights it was made from")
     return config
 
 
@@ -194,6 +189,16 @@ def _quiet():
         yield
     finally:
         diffusers_logging.set_verbosity(before)
+
+
+def build(kind, config, weights):
+    """The model of class ``kind`` whose state dict is ``weights``, which it takes over without a copy."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = kind.from_config(config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model
 
 
 # Native-key files of networks
@@ -212,20 +217,20 @@ def load_native(family, path, *, dtype):
     with init_empty_weights(include_buffers=False):
         model = _make(family, tensors, metadata, path)
     keys = family.keys(model.config)
-    expected = {name: tuple(tensor.shape) for name, tensor in keys.to_native(model.state_dict()).items()}
-    missing, foreign = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    expected = keys.to_native(model.state_dict()).keys()
+    missing, foreign = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
     if missing:
-        raise RMDError(f"{path} lacks {len(missing)} of {len(expected)} tensors, first '{missing[0]}'")
+        raise RMDError(f"{path} is missing {len(missing)} of {len(expected)} tensors, first '{missing[0]}'")
     if foreign:
         raise RMDError(
             f"{path} has {len(foreign)} tensors that this network does not have, first {foreign[0][:80]!r}; other "
             "variants (image-to-video, inpainting, ...) are not supported"
         )
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise RMDError(f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
-    state = keys.to_diffusers(finite_weights(tensors, path, dtype=dtype))
-    model.load_state_dict(state, strict=True, assign=True)
+    weights = finite_weights(tensors, path, dtype=dtype)
+    try:
+        model.load_state_dict(keys.to_diffusers(weights), strict=True, assign=True)
+    except RuntimeError as error:  # a tensor of another shape
+        raise RMDError(f"{path} does not fit this network ({one_line(error, 300)})") from None
     return model.eval().requires_grad_(True)
 
 
@@ -260,7 +265,7 @@ def _make(family, tensors, metadata, path):
         arguments = None
     if arguments is None:
         raise RMDError(
-            f"{path} is no {name} of this backbone in native key names; give a Diffusers-format folder, "
+            f"{path} is not a {name} of this backbone in native key names; give a Diffusers-format folder, "
             "or a file from ComfyUI's models/diffusion_models"
         )
     try:
@@ -278,19 +283,15 @@ def load_vae_file(kind, path, *, config_of, convert):
     ``config_of(tensors)``: constructor arguments; ``convert(tensors, config=arguments)``: diffusers' converter of
     names. Raises RMDError for any other file.
     """
-    from accelerate import init_empty_weights
-
     prefix = "first_stage_model."  # in a checkpoint of all parts
     tensors, _ = read_tensors(path)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     tensors = finite_weights(own or tensors, path, dtype=torch.float32)
     try:
-        arguments = config_of(tensors)
-        with init_empty_weights(include_buffers=False):
-            vae = kind(**arguments)
-        vae.load_state_dict(convert(tensors, config=arguments), strict=True, assign=True)
+        config = config_of(tensors)
+        vae = build(kind, config, convert(tensors, config=config))
     except _UNFIT as error:
-        raise RMDError(f"{path} is no {kind.__name__} in native key names ({one_line(error, 200)})") from None
+        raise RMDError(f"{path} is not a {kind.__name__} in native key names ({one_line(error, 200)})") from None
     return vae.eval()
 
 

@@ -11,9 +11,6 @@ from rmd_core.schedule import VPCurve
 from .base import Backbone, network_dtype
 from .files import KeyMap
 
-UNUSED = ("pos_embed", "y_embedder.y_embedding")
-"""Native tensors that diffusers has no use for: a position table, which it computes, and a caption for dropout."""
-
 
 def pixart_keys(config):
     """The KeyMap of a ``PixArtTransformer2DModel`` of this configuration, with or without size conditioning."""
@@ -63,8 +60,8 @@ class PixArtBackbone(Backbone):
     kind = PixArtTransformer2DModel
     keys = staticmethod(pixart_keys)
     aliases = ("Transformer2DModel",)  # the class PixArt alpha's folders name
-    left_over = ("caption_projection.y_embedding",)  # a caption for dropout in training, which early folders hold
-    unused = UNUSED
+    left_over = ("caption_projection.y_embedding",)  # a caption for dropout in training, which early folders contain
+    unused = ("pos_embed", "y_embedder.y_embedding")  # a position table, which is computed, a caption for dropout
     text_width = "caption_channels"
     adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2")
     captions: int  # length of the original release's captions
@@ -133,7 +130,7 @@ class PixArtBackbone(Backbone):
     def native_state(self, network):
         """The network's tensors under native names, and the one buffer more that ComfyUI's class has and never reads.
 
-        The position table of the original files is left out: with it ComfyUI holds to the scale of one size, without it
+        The position table of the original files is left out: with it ComfyUI keeps to the scale of one size, without it
         computes positions as diffusers and the original code do at any size.
         """
         config = network.config

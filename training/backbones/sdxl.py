@@ -130,7 +130,7 @@ class SDXLBackbone(Backbone):
         found = sorted(MARKERS & read_header(path).tensors.keys())
         if found:
             raise RMDError(
-                f"{path} says by its tensor '{found[0]}' that it is no eps model; only those can be distilled"
+                f"{path} says by its tensor '{found[0]}' that it is not an eps model; only those can be distilled"
             )
 
     def check_network(self, network, path):

@@ -49,7 +49,7 @@ class WanBackbone(Backbone):
     multiple = 2
     pixels_per_cell = 8
     temporal = True
-    known_batch = 64  # the authors', see docs/training.md, on several devices
+    recommended_batch = 64  # the authors', see docs/training.md, on several devices
     adapter_targets = (*Backbone.adapter_targets, "ffn.net.0.proj", "ffn.net.2")
     kind = WanTransformer3DModel
     keys = staticmethod(wan_keys)
@@ -65,7 +65,7 @@ class WanBackbone(Backbone):
         try:
             sizes = dict(json.loads(metadata.get("config", "{}")).get("transformer", {}))
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise RMDError("its metadata entry 'config' is no JSON object with a 'transformer' object") from None
+            raise RMDError("its metadata entry 'config' is not a JSON object with a 'transformer' object") from None
         dim, channels, *patch = tensors["patch_embedding.weight"].shape
         heads, eps = sizes.get("num_heads", max(1, dim // 128)), sizes.get("eps", 1e-6)
         if type(heads) is not int or heads < 1 or dim % heads or (dim // heads) % 2:
@@ -101,7 +101,7 @@ class WanBackbone(Backbone):
         return network(x.to(dtype), timestep, conditioning["text"].to(dtype), return_dict=False)[0].float()
 
     def flops(self, network, height, width, frames, tokens):
-        """The same count as a formula, which is faster for long videos."""
+        """The same count as a formula: counting a forward of Wan 14B takes seconds for each size."""
         config = network.config
         dim = config.num_attention_heads * config.attention_head_dim
         n = frames * (height // self.multiple) * (width // self.multiple)
@@ -111,47 +111,29 @@ class WanBackbone(Backbone):
         return 2 * (patch + config.num_layers * (linear + attention))
 
     def load_vae(self, path):
-        return load_wan_vae(path)
+        """The ``AutoencoderKLWan`` of a folder or file, frozen, in float32 on the CPU.
 
+        Of a file the base width is read, as ComfyUI reads it; everything else is Wan2.1's. Raises RMDError for any
+        other autoencoder.
+        """
+        from diffusers import AutoencoderKLWan
+        from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+        def config_of(tensors):
+            return {"base_dim": tensors["decoder.head.0.gamma"].shape[0], "z_dim": self.channels}
+
+        if is_folder(path):
+            vae = load_component(AutoencoderKLWan, path, component="vae", dtype=torch.float32)
+        else:
+            vae = load_vae_file(AutoencoderKLWan, path, config_of=config_of, convert=convert_wan_vae_to_diffusers)
+        return vae.requires_grad_(False)
+
+    @torch.no_grad()
     def decode(self, vae, latents):
-        return decode_latents(vae, latents)
-
-
-def load_wan_transformer(path, *, dtype=torch.float32):
-    """The transformer of a checkpoint, as a ``WanBackbone`` loads it."""
-    return WanBackbone().load(path, dtype=dtype)
-
-
-def save_wan_transformer(model, path, *, dtype=torch.float16, metadata=None):
-    """Write a transformer as one native-key file, as a ``WanBackbone`` exports it."""
-    WanBackbone().export(model, path, dtype=dtype, metadata=metadata or {})
-
-
-def load_wan_vae(path):
-    """The ``AutoencoderKLWan`` of a Diffusers-format folder or a native-key file, frozen, in float32 on the CPU.
-
-    Of a file the base width is read, as ComfyUI reads it; everything else is Wan2.1's. Raises RMDError for any other
-    autoencoder.
-    """
-    from diffusers import AutoencoderKLWan
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-
-    def config_of(tensors):
-        return {"base_dim": tensors["decoder.head.0.gamma"].shape[0], "z_dim": WanBackbone.channels}
-
-    if is_folder(path):
-        vae = load_component(AutoencoderKLWan, path, component="vae", dtype=torch.float32)
-    else:
-        vae = load_vae_file(AutoencoderKLWan, path, config_of=config_of, convert=convert_wan_vae_to_diffusers)
-    return vae.requires_grad_(False)
-
-
-@torch.no_grad()
-def decode_latents(vae, latents):
-    """Images (B, 3, T, 8h, 8w) in 0..1 from normalised latents (B, 16, t, h, w), as float32."""
-    mean, std = (
-        rearrange(torch.tensor(values, dtype=torch.float32, device=latents.device), "c -> c 1 1 1")
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
-    return (decoded.float() * 0.5 + 0.5).clamp(0, 1)
+        """Images (B, 3, T, 8h, 8w) in 0..1 from normalised latents (B, 16, t, h, w), as float32."""
+        mean, std = (
+            rearrange(torch.tensor(values, dtype=torch.float32, device=latents.device), "c -> c 1 1 1")
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
+        return (decoded.float() * 0.5 + 0.5).clamp(0, 1)
