@@ -99,7 +99,7 @@ def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
         trajectory=sum(plan.step_costs(relative_cost)) * fake_steps,
         student=at_step * (fake_steps + gradient),
         fake=gradient * fake_steps,
-        judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
+        score_queries=(2.0 if cfg != 1.0 else 1.0) + 1.0,
     )
 
 

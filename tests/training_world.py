@@ -51,12 +51,12 @@ def write_world(folder):
     return path
 
 
-def make_setup(folder, *overrides, spread=1):
+def make_setup(folder, *overrides, shards=1):
     """The Setup of the tiny world in ``folder``, written there if need be."""
     path = folder / "config.yaml"
     if not path.exists():
         write_world(folder)
-    return prepare(outline_run(load_config(path, overrides).resolved(), shards=spread))
+    return prepare(outline_run(load_config(path, overrides).resolved(), shards=shards))
 
 
 def make_objective(setup):

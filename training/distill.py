@@ -101,18 +101,18 @@ def _run(arguments, config, processes, stack):
     try:
         processes.check_same(config)
         config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
-        with processes.together():
+        with processes.raise_together():
             outline = outline_run(config, shards=processes.count if processes.sharded else 1)
         planned = None
         if config.prompts.encode_from is not None:
             from training.encode_prompts import make_cache, planned_cache  # text encoders take seconds to import
 
             if arguments.dry_run:
-                with processes.together():
+                with processes.raise_together():
                     planned = planned_cache(config)
             else:
                 processes.first_alone(make_cache(config, device=processes.device))
-        with processes.together():
+        with processes.raise_together():
             setup = prepare(outline, planned=planned)
         if arguments.dry_run:
             if processes.main:
@@ -120,16 +120,16 @@ def _run(arguments, config, processes, stack):
             return 0
         from training.trainer import Trainer
 
-        with processes.together():
+        with processes.raise_together():
             if processes.main:
                 data = data_digests(config, setup.prompts, setup.cache)
                 folder = check_folder(config, data, resume=arguments.resume)
                 stack.enter_context(lock_folder(folder))
                 check_folder(config, data, resume=arguments.resume)  # another run may have started since
-        with processes.together():
+        with processes.raise_together():
             trainer = Trainer(setup, processes)
         trainer.restore()
-        with processes.together():
+        with processes.raise_together():
             if processes.main:
                 claim_folder(config, data, folder, commits)
     except RMDError as error:

@@ -14,10 +14,10 @@ from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 from .backbones import Backbone, make_backbone
 from .backbones.base import refuse_other_family, warn_of_another_shift
 from .config import Config
-from .draws import Draws, PromptOrder
+from .draws import BatchSampler, PromptOrder
 from .hub import local_path
 from .lora import adapted_layers
-from .memory import Memory, tell_memory
+from .memory import Memory, log_memory
 from .parallel import check_sharding
 from .plans import build_intervals, build_plan
 from .prompts import read_prompts
@@ -59,15 +59,15 @@ class Setup:
         """The conditioning of prompts, on the CPU."""
         return self.backbone.conditioning(self.cache, prompts)
 
-    def draws(self, processes=1):
-        """All draws of the run, each for the samples of all processes together."""
+    def sampler(self, processes=1):
+        """The BatchSampler of the run, whose batches are the samples of all processes together."""
         train = self.config.train
-        return Draws(
+        return BatchSampler(
             stage_draw=StageDraw(self.plan, train.warmup_updates),
             intervals=self.intervals,
             order=PromptOrder(self.prompts, train.seed),
             seed=train.seed,
-            batch=train.batch * train.accumulation * processes,
+            size=train.batch * train.accumulation * processes,
         )
 
 
@@ -93,7 +93,7 @@ def outline_run(config, *, shards=1):
         if not config.output.merge:
             check_lora_names(config.model, backbone, network)
     warn_of_another_shift(backbone, base)
-    memory = tell_memory(config, backbone, network, spread=shards)
+    memory = log_memory(config, backbone, network, shards=shards)
     return Outline(config, backbone, plan, intervals, network, memory)
 
 
