@@ -28,20 +28,20 @@ class PlainLoop:
         conditioning = to_device(self.objective.embed(first.prompts), self.objective.device)
         states = self.states(first, conditioning)
         losses = []
-        for role, draw, phase in (("fake", first, self.fake_phase), ("student", second, self.student_phase)):
-            losses.append(phase(draw, self.received(states, draw), conditioning))
+        for role, batch, phase in (("fake", first, self.fake_phase), ("student", second, self.student_phase)):
+            losses.append(phase(batch, self.received(states, batch), conditioning))
             self._step(role)
-        self.trainer.networks.student_moved()
+        self.trainer.networks.update_ema()
         return losses
 
     def drawn(self, number):
-        """The draws of the two phases: stage, steps and levels of their own, the same prompts."""
-        draws = self.trainer.draws
-        first, second = (draws.phase(number, name, round_number=number - 1) for name in ("fake-0", "student"))
+        """The batches of the two phases: stage, steps and levels of their own, the same prompts."""
+        sampler = self.trainer.sampler
+        first, second = (sampler.batch(number, name, round_number=number - 1) for name in ("fake-0", "student"))
         return first, replace(second, seed=first.seed)
 
     @torch.no_grad()
-    def states(self, draw, conditioning):
+    def states(self, batch, conditioning):
         """What the student receives at every step of the whole cascade; the last step's call is made too."""
         objective = self.objective
 
@@ -52,30 +52,30 @@ class PlainLoop:
 
         visits = trajectory(
             objective.plan,
-            DenoiserRunner(denoise, eta=objective.eta, device=objective.device),
-            shape=objective.backbone.latent_shape(len(draw.steps), objective.frames),
-            noise=draw.noise("trajectory"),
+            DenoiserRunner(denoise, eta=objective.config.method.eta_train, device=objective.device),
+            shape=objective.backbone.latent_shape(len(batch.steps), objective.config.plan.frames),
+            noise=batch.noise("trajectory"),
             boundary=objective.boundary,
         )
         return [x for _, x in visits]
 
     @staticmethod
-    def received(states, draw):
+    def received(states, batch):
         """Each sample's state at its own drawn step."""
-        return torch.stack([states[step][sample] for sample, step in enumerate(draw.steps.tolist())])
+        return torch.stack([states[step][sample] for sample, step in enumerate(batch.steps.tolist())])
 
-    def fake_phase(self, draw, x_in, conditioning):
+    def fake_phase(self, batch, x_in, conditioning):
         """Adds the gradients of the fake score's loss; the student's forward is made for this phase alone."""
         with torch.no_grad():
-            estimate = self.objective.estimate(draw, x_in, conditioning)
-        loss = self.objective.fake_loss(estimate, self.objective.noised(estimate, draw, "fake"), conditioning)
+            estimate = self.objective.estimate(batch, x_in, conditioning)
+        loss = self.objective.fake_loss(estimate, self.objective.noised(estimate, batch, "fake"), conditioning)
         loss.backward()
         return loss.item()
 
-    def student_phase(self, draw, x_in, conditioning):
+    def student_phase(self, batch, x_in, conditioning):
         """Adds the gradients of the student's loss, with a forward of its own."""
-        estimate = self.objective.estimate(draw, x_in, conditioning)
-        loss = self.objective.student_loss(estimate, self.objective.noised(estimate, draw, "student"), conditioning)
+        estimate = self.objective.estimate(batch, x_in, conditioning)
+        loss = self.objective.student_loss(estimate, self.objective.noised(estimate, batch, "student"), conditioning)
         loss.backward()
         return loss.item()
 

@@ -20,7 +20,7 @@ import statistics
 import torch
 
 from demo.comparison import table
-from training.memory import forward_costs, gib, plain_cost, update_cost
+from training.memory import CHECKPOINTED, GRADIENT, UpdateCost, forward_costs, gib, update_cost
 from training.offload import ran_out_of_memory
 
 from .plain_loop import PlainLoop
@@ -88,6 +88,19 @@ def counted_ratio(trainer):
     common = {"cfg": config.loss.cfg, "checkpointing": config.backbone.gradient_checkpointing is not False}
     ours = update_cost(setup.plan, relative, shared=config.train.share_forward, **common)
     return plain_cost(setup.plan, relative, **common).total / ours.total
+
+
+def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
+    """The UpdateCost of the plain loop: the whole cascade every time, and a student forward in each phase."""
+    per_stage = [relative_cost(stage.height, stage.width) for stage in plan.stages]
+    gradient = CHECKPOINTED if checkpointing else GRADIENT
+    at_step = sum(per_stage) / len(per_stage)
+    return UpdateCost(
+        trajectory=sum(plan.step_costs(relative_cost)) * fake_steps,
+        student=at_step * (fake_steps + gradient),
+        fake=gradient * fake_steps,
+        score_queries=(2.0 if cfg != 1.0 else 1.0) + 1.0,
+    )
 
 
 def peaks(ways):

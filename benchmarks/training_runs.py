@@ -10,7 +10,7 @@ from training.config import load_config
 from training.memory import count_memory
 from training.parallel import Processes
 from training.plans import build_intervals, build_plan
-from training.setup import Setup, loaded_in, prepare
+from training.setup import Setup, loaded_in, outline_run, prepare
 from training.trainer import Trainer
 
 from .models import ARCHITECTURES, outline, random_network
@@ -106,7 +106,7 @@ def make_trainer(case, config, *, weights_on=None):
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # a process normally makes one run
     if case.architecture is None:
-        return Trainer(prepare(config), Processes(config))
+        return Trainer(prepare(outline_run(config)), Processes(config))
     processes = Processes(config)
     name, kind, network = case.network()
     backbone = make_backbone(name, shift=config.backbone.shift)

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DM
 from training.backbones import make_backbone
 from training.config import load_config
 from training.prompts import PromptCache, write_prompt_cache
-from training.setup import prepare
+from training.setup import outline_run, prepare
 from training_world import PROMPTS, tiny_wan
 
 TINY = {  # name: (diffusers class, configuration, text width, pooled width)
@@ -144,4 +144,4 @@ def backbone_setup(name, folder, *overrides):
     path = folder / "config.yaml"
     if not path.exists():
         write_backbone_world(name, folder)
-    return prepare(load_config(path, overrides).resolved())
+    return prepare(outline_run(load_config(path, overrides).resolved()))

@@ -15,7 +15,7 @@ from training.distill import main
 from training.lora import AdaptedNetwork
 from training.objective import Objective
 from training.prompts import write_prompt_cache
-from training.setup import prepare
+from training.setup import outline_run, prepare
 
 TEXT_DIM = 16
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")  # the adapters' of Wan
@@ -51,12 +51,12 @@ def write_world(folder):
     return path
 
 
-def make_setup(folder, *overrides, spread=1):
+def make_setup(folder, *overrides, shards=1):
     """The Setup of the tiny world in ``folder``, written there if need be."""
     path = folder / "config.yaml"
     if not path.exists():
         write_world(folder)
-    return prepare(load_config(path, overrides).resolved(), spread=spread)
+    return prepare(outline_run(load_config(path, overrides).resolved(), shards=shards))
 
 
 def make_objective(setup):

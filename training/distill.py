@@ -96,39 +96,40 @@ def _run(arguments, config, processes, stack):
     from training.memory import dry_run_report
     from training.parallel import ProcessLost
     from training.run import check_folder, claim_folder, data_digests, known_commits, lock_folder
-    from training.setup import prepare
+    from training.setup import outline_run, prepare
 
     try:
         processes.check_same(config)
         config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
-        shards = processes.count if processes.sharded else 1
-        planned = memory = None
+        with processes.raise_together():
+            outline = outline_run(config, shards=processes.count if processes.sharded else 1)
+        planned = None
         if config.prompts.encode_from is not None:
             from training.encode_prompts import make_cache, planned_cache  # text encoders take seconds to import
 
             if arguments.dry_run:
-                with processes.together():
+                with processes.raise_together():
                     planned = planned_cache(config)
             else:
-                memory = processes.first_alone(make_cache(config, device=processes.device, spread=shards))
-        with processes.together():
-            setup = prepare(config, spread=shards, planned=planned, memory=memory)
+                processes.first_alone(make_cache(config, device=processes.device))
+        with processes.raise_together():
+            setup = prepare(outline, planned=planned)
         if arguments.dry_run:
             if processes.main:
                 print(dry_run_report(setup, processes=processes.count))
             return 0
         from training.trainer import Trainer
 
-        with processes.together():
+        with processes.raise_together():
             if processes.main:
                 data = data_digests(config, setup.prompts, setup.cache)
                 folder = check_folder(config, data, resume=arguments.resume)
                 stack.enter_context(lock_folder(folder))
                 check_folder(config, data, resume=arguments.resume)  # another run may have started since
-        with processes.together():
+        with processes.raise_together():
             trainer = Trainer(setup, processes)
         trainer.restore()
-        with processes.together():
+        with processes.raise_together():
             if processes.main:
                 claim_folder(config, data, folder, commits)
     except RMDError as error:

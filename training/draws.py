@@ -1,6 +1,6 @@
-"""What is drawn for one phase of one update: stage, steps, noise levels, prompts and noise.
+"""The batch of one phase of one update: stage, steps, noise levels, prompts and noise, all sampled.
 
-Every draw is a function of the run's seed, the update, the phase and the number of the sample in the whole batch. So a
+Every batch is a function of the run's seed, the update, the phase and the number of the sample in the whole batch. So a
 resumed run needs no generator state, and dividing a batch among processes or into micro-batches changes nothing.
 """
 
@@ -12,8 +12,8 @@ from rmd_core.noise import SeededNoise, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseDraw:
-    """The draw of one phase for samples ``items`` of the whole batch.
+class Batch:
+    """The samples ``items`` of the whole batch of one phase.
 
     ``stage``: index in the plan, one for all samples. ``steps``: step indices in the plan, (B,). ``t`` and ``s``: the
     levels to which the state is noised and from which, sigmas at the final size, (B,) float64, t > s.
@@ -26,10 +26,10 @@ class PhaseDraw:
     prompts: tuple
     seed: int
     items: tuple
-    reach: int | None = None  # the step that trajectories are made up to; None: the last one of ``steps``
+    last_step: int | None = None  # the step that trajectories are made up to; None: the last one of ``steps``
 
     def rows(self, start, stop):
-        """The draw for a part of the samples."""
+        """The batch of a part of the samples."""
         part = slice(start, stop)
         return replace(
             self,
@@ -40,8 +40,8 @@ class PhaseDraw:
             items=self.items[part],
         )
 
-    def parts(self, count):
-        """The draw as consecutive draws of ``count`` samples."""
+    def micro_batches(self, count):
+        """The batch as consecutive micro-batches of ``count`` samples."""
         return [self.rows(start, start + count) for start in range(0, len(self.steps), count)]
 
     def describe(self):
@@ -49,12 +49,12 @@ class PhaseDraw:
         prompts = ", ".join(repr(prompt) for prompt in self.prompts[:4]) + (", ..." if len(self.prompts) > 4 else "")
         return f"in stage {self.stage + 1}, for the batch of {len(self.prompts)} prompts {prompts}"
 
-    def reaching(self, step):
-        """The draw with trajectories made up to a step (or further)."""
-        return replace(self, reach=step)
+    def up_to(self, step):
+        """The batch with trajectories made up to a step (or further)."""
+        return replace(self, last_step=step)
 
     def noise(self, purpose):
-        """White noise for ``purpose`` as a source the cascade can draw from."""
+        """White noise for ``purpose`` as a NoiseSource of the cascade."""
         return SeededNoise(derive_seed(self.seed, purpose), self.items)
 
 
@@ -82,30 +82,28 @@ class PromptOrder:
         return self._passes[number]
 
 
-class Draws:
-    """All draws of a run, by update and phase."""
+class BatchSampler:
+    """The batches of a run, by update and phase."""
 
-    def __init__(self, *, stage_draw, intervals, order, seed, batch):
-        self._stage_draw = stage_draw
+    def __init__(self, *, stages, intervals, order, seed, size):
+        self._stages = stages
         self._intervals = intervals
         self._order = order
         self._seed = seed
-        self._batch = batch  # of a whole update: micro-batch times accumulation times processes
+        self._size = size  # of a whole update: micro-batch times accumulation times processes
 
-    def phase(self, update, name, *, round_number):
-        """The draw for a phase ``name`` of ``update`` (counted from 1); rounds with one number share their prompts."""
-        seed = derive_seed(self._seed, "phase", update, name)
+    def batch(self, update, phase, *, round_number):
+        """The batch of a ``phase`` of ``update`` (counted from 1); rounds with one number share their prompts."""
+        seed = derive_seed(self._seed, "phase", update, phase)
         generator = torch.Generator().manual_seed(seed)
-        stage = self._stage_draw.sample_stage(update - 1, generator)
-        steps = self._stage_draw.sample_steps(stage, self._batch, generator)
+        stage = self._stages.sample_stage(update - 1, generator)
+        steps = self._stages.sample_steps(stage, self._size, generator)
         t, s = self._intervals.sample(steps, generator)
-        prompts = tuple(self._order.take(round_number * self._batch, self._batch))
-        return PhaseDraw(
-            stage=stage, steps=steps, t=t, s=s, prompts=prompts, seed=seed, items=tuple(range(self._batch))
-        )
+        prompts = tuple(self._order.take(round_number * self._size, self._size))
+        return Batch(stage=stage, steps=steps, t=t, s=s, prompts=prompts, seed=seed, items=tuple(range(self._size)))
 
-    def other_levels(self, draw, update, name):
+    def other_levels(self, batch, update, phase):
         """The same samples with new noise levels, for a phase that reuses their student forward."""
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "levels", update, name))
-        t, s = self._intervals.sample(draw.steps, generator)
-        return replace(draw, t=t, s=s)
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "levels", update, phase))
+        t, s = self._intervals.sample(batch.steps, generator)
+        return replace(batch, t=t, s=s)

@@ -23,10 +23,8 @@ from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
 from .backbones import make_backbone
 from .hub import ENCODERS, fetched, fetching, local_path
-from .memory import tell_memory
 from .offload import ran_out_of_memory
 from .prompts import CacheFolder, open_cache, read_prompts
-from .setup import outline_run
 from .text_encoders import Encoded, TextEncoders
 
 log = logging.getLogger(__name__)
@@ -177,20 +175,17 @@ class PlannedCache:
     texts: tuple
 
 
-def make_cache(config, *, device, spread=1):
+def make_cache(config, *, device):
     """Encode the prompts of a run that are missing in ``prompts.cache`` with the encoders of ``prompts.encode_from``.
 
-    A generator, whose step is the download of a file or the encoding of a file of prompts. It returns the run's Memory,
-    which is logged before the encoders load, or None where nothing is missing. ``spread``: as in ``prepare``. Raises
-    RMDError for wrong encoders, or a mistake in the configuration.
+    A generator, whose step is the download of a file or the encoding of a file of prompts. Raises RMDError for wrong
+    encoders.
     """
     texts, missing = _prompts_of(config)
     if not missing:
         return
     settings, folder = config.prompts, config.prompts.encode_from
     CacheFolder(settings.cache)
-    backbone, _, _, outline = outline_run(config)
-    memory = tell_memory(config, backbone, outline, spread=spread)
     yield from fetching(folder, ENCODERS)
     encoders = TextEncoders(local_path(folder), device=device, dtype=getattr(torch, config.train.precision))
     identity = encoders.identity
@@ -200,7 +195,6 @@ def make_cache(config, *, device, spread=1):
         )
     log.info("%s is missing %d prompts, which are encoded now by %s", settings.cache, len(missing), folder)
     yield from encoding(encoders, texts, settings.cache, negative=settings.negative)
-    return memory
 
 
 def planned_cache(config):

@@ -167,7 +167,7 @@ def pin_models(config, processes, known):
             continue
         name, hub = str(hub), HubId(hub.name, known.get(str(hub), hub.revision))
         processes.first_alone(fetching(str(hub), part), each_machine=True)
-        with processes.together():
+        with processes.raise_together():
             commit = _cached(hub).name
         if len(set(processes.gather(commit))) > 1:
             raise RMDError(f"backbone.{key}: machines have different revisions of {hub}; give {hub.name}@COMMIT")

@@ -13,8 +13,8 @@ from rmd_core.errors import RMDError
 from rmd_core.noise import derive_seed
 
 from .backbones.files import build
-from .offload import Recomputing, Seen
-from .parallel import full
+from .offload import HookedNetwork, Recomputing
+from .parallel import gather_full
 
 F = torch.nn.functional
 _CONVOLUTIONS = {torch.nn.Conv1d: F.conv1d, torch.nn.Conv2d: F.conv2d, torch.nn.Conv3d: F.conv3d}
@@ -123,14 +123,14 @@ class AdaptedNetwork:
             setattr(network.get_submodule(parent), own, self.layers[name])
         self.adapters = {name: Adapter(self.layers, name, derive_seed(seed, "adapter", name)) for name in names}
 
-    def seen_with(self, name, call=None):
+    def with_adapter(self, name, call=None):
         """The network as a role sees it: every call has the adapter ``name``, or none for None.
 
         ``call``: what to call in the network's place, such as the same network under autocast.
         """
-        return Seen(self.network, call or self.network, lambda: self.use(name))
+        return HookedNetwork(self.network, call or self.network, lambda: self.activate(name))
 
-    def use(self, name):
+    def activate(self, name):
         """Let the following calls see the adapter ``name`` alone, or none."""
         if name != self._active:
             for layer in self.layers.values():
@@ -147,7 +147,7 @@ class AdaptedNetwork:
             name = self._active
 
             def call(*inputs):
-                self.use(name)
+                self.activate(name)
                 return block(*inputs)
 
             return call
@@ -175,7 +175,7 @@ class AdaptedNetwork:
         """
         weights = {}
         for key, tensor in (self.network if base is None else base).state_dict().items():
-            tensor = full(tensor)
+            tensor = gather_full(tensor)
             owner, _, kind = key.rpartition(".")
             layer_name = owner.removesuffix(".base_layer")
             if layer_name in self.layers:

@@ -18,7 +18,7 @@ from rmd_core.errors import RMDError
 from .lora import adapted_layers
 from .networks import state_sizes
 from .offload import page_locked
-from .plans import check_spread
+from .parallel import check_sharding
 from .quantised import has_bitsandbytes, is_quantised, packed_bytes, quantisable_layers
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ class UpdateCost:
     trajectory: float
     student: float
     fake: float
-    judges: float  # teacher and fake score, queried for the student's loss
+    score_queries: float  # teacher and fake score, queried for the student's loss
 
     @property
     def total(self):
         """All parts together."""
-        return self.trajectory + self.student + self.fake + self.judges
+        return self.trajectory + self.student + self.fake + self.score_queries
 
 
 def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, accumulation=1, checkpointing=False):
@@ -68,7 +68,7 @@ def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, accumula
         trajectory=to_step * (own_trajectory + 1),
         student=at_step * (own_forward + gradient),
         fake=gradient * fake_steps,
-        judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
+        score_queries=(2.0 if cfg != 1.0 else 1.0) + 1.0,
     )
 
 
@@ -81,19 +81,6 @@ def forward_costs(backbone, network, plan, *, frames, tokens):
         return backbone.flops(network, height, width, frames, tokens) / final
 
     return final, relative_cost
-
-
-def plain_cost(plan, relative_cost, *, cfg, fake_steps=1, checkpointing=False):
-    """The same for the plain loop: the whole cascade every time, and a student forward in each phase."""
-    per_stage = [relative_cost(stage.height, stage.width) for stage in plan.stages]
-    gradient = CHECKPOINTED if checkpointing else GRADIENT
-    at_step = sum(per_stage) / len(per_stage)
-    return UpdateCost(
-        trajectory=sum(plan.step_costs(relative_cost)) * fake_steps,
-        student=at_step * (fake_steps + gradient),
-        fake=gradient * fake_steps,
-        judges=(2.0 if cfg != 1.0 else 1.0) + 1.0,
-    )
 
 
 @dataclass(frozen=True)
@@ -138,10 +125,10 @@ def gib(count):
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
-def count_memory(config, backbone, outline, *, spread=1):
+def count_memory(config, backbone, outline, *, shards=1):
     """The Memory of a resolved configuration, for each process.
 
-    ``outline``: the network on the meta device. ``spread``: the number of processes that networks are spread over.
+    ``outline``: the network on the meta device. ``shards``: the number of processes that networks are sharded over.
     Raises RMDError for adapters on layers that cannot have one.
     """
     whole, waits = config.model.mode == "three networks", config.train.offload == "waiting"
@@ -153,12 +140,12 @@ def count_memory(config, backbone, outline, *, spread=1):
         rank = config.model.rank
         trained = [count for w in (x.weight for x in layers) for count in (rank * w[0].numel(), rank * w.shape[0])]
     numel = sum(trained)
-    share = spread if whole else 1  # adapters are whole in every process
+    share = shards if whole else 1  # adapters are whole in every process
     states = state_sizes(trained, config.optimiser.kind)
     tables = 2 * 4 * 256 if config.optimiser.kind == "adamw8bit" else 0
     optimiser = 2 * (tables + sum(states)) // share
     average = 0 if config.train.ema is None else 4 * numel // share
-    weights, waiting = _weights(config, backbone, outline, base, numel, spread), 0
+    weights, waiting = _weights(config, backbone, outline, base, numel, shards), 0
     if waits:
         optimiser //= 2
         waiting = 2 * sum(map(page_locked, states))
@@ -175,27 +162,27 @@ def shares_graph(config):
     return config.train.share_forward and config.train.accumulation == 1
 
 
-def _weights(config, backbone, outline, base, numel, spread):
+def _weights(config, backbone, outline, base, numel, shards):
     """Bytes of weights by dtype where nothing waits; ``base`` values of the network and ``numel`` of an adapter."""
     kind = config.model.base_dtype
     if config.model.mode == "three networks":
-        return {"float32": 3 * 4 * base // spread}
+        return {"float32": 3 * 4 * base // shards}
     if is_quantised(kind):
         targets = config.model.targets or backbone.adapter_targets
         sizes = [layer.weight.numel() for _, layer in quantisable_layers(outline, targets)]
         weights = {kind: sum(packed_bytes(size, kind) for size in sizes)}
         weights[config.train.precision] = (base - sum(sizes)) * _BYTES[config.train.precision]
     else:
-        weights = {kind: base * _BYTES[kind] // spread}
+        weights = {kind: base * _BYTES[kind] // shards}
     return weights | {"float32": weights.get("float32", 0) + 2 * 4 * numel}
 
 
-def advice(config, available, backbone, outline, *, spread=1):
+def advice(config, available, backbone, outline, *, shards=1):
     """Overrides that make what is counted fit into ``available`` bytes: ``(overrides, Memory with all of them)``.
 
     Those that change the training least come first. It may still not fit. Other arguments as ``count_memory``.
     """
-    overrides, memory = {}, count_memory(config, backbone, outline, spread=spread)
+    overrides, memory = {}, count_memory(config, backbone, outline, shards=shards)
     for section, values in _savings(config):
         if memory.total <= available:
             break
@@ -203,11 +190,11 @@ def advice(config, available, backbone, outline, *, spread=1):
         new = {key: value for key, value in values.items() if getattr(part, key) != value}
         changed = config.model_copy(update={section: part.model_copy(update=new)}).resolved()
         try:
-            if spread > 1:
-                check_spread(changed)
+            if shards > 1:
+                check_sharding(changed)
         except RMDError:
             continue
-        smaller = count_memory(changed, backbone, outline, spread=spread)
+        smaller = count_memory(changed, backbone, outline, shards=shards)
         if smaller.total < memory.total:
             overrides |= {f"{section}.{key}": value for key, value in new.items()}
             config, memory = changed, smaller
@@ -229,13 +216,13 @@ def _savings(config):
         yield "model", {"mode": "adapters", "base_dtype": "bfloat16"}
 
 
-def tell_memory(config, backbone, outline, *, spread=1):
+def log_memory(config, backbone, outline, *, shards=1):
     """Log the Memory of a configuration, with advice where the device has too little for it; returns it.
 
     Arguments and errors as ``count_memory``.
     """
     available, device = device_memory(config.train.device)
-    memory = count_memory(config, backbone, outline, spread=spread)
+    memory = count_memory(config, backbone, outline, shards=shards)
     log.info("memory: %s; there is %s on %s", memory.line(), gib(available), device)
     if memory.waiting > system_memory():
         log.warning(
@@ -243,7 +230,7 @@ def tell_memory(config, backbone, outline, *, spread=1):
             *(gib(memory.waiting), gib(system_memory())),
         )
     if memory.total > available:
-        overrides, better = advice(config, available, backbone, outline, spread=spread)
+        overrides, better = advice(config, available, backbone, outline, shards=shards)
         way = f"--set {' --set '.join(overrides)} needs {gib(better.total)}" if overrides else "take a smaller model"
         if overrides and better.total > available:
             way += ", still too much: take a larger device"
@@ -276,7 +263,6 @@ def dry_run_report(setup, *, processes=1):
     common = {"cfg": config.loss.cfg, "fake_steps": train.fake_steps}
     common["checkpointing"] = config.backbone.gradient_checkpointing
     ours = update_cost(setup.plan, relative, shared=train.share_forward, accumulation=train.accumulation, **common)
-    plain = plain_cost(setup.plan, relative, **common)
     factors = [train.batch, train.accumulation, *([processes] if processes > 1 else [])]
     batch = train.batch * train.accumulation * processes
     flops = ours.total * final * batch
@@ -303,8 +289,7 @@ def dry_run_report(setup, *, processes=1):
             f"and {train.warmup_updates} draw every stage but the last",
             f"cost        {ours.total:.2f} forwards at {height}x{width} a sample and update: trajectory "
             f"{ours.trajectory:.2f}, student {ours.student:.2f}, fake score {ours.fake:.2f}, "
-            f"teacher and fake score for the student {ours.judges:.2f}",
-            f"            ({plain.total:.2f} with whole trajectories and separate student forwards)",
+            f"teacher and fake score for the student {ours.score_queries:.2f}",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
             f"sampling    {sum(setup.plan.step_costs(relative)):.2f} forwards an image",
             *(f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)),

@@ -16,11 +16,11 @@ from .backbones.files import build
 from .export import export_lora, export_student
 from .hub import local_path
 from .lora import AdaptedNetwork
-from .offload import ParkedOptimiser, Recomputing, Residence
-from .parallel import fits, full, like, local, put, shard
+from .offload import NetworkOffloader, OffloadedOptimiser, Recomputing
+from .parallel import copy_into, gather_full, local, same_shapes, shard, shard_like
 from .quantised import bitsandbytes_for, is_quantised, quantise
 
-TRAINED = ("student", "fake")
+ROLES = ("student", "fake")
 _TABLES = ("qmap1", "qmap2")  # of the 8-bit moments: the same 256 values for all
 
 
@@ -47,17 +47,17 @@ class Networks(ABC):
         self.config = setup.config
         self.processes = processes
         self.waits = self.config.train.offload == "waiting"  # in system memory, what is not needed
-        self.residence = None  # of networks that wait
+        self.offloader = None  # of networks that wait
         self._place(setup.teacher)
         settings, ema = self.config.optimiser, self.config.train.ema
         rates = {"student": settings.student_lr, "fake": settings.fake_lr}
         self.optimisers = {
-            role: make_optimiser(self.trained[role], lr=rates[role], settings=settings) for role in TRAINED
+            role: make_optimiser(self.trained[role], lr=rates[role], settings=settings) for role in ROLES
         }
         self.average = None if ema is None else WeightAverage(self.trained["student"], ema)
         self._states = None
         if self.waits:
-            self._states = {role: ParkedOptimiser(self.optimisers[role], processes.device) for role in TRAINED}
+            self._states = {role: OffloadedOptimiser(self.optimisers[role], processes.device) for role in ROLES}
 
     @abstractmethod
     def _place(self, teacher):
@@ -70,16 +70,16 @@ class Networks(ABC):
     def step(self, role):
         """Step and clear the optimiser of a role."""
         self._rest()
-        with self._states[role].here() if self._states else contextlib.nullcontext():
+        with self._states[role].on_device() if self._states else contextlib.nullcontext():
             self.optimisers[role].step()
         self.optimisers[role].zero_grad()
-        if self.residence is not None:
-            self.residence.stepped(role)
+        if self.offloader is not None:
+            self.offloader.stepped(role)
 
     def _rest(self):
         """Let networks that nothing needs wait in system memory."""
-        if self.residence is not None:
-            self.residence.clear()
+        if self.offloader is not None:
+            self.offloader.clear()
 
     @contextlib.contextmanager
     def averaged(self):
@@ -91,33 +91,33 @@ class Networks(ABC):
             with self.average.applied_to(self.trained["student"]):
                 yield self.student
 
-    def student_moved(self):
+    def update_ema(self):
         """To be called after each step of the student: takes its weights into the average."""
         if self.average is not None:
             self._rest()
             self.average.update(self.trained["student"])
 
-    def parts(self):
+    def state(self):
         """What a checkpoint is made of, as it is now: ``{part: {name: tensor}}``."""
-        parts = {role: self.trained[role].state_dict() for role in TRAINED}
-        parts |= {f"{role}_optimiser": optimiser_tensors(self.optimisers[role]) for role in TRAINED}
+        parts = {role: self.trained[role].state_dict() for role in ROLES}
+        parts |= {f"{role}_optimiser": optimiser_tensors(self.optimisers[role]) for role in ROLES}
         return parts if self.average is None else parts | {"average": self.average.tensors}
 
     def load(self, checkpoint):
         """Continue from a Checkpoint. Raises RMDError for one of other networks."""
         self._rest()
-        for role in TRAINED:
+        for role in ROLES:
             weights = self.trained[role].state_dict()
-            if not fits(checkpoint.parts[role], weights):
+            if not same_shapes(checkpoint.parts[role], weights):
                 raise RMDError(
                     f"{checkpoint.path}: its {role} does not fit the teacher {self.config.backbone.base}; "
                     "delete that folder to resume from the checkpoint before"
                 )
             for name, tensor in weights.items():
-                put(tensor, checkpoint.parts[role][name])
+                copy_into(tensor, checkpoint.parts[role][name])
             load_optimiser_tensors(self.optimisers[role], checkpoint.parts[f"{role}_optimiser"], checkpoint.path)
             if self._states:
-                self._states[role].settle()
+                self._states[role].pin()
         if self.average is not None:
             self.average.load(checkpoint.parts["average"], checkpoint.path)
 
@@ -127,13 +127,13 @@ class ThreeNetworks(Networks):
 
     def _place(self, teacher):
         self._kind = type(teacher)
-        self.trained = {role: self._made(copy.deepcopy(teacher).requires_grad_(True)) for role in TRAINED}
+        self.trained = {role: self._made(copy.deepcopy(teacher).requires_grad_(True)) for role in ROLES}
         networks = self.trained | {"teacher": self._on_device(teacher)}
         # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
         calls = {name: self.processes.autocast(network) for name, network in networks.items()}
         if self.waits:
-            self.residence = Residence(networks, self.processes.device, frozen=("teacher",))
-            calls = {name: self.residence.seen(name, networks[name], call) for name, call in calls.items()}
+            self.offloader = NetworkOffloader(networks, self.processes.device, frozen=("teacher",))
+            calls = {name: self.offloader.hooked(name, networks[name], call) for name, call in calls.items()}
         self.student, self.fake, self.teacher = (calls[name] for name in ("student", "fake", "teacher"))
 
     def _made(self, network):
@@ -158,7 +158,7 @@ class ThreeNetworks(Networks):
         """A network that is spread, whole on the CPU of process 0; to be asked for by all processes together."""
         weights = {}
         for name, tensor in network.state_dict().items():
-            tensor = full(tensor)
+            tensor = gather_full(tensor)
             if self.processes.main:
                 weights[name] = tensor.cpu()
         if not self.processes.main:
@@ -188,8 +188,8 @@ class AdapterNetworks(Networks):
                 parameter.data = parameter.data.to(device)
             shard(self.base.network, self.processes, whole=own)
         call = self.processes.autocast(self.base.network)
-        self.student, self.fake = (self.base.seen_with(role, call) for role in TRAINED)
-        self.teacher = self.base.seen_with(None, call)
+        self.student, self.fake = (self.base.with_adapter(role, call) for role in ROLES)
+        self.teacher = self.base.with_adapter(None, call)
 
     def export(self, path, *, update):
         main, quantised = self.processes.main, is_quantised(self.config.model.base_dtype)
@@ -208,7 +208,7 @@ class AdapterNetworks(Networks):
 def adapt(network, backbone, settings, *, seed=0):
     """An AdaptedNetwork with the adapters of student and fake score, by the configuration's model section."""
     targets = settings.targets or backbone.adapter_targets
-    return AdaptedNetwork(network, TRAINED, rank=settings.rank, alpha=settings.alpha, targets=targets, seed=seed)
+    return AdaptedNetwork(network, ROLES, rank=settings.rank, alpha=settings.alpha, targets=targets, seed=seed)
 
 
 class WeightAverage:
@@ -226,10 +226,10 @@ class WeightAverage:
 
     def load(self, tensors, source):
         """Continue from a saved average. Raises RMDError, naming ``source``, if it is that of another network."""
-        if not fits(tensors, self.tensors):
+        if not same_shapes(tensors, self.tensors):
             raise RMDError(f"{source}: its weight average belongs to another network; start in a new output folder")
         for name, tensor in self.tensors.items():
-            put(tensor, tensors[name])
+            copy_into(tensor, tensors[name])
 
     @contextlib.contextmanager
     def applied_to(self, network):
@@ -309,7 +309,7 @@ def load_optimiser_tensors(optimiser, tensors, source):
             entries = optimiser.state[parameter]
             entries[entry] = int(value) if entry == "step" else entries[entry].copy_(value)
         else:
-            state.setdefault(int(number), {})[entry] = like(parameter, value)
+            state.setdefault(int(number), {})[entry] = shard_like(parameter, value)
     if not in_8_bits:
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 

@@ -8,6 +8,7 @@ size, labelled with the level the latent really has.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -75,6 +76,14 @@ class NoisedState:
     fresh: torch.Tensor
 
 
+class StudentSample(NamedTuple):
+    """A micro-batch at the student: what it received, and its estimate where the graph of that is kept."""
+
+    x_in: torch.Tensor
+    conditioning: dict
+    estimate: Estimate | None
+
+
 class Objective:
     """Both losses of a run, as gradients added to the networks' ``.grad``; stepping is the caller's.
 
@@ -84,6 +93,7 @@ class Objective:
 
     def __init__(self, setup, *, student, fake, teacher, device="cpu", agree=None):
         config = setup.config
+        self.config = config
         self.plan = setup.plan
         self.backbone = setup.backbone
         self.embed = setup.embed  # prompts to their conditioning, on the CPU
@@ -92,22 +102,19 @@ class Objective:
         self.teacher = teacher
         self.boundary = training_boundary(config.method)  # at a change of size while trajectories are made
         self.loss_boundary = loss_boundary(config.method)  # from a low-resolution estimate to the final size
-        self.eta = config.method.eta_train  # share of predicted noise inside a stage
-        self.frames = config.plan.frames
-        self.settings = config.loss
         self.guidance_calls = config.train.guidance_calls
         self.micro_batch = config.train.batch
         self.device = device
         self.null = to_device(self.embed([NULL_PROMPT]), device)
         self.agree = agree or (lambda problem: problem)
 
-    def fake_phase(self, draw, *, share):
-        """Gradients of the fake score's loss: ``(loss, samples)``.
+    def fake_phase(self, batch, *, share):
+        """Gradients of the fake score's loss: ``(loss, samples)``, a StudentSample for each micro-batch.
 
-        With ``share`` the samples serve ``student_phase`` too. If the draw is one micro-batch its student forward is
-        kept with its graph; else only the states the student received are kept, and graphs are made one by one.
+        With ``share`` the samples serve ``student_phase`` too, else there are none. If the batch is one micro-batch its
+        student forward is kept with its graph; else only the states the student received are kept.
         """
-        parts = draw.parts(self.micro_batch)
+        parts = batch.micro_batches(self.micro_batch)
         keep_graph = share and len(parts) == 1
         total, samples = 0.0, []
         for part in parts:
@@ -117,15 +124,15 @@ class Objective:
                 estimate = self.estimate(part, x_in, conditioning)
             loss = self.fake_loss(estimate, self.noised(estimate, part, "fake"), conditioning)
             total += self._backward(loss, len(parts), "fake score", part)
-            samples.append((x_in, conditioning, estimate if keep_graph else None))
-        return total, samples if share else None
+            samples.append(StudentSample(x_in, conditioning, estimate if keep_graph else None))
+        return total, samples if share else []
 
-    def student_phase(self, draw, samples=None):
+    def student_phase(self, batch, samples=()):
         """Gradients of the student's loss: ``(loss, estimates)`` with the estimates (B, C, [T,] H, W) detached.
 
-        ``samples``: those of a fake phase over the same stage, steps and noise, or None to make new ones.
+        ``samples``: those of a fake phase over the same stage, steps and noise; new ones are made where there are none.
         """
-        parts = draw.parts(self.micro_batch)
+        parts = batch.micro_batches(self.micro_batch)
         total, estimates = 0.0, []
         for number, part in enumerate(parts):
             if samples:
@@ -139,18 +146,18 @@ class Objective:
             estimates.append(estimate.x0.detach())
         return total, torch.cat(estimates)
 
-    def conditioning(self, draw):
-        """The conditioning of a draw's prompts, on the device."""
-        return to_device(self.embed(draw.prompts), self.device)
+    def conditioning(self, batch):
+        """The conditioning of a batch's prompts, on the device."""
+        return to_device(self.embed(batch.prompts), self.device)
 
-    def student_input(self, draw, conditioning):
-        """The state the student receives at each sample's drawn step, (B, C, [T,] h, w) of its stage, without graph.
+    def student_input(self, batch, conditioning):
+        """The state the student receives at each sample's own step, (B, C, [T,] h, w) of its stage, without graph.
 
         The student runs the cascade only until each sample has reached its own step.
         """
 
         def denoise(x, step):
-            rows = (draw.steps > step.index).nonzero().flatten().to(x.device)
+            rows = (batch.steps > step.index).nonzero().flatten().to(x.device)
             if not len(rows):  # only because other processes go on: one call without use
                 rows = torch.zeros(1, dtype=torch.long, device=x.device)
             x0, eps = torch.zeros_like(x), torch.zeros_like(x)
@@ -158,47 +165,49 @@ class Objective:
             x0[rows], eps[rows] = self._x0_eps(self.student, x[rows], sigma, select(conditioning, rows))
             return x0, eps
 
-        runner = DenoiserRunner(denoise, eta=self.eta, device=self.device)
-        shape = self.backbone.latent_shape(len(draw.steps), self.frames)
-        visits = trajectory(self.plan, runner, shape=shape, noise=draw.noise("trajectory"), boundary=self.boundary)
-        x_in, last = None, int(draw.steps.max()) if draw.reach is None else draw.reach
+        runner = DenoiserRunner(denoise, eta=self.config.method.eta_train, device=self.device)
+        shape = self.backbone.latent_shape(len(batch.steps), self.config.plan.frames)
+        visits = trajectory(self.plan, runner, shape=shape, noise=batch.noise("trajectory"), boundary=self.boundary)
+        x_in, last = None, int(batch.steps.max()) if batch.last_step is None else batch.last_step
         for step, x in visits:
-            if step.stage == draw.stage:
-                mine = (draw.steps == step.index).to(x.device).view(-1, *[1] * (x.ndim - 1))
-                x_in = x.clone() if x_in is None else torch.where(mine, x, x_in)
+            if step.stage == batch.stage:
+                x_in = x.clone() if x_in is None else x_in
+                rows = (batch.steps == step.index).to(x.device)
+                x_in[rows] = x[rows]
             if step.index == last:
                 return x_in
-        raise AssertionError("a drawn step is in the plan")
+        raise AssertionError("the steps of a batch are in the plan")
 
-    def estimate(self, draw, x_in, conditioning):
+    def estimate(self, batch, x_in, conditioning):
         """The student's Estimate from ``x_in``, brought to the final size in one step."""
         levels = torch.tensor([step.sigma for step in self.plan.steps], dtype=torch.float64)
-        x0, eps = self._x0_eps(self.student, x_in, levels[draw.steps], conditioning)
+        x0, eps = self._x0_eps(self.student, x_in, levels[batch.steps], conditioning)
         eps = eps.detach()
-        fresh = draw.noise("loss").of_stage(draw.stage)
-        if draw.stage == len(self.plan.stages) - 1:
-            new = fresh("step", tuple(eps.shape)) if self.eta < 1.0 else None
-            return Estimate(x0, step_noise(eps, self.eta, new))
+        fresh = batch.noise("loss").of_stage(batch.stage)
+        if batch.stage == len(self.plan.stages) - 1:
+            eta = self.config.method.eta_train
+            new = fresh("step", tuple(eps.shape)) if eta < 1.0 else None
+            return Estimate(x0, step_noise(eps, eta, new))
         return Estimate(*self.loss_boundary.switch(x0, eps, self.plan.final_hw, fresh))
 
-    def noised(self, estimate, draw, phase):
+    def noised(self, estimate, batch, phase):
         """The estimate as a state of level s, without graph, noised on to level t for ``phase``."""
         curve = self.plan.curve
-        alpha_s, alpha_t = curve.alpha(draw.s), curve.alpha(draw.t)
-        x_s = add_noise(estimate.x0.detach(), estimate.noise, alpha=alpha_s, sigma=draw.s)
-        last = draw.noise(phase).sample(draw.stage, "level", tuple(x_s.shape)).to(x_s)
-        x_t, fresh = noise_further(x_s, alpha_s=alpha_s, sigma_s=draw.s, alpha_t=alpha_t, sigma_t=draw.t, noise=last)
-        return NoisedState(x_t, alpha_t, draw.t, last, fresh)
+        alpha_s, alpha_t = curve.alpha(batch.s), curve.alpha(batch.t)
+        x_s = add_noise(estimate.x0.detach(), estimate.noise, alpha=alpha_s, sigma=batch.s)
+        last = batch.noise(phase).sample(batch.stage, "level", tuple(x_s.shape)).to(x_s)
+        x_t, fresh = noise_further(x_s, alpha_s=alpha_s, sigma_s=batch.s, alpha_t=alpha_t, sigma_t=batch.t, noise=last)
+        return NoisedState(x_t, alpha_t, batch.t, last, fresh)
 
     def fake_loss(self, estimate, state, conditioning):
         """The fake score's loss; only the fake score gets a gradient."""
         x0, _ = self._x0_eps(self.fake, state.x, state.sigma, conditioning)
-        if self.settings.fake_target == "subinterval":
+        if self.config.loss.fake_target == "subinterval":
             return fake_score_loss_subinterval(
                 x0, x_t=state.x, noise=state.last, fresh=state.fresh, alpha=state.alpha, sigma=state.sigma
             )
         return fake_score_loss(
-            x0, estimate.x0.detach(), alpha=state.alpha, sigma=state.sigma, weighting=self.settings.fake_weighting
+            x0, estimate.x0.detach(), alpha=state.alpha, sigma=state.sigma, weighting=self.config.loss.fake_weighting
         )
 
     def student_loss(self, estimate, state, conditioning):
@@ -206,24 +215,26 @@ class Objective:
         with torch.no_grad():
             fake_x0, _ = self._x0_eps(self.fake, state.x, state.sigma, conditioning)
             teacher_x0 = self.teacher_x0(state, conditioning)
-        return generator_loss(estimate.x0, teacher_x0, fake_x0, clip=self.settings.clip, huber_c=self.settings.huber_c)
+        return generator_loss(
+            estimate.x0, teacher_x0, fake_x0, clip=self.config.loss.clip, huber_c=self.config.loss.huber_c
+        )
 
     def teacher_x0(self, state, conditioning):
         """The teacher's clean estimate, guided in x0 space by its conditional and its null one."""
         guidance = None
-        if self.settings.cfg != 1.0:
+        if self.config.loss.cfg != 1.0:
             null = {name: row.expand(len(state.x), *row.shape[1:]) for name, row in self.null.items()}
-            guidance = Guidance(self.settings.cfg, null, self.guidance_calls)
+            guidance = Guidance(self.config.loss.cfg, null, self.guidance_calls)
         return self._x0_eps(self.teacher, state.x, state.sigma, conditioning, guidance)[0]
 
     def _x0_eps(self, network, x, sigma_B, conditioning, guidance=None):
         curve = self.plan.curve
         return estimate_x0_eps(self.backbone, network, x, sigma_B, conditioning, curve=curve, guidance=guidance)
 
-    def _backward(self, loss, parts, name, draw):
+    def _backward(self, loss, parts, name, batch):
         """Add the gradients of a micro-batch, one of ``parts``; returns its share of the loss."""
         value = loss.item()
-        problem = None if math.isfinite(value) else f"the {name}'s loss is {value} {draw.describe()}"
+        problem = None if math.isfinite(value) else f"the {name}'s loss is {value} {batch.describe()}"
         problem = self.agree(problem)
         if problem is not None:
             raise NotFinite(problem)

@@ -32,11 +32,11 @@ class Recomputing:
     def __call__(self, block, *inputs):
         call = self._wrap(block) if self._wrap else block
         # What is saved inside the block goes to the recomputation's own hooks; these see its inputs alone.
-        with saved_tensors_hooks(self.wait, self.come) if self._offload else contextlib.nullcontext():
+        with saved_tensors_hooks(self.to_cpu, self.to_device) if self._offload else contextlib.nullcontext():
             return checkpoint(call, *inputs, use_reentrant=False)
 
     @staticmethod
-    def wait(tensor):
+    def to_cpu(tensor):
         """(device, copy in system memory) of a tensor; on the CPU the tensor itself."""
         if tensor.device.type == "cpu":
             return tensor.device, tensor
@@ -44,47 +44,47 @@ class Recomputing:
         return tensor.device, waiting.copy_(tensor)
 
     @staticmethod
-    def come(waiting):
-        """The tensor of ``wait`` on its device again."""
-        device, tensor = waiting
+    def to_device(stored):
+        """The tensor of ``to_cpu`` on its device again."""
+        device, tensor = stored
         return tensor.to(device, non_blocking=True)
 
 
-class Parked:
-    """Tensors whose home is system memory; only their ``data`` moves, so optimisers and networks keep knowing them.
+class OffloadedTensors:
+    """Tensors that are kept in system memory; only their ``data`` moves, so optimisers and networks keep knowing them.
 
-    ``changes``: whether what they hold on the device is to be taken home again.
+    ``changes``: whether values that changed on the device are copied back.
     """
 
     def __init__(self, tensors, device, *, changes=True):
         self._tensors = list(tensors)
         self._device = torch.device(device)
         self._changes = changes
-        self._homes = None
+        self._on_cpu = None  # the data in system memory of tensors that are on the device
 
-    def settle(self):
-        """Bring home what has been made elsewhere, into page-locked memory where the device is a GPU."""
+    def pin(self):
+        """Move the tensors to system memory, page-locked where the device is a GPU."""
         for tensor in self._tensors if self._device.type != "cpu" else ():
-            home = torch.empty_like(tensor.data, device="cpu", pin_memory=self._device.type == "cuda")
-            tensor.data = home.copy_(tensor.data)
+            copy = torch.empty_like(tensor.data, device="cpu", pin_memory=self._device.type == "cuda")
+            tensor.data = copy.copy_(tensor.data)
 
     @torch.no_grad()
-    def come(self):
-        """Be on the device."""
-        if self._homes is None:
-            self._homes = [tensor.data for tensor in self._tensors]
-            for tensor, home in zip(self._tensors, self._homes):
-                tensor.data = torch.empty_like(home, device=self._device).copy_(home, non_blocking=True)
+    def to_device(self):
+        """Move the tensors to the device, where they are not there already."""
+        if self._on_cpu is None:
+            self._on_cpu = [tensor.data for tensor in self._tensors]
+            for tensor, data in zip(self._tensors, self._on_cpu):
+                tensor.data = torch.empty_like(data, device=self._device).copy_(data, non_blocking=True)
 
     @torch.no_grad()
-    def leave(self):
-        """Be at home again."""
-        for tensor, home in zip(self._tensors, self._homes or ()):
-            tensor.data = home.copy_(tensor.data) if self._changes else home
-        self._homes = None
+    def to_cpu(self):
+        """Move the tensors back to system memory."""
+        for tensor, data in zip(self._tensors, self._on_cpu or ()):
+            tensor.data = data.copy_(tensor.data) if self._changes else data
+        self._on_cpu = None
 
 
-class ParkedOptimiser:
+class OffloadedOptimiser:
     """An optimiser's states, which are on the device for its step alone."""
 
     def __init__(self, optimiser, device):
@@ -92,19 +92,19 @@ class ParkedOptimiser:
         self._device = device
 
     @contextlib.contextmanager
-    def here(self):
+    def on_device(self):
         """A block in which the states are on the device."""
         before = self._tensors()
-        states = Parked(before, self._device)
-        states.come()
+        states = OffloadedTensors(before, self._device)
+        states.to_device()
         yield
-        states.leave()
+        states.to_cpu()
         known = {id(tensor) for tensor in before}
-        Parked([tensor for tensor in self._tensors() if id(tensor) not in known], self._device).settle()
+        OffloadedTensors([tensor for tensor in self._tensors() if id(tensor) not in known], self._device).pin()
 
-    def settle(self):
-        """Bring home what has been made or loaded elsewhere."""
-        Parked(self._tensors(), self._device).settle()
+    def pin(self):
+        """Move states that were made or loaded elsewhere to system memory."""
+        OffloadedTensors(self._tensors(), self._device).pin()
 
     def _tensors(self):
         return [
@@ -115,45 +115,45 @@ class ParkedOptimiser:
         ]
 
 
-class Residence:
-    """Decides which of several networks are on the device; only those that something still needs stay.
+class NetworkOffloader:
+    """Keeps those of several networks on the device that something still needs, the others in system memory.
 
-    A network comes when it is called. It leaves when another one is called, except that one whose call is to have a
+    A network is moved to the device when it is called, and back when another one is called; one whose call is to have a
     gradient stays until its optimiser has stepped. ``networks``: by name; ``frozen``: the names of those never changed.
     """
 
     def __init__(self, networks, device, *, frozen=()):
-        self._parked = {
-            name: Parked((*network.parameters(), *network.buffers()), device, changes=name not in frozen)
+        self._tensors = {
+            name: OffloadedTensors((*network.parameters(), *network.buffers()), device, changes=name not in frozen)
             for name, network in networks.items()
         }
-        for parked in self._parked.values():
-            parked.settle()
+        for tensors in self._tensors.values():
+            tensors.pin()
         self._needed = set()
 
-    def seen(self, name, network, call):
-        """The network, coming when it is called by ``call``; everything else is the network's own."""
-        return Seen(network, call, lambda: self.called(name))
+    def hooked(self, name, network, call):
+        """The network, moved to the device when it is called by ``call``."""
+        return HookedNetwork(network, call, lambda: self.called(name))
 
     def called(self, name):
-        """Bring a network that is about to be called."""
+        """Move a network that is about to be called to the device."""
         self.clear(but=name)
-        self._parked[name].come()
+        self._tensors[name].to_device()
         if torch.is_grad_enabled():
             self._needed.add(name)
 
     def stepped(self, name):
-        """Tell that no gradient of a network is to come any more."""
+        """No gradient of this network is needed any more."""
         self._needed.discard(name)
 
     def clear(self, but=None):
-        """Send home what nothing needs, apart from one."""
-        for name, parked in self._parked.items():
+        """Move what nothing needs to system memory, apart from one network."""
+        for name, tensors in self._tensors.items():
             if name != but and name not in self._needed:
-                parked.leave()
+                tensors.to_cpu()
 
 
-class Seen:
+class HookedNetwork:
     """A network with something to do before each call; everything but the call is the network's own.
 
     ``call``: what to call in the network's place, such as the same network under autocast.

@@ -16,6 +16,9 @@ from torch import distributed
 
 from rmd_core.errors import RMDError, one_line
 
+from .quantised import is_quantised
+
+END = object()  # of a generator
 TIMEOUT = timedelta(minutes=30)  # how long processes wait for one that lives but does not come
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -30,7 +33,7 @@ class Processes:
     """This process among the ``count`` of the run: it has ``rank`` 0 to count - 1, and its own device.
 
     Process 0 (``main``) alone writes files. All of them run the same code in the same order; whatever could fail in one
-    alone is done within ``together``. ``sharded``: the launcher asks for networks that are spread over the processes.
+    alone is done within ``raise_together``. ``sharded``: the launcher asks for sharded networks.
     Raises RMDError where the processes do not find each other.
     """
 
@@ -55,7 +58,7 @@ class Processes:
         self._control = distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.count > 1 else None
         self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
         if self.sharded and not is_torch_version(">=", "2.7"):
-            raise RMDError(f"spread networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
+            raise RMDError(f"sharded networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
         if self.count != announced():
             raise RMDError(
                 f"{announced()} processes were started, but there is no GPU for each that PyTorch can use here; "
@@ -79,7 +82,7 @@ class Processes:
         return self.rank * share, (self.rank + 1) * share
 
     @contextlib.contextmanager
-    def together(self):
+    def raise_together(self):
         """All leave the block together: an RMDError of one is raised in all."""
         problem = None
         try:
@@ -95,19 +98,14 @@ class Processes:
     def first_alone(self, steps, *, each_machine=False):
         """Process 0 goes through ``steps``, a generator, while the others wait; a step may take up to TIMEOUT.
 
-        ``each_machine``: the first process of each machine goes through its own. Returns what ``steps`` returns, None
-        in the processes that wait.
+        ``each_machine``: the first process of each machine goes through its own.
         """
-        over, result = not (self.accelerator.is_local_main_process if each_machine else self.main), None
+        over = not (self.accelerator.is_local_main_process if each_machine else self.main)
         while True:
-            with self.together():
-                if not over:
-                    try:
-                        next(steps)
-                    except StopIteration as end:
-                        over, result = True, end.value
+            with self.raise_together():
+                over = over or next(steps, END) is END
             if all(self.gather(over)):
-                return result
+                return
 
     def gather(self, value):
         """The values of all processes, of any simple type, as a list in the order of the processes."""
@@ -133,7 +131,7 @@ class Processes:
 
     @torch.no_grad()
     def average_gradients(self, parameters):
-        """Replace gradients by their mean over the processes; those of spread parameters are that already."""
+        """Replace gradients by their mean over the processes; those of sharded parameters are that already."""
         if self.count == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p.grad)]
@@ -144,7 +142,7 @@ class Processes:
             for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
                 gradient.copy_(mean.view_as(gradient))
 
-    def lost(self, error):
+    def as_process_lost(self, error):
         """The ProcessLost that a RuntimeError amounts to, or None where it is another failure."""
         known = isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
         if self.count == 1 or not known:
@@ -158,7 +156,7 @@ class Processes:
         try:
             call(*arguments, **named)
         except RuntimeError as error:
-            lost = self.lost(error)
+            lost = self.as_process_lost(error)
             if lost is None:
                 raise
             raise lost from None
@@ -189,8 +187,21 @@ def _buckets(gradients):
         yield bucket
 
 
+def check_sharding(config):
+    """Raise RMDError for what networks that are sharded over processes (FSDP2) do not allow for."""
+    whole = config.model.mode == "three networks"
+    refused = {
+        f"model.base_dtype: {config.model.base_dtype}": is_quantised(config.model.base_dtype),
+        "optimiser.kind: adamw8bit with three networks": whole and config.optimiser.kind == "adamw8bit",
+        "train.offload: waiting with three networks": whole and config.train.offload == "waiting",
+    }
+    for setting, chosen in refused.items():
+        if chosen:
+            raise RMDError(f"{setting} does not work with networks sharded over processes; launch without FSDP")
+
+
 def shard(network, processes, *, whole=()):
-    """Spread a network's parameters over the processes, each along its first axis; returns the network.
+    """Shard a network's parameters over the processes, each along its first axis; returns the network.
 
     A block (one of ``_no_split_modules``) is brought together for its own call and let go after it, always, so that no
     call sees weights from before a step. Parameters in ``whole`` are left as they are.
@@ -219,14 +230,14 @@ def local(tensor):
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def full(tensor):
+def gather_full(tensor):
     """The whole of a tensor, to be asked for by all processes together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
-def put(target, whole):
-    """Copy the values of a whole tensor into one that may be spread."""
+def copy_into(target, whole):
+    """Copy the values of a whole tensor into one that may be sharded."""
     if not is_sharded(target):
         target.copy_(whole)
         return
@@ -236,15 +247,15 @@ def put(target, whole):
         target.to_local().copy_(parts[mesh.get_local_rank()])
 
 
-def fits(tensors, targets):
+def same_shapes(tensors, targets):
     """Whether two mappings hold tensors of the same names and shapes."""
     return tensors.keys() == targets.keys() and all(tensors[n].shape == t.shape for n, t in targets.items())
 
 
-def like(target, whole):
-    """The values of a whole tensor, spread as ``target`` is where the shapes agree."""
+def shard_like(target, whole):
+    """The values of a whole tensor, sharded as ``target`` is where the shapes agree."""
     if not is_sharded(target) or target.shape != whole.shape:
         return whole
-    spread = torch.zeros_like(target)
-    put(spread, whole)
-    return spread
+    sharded = torch.zeros_like(target)
+    copy_into(sharded, whole)
+    return sharded

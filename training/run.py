@@ -210,7 +210,7 @@ class CheckpointStore:
         self.keep = keep
         self.count = 1 if processes is None else processes.count
         self.rank = 0 if processes is None else processes.rank
-        self._together = contextlib.nullcontext if processes is None else processes.together
+        self._raise_together = contextlib.nullcontext if processes is None else processes.raise_together
 
     def updates(self):
         """The updates there are checkpoints of, in order."""
@@ -238,16 +238,16 @@ class CheckpointStore:
         sharded = any(is_sharded(tensor) for tensors in parts.values() for tensor in tensors.values())
         shards = self.count if sharded else 1
         try:
-            with self._together(), writing(final):
+            with self._raise_together(), writing(final):
                 if self.rank == 0:
                     make_folder(self.folder)
                     self._remove_partial()
                     partial.mkdir()
-            with self._together(), writing(final):
+            with self._raise_together(), writing(final):
                 for part, tensors in parts.items() if self.rank < shards else ():
                     own = {n: local(t) for n, t in tensors.items() if self.rank == 0 or is_sharded(t)}
                     save_safetensors(partial / _file_name(part, self.rank, shards), own)
-            with self._together(), writing(final):
+            with self._raise_together(), writing(final):
                 if self.rank == 0:
                     state = {"version": self.VERSION, "update": update, "parts": sorted(parts)}
                     write_json(partial / "state.json", state | {"shards": shards, "processes": self.count})

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -13,15 +14,30 @@ from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 from .backbones import Backbone, make_backbone
 from .backbones.base import refuse_other_family, warn_of_another_shift
 from .config import Config
-from .draws import Draws, PromptOrder
+from .draws import BatchSampler, PromptOrder
 from .hub import local_path
-from .memory import Memory, tell_memory
-from .plans import build_intervals, build_plan, check_libraries, check_lora_names, check_rank, check_spread
+from .lora import adapted_layers
+from .memory import Memory, log_memory
+from .parallel import check_sharding
+from .plans import build_intervals, build_plan
 from .prompts import read_prompts
-from .quantised import is_quantised
+from .quantised import bitsandbytes_for, is_quantised
 from .record import check_trackers
 
 log = logging.getLogger(__name__)
+
+STRONG = 4.0  # alpha / rank above which an adapter's steps are known to be large
+
+
+class Outline(NamedTuple):
+    """What is known of a run without its prompts and weights; ``network``: the teacher on the meta device."""
+
+    config: Config
+    backbone: Backbone
+    plan: StagePlan
+    intervals: TimestepIntervals
+    network: torch.nn.Module
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -43,30 +59,83 @@ class Setup:
         """The conditioning of prompts, on the CPU."""
         return self.backbone.conditioning(self.cache, prompts)
 
-    def draws(self, processes=1):
-        """All draws of the run, each for the samples of all processes together."""
+    def sampler(self, processes=1):
+        """The BatchSampler of the run, whose batches are the samples of all processes together."""
         train = self.config.train
-        return Draws(
-            stage_draw=StageSampler(self.plan, train.warmup_updates),
+        return BatchSampler(
+            stages=StageSampler(self.plan, train.warmup_updates),
             intervals=self.intervals,
             order=PromptOrder(self.prompts, train.seed),
             seed=train.seed,
-            batch=train.batch * train.accumulation * processes,
+            size=train.batch * train.accumulation * processes,
         )
 
 
-def outline_run(config):
-    """(backbone, plan, intervals, outline of the teacher): what is checked in no time, without prompts or weights."""
+def outline_run(config, *, shards=1):
+    """The Outline of a resolved configuration, whose memory is logged. Raises RMDError for the first thing wrong.
+
+    ``shards``: the number of processes that networks will be sharded over.
+    """
+    if shards > 1:
+        check_sharding(config)
+    if config.unused():
+        log.warning("warning: %s: not used by model.mode %s", ", ".join(config.unused()), config.model.mode)
     check_trackers(config.output.trackers)
     check_libraries(config)
     backbone = make_backbone(config.backbone.name, shift=config.backbone.shift)
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
-    outline = backbone.outline(local_path(config.backbone.base))
-    backbone.check_sizes(outline, config.plan.sizes)
+    base = local_path(config.backbone.base)
+    network = backbone.outline(base)
+    backbone.check_sizes(network, config.plan.sizes)
     if config.model.mode == "adapters":
-        check_rank(config.model, backbone, outline)
-    return backbone, plan, intervals, outline
+        check_rank(config.model, backbone, network)
+        if not config.output.merge:
+            check_lora_names(config.model, backbone, network)
+    warn_of_another_shift(backbone, base)
+    memory = log_memory(config, backbone, network, shards=shards)
+    return Outline(config, backbone, plan, intervals, network, memory)
+
+
+def check_libraries(config):
+    """Raise RMDError where the configuration needs bitsandbytes and it is not there."""
+    if is_quantised(config.model.base_dtype):
+        bitsandbytes_for(f"model.base_dtype: {config.model.base_dtype}")
+    if config.optimiser.kind == "adamw8bit":
+        bitsandbytes_for("optimiser.kind: adamw8bit")
+
+
+def check_rank(settings, backbone, outline):
+    """Raise RMDError for a rank above the width of a layer it is for, and warn of an alpha far above the rank.
+
+    ``settings``: the configuration's model section. Raises RMDError as ``adapted_layers``, too.
+    """
+    layers = adapted_layers(outline, settings.targets or backbone.adapter_targets)
+    widths = {name: min(layer.weight.shape[0], layer.weight[0].numel()) for name, layer in layers.items()}
+    narrow = min(widths, key=widths.get)
+    if settings.rank > widths[narrow]:
+        raise RMDError(
+            f"model.rank is {settings.rank}, but '{narrow}' has a rank of at most {widths[narrow]}, which is the most "
+            "that an adapter can add to it; lower model.rank, or leave that layer out of model.targets"
+        )
+    if settings.alpha > STRONG * settings.rank:
+        log.warning(
+            "warning: model.alpha %g at model.rank %d makes every step of the adapters %.3g times as large; "
+            "1 to 2 times the rank are usual",
+            *(settings.alpha, settings.rank, settings.alpha / settings.rank),
+        )
+
+
+def check_lora_names(settings, backbone, outline):
+    """Raise RMDError for a layer with an adapter that no LoRA file of ComfyUI's can hold.
+
+    ``settings``: as above. Only its own targets are looked at; the backbones' are known to fit.
+    """
+    for name in adapted_layers(outline, settings.targets or ()):
+        try:
+            backbone.native_layer(outline, name)
+        except RMDError as error:
+            raise RMDError(f"model.targets: {error}, or set output.merge=true") from None
 
 
 def loaded_in(config):
@@ -77,21 +146,13 @@ def loaded_in(config):
     return getattr(torch, config.train.precision if is_quantised(kind) else kind)
 
 
-def prepare(config, *, spread=1, planned=None, memory=None):
-    """Load and check everything a resolved configuration names. Raises RMDError for the first thing that is wrong.
+def prepare(outline, *, planned=None):
+    """Load and check prompts and weights of an outlined run. Raises RMDError for the first thing that is wrong.
 
-    ``spread``: the number of processes that networks will be sharded over. ``planned``: what stands for a prompt cache
-    that is not there yet (a PlannedCache); such a Setup can be reported, not trained. ``memory``: the Memory of this
-    run where it was logged already.
+    ``planned``: what stands for a prompt cache that is not there yet (a PlannedCache); such a Setup is reported, not
+    trained.
     """
-    if spread > 1:
-        check_spread(config)
-    if config.unused():
-        log.warning("warning: %s: not used by model.mode %s", ", ".join(config.unused()), config.model.mode)
-    backbone, plan, intervals, outline = outline_run(config)
-    warn_of_another_shift(backbone, local_path(config.backbone.base))
-    if config.model.mode == "adapters" and not config.output.merge:
-        check_lora_names(config.model, backbone, outline)
+    config, backbone = outline.config, outline.backbone
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts
     if not prompts:
@@ -100,10 +161,18 @@ def prepare(config, *, spread=1, planned=None, memory=None):
     if planned is None:
         cache.require((*prompts, *validation, NULL_PROMPT))
         refuse_other_family(backbone, cache)
-        backbone.check_cache(outline, cache)
-    if memory is None:
-        memory = tell_memory(config, backbone, outline, spread=spread)
+        backbone.check_cache(outline.network, cache)
     teacher = backbone.load(local_path(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
     vae = backbone.load_vae(local_path(config.backbone.vae)) if config.backbone.vae else None
-    chosen = tuple(validation[i % len(validation)] for i in range(config.output.pictures))
-    return Setup(config, backbone, plan, intervals, cache, tuple(prompts), chosen, memory, teacher, vae)
+    return Setup(
+        config=config,
+        backbone=backbone,
+        plan=outline.plan,
+        intervals=outline.intervals,
+        cache=cache,
+        prompts=tuple(prompts),
+        validation_prompts=tuple(validation[i % len(validation)] for i in range(config.output.pictures)),
+        memory=outline.memory,
+        teacher=teacher,
+        vae=vae,
+    )

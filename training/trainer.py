@@ -14,7 +14,7 @@ from rmd_core.files import writing
 
 from .networks import make_networks
 from .objective import NotFinite, Objective
-from .parallel import full
+from .parallel import gather_full
 from .record import MetricsFile, combine, latent_figures, start_trackers
 from .run import CheckpointStore
 from .sample import Validation
@@ -31,7 +31,7 @@ class Trainer:
         self.processes = processes
         self.device = processes.device
         self.folder = folder = Path(self.config.output.folder)
-        self.draws = setup.draws(processes.count)
+        self.sampler = setup.sampler(processes.count)
         self.done = 0
         self.trackers = []
         self.metrics = MetricsFile(folder / "metrics.jsonl")
@@ -52,13 +52,13 @@ class Trainer:
     def run(self, signals):
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""
         try:
-            self._tell_batch()
-            with self.processes.together():
+            self._log_batch_size()
+            with self.processes.raise_together():
                 if self.processes.main:
                     self.trackers = start_trackers(self.config, self.folder, first=self.done + 1)
             return self._loop(signals)
         except RuntimeError as error:
-            raise self.processes.lost(error) or error from None
+            raise self.processes.as_process_lost(error) or error from None
         finally:
             for tracker in self.trackers:
                 tracker.finish()
@@ -92,7 +92,7 @@ class Trainer:
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
                 bar.update()
                 if last or signals.received or self.done % output.checkpoint_every == 0:
-                    self.store.save(self.done, self.networks.parts())
+                    self.store.save(self.done, self.networks.state())
                 if signals.received and not last:
                     log.info("stopped by a signal after update %d; continue with --resume", self.done)
                     return signals.exit_code
@@ -106,37 +106,41 @@ class Trainer:
         """One update, counted from 1; returns its figures. Raises RMDError when a loss or gradient is not finite."""
         train, settings = self.config.train, self.config.optimiser
         with_student = number > train.fake_only_updates
-        figures, mine = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}, {}
+        mine, norms, samples = {}, {}, []
         for turn in range(train.fake_steps):
-            round_number = (number - 1) * train.fake_steps + turn
-            draw = self.draws.phase(number, f"fake-{turn}", round_number=round_number)
             share = with_student and train.share_forward and turn == train.fake_steps - 1
-            mine["loss_fake"], samples = self.objective.fake_phase(self._own(draw), share=share)
-            figures["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", draw)
+            batch = self.sampler.batch(number, f"fake-{turn}", round_number=self._round(number, turn))
+            mine["loss_fake"], samples = self.objective.fake_phase(self._own(batch), share=share)
+            norms["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", batch)
         if with_student:
-            if share:  # the same samples and student forward, other noise levels
-                draw = self.draws.other_levels(draw, number, "student")
+            if samples:  # the same samples and student forward, other noise levels
+                batch = self.sampler.other_levels(batch, number, "student")
             else:
-                draw = self.draws.phase(number, "student", round_number=round_number)
-            mine["loss_student"], x0 = self.objective.student_phase(self._own(draw), samples)
-            figures["norm_student"] = self._step("student", settings.clip_student, "student", draw)
+                batch = self.sampler.batch(number, "student", round_number=self._round(number, train.fake_steps - 1))
+            mine["loss_student"], x0 = self.objective.student_phase(self._own(batch), samples)
+            norms["norm_student"] = self._step("student", settings.clip_student, "student", batch)
             mine |= latent_figures(x0)
-            self.networks.student_moved()
-        return figures | combine(self.processes.gather(mine)) | {"stage": draw.stage + 1}
+            self.networks.update_ema()
+        rates = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}
+        return rates | norms | combine(self.processes.gather(mine)) | {"stage": batch.stage + 1}
 
-    def _own(self, draw):
-        """This process's samples of a draw for all."""
-        own = draw.rows(*self.processes.rows(len(draw.steps)))
+    def _round(self, number, turn):
+        """The number of a fake-score step in the whole run, which its prompts follow."""
+        return (number - 1) * self.config.train.fake_steps + turn
+
+    def _own(self, batch):
+        """This process's samples of a batch for all."""
+        own = batch.rows(*self.processes.rows(len(batch.steps)))
         # Calls of sharded networks are made by all processes together, so all make as many.
-        return own.reaching(int(draw.steps.max())) if self.processes.sharded else own
+        return own.up_to(int(batch.steps.max())) if self.processes.sharded else own
 
-    def _step(self, role, limit, name, draw):
+    def _step(self, role, limit, name, batch):
         """Clip, step and clear; returns the gradient's norm before clipping."""
         parameters = list(self.networks.trained[role].parameters())
         self.processes.average_gradients(parameters)
-        norm = full(clip_grad_norm_(parameters, math.inf if limit is None else limit)).item()
+        norm = gather_full(clip_grad_norm_(parameters, math.inf if limit is None else limit)).item()
         if not math.isfinite(norm):
-            raise NotFinite(f"the {name}'s gradient norm is {norm} {draw.describe()}")
+            raise NotFinite(f"the {name}'s gradient norm is {norm} {batch.describe()}")
         self.networks.step(role)
         return norm
 
@@ -156,17 +160,17 @@ class Trainer:
 
     def restore(self):
         """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one."""
-        with self.processes.together():
+        with self.processes.raise_together():
             newest = max(self.store.updates(), default=-1)
         newest = self.processes.gather(newest)[0]
-        with self.processes.together():
+        with self.processes.raise_together():
             if newest >= 0:
                 if not self.store.path(newest).is_dir():
                     raise RMDError(
                         f"process {self.processes.rank + 1} of {self.processes.count} does not see "
                         f"{self.store.path(newest)}; the output folder must be on a disk that all machines share"
                     )
-                checkpoint = self.store.load(newest, self.networks.parts())
+                checkpoint = self.store.load(newest, self.networks.state())
                 self.networks.load(checkpoint)
                 self.done = checkpoint.update
                 log.info("resuming after update %d from %s", self.done, checkpoint.path)
@@ -179,7 +183,7 @@ class Trainer:
             if self.processes.main:
                 self.metrics.keep_until(newest)
 
-    def _tell_batch(self):
+    def _log_batch_size(self):
         train, known = self.config.train, self.setup.backbone.recommended_batch
         samples = train.batch * train.accumulation * self.processes.count
         log.info(
@@ -196,5 +200,5 @@ class Trainer:
     @contextlib.contextmanager
     def _writing(self):
         """For what process 0 writes: its failure is everybody's."""
-        with self.processes.together(), writing(self.folder):
+        with self.processes.raise_together(), writing(self.folder):
             yield

@@ -34,7 +34,7 @@ FIGURES = dict.fromkeys((*NAMES, "style", "background"), 0.5)
 
 def cost_of_an_update(student):
     config = student.config(0)
-    backbone, plan, _, outline = outline_run(config)
+    _, backbone, plan, _, outline, _ = outline_run(config)
 
     @cache
     def flops(height, width):

@@ -8,11 +8,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.training_cost import alike, main
+from benchmarks.training_cost import alike, main, plain_cost
 from benchmarks.training_memory import SETS, figures, store
 from benchmarks.training_memory import main as memory_main
 from benchmarks.training_runs import FULL, MODES, TINY, make_trainer
-from training.memory import plain_cost
+from rmd_core.plan import plan_from_split
+from rmd_core.schedule import AreaMap, FlowCurve
 from training.parallel import Processes
 from training.trainer import Trainer
 from training_world import make_setup
@@ -153,3 +154,18 @@ def test_the_memory_command_keeps_what_was_measured(tmp_path):
     store(results, "b", "x", counted)
     rows = json.loads(results.read_text())["rows"]
     assert rows == {"a": {"x": measured | {"measured": None}}, "b": {"x": counted}}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "steps", "low", "forwards"), [((60, 90), 3, 0.257, 13.9), ((64, 128), 2, 0.235, 12.6)]
+)
+def test_the_authors_cost_is_that_of_the_method_page(sizes, steps, low, forwards):
+    """The authors' loop with recomputed activations (docs/method.md, cost of one update)."""
+    plan = plan_from_split(
+        FlowCurve(3.0), f"{steps}+{steps}", sizes=[(side, side) for side in sizes], mapping=AreaMap(), steps=2 * steps
+    )
+
+    def relative(height, width):
+        return 1.0 if height == sizes[-1] else low
+
+    assert plain_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(forwards, abs=0.05)

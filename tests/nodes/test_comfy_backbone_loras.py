@@ -45,8 +45,8 @@ def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, na
     level = torch.tensor([sigma], dtype=torch.float64)
     with torch.no_grad():
         got = comfy_output(patched.model, backbone, x, sigma, conditioning["text"], pooled)
-        student = backbone.predict(base.seen_with("student"), x, level, conditioning)
-        teacher = backbone.predict(base.seen_with(None), x, level, conditioning)
+        student = backbone.predict(base.with_adapter("student"), x, level, conditioning)
+        teacher = backbone.predict(base.with_adapter(None), x, level, conditioning)
         merged = backbone.predict(base.merged("student", dtype=torch.float32), x, level, conditioning)
     print(f"{name}: {len(factors)} layers, {len(native)} native, difference {relative_error(got, student):.1e}")
     assert relative_error(got, student) < 1e-4 and relative_error(merged, student) < 1e-4

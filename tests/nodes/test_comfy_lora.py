@@ -51,15 +51,15 @@ def test_base_and_lora_at_strength_1_are_the_trained_student(comfy, caplog, run)
     caplog.set_level(logging.DEBUG)
     lora = comfy.utils.load_torch_file(str(folder / "out" / "lora.safetensors"), safe_load=True)
     patcher = comfy.sd.load_diffusion_model(str(folder / "teacher.safetensors"))
-    for got, teacher in velocities(comfy, patcher, base.seen_with(None)):
+    for got, teacher in velocities(comfy, patcher, base.with_adapter(None)):
         assert relative_error(got, teacher) < 1e-5
     patched, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 1.0)
     told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(("lora key not", "NOT LOADED"))]
     assert told == []
     assert len(patched.patches) == len(lora) // 3 == len(base.layers) == 10
-    for got, student in velocities(comfy, patched, base.seen_with("student")):
+    for got, student in velocities(comfy, patched, base.with_adapter("student")):
         assert relative_error(got, student) < 1e-4
-    for got, teacher in velocities(comfy, patched, base.seen_with(None)):
+    for got, teacher in velocities(comfy, patched, base.with_adapter(None)):
         assert relative_error(got, teacher) > 3e-2  # the adapter does something
 
 
@@ -70,7 +70,7 @@ def test_the_whole_student_is_the_trained_one_too(comfy, caplog, run):
     assert not [
         r for r in caplog.records if r.getMessage().startswith(("unet missing", "unet unexpected", "left over"))
     ]
-    for got, student in velocities(comfy, patcher, base.seen_with("student")):
+    for got, student in velocities(comfy, patcher, base.with_adapter("student")):
         assert relative_error(got, student) < 1e-4
 
 

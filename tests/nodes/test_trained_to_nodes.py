@@ -54,7 +54,7 @@ def trained(key, folder):
         conditioning = backbone.conditioning(PromptCache(cache), [PROMPT])
         return sample_latents(
             backbone,
-            base.seen_with(role),
+            base.with_adapter(role),
             recipe.plan(),
             conditioning=conditioning,
             noise=SeededNoise(5),

@@ -44,7 +44,7 @@ def test_adapters_start_without_effect_and_from_the_seed():
     plain, before = out(tiny_wan(layers=2)), torch.get_rng_state()
     base = adapted(moved=False)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(out(base.seen_with(name)), plain) for name in ("student", "fake", None))
+    assert all(torch.equal(out(base.with_adapter(name)), plain) for name in ("student", "fake", None))
     again, other = adapted(moved=False), adapted(moved=False, seed=1)
     for name in ("student", "fake"):
         ours = base.adapters[name].state_dict()
@@ -56,7 +56,7 @@ def test_adapters_start_without_effect_and_from_the_seed():
 
 def test_each_role_sees_its_own_adapter_and_the_teacher_none():
     base, plain = adapted(), tiny_wan(layers=2)
-    assert torch.equal(out(base.seen_with(None)), out(plain))
+    assert torch.equal(out(base.with_adapter(None)), out(plain))
     weights = dict(plain.named_parameters())
     for name in ("student", "fake"):
         merged = copy.deepcopy(plain)
@@ -64,7 +64,7 @@ def test_each_role_sees_its_own_adapter_and_the_teacher_none():
             weight = dict(merged.named_parameters())[f"{layer}.weight"]
             weight.data += factors.alpha / 3 * factors.up @ factors.down
         expected = out(merged)
-        assert (out(base.seen_with(name)) - expected).norm() < 1e-5 * expected.norm()
+        assert (out(base.with_adapter(name)) - expected).norm() < 1e-5 * expected.norm()
         assert (expected - out(plain)).norm() > 0.02 * expected.norm()
         again = base.merged(name, dtype=torch.float32)
         assert type(again) is type(plain) and (out(again) - expected).norm() < 1e-6 * expected.norm()
@@ -86,14 +86,14 @@ def test_gradients_equal_those_of_three_separate_networks(tmp_path, share, check
     base = adapted(network=copy.deepcopy(setup.teacher))
     if checkpointing:
         base.enable_gradient_checkpointing()
-    ours.student, ours.fake, ours.teacher = (base.seen_with(name) for name in ("student", "fake", None))
+    ours.student, ours.fake, ours.teacher = (base.with_adapter(name) for name in ("student", "fake", None))
     single = {name: adapted(network=copy.deepcopy(setup.teacher)) for name in ("student", "fake")}
-    apart.student, apart.fake = (single[name].seen_with(name) for name in ("student", "fake"))
-    draws, stages = setup.draws(), set()
+    apart.student, apart.fake = (single[name].with_adapter(name) for name in ("student", "fake"))
+    sampler, stages = setup.sampler(), set()
     for update in range(1, 9):
-        draw = draws.phase(update, "fake-0", round_number=0)
+        draw = sampler.batch(update, "fake-0", round_number=0)
         stages.add(draw.stage)
-        later = draws.other_levels(draw, update, "student")
+        later = sampler.other_levels(draw, update, "student")
         found = []
         for objective, fake, student in (
             (ours, base.adapters["fake"], base.adapters["student"]),

@@ -38,7 +38,7 @@ def test_a_configuration_makes_the_plan_it_names(name, tmp_path):
     network.save_config(folder)
     (folder / "diffusion_pytorch_model.safetensors").touch()  # not read
     config = load_config(CONFIGS / f"{name}.yaml", [f"backbone.base={tmp_path}"]).resolved()
-    backbone, plan, intervals, outline = outline_run(config)
+    _, backbone, plan, intervals, outline, _ = outline_run(config)
     CacheFolder(tmp_path / config.prompts.cache)  # raises for what the first run could not fill
     assert [step.timestep for step in plan.steps] == pytest.approx(timesteps, abs=1.0)
     assert (config.plan.frames, config.backbone.name) == (frames, family)

@@ -150,7 +150,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, words):
         (["model.mode=adapters", "model.targets=['']"], "no layer's name ends in ''"),
         (["plan.split=2+1"], "3 steps"),
         (["plan.split=2+x"], "2+x"),
-        (["plan.split=4"], "stages"),
+        (["plan.split=4"], "2 sizes"),
         (["plan.sizes=[[8, 8], [4, 4]]"], "shrinks"),
         (["plan.sizes=[[4, 4], [7, 7]]"], "multiples of 2"),
         (["plan.split=null", "plan.thresholds=[-2, -3]"], "thresholds"),

@@ -8,7 +8,7 @@ import torch
 from rmd_core.intervals import StageSampler
 from training.backbones import make_backbone
 from training.config import load_config
-from training.draws import Draws, PromptOrder
+from training.draws import BatchSampler, PromptOrder
 from training.plans import build_intervals, build_plan
 from training_world import write_world
 
@@ -21,34 +21,34 @@ def make_draws(folder, *overrides, batch=32, seed=0):
     config = load_config(write_world(folder), overrides).resolved()
     plan = build_plan(config, make_backbone("wan", shift=config.backbone.shift))
     intervals = build_intervals(config, plan)
-    stage_draw = StageSampler(plan, config.train.warmup_updates)
+    stages = StageSampler(plan, config.train.warmup_updates)
     order = PromptOrder([str(i) for i in range(7)], seed)
-    return Draws(stage_draw=stage_draw, intervals=intervals, order=order, seed=seed, batch=batch), plan
+    return BatchSampler(stages=stages, intervals=intervals, order=order, seed=seed, size=batch), plan
 
 
 def test_warm_up_draws_every_stage_but_the_last_and_then_all(tmp_path):
-    draws, plan = make_draws(tmp_path, "train.warmup_updates=5", "plan.split=1+1+2", "plan.sizes=[[4,4],[6,6],[8,8]]")
-    stages = {update: draws.phase(update, "fake-0", round_number=0).stage for update in range(1, 60)}
+    sampler, plan = make_draws(tmp_path, "train.warmup_updates=5", "plan.split=1+1+2", "plan.sizes=[[4,4],[6,6],[8,8]]")
+    stages = {update: sampler.batch(update, "fake-0", round_number=0).stage for update in range(1, 60)}
     assert {stages[update] for update in range(1, 6)} == {0, 1}
     later = [stages[update] for update in range(6, 60)]
-    assert all(10 <= later.count(stage) <= 28 for stage in (0, 1, 2))  # 54 fair draws, 18 +- 3.5 each
+    assert all(10 <= later.count(stage) <= 28 for stage in (0, 1, 2))  # 54 fair sampler, 18 +- 3.5 each
 
 
 def test_a_batch_never_mixes_stages_and_reaches_every_step(tmp_path):
-    draws, plan = make_draws(tmp_path, "train.warmup_updates=0", *WAN)
+    sampler, plan = make_draws(tmp_path, "train.warmup_updates=0", *WAN)
     reached = set()
     for update in range(1, 13):
-        draw = draws.phase(update, "fake-0", round_number=0)
+        draw = sampler.batch(update, "fake-0", round_number=0)
         assert {plan.steps[step].stage for step in draw.steps.tolist()} == {draw.stage}
         reached |= set(draw.steps.tolist())
     assert reached == set(range(6))
 
 
 def test_levels_lie_in_the_authors_table_for_the_authors_setting(tmp_path):
-    draws, plan = make_draws(tmp_path, "train.warmup_updates=0", "method.preset=official-current", *WAN, batch=200)
+    sampler, plan = make_draws(tmp_path, "train.warmup_updates=0", "method.preset=official-current", *WAN, batch=200)
     indices = {step: [] for step in range(6)}
     for update in range(1, 25):
-        draw = draws.phase(update, "fake-0", round_number=0)
+        draw = sampler.batch(update, "fake-0", round_number=0)
         assert bool((draw.t > draw.s).all())
         for step, t in zip(draw.steps.tolist(), draw.t, strict=True):
             indices[step].append(plan.curve.table_index(t).item())
@@ -60,30 +60,30 @@ def test_levels_lie_in_the_authors_table_for_the_authors_setting(tmp_path):
 
 @pytest.mark.parametrize("preset", ["default", "official-first", "official-7gpu"])
 def test_the_level_is_always_above_the_one_it_comes_from(tmp_path, preset):
-    draws, _ = make_draws(tmp_path, "train.warmup_updates=0", f"method.preset={preset}", *WAN, batch=500)
+    sampler, _ = make_draws(tmp_path, "train.warmup_updates=0", f"method.preset={preset}", *WAN, batch=500)
     for update in range(1, 9):
-        draw = draws.phase(update, "fake-0", round_number=0)
+        draw = sampler.batch(update, "fake-0", round_number=0)
         assert bool((draw.t > draw.s).all()) and draw.t.dtype == draw.s.dtype == torch.float64
 
 
 def test_a_draw_is_a_function_of_seed_update_and_phase(tmp_path):
     first, second = make_draws(tmp_path)[0], make_draws(tmp_path)[0]
-    second.phase(1, "fake-0", round_number=0)  # what came before does not matter
-    a, b = (draws.phase(7, "fake-0", round_number=6) for draws in (first, second))
+    second.batch(1, "fake-0", round_number=0)  # what came before does not matter
+    a, b = (sampler.batch(7, "fake-0", round_number=6) for sampler in (first, second))
     for field in dataclasses.fields(a):
         left, right = getattr(a, field.name), getattr(b, field.name)
         assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
     others = [
-        first.phase(8, "fake-0", round_number=6),
-        first.phase(7, "student", round_number=6),
-        make_draws(tmp_path, seed=1)[0].phase(7, "fake-0", round_number=6),
+        first.batch(8, "fake-0", round_number=6),
+        first.batch(7, "student", round_number=6),
+        make_draws(tmp_path, seed=1)[0].batch(7, "fake-0", round_number=6),
     ]
     assert all(not torch.equal(a.t, other.t) and a.seed != other.seed for other in others)
     assert a.prompts == others[1].prompts
 
 
 def test_parts_of_a_draw_see_the_noise_of_the_whole(tmp_path):
-    draw = make_draws(tmp_path, batch=6)[0].phase(3, "fake-0", round_number=0)
+    draw = make_draws(tmp_path, batch=6)[0].batch(3, "fake-0", round_number=0)
     part = draw.rows(2, 4)
     assert torch.equal(part.t, draw.t[2:4]) and part.prompts == draw.prompts[2:4]
     for purpose in ("trajectory", "loss", "fake", "student"):
@@ -94,15 +94,15 @@ def test_parts_of_a_draw_see_the_noise_of_the_whole(tmp_path):
 
 
 def test_other_levels_keep_the_samples(tmp_path):
-    draws, _ = make_draws(tmp_path)
-    draw = draws.phase(3, "fake-0", round_number=0)
-    other = draws.other_levels(draw, 3, "student")
+    sampler, _ = make_draws(tmp_path)
+    draw = sampler.batch(3, "fake-0", round_number=0)
+    other = sampler.other_levels(draw, 3, "student")
     assert not torch.equal(other.t, draw.t) and torch.equal(other.s, draw.s) and torch.equal(other.steps, draw.steps)
     assert (other.seed, other.prompts, other.items, other.stage) == (draw.seed, draw.prompts, draw.items, draw.stage)
 
 
 def test_drawing_leaves_the_global_generator_alone(tmp_path):
-    draws, _ = make_draws(tmp_path)
+    sampler, _ = make_draws(tmp_path)
     before = torch.get_rng_state()
-    draws.phase(3, "fake-0", round_number=0).noise("fake").sample(0, "level", (32, 2))
+    sampler.batch(3, "fake-0", round_number=0).noise("fake").sample(0, "level", (32, 2))
     assert torch.equal(before, torch.get_rng_state())

@@ -134,10 +134,10 @@ class Plain:
 )
 def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
     setup = make_setup(tmp_path, *PLANS[plan], "train.batch=4", "train.warmup_updates=0")
-    plain, draws = Plain(setup), setup.draws()
+    plain, sampler = Plain(setup), setup.sampler()
     stages = set()
     for update in range(1, 20):
-        draw = draws.phase(update, "fake-0", round_number=update)
+        draw = sampler.batch(update, "fake-0", round_number=update)
         if draw.stage in stages:
             continue
         stages.add(draw.stage)
@@ -158,9 +158,9 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
                 parameter -= 0.05 * parameter.grad
         fake.zero_grad()
         draw = (
-            draws.other_levels(draw, update, "student")
+            sampler.other_levels(draw, update, "student")
             if share
-            else draws.phase(update, "student", round_number=update)
+            else sampler.batch(update, "student", round_number=update)
         )
         value, x0 = objective.student_phase(draw, samples)
         ours = gradients(student)
@@ -176,7 +176,7 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
 
 def test_a_student_phase_without_a_fake_phase_is_the_same_as_one_that_shares(tmp_path):
     setup = make_setup(tmp_path, "train.warmup_updates=0")
-    draw = setup.draws().phase(1, "fake-0", round_number=0)
+    draw = setup.sampler().batch(1, "fake-0", round_number=0)
     results = []
     for share in (True, False):
         objective = make_objective(setup)
@@ -189,10 +189,10 @@ def test_a_student_phase_without_a_fake_phase_is_the_same_as_one_that_shares(tmp
 
 def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(tmp_path):
     setup = make_setup(tmp_path, "train.batch=6", "train.warmup_updates=0")
-    objective, draws, calls = make_objective(setup), setup.draws(), []
+    objective, sampler, calls = make_objective(setup), setup.sampler(), []
     objective.student.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
     for update in range(1, 7):
-        draw = draws.phase(update, "fake-0", round_number=0)
+        draw = sampler.batch(update, "fake-0", round_number=0)
         calls.clear()
         x_in = objective.student_input(draw, objective.conditioning(draw))
         stage = setup.plan.stages[draw.stage]
@@ -204,7 +204,7 @@ def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(
 def test_one_sample_stays_the_same_in_another_batch(tmp_path):
     setup = make_setup(tmp_path, "train.batch=5", "train.warmup_updates=0")
     objective = make_objective(setup)
-    draw = setup.draws().phase(3, "fake-0", round_number=0)
+    draw = setup.sampler().batch(3, "fake-0", round_number=0)
     whole, alone = (objective.student_input(d, objective.conditioning(d)) for d in (draw, draw.rows(2, 4)))
     assert torch.allclose(whole[2:4], alone, atol=1e-5)
 
@@ -212,9 +212,9 @@ def test_one_sample_stays_the_same_in_another_batch(tmp_path):
 def test_told_level_is_the_level_of_the_state(tmp_path):
     """Reconstruct the share of x0 and the power of the noise in x_t from what they are made of."""
     setup = make_setup(tmp_path, "train.batch=64", "train.warmup_updates=0", "method.eta_train=0")
-    objective, draws = make_objective(setup), setup.draws()
+    objective, sampler = make_objective(setup), setup.sampler()
     for update in (1, 2, 3, 4):
-        draw = draws.phase(update, "fake-0", round_number=0)
+        draw = sampler.batch(update, "fake-0", round_number=0)
         zeros = torch.zeros(64, 16, 1, 8, 8)
         white = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(update))
         noise_only = objective.noised(Estimate(zeros, white), draw, "fake")
@@ -241,11 +241,11 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
             told.setdefault(x.shape[-1], set()).add(value)
 
     student.register_forward_pre_hook(note)
-    draws = setup.draws()
+    sampler = setup.sampler()
     if where == "training":
         objective.student = student
         for update in range(1, 9):
-            objective.fake_phase(draws.phase(update, "fake-0", round_number=0), share=False)
+            objective.fake_phase(sampler.batch(update, "fake-0", round_number=0), share=False)
     else:
         validation = Validation(setup, tmp_path, decodes=False)
         validation.sample(student)
@@ -259,7 +259,7 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
 def test_subinterval_target_trains_the_fake_score_only(tmp_path):
     setup = make_setup(tmp_path, "loss.fake_target=subinterval")
     objective = make_objective(setup)
-    draw = setup.draws().phase(1, "fake-0", round_number=0)
+    draw = setup.sampler().batch(1, "fake-0", round_number=0)
     loss, _ = objective.fake_phase(draw, share=False)
     with torch.no_grad():
         conditioning = objective.conditioning(draw)

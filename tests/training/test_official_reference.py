@@ -146,10 +146,10 @@ def setup(tmp_path_factory):
 @pytest.fixture(scope="module")
 def draws(setup):
     """One (fake draw, student draw) for each stage, every step of the stage in each."""
-    source = setup.draws()
+    source = setup.sampler()
 
     def first(name, stage):
-        several = (source.phase(update, name, round_number=update) for update in range(1, 200))
+        several = (source.batch(update, name, round_number=update) for update in range(1, 200))
         return next(draw for draw in several if draw.stage == stage and len(set(draw.steps.tolist())) == 3)
 
     return [(first("fake-0", stage), first("student", stage)) for stage in (0, 1)]

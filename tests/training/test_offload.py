@@ -8,7 +8,7 @@ import torch
 from rmd_core.errors import RMDError
 from training.config import OptimiserSection
 from training.networks import load_optimiser_tensors, make_optimiser, optimiser_tensors, state_sizes
-from training.offload import Parked, ParkedOptimiser, Recomputing, Residence
+from training.offload import NetworkOffloader, OffloadedOptimiser, OffloadedTensors, Recomputing
 from training_world import adapted, distill, equal, make_objective, make_setup, refused, tensors, tiny_wan
 
 ADAPTERS = ("model.mode=adapters", "model.rank=32")
@@ -45,8 +45,8 @@ def test_a_run_may_begin_to_wait_when_it_is_resumed(world):
 def test_only_the_networks_that_are_needed_are_on_the_device():
     networks = {name: tiny_wan(seed=n) for n, name in enumerate(("student", "fake", "teacher"))}
     homes = {name: next(network.parameters()).data_ptr() for name, network in networks.items()}
-    residence = Residence(networks, torch.device("cpu"), frozen=("teacher",))
-    seen = {name: residence.seen(name, network, lambda: None) for name, network in networks.items()}
+    offloader = NetworkOffloader(networks, torch.device("cpu"), frozen=("teacher",))
+    seen = {name: offloader.hooked(name, network, lambda: None) for name, network in networks.items()}
     first = {name: next(network.parameters()) for name, network in networks.items()}
 
     def there():
@@ -62,21 +62,21 @@ def test_only_the_networks_that_are_needed_are_on_the_device():
     assert ask("fake") == {"student", "fake"} and ask("teacher") == {"student", "teacher"}
     with torch.no_grad():
         first["student"].add_(1.0)
-    residence.clear()
+    offloader.clear()
     assert there() == {"student"}
-    residence.stepped("student")
-    residence.clear()
+    offloader.stepped("student")
+    offloader.clear()
     assert there() == set() and torch.equal(first["student"], next(tiny_wan(seed=0).parameters()) + 1)
 
 
 def test_optimiser_states_are_on_the_device_for_a_step_alone():
     parameter = torch.nn.Parameter(torch.zeros(10))
     optimiser = torch.optim.AdamW([parameter], fused=True)
-    parked = ParkedOptimiser(optimiser, torch.device("cpu"))
+    tensors = OffloadedOptimiser(optimiser, torch.device("cpu"))
     homes = []
     for _ in range(3):
         parameter.grad = torch.ones(10)
-        with parked.here():
+        with tensors.on_device():
             pointers = {name: tensor.data_ptr() for name, tensor in optimiser.state[parameter].items()}
             optimiser.step()
         homes.append({name: tensor.data_ptr() for name, tensor in optimiser.state[parameter].items()})
@@ -87,10 +87,10 @@ def test_optimiser_states_are_on_the_device_for_a_step_alone():
 def test_tensors_that_do_not_change_are_not_taken_home():
     tensor = torch.zeros(3)
     home = tensor.data_ptr()
-    parked = Parked([tensor], "cpu", changes=False)
-    parked.come()
+    tensors = OffloadedTensors([tensor], "cpu", changes=False)
+    tensors.to_device()
     tensor.add_(1)
-    parked.leave()
+    tensors.to_cpu()
     assert tensor.data_ptr() == home and not tensor.any()
 
 
@@ -101,8 +101,8 @@ def test_block_inputs_in_system_memory_give_the_same_gradients(world):
         base.enable_gradient_checkpointing(setting)
         x = (torch.randn(2, 16, 1, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([900.0, 400.0]))
         text = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(4))
-        out = base.seen_with("student")(*x, text, return_dict=False)[0]
-        base.use("fake")
+        out = base.with_adapter("student")(*x, text, return_dict=False)[0]
+        base.activate("fake")
         out.square().mean().backward()
         found.append([p.grad for p in base.adapters["student"].parameters()])
     assert all(torch.equal(*pair) for pair in zip(*found)) and all(
@@ -116,16 +116,16 @@ def test_block_inputs_leave_the_device():
     tokens, text, time = 2 * 64 * 128 * 4, 2 * 5 * 128 * 4, 2 * 6 * 128 * 4
     for setting, expected in ((True, 0), ("offload", 4 * (tokens + text + time))):
         recomputing = Recomputing(setting)
-        recomputing.wait = MagicMock(side_effect=recomputing.wait)
+        recomputing.to_cpu = MagicMock(side_effect=recomputing.to_cpu)
         network = tiny_wan(layers=4)
         network.enable_gradient_checkpointing(recomputing)
         network(torch.zeros(2, 16, 1, 16, 16), torch.zeros(2), torch.zeros(2, 5, 16), return_dict=False)
-        assert sum(call.args[0].nbytes for call in recomputing.wait.call_args_list) == expected
+        assert sum(call.args[0].nbytes for call in recomputing.to_cpu.call_args_list) == expected
 
 
 def test_guidance_calls_apart_say_the_same(world):
     setup = make_setup(world, "train.warmup_updates=0")
-    objective, draw = make_objective(setup), setup.draws().phase(1, "fake-0", round_number=0)
+    objective, draw = make_objective(setup), setup.sampler().batch(1, "fake-0", round_number=0)
     _, ((_, conditioning, estimate),) = objective.fake_phase(draw, share=True)
     state = objective.noised(estimate, draw, "student")
     guided = []
@@ -215,8 +215,8 @@ def test_runs_with_8_bit_moments_resume_bit_for_bit(world, capsys):
     ("setting", "words"), [("optimiser.kind=adamw8bit", "adamw8bit"), ("train.offload=waiting", "waiting")]
 )
 def test_spread_networks_refuse_what_they_cannot_do(world, setting, words):
-    with pytest.raises(RMDError, match=f"{words} with three networks does not work with networks spread"):
-        make_setup(world, setting, spread=2)
+    with pytest.raises(RMDError, match=f"{words} with three networks does not work with networks sharded"):
+        make_setup(world, setting, shards=2)
 
 
 def test_ranks_that_a_layer_cannot_have_are_refused(world, capsys, caplog):

@@ -86,9 +86,9 @@ def test_adapters_on_a_quantised_base_get_the_gradients_of_those_on_the_dequanti
         for number, parameter in enumerate(base.adapters["student"].parameters()):
             parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
         sigma = torch.full((1,), 0.7, dtype=torch.float64)
-        out = backbone.predict(base.seen_with("student"), x, sigma, conditioning)
+        out = backbone.predict(base.with_adapter("student"), x, sigma, conditioning)
         out.square().mean().backward()
-        teacher = backbone.predict(base.seen_with(None), x, sigma, conditioning)
+        teacher = backbone.predict(base.with_adapter(None), x, sigma, conditioning)
         found.append((out, teacher, *(p.grad for p in base.adapters["student"].parameters())))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found))
     assert sum(gradient.abs().max() > 0 for gradient in found[0][2:]) > len(found[0][2:]) / 2
@@ -146,8 +146,8 @@ def test_refusals_take_one_line(world, capsys, monkeypatch):
     assert distill(world, "model.base_dtype=nf4") == refused(capsys, 2, "base_dtype nf4 is for mode adapters")
     assert distill(world, *ADAPTERS, "model.base_dtype=int4") == refused(capsys, 2, "model.base_dtype", "'nf4'")
     for setting in ("model.base_dtype=int8", "model.base_dtype=nf4"):
-        with pytest.raises(RMDError, match="spread over processes; launch without FSDP"):
-            make_setup(world, *ADAPTERS, setting, spread=2)
+        with pytest.raises(RMDError, match="sharded over processes; launch without FSDP"):
+            make_setup(world, *ADAPTERS, setting, shards=2)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     for setting in ("model.base_dtype=int8", "optimiser.kind=adamw8bit"):
         assert distill(world, *ADAPTERS, setting) == refused(capsys, 2, setting.replace("=", ": "), "pip install")
