@@ -27,7 +27,7 @@ def tail_plan(nodes, model, steps, split):
     stages = core.plan.plan_from_split(
         curve, split, sizes=SIZES, mapping=core.schedule.AreaMap(), steps=curve.grid(steps)[1:]
     )
-    return replace(whole, stages=stages)
+    return replace(whole, stage_plan=stages)
 
 
 def picture(model, seed=2, side=16):
@@ -403,7 +403,7 @@ def test_a_soft_cell_starts_a_stage_from_the_stage_before(nodes, tiny, name):
     draw = torch.Generator().manual_seed(1)
     x0, white = (torch.randn(latent["samples"].shape, generator=draw) for _ in range(2))
     sigma = torch.tensor(0.7)
-    samples, noise = source.start(x0, white, form=form, sigma=sigma)
+    samples, noise = source.stage_input(x0, white, form=form, sigma=sigma)
     inside = model.patcher.model.process_latent_in
     kept, wanted = form.state(inside(samples), noise, sigma), form.state(x0, white, sigma)
     assert torch.allclose(kept[..., 1:], wanted[..., 1:], atol=1e-5)
