@@ -13,7 +13,7 @@ from comfy_prompts import complaints, missing_files
 from comfy_server import Refused
 from demo import files
 from demo.classifier import classify, load_classifier
-from demo.sampling import make_images, student_way
+from demo.sampling import make_images, student_setup
 from demo.world import CONCEPTS, ENCODER
 from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
@@ -144,8 +144,8 @@ def test_the_demos_picture_is_the_one_that_the_trainers_code_makes(demo):
     cache = PromptCache(files.PROMPTS, encoder=ENCODER)
     text = prompt[the(prompt, "RMD_LoadPromptEmbeddings")]["inputs"]["prompt"]
     seed = prompt[the(prompt, "RMD_Sampler")]["inputs"]["seed"]
-    way = student_way("student", files.STUDENT, backbone)
-    expected, _ = make_images(way, backbone, backbone.load_vae(files.VAE), cache, [text], seed=seed)
+    setup = student_setup("student", files.STUDENT, backbone)
+    expected, _ = make_images(setup, backbone, backbone.load_vae(files.VAE), cache, [text], seed=seed)
     assert pictures.shape == expected.shape == (1, 3, 128, 128)
     apart = (pictures * 255 - (expected.clamp(-1, 1) + 1) * 127.5).abs()
     assert apart.max() <= 1.01 and apart.mean() < 0.6  # the file holds whole numbers

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.training_runs import MODES, TINY, make_trainer
 from demo import files
-from demo.sampling import student_way
+from demo.sampling import student_setup
 from rmd_core.noise import SeededNoise
 from training.backbones import make_backbone
 from training.prompts import PromptCache
@@ -43,11 +43,11 @@ def trained(case, mode, device):
 def sampled(device):
     """Latents of the shipped student, on the CPU."""
     backbone = make_backbone("wan")
-    way = student_way("student", files.STUDENT, backbone)
+    setup = student_setup("student", files.STUDENT, backbone)
     conditioning = backbone.conditioning(PromptCache(files.PROMPTS), PROMPTS)
     return sample_latents(
         backbone,
-        way.network.to(device),
+        setup.network.to(device),
         way.plan,
         conditioning={name: rows.to(device) for name, rows in conditioning.items()},
         noise=SeededNoise(7),
