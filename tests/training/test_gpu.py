@@ -48,11 +48,11 @@ def sampled(device):
     return sample_latents(
         backbone,
         setup.network.to(device),
-        way.plan,
+        setup.plan,
         conditioning={name: rows.to(device) for name, rows in conditioning.items()},
         noise=SeededNoise(7),
-        boundary=way.boundary,
-        eta=way.eta,
+        boundary=setup.boundary,
+        eta=setup.eta,
         device=device,
     ).x0.cpu()
 
