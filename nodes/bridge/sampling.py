@@ -182,7 +182,7 @@ def _sample_stage(
 
 
 def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
-    """Say what is allowed and seldom meant."""
+    """Warn of settings that are allowed and seldom meant, once each."""
     for scale in dict.fromkeys(getattr(setting.guider, "cfg", plan.cfg) for setting in settings):
         if abs(scale - plan.cfg) > 1e-6:
             logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
