@@ -166,7 +166,7 @@ def test_an_existing_folder_is_refused_and_left_alone(world, capsys):
         ("missing", "no such file"),
         ("truncated", "truncated"),
         ("pickled", "pickled"),
-        ("foreign", "no WanTransformer3DModel"),
+        ("foreign", "not a WanTransformer3DModel"),
         ("nan", "'head.head.bias' holds values that are not finite"),
         ("key", "unknown key"),
         ("prompts", "is empty"),
