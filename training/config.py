@@ -24,7 +24,7 @@ def _a_path(path):
             return path
     except UnicodeEncodeError:
         pass
-    raise ValueError("this is no path, it holds a character that file names cannot have")
+    raise ValueError("this is no path, it has a character that file names cannot have")
 
 
 def _each_once(names):
@@ -160,7 +160,7 @@ class PromptSection(Section):
     file: File | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
     encoder: str | None = Field(None, description="refuse a cache made by another encoder")
     encode_from: File | None = Field(
-        None, description="Diffusers-format folder or hub id whose text encoders encode what the cache lacks"
+        None, description="Diffusers-format folder or hub id whose text encoders encode what is missing in the cache"
     )
     negative: str = Field("", description="what the teacher is guided away from, in a cache made by encode_from")
 

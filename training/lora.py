@@ -170,7 +170,7 @@ class AdaptedNetwork:
     def merged(self, name, *, dtype, base=None):
         """A plain network of the same class on the CPU, the adapter added to its weights.
 
-        Weights are in ``dtype``, those that it cannot hold in float32. ``base``: a plain network to take the other
+        Weights are in ``dtype``, those beyond its range in float32. ``base``: a plain network to take the other
         weights from, where those at hand are quantised.
         """
         weights = {}
@@ -216,6 +216,6 @@ class Adapter:
 
 
 def _fitting(tensor, dtype):
-    """The tensor on the CPU in ``dtype``, or in float32 where ``dtype`` cannot hold a value."""
+    """The tensor on the CPU in ``dtype``, or in float32 where a value is beyond the range of ``dtype``."""
     cast = tensor.to(dtype)
     return (cast if torch.isfinite(cast).all() else tensor.float()).cpu()

@@ -37,18 +37,14 @@ class Networks(ABC):
     an object with the ``parameters``, ``named_parameters`` and ``state_dict`` of what is trained.
     """
 
-    student: object
-    fake: object
-    teacher: object
-    trained: dict
-
     def __init__(self, setup, processes):
         self.setup = setup
         self.config = setup.config
         self.processes = processes
         self.waits = self.config.train.offload == "waiting"  # in system memory, what is not needed
         self.offloader = None  # of networks that wait
-        self._place(setup.teacher)
+        self.trained, calls = self._make(setup.teacher)
+        self.student, self.fake, self.teacher = (calls[name] for name in ("student", "fake", "teacher"))
         settings, ema = self.config.optimiser, self.config.train.ema
         rates = {"student": settings.student_lr, "fake": settings.fake_lr}
         self.optimisers = {
@@ -60,8 +56,8 @@ class Networks(ABC):
             self._states = {role: OffloadedOptimiser(self.optimisers[role], processes.device) for role in ROLES}
 
     @abstractmethod
-    def _place(self, teacher):
-        """Make the three networks of the loaded teacher on the device; it may be taken over."""
+    def _make(self, teacher):
+        """(``trained``, the three networks by name), made of the loaded teacher, which may be taken over."""
 
     @abstractmethod
     def export(self, path, *, update):
@@ -125,18 +121,19 @@ class Networks(ABC):
 class ThreeNetworks(Networks):
     """Three networks of one architecture; all weights of student and fake score are trained."""
 
-    def _place(self, teacher):
+    def _make(self, teacher):
         self._kind = type(teacher)
-        self.trained = {role: self._made(copy.deepcopy(teacher).requires_grad_(True)) for role in ROLES}
-        networks = self.trained | {"teacher": self._on_device(teacher)}
+        trained = {role: self._trainable(copy.deepcopy(teacher)) for role in ROLES}
+        networks = trained | {"teacher": self._on_device(teacher)}
         # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
         calls = {name: self.processes.autocast(network) for name, network in networks.items()}
         if self.waits:
             self.offloader = NetworkOffloader(networks, self.processes.device, frozen=("teacher",))
             calls = {name: self.offloader.hooked(name, networks[name], call) for name, call in calls.items()}
-        self.student, self.fake, self.teacher = (calls[name] for name in ("student", "fake", "teacher"))
+        return trained, calls
 
-    def _made(self, network):
+    def _trainable(self, network):
+        network.requires_grad_(True)
         setting = self.config.backbone.gradient_checkpointing
         if setting:
             network.enable_gradient_checkpointing(Recomputing(setting))
@@ -169,7 +166,7 @@ class ThreeNetworks(Networks):
 class AdapterNetworks(Networks):
     """The memory of one model and two adapters; only the adapters are trained."""
 
-    def _place(self, teacher):
+    def _make(self, teacher):
         device, sharded = self.processes.device, self.processes.sharded
         backbone, settings, train = self.setup.backbone, self.config.model, self.config.train
         checkpointing = self.config.backbone.gradient_checkpointing
@@ -181,15 +178,15 @@ class AdapterNetworks(Networks):
             self.base.enable_gradient_checkpointing(checkpointing)
         if train.precision == "bfloat16":
             self.base.leave_casts_to_autocast()
-        self.trained = self.base.adapters
+        trained = self.base.adapters
         if sharded:  # the base alone; adapters are small, and whole in every process
-            own = [parameter for adapter in self.trained.values() for parameter in adapter.parameters()]
+            own = [parameter for adapter in trained.values() for parameter in adapter.parameters()]
             for parameter in own:
                 parameter.data = parameter.data.to(device)
             shard(self.base.network, self.processes, whole=own)
         call = self.processes.autocast(self.base.network)
-        self.student, self.fake = (self.base.with_adapter(role, call) for role in ROLES)
-        self.teacher = self.base.with_adapter(None, call)
+        adapters = {"student": "student", "fake": "fake", "teacher": None}
+        return trained, {name: self.base.with_adapter(adapter, call) for name, adapter in adapters.items()}
 
     def export(self, path, *, update):
         main, quantised = self.processes.main, is_quantised(self.config.model.base_dtype)

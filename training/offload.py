@@ -1,7 +1,7 @@
 """Less on the device: activations that are recomputed, and what waits in system memory (RAM) until it is needed.
 
 Blocks recompute their activations in the backward pass, their inputs kept on the device or in system memory. Networks
-and optimiser states wait in system memory, page-locked for a GPU, and come to the device while something needs them.
+and optimiser states wait in system memory, page-locked for a GPU, and are moved to the device while they are needed.
 """
 
 import contextlib

@@ -19,7 +19,7 @@ from rmd_core.errors import RMDError, one_line
 from .quantised import is_quantised
 
 END = object()  # of a generator
-TIMEOUT = timedelta(minutes=30)  # how long processes wait for one that lives but does not come
+TIMEOUT = timedelta(minutes=30)  # how long processes wait for one that does not answer
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _BUCKET = 2**24  # gradients that are averaged in one exchange, in numbers
@@ -248,7 +248,7 @@ def copy_into(target, whole):
 
 
 def same_shapes(tensors, targets):
-    """Whether two mappings hold tensors of the same names and shapes."""
+    """Whether two mappings have tensors of the same names and shapes."""
     return tensors.keys() == targets.keys() and all(tensors[n].shape == t.shape for n, t in targets.items())
 
 

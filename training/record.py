@@ -119,7 +119,7 @@ class Board:
         self._write(step=update, summary=Summary(value=values))
 
     def finish(self):
-        """Nothing is held back or left open."""
+        """Nothing is left to write or to close."""
 
     def _write(self, **entry):
         from tensorboard.compat.proto.event_pb2 import Event
@@ -167,7 +167,7 @@ class OutsideTracker:
         self._do(self._tracker.log, dict(figures), step=update)
 
     def finish(self):
-        """Have it send what it holds."""
+        """Have it send what it has not sent yet."""
         self._do(self._tracker.finish)
 
     def _do(self, call, *arguments, **named):

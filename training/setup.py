@@ -127,7 +127,7 @@ def check_rank(settings, backbone, outline):
 
 
 def check_lora_names(settings, backbone, outline):
-    """Raise RMDError for a layer with an adapter that no LoRA file of ComfyUI's can hold.
+    """Raise RMDError for a layer with an adapter that no LoRA file of ComfyUI's can contain.
 
     ``settings``: as above. Only its own targets are looked at; the backbones' are known to fit.
     """
@@ -156,7 +156,7 @@ def prepare(outline, *, planned=None):
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts
     if not prompts:
-        raise RMDError(f"{config.prompts.cache} holds no prompt but the null prompt; add prompts to the cache")
+        raise RMDError(f"{config.prompts.cache} contains no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
     if planned is None:
         cache.require((*prompts, *validation, NULL_PROMPT))
