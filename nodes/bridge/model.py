@@ -193,7 +193,7 @@ def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
 
 def _vp_curve(comfy_sigmas: torch.Tensor) -> tuple[VPCurve, str]:
     """The curve of a table of sigma / alpha; a well-known table is recognised, and then exact in float64."""
-    table = -2.0 * torch.log(comfy_sigmas.double().cpu())
+    table = -2.0 * torch.log(comfy_sigmas.cpu().double())
     for name, curve in vp_tables().items():
         if curve.table_size == len(table) and torch.allclose(curve.table_logsnr, table, atol=1e-4, rtol=0.0):
             return curve, name
