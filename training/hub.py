@@ -9,8 +9,6 @@ import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -32,7 +30,6 @@ ENCODER_STEM = "model"  # what transformers calls those of text encoders
 INDEX = "model_index.json"
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of paths that name one file
 
-_AT_ONCE = 4  # files
 _VARIANTS = (None, "fp16")
 _FLOATS = ("F32", "F16", "BF16", "F64")  # safetensors names
 _ALWAYS = (INDEX, "scheduler/scheduler_config.json")  # small files of a model that are always taken
@@ -98,8 +95,7 @@ def fetched(path, part):
 
 
 def fetching(path, part):
-    """Download what ``part`` needs of a hub id, several files at once, as a generator of one step a file;
-    of none for what is there.
+    """Download what ``part`` needs of a hub id, as a generator of one step a file; of none for what is there.
 
     A branch or a tag is looked up each time; where the hub gives no answer, a complete copy in the hub cache will do.
     An interrupted download continues where it was. Raises RMDError for a model that does not exist, is not open to this
@@ -112,13 +108,10 @@ def fetching(path, part):
         info = HfApi().model_info(hub.name, revision=hub.revision)
         files = files_of(part, [file.rfilename for file in info.siblings], hub)
         log.info("%s: the %d files that are needed, of commit %s", hub, len(files), info.sha)
-        # The first by the revision's own name, under which the hub cache then knows the commit.
-        hf_hub_download(hub.name, files[0], revision=hub.revision)
-        yield
-        # snapshot_download does the same, but its threads go on after Ctrl-C; these end with the process.
-        with ThreadPool(_AT_ONCE) as pool:
-            for _ in pool.imap_unordered(partial(hf_hub_download, hub.name, revision=info.sha), files[1:]):
-                yield
+        for number, file in enumerate(files):  # not by snapshot_download, whose threads go on after Ctrl-C
+            # By the revision's own name first, under which the hub cache then knows the commit.
+            hf_hub_download(hub.name, file, revision=info.sha if number else hub.revision)
+            yield
     except (*_NO_ANSWER, HFValidationError) as error:
         missing = _missing(hub, part)
         if missing is not None:
