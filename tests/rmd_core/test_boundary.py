@@ -21,6 +21,7 @@ from rmd_core.boundary import (
     upsample,
 )
 from rmd_core.errors import RMDError
+from rmd_core.presets import PRESETS, preset
 
 SIZES = [((8, 8), (16, 16)), ((6, 10), (9, 16)), ((5, 7), (5, 11)), ((3, 4), (7, 9))]
 PAIRS = [(64, 128), (60, 90), (104, 160), (8, 12), (7, 10), (5, 5), (1, 3), (13, 14)]
@@ -374,3 +375,22 @@ def test_boundary_without_prediction():
     assert torch.equal(switched.noise, fresh.given["switch"])
     with pytest.raises(RMDError, match="no predicted noise"):
         Boundary("nearest", "mix", 0.5).switch(x0, None, (8, 8), fresh)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_method_presets_are_accepted(name):
+    one = preset(name)
+    Boundary(one.upsampler, one.switch_noise, one.eta)
+    Boundary(one.upsampler, one.loss_noise, one.eta_train)
+
+
+def test_unknown_presets_are_refused_with_the_known_ones():
+    with pytest.raises(RMDError, match="'official' is unknown; use one of default, paper-literal"):
+        preset("official")
+
+
+def test_presets_cannot_be_changed():
+    with pytest.raises(TypeError):
+        PRESETS["default"] = None
+    with pytest.raises(AttributeError):
+        PRESETS["default"].eta = 0.1
