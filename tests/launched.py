@@ -1,7 +1,6 @@
-"""distill.py in processes of its own: alone, or as the real commands torchrun and `accelerate launch` start it."""
+"""distill.py in a Python of its own: alone, or as the real commands torchrun and `accelerate launch` start it."""
 
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -80,46 +79,15 @@ class Launched:
         found[0].kill()
 
 
-def start(config, *overrides, flags=(), limit=None):
-    """distill.py as a process of its own; ``limit``: no file may grow beyond so many bytes, as on a full disk."""
+def finished(config, *overrides, flags=()):
+    """(exit code, what was printed) of distill.py in a Python of its own, run in the folder of its configuration."""
     sets = [part for override in overrides for part in ("--set", override)]
-    return subprocess.Popen(
+    process = subprocess.run(
         [sys.executable, str(ROOT / "training" / "distill.py"), "--config", str(config), *sets, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=config.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,
+        timeout=BOUND,
     )
-
-
-def finished(process):
-    """(exit code, what was printed) of such a process, once it has ended."""
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def wait_for_update(folder, update, process):
-    """Wait until the record has reached an update; the process is still running then."""
-    path = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if len(lines) >= update:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run made no progress")
-
-
-def record(folder):
-    """The record of a run without its times."""
-    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in metrics(folder)]
-
-
-def one_error_line(output):
-    """The one error line in what was printed."""
-    lines = [line for line in output.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "Traceback" not in output, output
-    return lines[0]
+    return process.returncode, process.stdout

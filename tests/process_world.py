@@ -1,11 +1,13 @@
 """Runs of distill.py in several processes on this machine, forked from a server that has everything imported."""
 
+import functools
 import multiprocessing
 import os
 import resource
 import socket
 import sys
 import time
+from multiprocessing import forkserver
 
 from huggingface_hub import constants
 
@@ -24,8 +26,7 @@ class Run:
 
     def __init__(self, count, world, *overrides, flags=(), sharded=False, each=None, limits=None, hub=None):
         self.world = world
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["process_world", "training.trainer"])
+        context = server()
         shared = {
             "WORLD_SIZE": count,
             "LOCAL_WORLD_SIZE": count,
@@ -71,6 +72,26 @@ class Run:
                 return
             time.sleep(0.05)
         raise AssertionError("the run made no progress")
+
+
+@functools.cache
+def server():
+    """A multiprocessing context whose processes are forked from a server that has everything imported.
+
+    Before Python 3.13 the server gets this process's path only from PYTHONPATH. It ignores imports that fail, and then
+    every process imports all by itself.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["process_world", "training.trainer", "training.text_encoders", "encoder_world"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
 
 
 def distill_on(count, world, *overrides, **settings):

@@ -2,7 +2,6 @@
 
 import html
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from backbone_world import CONFIG, NAMES
 from encoder_world import encode_slowly, write_model
+from process_world import server
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import PromptCache, shard_files
 from training.encode_prompts import encode_prompts, main
@@ -334,9 +334,7 @@ BOUND = 180  # seconds after which a process that does nothing fails its test
 
 
 def start(model, out):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["process_world", "training.trainer", "training.text_encoders"])
-    process = context.Process(target=encode_slowly, args=(model, WORDS, out))
+    process = server().Process(target=encode_slowly, args=(model, WORDS, out))
     process.start()
     return process
 

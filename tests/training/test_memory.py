@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from backbone_world import write_backbone_world
-from launched import finished, start
+from launched import finished
 from training import memory
 from training.backbones.wan import WanBackbone
 from training.config import load_config
@@ -232,7 +232,7 @@ def test_a_dry_run_of_its_own_prints_what_one_with_every_package_prints(tmp_path
         write_world(tmp_path)
     else:
         write_backbone_world(name, tmp_path)
-    code, printed = finished(start(tmp_path / "config.yaml", *overrides, flags=["--dry-run"]))
+    code, printed = finished(tmp_path / "config.yaml", *overrides, flags=["--dry-run"])
     assert code == 0, printed
     assert distill(tmp_path, *overrides, flags=["--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [line for line in printed.splitlines() if "memory:" not in line]

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, resumed, run out of disk, or want one folder at the same time."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from launched import finished, one_error_line, record, start, wait_for_update
+from launched import finished
+from process_world import Run, distill_on
 from rmd_core.files import save_safetensors
 from training.backbones.wan import WanBackbone
 from training.distill import StopSignals, main
@@ -30,6 +32,18 @@ def interrupted(pristine, tmp_path_factory):
 @pytest.fixture
 def half(interrupted, tmp_path):
     return copy_world(interrupted, tmp_path)
+
+
+def record(folder):
+    """The record of a run without its times."""
+    return [{**entry, "seconds": 0} for entry in metrics(folder)]
+
+
+def the_error(run):
+    """The one error line that a run of one process has printed."""
+    ((line,),), (text,) = run.errors(), run.printed()
+    assert "Traceback" not in text
+    return line
 
 
 @pytest.mark.parametrize(
@@ -124,10 +138,7 @@ def test_resume_repeats_an_uninterrupted_run_bit_for_bit(world):
         ),
     ):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    drop = {"seconds"}
-    assert [{k: v for k, v in e.items() if k not in drop} for e in metrics(a)] == [
-        {k: v for k, v in e.items() if k not in drop} for e in metrics(b)
-    ]
+    assert record(a) == record(b)
     assert distill(world, flags=["--resume"]) == 0  # a finished run stays as it is
     assert (a / "student.safetensors").read_bytes() == (b / "student.safetensors").read_bytes()
 
@@ -153,26 +164,26 @@ def test_kill_9_and_resume_give_the_run_that_was_never_killed(tmp_path, mode):
     AcceleratorState._reset_state(reset_partial_state=True)
     assert main(["--config", str(config), "--set", f"output.folder={straight}"]) == 0
     # The killed run is asked for many more updates, so that it is surely still running at its fourth.
-    process = start(config, f"output.folder={killed}", "train.updates=100000", "output.keep=100000")
-    wait_for_update(killed, 4, process)
-    process.send_signal(signal.SIGKILL)
-    assert finished(process)[0] == -signal.SIGKILL
+    run = Run(1, tmp_path, f"output.folder={killed}", "train.updates=100000", "output.keep=100000")
+    run.wait_for_update(killed, 4)
+    run.processes[0].kill()
+    assert run.codes() == [-signal.SIGKILL]
     for path in (killed / "checkpoints").iterdir():  # however far it came, go on from update 3
         if path.name != "step_000003":
             shutil.rmtree(path)
-    code, output = finished(start(config, f"output.folder={killed}", flags=["--resume"]))
-    assert code == 0 and "resuming after update 3" in output
+    run = distill_on(1, tmp_path, f"output.folder={killed}", flags=["--resume"])
+    assert "resuming after update 3" in run.printed()[0]
     assert (straight / "student.safetensors").read_bytes() == (killed / "student.safetensors").read_bytes()
     assert record(straight) == record(killed) and len(record(killed)) == 6
 
 
 def test_ctrl_c_saves_and_exits(tmp_path):
-    config = write_world(tmp_path)
-    process = start(config, "train.updates=100000", "output.checkpoint_every=100000")
-    wait_for_update(tmp_path / "out", 2, process)
-    process.send_signal(signal.SIGINT)
-    code, output = finished(process)
-    assert code == 130 and "Traceback" not in output
+    write_world(tmp_path)
+    run = Run(1, tmp_path, "train.updates=100000", "output.checkpoint_every=100000")
+    run.wait_for_update(tmp_path / "out", 2)
+    os.kill(run.processes[0].pid, signal.SIGINT)
+    codes, (output,) = run.codes(), run.printed()
+    assert codes == [130] and "Traceback" not in output
     reached = record(tmp_path / "out")[-1]["update"]
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == [f"step_{reached:06d}"]
     assert f"after update {reached}" in output and "--resume" in output
@@ -193,9 +204,10 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path):
     config = write_world(tmp_path)
     assert main(["--config", str(config), "--set", "train.updates=3"]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
-    code, output = finished(start(config, flags=["--resume"], limit=200_000))
-    line = one_error_line(output)
-    assert code == 1 and "could not be written" in line and "File too large" in line
+    run = Run(1, tmp_path, flags=["--resume"], limits={0: 200_000})
+    assert run.codes() == [1]
+    line = the_error(run)
+    assert "could not be written" in line and "File too large" in line
     assert "the last good checkpoint is" in line and "step_000003" in line
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_000003"]
@@ -214,18 +226,18 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_is_really_full_is_one_line(tmp_path, small_disk):
-    config = write_world(tmp_path)  # a checkpoint takes 5 MB
+    write_world(tmp_path)  # a checkpoint takes 5 MB
     overrides = ("output.trackers=[tensorboard]", f"output.folder={small_disk}/out", "output.checkpoint_every=2")
-    code, output = finished(start(config, *overrides))
-    line = one_error_line(output)
-    assert code == 1 and "No space left" in line and "there is no earlier checkpoint" in line
+    run = Run(1, tmp_path, *overrides)
+    assert run.codes() == [1]
+    line = the_error(run)
+    assert "No space left" in line and "there is no earlier checkpoint" in line
     assert len(record(small_disk / "out")) == 2 and not list((small_disk / "out" / "checkpoints").iterdir())
 
 
 def test_the_command_runs_from_any_folder_without_installation(tmp_path):
-    config = write_world(tmp_path)
-    code, output = finished(start(config, "train.batch=0"))
-    assert code == 2 and "train.batch" in one_error_line(output)
+    code, output = finished(write_world(tmp_path), "train.batch=0")
+    assert code == 2 and "error: " in output and "train.batch" in output and "Traceback" not in output
 
 
 HOLD = """
@@ -237,18 +249,18 @@ with training.run.lock_folder(pathlib.Path(sys.argv[1])):
 
 
 def test_a_run_that_another_program_resumes_goes_on_alone(tmp_path, capsys):
-    config = write_world(tmp_path)
-    first = start(config, "train.updates=100000", "output.checkpoint_every=2", "output.keep=100000")
-    wait_for_update(tmp_path / "out", 3, first)
-    assert distill(tmp_path, "train.updates=100000", "output.checkpoint_every=2", "output.keep=100000") == 2
+    write_world(tmp_path)
+    settings = ("train.updates=100000", "output.checkpoint_every=2", "output.keep=100000")
+    first = Run(1, tmp_path, *settings)
+    first.wait_for_update(tmp_path / "out", 3)
+    assert distill(tmp_path, *settings) == 2
     refused(capsys, 2, "already contains a run", "--resume")
-    resumed = ("train.updates=100000", "output.checkpoint_every=2", "output.keep=100000")
-    assert distill(tmp_path, *resumed, flags=["--resume"]) == 2
+    assert distill(tmp_path, *settings, flags=["--resume"]) == 2
     refused(capsys, 2, "another run is writing into the output folder", "output.folder")
     reached = len(record(tmp_path / "out"))
-    wait_for_update(tmp_path / "out", reached + 2, first)
-    first.send_signal(signal.SIGINT)
-    assert finished(first)[0] == 130
+    first.wait_for_update(tmp_path / "out", reached + 2)
+    os.kill(first.processes[0].pid, signal.SIGINT)
+    assert first.codes() == [130]
     updates = [entry["update"] for entry in record(tmp_path / "out")]
     assert updates == list(range(1, len(updates) + 1))
 
