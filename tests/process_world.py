@@ -27,7 +27,7 @@ class Run:
     def __init__(self, count, world, *overrides, flags=(), sharded=False, each=None, limits=None, hub=None):
         self.world = world
         context = server()
-        shared = {
+        shared = {  # as a launcher of several sets them
             "WORLD_SIZE": count,
             "LOCAL_WORLD_SIZE": count,
             "MASTER_ADDR": "127.0.0.1",
@@ -37,8 +37,8 @@ class Run:
         self.processes = []
         for rank in range(count):
             mine = (*overrides, *(each or {}).get(rank, ()))
-            variables = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-            arguments = (world, variables, mine, flags, (limits or {}).get(rank), hub or {})
+            variables = {**shared, "RANK": rank, "LOCAL_RANK": rank} if count > 1 else {}
+            arguments = (world, rank, variables, mine, flags, (limits or {}).get(rank), hub or {})
             self.processes.append(context.Process(target=_one, args=arguments))
             self.processes[-1].start()
 
@@ -101,9 +101,9 @@ def distill_on(count, world, *overrides, **settings):
     return run
 
 
-def _one(world, variables, overrides, flags, limit, hub):
+def _one(world, rank, variables, overrides, flags, limit, hub):
     os.environ.update({name: str(value) for name, value in variables.items()})
-    with open(world / f"printed_{variables['RANK']}.txt", "w") as file:
+    with open(world / f"printed_{rank}.txt", "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     for name, value in hub.items():
