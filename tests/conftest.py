@@ -4,6 +4,7 @@ import functools
 import sys
 
 import pytest
+from hypothesis import settings
 
 from comfyui_checkout import find_comfyui
 
@@ -119,7 +120,7 @@ def world(pristine, tmp_path):
 
 
 class MissingComfyui:
-    """Counts the tests skipped for want of a ComfyUI and says so in the very last line of the run."""
+    """Counts the tests skipped because there is no ComfyUI, and says so in the very last line of the run."""
 
     def __init__(self):
         self.skipped = 0
@@ -155,12 +156,15 @@ class PackEntry:
 
 
 def pytest_configure(config):
+    settings.register_profile("no deadline", deadline=None, max_examples=60)  # the machine may be busy
+    settings.load_profile("no deadline")
     config.pluginmanager.register(MissingComfyui())
     config.pluginmanager.register(PackEntry())
     config.pluginmanager.register(ServerLog())
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.parent.name == "rmd_core")  # short ones last: workers end at the same time
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu:
         import torch

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ def rows(text):
     return [[cells[0].strip("*"), *cells[1:]] for cells in lines[2:]]
 
 
+@cache
 def messages(*folders):
     """Every text in the code of some folders, with `...` for what is filled in."""
     found = []

@@ -56,6 +56,8 @@ def test_what_the_safetensors_library_writes_is_read(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"k": "v"})
     header = read_header(tmp_path / "model.safetensors")
     assert header.metadata == {"k": "v"}
+    save_file(tensors, tmp_path / "plain.safetensors")
+    assert read_metadata(tmp_path / "plain.safetensors") == {}
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     assert shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert header.tensors["t.3"].dtype == "BF16"
@@ -81,11 +83,6 @@ def test_no_tensor_is_read(tmp_path):
     assert read_header(path).tensors["w"].shape == (size,)
     with pytest.raises(RMDError, match="huge.safetensors: cannot be read"):
         read_tensors(path)
-
-
-def test_missing_metadata_is_empty(tmp_path):
-    path = save_safetensors(tmp_path / "plain.safetensors", {"w": torch.zeros(2)})
-    assert read_metadata(path) == {}
 
 
 def test_missing_file_and_folder(tmp_path):
@@ -190,15 +187,6 @@ def test_changed_bytes_give_a_header_or_an_rmd_error(tmp_path_factory, data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = folder / "fuzz.safetensors"
     path.write_bytes(whole)
-    with suppress(RMDError):
-        read_header(path)
-
-
-@given(st.binary(max_size=80))
-@settings(max_examples=300, deadline=None)
-def test_any_bytes_give_a_header_or_an_rmd_error(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "bytes.safetensors"
-    path.write_bytes(content)
     with suppress(RMDError):
         read_header(path)
 

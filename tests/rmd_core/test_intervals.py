@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_world import FLOW3, IMAGE, SDXL, WAN, curves, grid_at, maps, splits
+from core_world import FLOW3, FLOW5, IMAGE, SDXL, WAN, curves, grid_at, maps, splits
 from rmd_core.errors import RMDError
 from rmd_core.intervals import StageSampler, TimestepIntervals
 from rmd_core.noising import noise_further
@@ -56,24 +56,11 @@ def test_invariant_24_official_presets_reproduce_the_official_table(name):
     assert ranges(plan, offset_factor=preset.offset_factor, split=preset.split) == OFFICIAL[name]
 
 
-def test_invariant_24_without_the_split():
-    assert ranges(wan(), split=False)[3:] == [(398, 979), (248, 979), (98, 979)]
-
-
-def test_invariant_24_official_levels():
-    """Levels of the table's ends at shift 3, and with the mapping on the same indices at shift 5."""
+@pytest.mark.parametrize("mapping, curve", [(NoMap(), FLOW3), (ShiftPairMap(3, 5), FLOW5)])
+def test_invariant_24_indices_are_levels_of_the_final_sizes_curve(mapping, curve):
     ends = torch.tensor(OFFICIAL["official-current"])
-    by_3 = TimestepIntervals.from_plan(wan()).sigma_at(ends)
-    assert by_3[:, 0].tolist() == pytest.approx([0.9530, 0.8981, 0.8310, 0.6359, 0.4540, 0.1772], abs=6e-5)
-    assert by_3[:, 1].tolist() == pytest.approx([0.9932] * 3 + [0.8562] * 3, abs=6e-5)
-    logsnr = FLOW3.logsnr(by_3)
-    assert logsnr[:, 0].tolist() == pytest.approx([-6.02, -4.35, -3.18, -1.12, 0.37, 3.07], abs=6e-3)
-    assert logsnr[:, 1].tolist() == pytest.approx([-9.98] * 3 + [-3.57] * 3, abs=6e-3)
-    mapped = TimestepIntervals.from_plan(wan(mapping=ShiftPairMap(3, 5)))
-    assert [(interval.lower, interval.upper) for interval in mapped.steps] == OFFICIAL["official-current"]
-    by_5 = mapped.sigma_at(ends)
-    assert by_5[:, 0].tolist() == pytest.approx([0.9712, 0.9362, 0.8912, 0.7443, 0.5808, 0.2642], abs=6e-5)
-    assert by_5[:, 1].tolist() == pytest.approx([0.9959] * 3 + [0.9085] * 3, abs=6e-5)
+    levels = TimestepIntervals.from_plan(wan(mapping=mapping)).sigma_at(ends)
+    assert torch.allclose(levels, curve.table_sigma(ends.double()), rtol=1e-12)
 
 
 @pytest.mark.parametrize("mapping", [NoMap(), AreaMap(), ShiftPairMap(3, 5)])

@@ -47,25 +47,6 @@ def test_invariant_5_published_plans_from_thresholds(curve, grid, by_5, by_2_5, 
         assert plan.split == expected
 
 
-@pytest.mark.parametrize(
-    "curve, steps, split, window",
-    [
-        (SDXL, 4, "2+2", (-2.813, -0.956)),
-        (PIXART, 4, "2+2", (-5.695, -2.462)),
-        (FLOW3, 4, "2+2", (-4.394, -2.197)),
-        (FLOW3, 6, "3+3", (-3.578, -2.197)),
-        (SDXL, 4, "3+1", (-0.956, 0.733)),
-        (FLOW3, 4, "3+1", (-2.197, 0.0)),
-    ],
-)
-def test_threshold_windows_of_the_published_plans(curve, steps, split, window):
-    def split_at(threshold):
-        return plan_from_thresholds(curve, steps, thresholds=[threshold], sizes=IMAGE, mapping=NoMap()).split
-
-    assert split_at(window[0] + 2e-3) == split_at(window[1] - 2e-3) == split
-    assert split not in (split_at(window[0] - 2e-3), split_at(window[1] + 2e-3))
-
-
 def test_a_step_on_its_threshold_runs_at_the_larger_size():
     threshold = FLOW3.logsnr(FLOW3.grid(4)[2])
     plan = plan_from_thresholds(FLOW3, 4, thresholds=[threshold], sizes=IMAGE, mapping=AreaMap())
@@ -149,15 +130,6 @@ def test_sdxl_2_plus_2_as_published():
     ]
 
 
-def test_sd35_and_wan_levels_as_published():
-    sd35 = plan_from_split(FLOW3, "2+2", sizes=IMAGE, mapping=AreaMap())
-    assert [step.sigma for step in sd35.steps] == pytest.approx([1.0, 0.9, 6 / 7, 2 / 3])
-    unmapped = plan_from_split(FLOW3, "2+2", sizes=IMAGE, mapping=NoMap())
-    assert [step.sigma for step in unmapped.steps] == pytest.approx([1.0, 0.9, 0.75, 0.5])
-    wan = plan_from_split(FLOW3, (3, 3), sizes=WAN, mapping=ShiftPairMap(3, 5))
-    assert [step.sigma for step in wan.steps[3:]] == pytest.approx([FLOW5.table_sigma(i) for i in (499, 332, 165)])
-
-
 def test_the_authors_own_sampler_grid_can_be_given():
     indices = (999, 833, 667, 501, 335, 169)
     grid = [FLOW3.table_sigma(index) for index in indices]
@@ -172,11 +144,6 @@ def test_0_plus_k_differs_from_1_plus_k_less_1_in_its_first_step_alone():
         early, none = (plan_from_split(curve, split, sizes=IMAGE, mapping=AreaMap()) for split in ("1+3", "0+4"))
         assert [step.sigma for step in none.steps[1:]] == [step.sigma for step in early.steps[1:]]
         assert none.steps[0].sigma == curve.sigma_max and none.final_hw == early.final_hw
-
-
-def test_0_plus_k_of_a_flow_is_the_larger_sizes_own_grid():
-    plan = plan_from_split(FLOW3, "0+6", sizes=WAN, mapping=ShiftPairMap(3, 5))
-    assert [step.sigma for step in plan.steps] == pytest.approx(FLOW5.grid(6), rel=1e-12)
 
 
 def test_k_plus_0_ends_at_the_smaller_size():

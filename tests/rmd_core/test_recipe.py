@@ -42,13 +42,14 @@ def make_recipe(plan=None, *, boundary=None, eta=0.5, **changes):
 
 @st.composite
 def recipes(draw):
+    """(plan, a recipe made from it)"""
     sizes = draw(st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=3))
     sizes = list(zip(sorted(height for height, _ in sizes), sorted(width for _, width in sizes)))
     counts = draw(st.lists(st.integers(0, 3), min_size=len(sizes), max_size=len(sizes)).filter(any))
     curve = draw(st.sampled_from(CURVES))
     plan = plan_from_split(curve, counts, sizes=sizes, mapping=draw(st.sampled_from(MAPPINGS)))
     share = st.floats(0.0, 1.0)
-    return make_recipe(
+    return plan, make_recipe(
         plan,
         boundary=Boundary(
             draw(st.sampled_from(["bicubic", "nearest", "bilinear", "area"])),
@@ -67,28 +68,14 @@ def recipes(draw):
 
 
 @given(recipes())
-def test_round_trip_through_json(recipe):
+def test_round_trip_through_json(made):
+    plan, recipe = made
     text = recipe.to_json()
     back = Recipe.from_json(text)
     assert back == recipe
     assert back.to_json() == text
-    assert back.plan() == recipe.plan()
+    assert back.plan() == plan
     assert hash(back) == hash(recipe)
-
-
-@given(recipes())
-def test_round_trip_through_a_file(tmp_path_factory, recipe):
-    path = tmp_path_factory.getbasetemp() / "student.safetensors"
-    save_safetensors(path, {"w": torch.zeros(2)}, student_metadata(recipe, title="student"))
-    assert read_recipe(path) == recipe
-
-
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("mapping", MAPPINGS)
-@pytest.mark.parametrize("split", ["2+2", "1+3", "4+0", "0+4"])
-def test_the_trained_plan_comes_back(curve, mapping, split):
-    plan = plan_from_split(curve, split, sizes=[(7, 13), (11, 20)], mapping=mapping)
-    assert Recipe.from_json(make_recipe(plan).to_json()).plan() == plan
 
 
 def test_thresholds_are_kept_beside_the_plan_they_made():
@@ -235,20 +222,6 @@ JSON = st.recursive(
 def test_any_value_in_any_field_gives_a_recipe_or_an_rmd_error(field, value):
     with suppress(RMDError):
         Recipe.from_json(values_with(**{field: value}))
-
-
-@given(st.data())
-@settings(max_examples=300)
-def test_mutated_headers_give_a_recipe_or_an_rmd_error(tmp_path_factory, data):
-    folder = tmp_path_factory.getbasetemp()
-    metadata = student_metadata(make_recipe(), title="student")
-    content = bytearray(save_safetensors(folder / "whole.safetensors", {"w": torch.zeros(2)}, metadata).read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = folder / "mutated.safetensors"
-    path.write_bytes(content)
-    with suppress(RMDError):
-        read_recipe(path)
 
 
 @given(st.data())

@@ -164,13 +164,9 @@ def test_an_existing_folder_is_refused_and_left_alone(world, capsys):
     ("what", "words"),
     [
         ("missing", "no such file"),
-        ("truncated", "truncated"),
-        ("pickled", "pickled"),
-        ("foreign", "not a WanTransformer3DModel"),
         ("nan", "'head.head.bias' holds values that are not finite"),
         ("key", "unknown key"),
         ("prompts", "is empty"),
-        ("plan", "3 steps"),
         ("config", "does not exist"),
     ],
 )
@@ -178,12 +174,6 @@ def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
     base, overrides = world / "teacher.safetensors", []
     if what == "missing":
         overrides = [f"backbone.base={world}/none.safetensors"]
-    elif what == "truncated":
-        base.write_bytes(base.read_bytes()[:-100])
-    elif what == "pickled":
-        torch.save({"x": torch.zeros(3)}, base)
-    elif what == "foreign":
-        save_safetensors(base, {"conv_in.weight": torch.zeros(3)})
     elif what == "nan":
         broken, metadata = read_tensors(base)
         broken["head.head.bias"][0] = math.nan
@@ -193,8 +183,6 @@ def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
     elif what == "prompts":
         (world / "p.txt").write_text("")
         overrides = [f"prompts.file={world}/p.txt"]
-    elif what == "plan":
-        overrides = ["plan.split=2+1"]
     elif what == "config":
         (world / "config.yaml").unlink()
     assert distill(world, *overrides) == refused(capsys, 2, words)
