@@ -1,13 +1,17 @@
 """What the tests share: a real ComfyUI where one is found, and a last line that counts the tests it was missing for."""
 
 import functools
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from comfyui_checkout import find_comfyui
 
+ROOT = Path(__file__).parents[1]
 NO_COMFYUI = "no ComfyUI was found (COMFYUI_PATH, ~/comfy/ComfyUI)"
 
 
@@ -51,6 +55,12 @@ def node_classes(pack):
 
 
 @pytest.fixture(scope="session")
+def schemas(node_classes):
+    """The schema of every node by its id."""
+    return {node: kind.GET_SCHEMA() for node, kind in node_classes.items()}
+
+
+@pytest.fixture(scope="session")
 def nodes(pack, node_classes):
     """A function that calls a node of the pack by its id, with what makes plans for tiny models."""
     import cascade_rig
@@ -67,11 +77,30 @@ def tiny(comfy):
 
 
 @pytest.fixture(scope="session")
-def server(comfy, tmp_path_factory):
-    """A running ComfyUI server with the pack in it; what it printed is shown with every test that fails."""
+def shipped():
+    """The paths of the package's files: all that .comfyignore, which git reads as comfy-cli does, leaves in."""
+
+    def listed(*flags):
+        found = subprocess.run(["git", "ls-files", "-z", *flags], cwd=ROOT, capture_output=True)
+        if found.returncode:
+            pytest.skip("not a git checkout")
+        return {name for name in found.stdout.decode().split("\0") if (ROOT / name).is_file()}
+
+    left_out = ("--ignored", "--exclude-from=.comfyignore")
+    mine = listed("--cached") | listed("--others", "--exclude-standard")
+    return sorted(mine - listed("--cached", *left_out) - listed("--others", *left_out))
+
+
+@pytest.fixture(scope="session")
+def server(comfy, shipped, tmp_path_factory):
+    """A running ComfyUI server with the package's files alone; what it printed is shown with every test that fails."""
     import comfy_server
 
-    with comfy_server.ComfyServer(find_comfyui(), tmp_path_factory.mktemp("server") / "base") as running:
+    folder = tmp_path_factory.mktemp("server")
+    for name in shipped:
+        (folder / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / "pack" / name)
+    with comfy_server.ComfyServer(find_comfyui(), folder / "base", pack=folder / "pack") as running:
         yield running
 
 

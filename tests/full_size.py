@@ -1,5 +1,7 @@
 """The full-size networks on the meta device: real architectures without data, to compare keys and shapes."""
 
+from functools import cache
+
 from benchmarks.models import ARCHITECTURES, outline
 from training.backbones import make_backbone
 
@@ -15,6 +17,7 @@ DETECTED = {  # the class that ComfyUI should detect
 STUDENTS = tuple(DETECTED)
 
 
+@cache
 def meta_student(name):
     """A full-size student: its backbone, its network on the meta device, and the class ComfyUI should detect."""
     backbone, kind, config = ARCHITECTURES[name]

@@ -63,6 +63,13 @@ class Run:
         """The error lines of each process."""
         return [[line for line in text.splitlines() if line.startswith("error:")] for text in self.printed()]
 
+    def error(self):
+        """The one error line of a run, which the first process has printed; no process shows a traceback."""
+        first, *others = self.errors()
+        assert len(first) == 1 and not any(others), self.printed()
+        assert not any("Traceback" in text for text in self.printed())
+        return first[0]
+
     def wait_for_update(self, folder, update):
         """Wait until the record has reached an update; all processes are still running then."""
         path, deadline = folder / "metrics.jsonl", time.monotonic() + BOUND

@@ -1,7 +1,6 @@
-"""The package for ComfyUI's registry: metadata, files, comfy-cli's own check, and that it runs alone in ComfyUI."""
+"""The package for ComfyUI's registry: metadata, files, comfy-cli's own check. The tests of the server run it."""
 
 import io
-import json
 import os
 import re
 import shutil
@@ -13,8 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfy_server import PACK, ComfyServer
-from comfyui_checkout import find_comfyui
+from comfy_server import PACK
 
 try:
     import tomllib
@@ -44,19 +42,6 @@ TOP = {
 @pytest.fixture(scope="module")
 def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    """The tracked files that .comfyignore, which git reads as comfy-cli does, does not name."""
-
-    def listed(*flags):
-        found = subprocess.run(["git", "ls-files", "-z", "--cached", *flags], cwd=ROOT, capture_output=True)
-        if found.returncode:
-            pytest.skip("not a git checkout")
-        return {name for name in found.stdout.decode().split("\0") if name}
-
-    return sorted(listed() - listed("--ignored", "--exclude-from=.comfyignore"))
 
 
 def test_the_metadata_is_complete(project):
@@ -119,17 +104,3 @@ def test_it_is_small_enough(shipped):
         for name in shipped:
             archive.write(ROOT / name, name)
     assert len(target.getvalue()) < MOST_BYTES
-
-
-def test_it_runs_in_comfyui_by_itself(comfy, shipped, tmp_path):
-    """A server with nothing but the package's files: all nodes, templates, pages and languages, and the demo."""
-    for name in shipped:
-        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, tmp_path / "pack" / name)
-    with ComfyServer(find_comfyui(), tmp_path / "base", pack=tmp_path / "pack") as server:
-        info = server.object_info()
-        assert sum(name.startswith("RMD_") for name in info) == len(list((ROOT / "web" / "docs").glob("*.md")))
-        assert server.json("/workflow_templates")[PACK] and server.json("/i18n")["zh"]["nodeDefs"]
-        assert server.get(f"/extensions/{PACK}/docs/RMD_Sampler.md")
-        run = server.run(json.loads((ROOT / "tests" / "workflows" / "rmd_demo.json").read_text(encoding="utf-8")))
-        assert run.errors == [] and run.of("execution_success"), server.printed()[-3000:]

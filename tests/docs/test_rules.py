@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,13 @@ def where(path, line):
     return f"{path.relative_to(ROOT)}:{line}"
 
 
+@cache
+def every_node(path):
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def nodes_of(path, *kinds):
-    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
+    return [node for node in every_node(path) if isinstance(node, kinds)]
 
 
 def imported(path):

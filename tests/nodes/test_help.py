@@ -46,11 +46,6 @@ def takes(field):
     return [kind]
 
 
-@pytest.fixture(scope="module")
-def schemas(node_classes):
-    return {node: kind.GET_SCHEMA() for node, kind in node_classes.items()}
-
-
 def test_every_node_has_a_page_and_every_page_a_node(schemas):
     assert {page.stem for page in PAGES} == schemas.keys()
 

@@ -173,11 +173,6 @@ def all_inputs(schema):
                 yield f"{field.id}.{inner.id}", inner
 
 
-@pytest.fixture(scope="module")
-def schemas(node_classes):
-    return {node: kind.GET_SCHEMA() for node, kind in node_classes.items()}
-
-
 def test_every_input_and_output_has_a_tooltip(schemas):
     for node, schema in schemas.items():
         for name, field in [*all_inputs(schema), *enumerate(schema.outputs)]:

@@ -176,15 +176,11 @@ def test_gradient_checkpointing_changes_nothing(world):
     assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-7) for name in a)
 
 
-def test_resume_repeats_an_uninterrupted_run_bit_for_bit(world):
-    straight, out = world / "straight", world / "out"
-    assert distill(world, *ADAPTERS, f"output.folder={straight}") == 0
-    assert distill(world, *ADAPTERS, "train.updates=3") == 0
-    assert distill(world, *ADAPTERS, flags=["--resume"]) == 0
-    parts = ("student", "fake", "average", "student_optimiser", "fake_optimiser")
-    for name in ("student.safetensors", *(f"checkpoints/step_000006/{part}.safetensors" for part in parts)):
-        assert (straight / name).read_bytes() == (out / name).read_bytes(), name
-    average, last = (tensors(out / "checkpoints" / "step_000006" / f"{part}.safetensors") for part in parts[2::-2])
+def test_what_is_exported_is_the_average_as_a_lora_or_merged(world):
+    out = world / "out"
+    assert distill(world, *ADAPTERS) == 0
+    parts = (out / "checkpoints" / "step_000006" / f"{part}.safetensors" for part in ("average", "student"))
+    average, last = map(tensors, parts)
     assert average.keys() == last.keys() and not equal(average, last)
     student = tensors(out / "student.safetensors")
     layer = "diffusion_model.blocks.0.self_attn.q"

@@ -96,13 +96,13 @@ def test_the_page_tells_keys_and_parameters(name):
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_layer_that_a_lora_is_put_on_has_a_native_layer_of_its_shape(name):
     backbone, network, _ = meta_student(name)
-    state = backbone.native_state(network)
+    state, keys = backbone.native_state(network), backbone.keys(network.config)
     layers = [n for n, _ in network.named_modules() if n.endswith(tuple(f".{t}" for t in backbone.adapter_targets))]
     assert {target for target in backbone.adapter_targets if any(n.endswith(f".{target}") for n in layers)} == set(
         backbone.adapter_targets
     )
     for layer in layers:
-        native, stacked = backbone.native_layer(network, layer)
+        native, stacked = keys.native_layer(layer)
         rows = sum(network.get_submodule(part).weight.shape[0] for part in stacked)
         assert layer in stacked and state[f"{native}.weight"].shape[0] == rows
 

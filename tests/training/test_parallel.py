@@ -292,24 +292,16 @@ def test_bad_input_is_one_line_under_torchrun_too(world):
 LONG = ("train.updates=100000", "output.keep=100000")
 
 
-def the_error(run):
-    """The one error line of a run, which the first process has printed; no process shows a traceback."""
-    first, *others = run.errors()
-    assert len(first) == 1 and not any(others), run.printed()
-    assert not any("Traceback" in text for text in run.printed())
-    return first[0]
-
-
 def test_bad_input_of_one_process_ends_all(world):
     run = Run(2, world, each={1: [f"backbone.vae={world}/none.safetensors"]})
     assert run.codes() == [2, 2]
-    assert "none.safetensors" in the_error(run) and not (world / "out").exists()
+    assert "none.safetensors" in run.error() and not (world / "out").exists()
 
 
 def test_another_configuration_in_one_process_is_refused(world):
     run = Run(2, world, each={1: ["loss.cfg=3.0"]})
     assert run.codes() == [2, 2]
-    assert "process 2 of 2 has another configuration than the first one" in the_error(run)
+    assert "process 2 of 2 has another configuration than the first one" in run.error()
     assert not (world / "out").exists()
 
 
@@ -317,7 +309,7 @@ def test_a_checkpoint_that_one_process_does_not_see_is_told_as_such(world):
     assert distill(world, "train.updates=3") == 0
     run = Run(2, world, flags=["--resume"], each={1: [f"output.folder={world}/elsewhere"]})
     assert run.codes() == [2, 2]
-    line = the_error(run)
+    line = run.error()
     assert "process 2 of 2 does not see" in line and "elsewhere" in line and "a disk that all machines share" in line
 
 
@@ -331,7 +323,7 @@ def test_a_loss_of_one_process_that_is_no_number_ends_all(world, sharded):
     write_prompt_cache(world / "prompts.safetensors", embeddings, encoder="toy", dtype=torch.float32)
     run = Run(2, world, "train.batch=1", sharded=sharded)
     assert run.codes() == [1, 1]
-    line = the_error(run)
+    line = run.error()
     assert "update 1: the fake score's loss is " in line and f"for the batch of 1 prompts {second!r}" in line
     assert first not in line and not (world / "out" / "metrics.jsonl").exists()
 
@@ -344,7 +336,7 @@ def test_a_full_disk_of_one_process_ends_all_and_spares_the_last_checkpoint(worl
     # Where the networks are spread every process writes its part of a checkpoint; else the first one writes all.
     run = Run(2, world, sharded=sharded, flags=["--resume"], limits={int(sharded): 200_000})
     assert run.codes() == [1, 1]
-    line = the_error(run)
+    line = run.error()
     assert "could not be written" in line and "the last good checkpoint is" in line and "step_000003" in line
     assert before == {path: path.read_bytes() for path in (world / "out").rglob("*.safetensors")}
     assert [path.name for path in (world / "out" / "checkpoints").iterdir()] == ["step_000003"]

@@ -43,13 +43,6 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-def the_error(run):
-    """The one error line that a run of one process has printed."""
-    ((line,),), (text,) = run.errors(), run.printed()
-    assert "Traceback" not in text
-    return line
-
-
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -198,7 +191,7 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path):
     before = contents(tmp_path / "out")
     run = Run(1, tmp_path, flags=["--resume"], limits={0: 200_000})
     assert run.codes() == [1]
-    line = the_error(run)
+    line = run.error()
     assert "could not be written" in line and "File too large" in line
     assert "the last good checkpoint is" in line and "step_000003" in line
     assert before == contents(tmp_path / "out")
@@ -222,7 +215,7 @@ def test_a_disk_that_is_really_full_is_one_line(tmp_path, small_disk):
     overrides = ("output.trackers=[tensorboard]", f"output.folder={small_disk}/out", "output.checkpoint_every=2")
     run = Run(1, tmp_path, *overrides)
     assert run.codes() == [1]
-    line = the_error(run)
+    line = run.error()
     assert "No space left" in line and "there is no earlier checkpoint" in line
     assert len(record(small_disk / "out")) == 2 and not list((small_disk / "out" / "checkpoints").iterdir())
 
