@@ -174,19 +174,6 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
     assert stages == set(range(len(setup.plan.stages)))
 
 
-def test_a_student_phase_without_a_fake_phase_is_the_same_as_one_that_shares(tmp_path):
-    setup = make_setup(tmp_path, "train.warmup_updates=0")
-    draw = setup.sampler().batch(1, "fake-0", round_number=0)
-    results = []
-    for share in (True, False):
-        objective = make_objective(setup)
-        samples = objective.fake_phase(draw, share=True)[1] if share else None
-        value, _ = objective.student_phase(draw, samples)
-        results.append((value, gradients(objective.student)))
-    assert results[0][0] == results[1][0]
-    assert all(torch.equal(results[1][1][name], g) for name, g in results[0][1].items())
-
-
 def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(tmp_path):
     setup = make_setup(tmp_path, "train.batch=6", "train.warmup_updates=0")
     objective, sampler, calls = make_objective(setup), setup.sampler(), []
@@ -199,14 +186,6 @@ def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(
         assert x_in.shape == (6, 16, 1, stage.height, stage.width) and not x_in.requires_grad
         expected = [int((draw.steps > index).sum()) for index in range(int(draw.steps.max()))]
         assert calls == expected
-
-
-def test_one_sample_stays_the_same_in_another_batch(tmp_path):
-    setup = make_setup(tmp_path, "train.batch=5", "train.warmup_updates=0")
-    objective = make_objective(setup)
-    draw = setup.sampler().batch(3, "fake-0", round_number=0)
-    whole, alone = (objective.student_input(d, objective.conditioning(d)) for d in (draw, draw.rows(2, 4)))
-    assert torch.allclose(whole[2:4], alone, atol=1e-5)
 
 
 def test_told_level_is_the_level_of_the_state(tmp_path):
