@@ -93,6 +93,20 @@ def tiny_pixart():
     return TinyModel(_patcher("PixArtSigma", config), channels=4, context=24)
 
 
+def tiny_qwen():
+    """Qwen-Image: images in Wan2.1's latents, which have a time axis, with reference latents as tokens of their own."""
+    config = {
+        "image_model": "qwen_image",
+        "in_channels": 64,
+        "num_layers": 1,
+        "attention_head_dim": 24,
+        "axes_dims_rope": (8, 8, 8),
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+    }
+    return TinyModel(_patcher("QwenImage", config), channels=16, context=24, video=True)
+
+
 def tiny_controlnet():
     """A ControlNet for `tiny_sdxl`, its own object on every call."""
     import comfy.cldm.cldm

@@ -173,6 +173,11 @@ class ModelView:
         return float(height * width * frames) if hidden is None else tokens * (6.0 * hidden + tokens)
 
 
+def references_on_grid(model: Any) -> bool:
+    """Whether a MODEL puts reference latents on the grid of its own latents, as Wan does; others take any size."""
+    return "WAN21" in class_names(model.model)
+
+
 def _rmd_shift(network: Any) -> float | None:
     return next((RMD_SHIFTS[name] for name in class_names(network) if name in RMD_SHIFTS), None)
 

@@ -25,9 +25,9 @@ from ...rmd_core.boundary import Boundary, check_eta, step_noise
 from ...rmd_core.cascade import StageEnd, StageJob, run_cascade
 from ...rmd_core.errors import RMDError, one_line
 from ...rmd_core.noise import FreshNoise, SeededNoise
-from .conditioning import StageView
+from .conditioning import StageView, unknown_tensors
 from .latents import SourceImage, final_latent, to_output
-from .model import ModelView, NoiseForm
+from .model import ModelView, NoiseForm, references_on_grid
 from .plans import SamplingPlan, check_levels, pixels
 
 logger = logging.getLogger(__name__)
@@ -147,8 +147,8 @@ def _sample_stage(
         on_step(first + step, step_x0, x)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    video = job.noise.ndim == 5
-    view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, video=video)
+    on_grid = references_on_grid(settings.guider.model_patcher)
+    view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, on_grid)
     guider = view.guider(settings.guider)
     try:
         output = guider.sample(
@@ -190,6 +190,15 @@ def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: Sourc
     for eta in dict.fromkeys(getattr(sampler, "extra_options", {}).get("eta", plan.eta) for sampler in samplers):
         if abs(eta - plan.eta) > 1e-6:
             logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
+    smaller = [
+        setting for setting, stage in zip(settings, plan.stage_plan.stages) if stage.size != plan.stage_plan.final_hw
+    ]
+    for name in sorted({name for setting in smaller for name in unknown_tensors(setting.guider)}):
+        logger.warning(
+            "RMD does not know the conditioning %r: one of the latent's size is averaged to each stage, any other "
+            "stays as it is; if that is wrong, connect a later_guider and make each guider's prompts for its size",
+            name,
+        )
     from_noise = plan.stage_plan.curve.is_pure_noise(plan.stage_plan.steps[0].sigma)
     if not source.empty and source.mask is None and from_noise:
         logger.warning(

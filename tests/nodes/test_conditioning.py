@@ -170,6 +170,43 @@ def test_a_latent_on_the_grid_of_a_video_is_averaged_to_each_stage(nodes, tiny):
         assert torch.allclose(call.conditioning["time_dim_concat"], to_model(expected), atol=1e-5)
 
 
+def test_an_image_model_gets_its_references_as_they_are(nodes, tiny):
+    """Qwen-Image-Edit takes a reference at any size; one of the result's size must not be shrunk with the stage."""
+    model, recorder = tiny("qwen"), Recorder()
+    plan = nodes.plan(model, sizes=SIZES)
+    given = [torch.randn(1, 16, 1, *size, generator=torch.Generator().manual_seed(7)) for size in ((16, 16), (12, 20))]
+    positive = model.conditioning(1, reference_latents=given)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive)
+    to_model = model.patcher.model.process_latent_in
+    assert recorder.sizes[0] == (8, 8) and recorder.sizes[-1] == (16, 16)
+    for call in recorder.calls:
+        for got, latent in zip(call.conditioning["ref_latents"], given, strict=True):
+            assert torch.equal(got, to_model(latent))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_reference_of_wan_is_averaged_to_each_stage(nodes, tiny, frames):
+    model, recorder = tiny("wan"), Recorder()
+    plan = nodes.plan(model, sizes=SIZES)
+    given = torch.randn(1, 16, 1, 16, 16, generator=torch.Generator().manual_seed(7))
+    positive = model.conditioning(1, reference_latents=[given])
+    latent = model.latent(16, 16, frames=frames)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive, latent=latent)
+    assert [tuple(call.conditioning["reference_latent"].shape[-2:]) for call in recorder.calls] == recorder.sizes
+
+
+def test_tensors_that_nobody_knows_are_warned_of_once(nodes, tiny, caplog):
+    model = tiny("wan")
+    extra = {"novel_latent": torch.zeros(1, 16, 1, 16, 16), "novel_list": [torch.zeros(1, 3, 8, 8)], "novel": 3.0}
+    prompts = model.conditioning(1, concat_latent_image=torch.zeros(1, 16, 1, 16, 16), **extra)
+    for sizes in (SIZES, SIZES[1:]):
+        caplog.clear()
+        nodes.sample(model, nodes.plan(model, sizes=sizes, split="+".join("2" for _ in sizes)), positive=prompts)
+        told = [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
+        named = [name for name in ("novel_latent", "novel_list") for text in told if repr(name) in text]
+        assert named == (["novel_latent", "novel_list"] if len(sizes) == 2 else []) and len(told) == len(named)
+
+
 def test_a_second_guider_takes_the_later_stages(nodes, tiny):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES)
