@@ -234,3 +234,12 @@ def test_what_cannot_run_says_why_in_one_line(server, demo, node, change, words)
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_a_warning_is_shown_on_its_node(server, demo):
+    prompt = copy.deepcopy(demo[0])
+    prompt[the(prompt, "RMD_Schedule")]["inputs"]["denoise"] = 0.5
+    run = server.run(prompt)
+    assert run.errors == [] and demo[1].texts == []
+    ((node, text),) = run.texts
+    assert node == the(prompt, "RMD_Sampler") and "the latent is empty" in text
