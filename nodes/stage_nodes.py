@@ -152,7 +152,9 @@ class RMDStageUpscale(io.ComfyNode):
                 "sigmas that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler "
                 "or euler"
             )
-        boundary = Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary
+        boundary = Boundary(upsampler, switch_noise, eta_switch)
+        if plan is not None:
+            boundary = plan.boundary.between(tuple(x0.shape[-2:]), size, eta=plan.eta)
         # A NOISE may serve several samplers, so the batch items are the LATENT's.
         seed = StageSeed(started.cascade, stage + 1, batch_items(output))
         switched = boundary.switch(x0, eps, size, seed.fresh)

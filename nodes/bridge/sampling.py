@@ -239,13 +239,13 @@ def stage_settings(
 ) -> tuple[StageSettings, ...]:
     """The settings of every stage; an override wins over `later_guider`, which is for all stages but the first.
 
-    Raises RMDError for an override of a stage that the plan does not have, or two of the same stage.
+    Where the size stays as it is, such as to change the model, the step is an ordinary one with the plan's eta. Raises RMDError for an override of a stage that the plan does not have, or two of the same stage.
     """
-    count = len(plan.stage_plan.stages)
+    stages = plan.stage_plan.stages
+    count = len(stages)
     later = guider if later_guider is None else later_guider
-    settings = [
-        StageSettings(later if stage else guider, sampler, plan.boundary if stage else None) for stage in range(count)
-    ]
+    rules = [plan.boundary.between(low.size, high.size, eta=plan.eta) for low, high in zip(stages, stages[1:])]
+    settings = [StageSettings(guider, sampler, None), *(StageSettings(later, sampler, rule) for rule in rules)]
     taken = set()
     for override in overrides:
         stage = override.stage

@@ -281,6 +281,29 @@ def test_every_rule_of_the_boundary(nodes, tiny, name, rule):
     assert_states_follow_the_formula(nodes, model, nodes.plan(model, sizes=TINY[name], **RULES[rule]))
 
 
+@pytest.mark.parametrize("name", ["wan", "sdxl"])
+def test_a_stage_of_equal_size_is_an_ordinary_step(nodes, tiny, name):
+    """A plan cut in two at one size, such as to change the model, is the plan in one."""
+    model, size = tiny(name), TINY[name][1]
+    for eta in (1.0, 0.5):
+        one, two = (
+            nodes.plan(model, sizes=(size,) * len(split.split("+")), split=split, eta=eta, eta_switch=0.25)
+            for split in ("4", "2+2")
+        )
+        whole, cut = nodes.sample(model, one)["samples"], nodes.sample(model, two)["samples"]
+        graph, (noise,) = HandBuilt(nodes, model, two), nodes("RMD_Noise", noise_seed=SEED)
+        latent, noise = graph.upscale(1, *graph.stage(1, noise), noise, plan=two)
+        assert relative(graph.stage(2, noise, latent)[0]["samples"], cut) <= PARITY
+        assert (relative(cut, whole) <= PARITY) == (eta == 1.0)  # below 1 the fresh noise is another
+        recorder = Recorder()
+        nodes.sample(model, two, patcher=recorder.watch(model.patcher))
+        before, call = recorder.calls[1:3]
+        alpha, sigma = alpha_sigma(two, call.sigma)
+        fresh = fresh_noise(call.x.shape, 1, "switch-low")
+        expected = alpha * before.x0.double() + sigma * step_noise(predicted_noise(two, before), eta, fresh)
+        assert relative(call.x, expected) <= PARITY
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["wan", "sdxl_v"])
 def test_the_ends_of_eta(nodes, tiny, name, eta):
