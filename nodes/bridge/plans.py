@@ -29,6 +29,9 @@ from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, Resoluti
 from ..profiles import NOT_DISTILLED, load_profiles
 from .model import ModelKind, ModelView, family_of, same_noise
 
+LAST_STEP = 1e-4
+"""The share of its last level by which a stage that RMD Stage Upscale follows stops lower."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
@@ -62,12 +65,15 @@ class SamplingPlan:
         return (*self._levels(stage), 0.0)
 
     def open_sigmas(self, stage: Stage) -> tuple[float, ...]:
-        """The same, but a stage before the last stops at the next level of the plan, as its own size names it."""
+        """The same, but a stage before the last stops just below its last level.
+
+        Over so short a step every sampler keeps the state that its last network call was given, so that the predicted
+        noise can be found again in what it puts out.
+        """
         if stage.end_base_sigma == 0.0:
             return self.sigmas(stage)
-        curve = self.stage_plan.curve
-        end = curve.with_ratio(stage.end_base_sigma, stage.ratio)
-        return (*self._levels(stage), curve.comfy_sigma(end))
+        levels = self._levels(stage)
+        return (*levels, levels[-1] * (1.0 - LAST_STEP))
 
     def _levels(self, stage: Stage) -> list[float]:
         return [self.stage_plan.curve.comfy_sigma(sigma) for sigma in stage.sigmas]

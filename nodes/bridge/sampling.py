@@ -7,11 +7,14 @@ NOISE objects, our own sampler, and the cascade as a GUIDER.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -87,11 +90,25 @@ def sample_cascade(
             if callback is not None:
                 callback(step, x0, x, total)
 
+        rules = [setting.boundary for setting in settings[1:]]
+
         def run_stage(job: StageJob) -> StageEnd:
             nonlocal output
             stage = job.stage.index
+            recover = stage < len(rules) and rules[stage].uses_prediction
             stage_seed = StageSeed(seed.cascade, stage, seed.items)
-            output, end = _sample_stage(job, plan, settings[stage], source=source, seed=stage_seed, on_step=on_step)
+            output, end = _sample_stage(
+                job, plan, settings[stage], source=source, seed=stage_seed, on_step=on_step, recover=recover
+            )
+            if recover and end.eps is None:
+                logger.warning(
+                    "the sampler %s of stage %d made no network call at the stage's last level, so there is no "
+                    "predicted noise: stage %d starts with fresh noise",
+                    sampler_name(settings[stage].sampler),
+                    stage + 1,
+                    stage + 2,
+                )
+                rules[stage] = replace(rules[stage], switch_noise="fresh")
             return end
 
         result = run_cascade(
@@ -99,7 +116,7 @@ def sample_cascade(
             run_stage,
             shape=shape[:-2],
             noise=seed.source,
-            boundary=[setting.boundary for setting in settings[1:]],
+            boundary=rules,
         )
     estimates = (to_output(model.model.process_latent_out(x0)) for x0 in result.stage_x0)
     others = {key: value for key, value in latent.items() if key != "noise_mask"}  # the mask is of the final size
@@ -124,10 +141,12 @@ def _sample_stage(
     source: SourceImage,
     seed: StageSeed,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], None],
+    recover: bool,
 ) -> tuple[torch.Tensor, StageEnd]:
-    """What a stage's guider gives out, and the last step's x0 and predicted noise.
+    """What a stage's guider gives out, and the last step's x0 and, to `recover`, the noise predicted with it.
 
-    ComfyUI mixes the image so far with the noise, its callback shows x0 and x of each step.
+    ComfyUI mixes the image so far with the noise, its callback shows x0 of each step. The noise is what the network
+    itself was given at the stage's last level and made of it, whatever the sampler does; None without such a call.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
     stage, number = job.stage, job.stage.index + 1
@@ -139,11 +158,12 @@ def _sample_stage(
         image, noise = source.stage_input(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
     first, last = job.steps[0].index, len(sigmas) - 2
     x0 = eps = None
+    calls: deque[NetworkCall] = deque(maxlen=2)  # a sampler may call once more below the last level
 
     def callback(step: int, step_x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
-        nonlocal x0, eps
+        nonlocal x0
         if step == last:
-            x0, eps = step_x0, form.eps(x, step_x0, sigmas[step].to(x))
+            x0 = step_x0
         on_step(first + step, step_x0, x)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
@@ -154,7 +174,7 @@ def _sample_stage(
         output = guider.sample(
             noise,
             image,
-            settings.sampler,
+            watched(settings.sampler, calls) if recover else settings.sampler,
             sigmas,
             denoise_mask=source.mask,
             callback=callback,
@@ -173,12 +193,54 @@ def _sample_stage(
             f"the guider or sampler of stage {number} reported no last step, so there is no image for the "
             "next; use RMD Step Sampler or euler, with a guider of ComfyUI's"
         )
+    for call in calls:
+        if call.sigma.max().item() >= sigmas[last].item() * (1.0 - 1e-4):
+            x0, eps = call.x0, form.eps(call.x, call.x0, call.sigma.flatten()[0])
     if not torch.isfinite(x0).all():
         raise RMDError(
             f"the network of stage {number} gave values that are not finite (nan or inf); check the weights and the "
             "strength of LoRAs, and try a wider weight_dtype"
         )
     return output, StageEnd(x0, eps)
+
+
+class NetworkCall(NamedTuple):
+    """What a sampler function gave the network, a state at a sigma, and the clean estimate that came back."""
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    x0: torch.Tensor
+
+
+def watched(sampler: Any, calls: deque[NetworkCall]) -> Any:
+    """A copy of a SAMPLER whose network calls are added to `calls`; one without a sampler function as it is."""
+    function = getattr(sampler, "sampler_function", None)
+    if function is None:
+        return sampler
+
+    @functools.wraps(function)
+    def watching(model: Any, *arguments: Any, **options: Any) -> Any:
+        return function(WatchedModel(model, calls), *arguments, **options)
+
+    changed = copy.copy(sampler)
+    changed.sampler_function = watching
+    return changed
+
+
+class WatchedModel:
+    """The model that a sampler function calls, with all that it has; its calls are added to `calls`."""
+
+    def __init__(self, model: Any, calls: deque[NetworkCall]) -> None:
+        self._model, self._calls = model, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
+        given = x.clone()  # a sampler may go on in the same memory
+        x0 = self._model(x, sigma, **options)
+        self._calls.append(NetworkCall(given, sigma, x0))
+        return x0
 
 
 def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
@@ -239,7 +301,8 @@ def stage_settings(
 ) -> tuple[StageSettings, ...]:
     """The settings of every stage; an override wins over `later_guider`, which is for all stages but the first.
 
-    Where the size stays as it is, such as to change the model, the step is an ordinary one with the plan's eta. Raises RMDError for an override of a stage that the plan does not have, or two of the same stage.
+    Where the size stays as it is, such as to change the model, the step is an ordinary one with the plan's eta. Raises
+    RMDError for an override of a stage that the plan does not have, or two of the same stage.
     """
     stages = plan.stage_plan.stages
     count = len(stages)
@@ -262,18 +325,6 @@ def stage_settings(
     return tuple(settings)
 
 
-# Samplers whose callback shows, at each step, the very state that the network received and what it made of it, so that
-# the predicted noise can be read off (tests/nodes/test_sampling.py measures each). To ComfyUI, ddim is euler.
-RECOVERABLE = frozenset(
-    """
-    rmd ddim ddpm dpm_2 dpm_2_ancestral dpmpp_2m dpmpp_2m_cfg_pp dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun
-    dpmpp_2m_sde_heun_gpu dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp dpmpp_3m_sde dpmpp_3m_sde_gpu dpmpp_sde
-    dpmpp_sde_gpu er_sde euler euler_ancestral euler_ancestral_cfg_pp euler_cfg_pp exp_heun_2_x0 exp_heun_2_x0_sde
-    gradient_estimation gradient_estimation_cfg_pp heun heunpp2 lcm lms res_multistep res_multistep_ancestral
-    res_multistep_ancestral_cfg_pp res_multistep_cfg_pp sa_solver seeds_2 seeds_3
-    """.split()
-)
-
 # Samplers that choose their own steps or run other ones than the plan's.
 OWN_STEPS = ("dpm_adaptive", "dpm_fast")
 
@@ -284,8 +335,7 @@ POOLED_MODELS = ("SDXL", "SD3")
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
     """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
     views: dict[int, ModelView] = {}  # one guider mostly serves all stages
-    rules = [*(setting.boundary for setting in settings[1:]), None]
-    for stage, setting, following in zip(plan.stage_plan.stages, settings, rules):
+    for stage, setting in zip(plan.stage_plan.stages, settings):
         model = setting.guider.model_patcher
         if id(model) not in views:
             views[id(model)] = ModelView.of(model)
@@ -297,7 +347,7 @@ def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> No
         view.check_size(stage.size)
         check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
         check_guidance(setting.guider, setting.sampler)
-        check_sampler(setting.sampler, recover=following is not None and following.uses_prediction)
+        check_sampler(setting.sampler)
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:
@@ -325,21 +375,11 @@ def check_guidance(guider: Any, sampler: Any) -> None:
                 )
 
 
-def check_sampler(sampler: Any, *, recover: bool) -> None:
-    """Raise RMDError for a sampler with steps of its own, or one whose predicted noise is needed and not shown."""
+def check_sampler(sampler: Any) -> None:
+    """Raise RMDError for a sampler with steps of its own."""
     name = sampler_name(sampler)
     if name in OWN_STEPS:
         raise RMDError(f"the sampler {name} chooses its own steps; use one that keeps the plan's, such as euler")
-    if not recover:
-        return
-    advice = "or let a boundary use no predicted noise (switch_noise fresh in RMD Stage Override)"
-    if name not in RECOVERABLE:
-        raise RMDError(
-            f"the noise predicted by the sampler {name} cannot be recovered at the switch; "
-            f"use rmd, euler, heun, lcm, dpmpp_2m or another that docs/nodes.md lists, {advice}"
-        )
-    if getattr(sampler, "extra_options", {}).get("s_churn", 0.0) > 0.0:
-        raise RMDError(f"the sampler {name} churns its noise, so it cannot be recovered; set s_churn to 0, {advice}")
 
 
 def sampler_name(sampler: Any) -> str:

@@ -69,30 +69,12 @@ def test_nested_latents(nodes, tiny, refused):
     refused(lambda: nodes.sample(model, plan, latent={"samples": nested}), "several tensors", "separate them")
 
 
-@pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2"])
-def test_samplers_whose_noise_cannot_be_recovered(nodes, tiny, refused, sampler):
-    model = tiny("sdxl")
-    plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.advanced(model, plan, sampler=sampler), f"sampler {sampler} ", "euler", "fresh")
-    fresh = nodes.plan(model, sizes=SIZES, switch_noise="fresh")
-    output, _ = nodes.advanced(model, fresh, sampler=sampler)  # nothing has to be recovered here
-    assert torch.isfinite(output["samples"]).all()
-
-
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "dpm_fast"])
 def test_samplers_with_steps_of_their_own(nodes, tiny, refused, sampler):
     model = tiny("sdxl")
     refused(
         lambda: nodes.advanced(model, nodes.plan(model, sizes=SIZES), sampler=sampler), sampler, "own steps", "euler"
     )
-
-
-def test_churn(nodes, tiny, refused):
-    import comfy.samplers
-
-    model = tiny("sdxl")
-    churned = comfy.samplers.ksampler("euler", {"s_churn": 0.5})
-    refused(lambda: nodes.advanced(model, nodes.plan(model, sizes=SIZES), sampler=churned), "euler", "s_churn to 0")
 
 
 @pytest.mark.parametrize(("made_for", "runs_on"), [("wan", "sd3"), ("sdxl", "pixart"), ("sd3", "sdxl")])
