@@ -11,7 +11,8 @@ import copy
 import functools
 import logging
 import math
-import re
+import os
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -125,14 +126,6 @@ def sample_cascade(
     )
 
 
-# Part of PyTorch's messages about tensors of which one does not fit the other.
-SHAPE_ERRORS = re.compile(
-    "shapes cannot be multiplied|must match the size|must match except in|size mismatch|is invalid for input of size|"
-    "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater|"
-    "Expected more than 1 value per channel"
-)
-
-
 def _sample_stage(
     job: StageJob,
     plan: SamplingPlan,
@@ -181,13 +174,11 @@ def _sample_stage(
             disable_pbar=True,
             seed=seed,
         )
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, RMDError) or not SHAPE_ERRORS.search(str(error)):
-            raise  # such as out of memory, which ComfyUI knows how to meet
-        raise RMDError(
-            f"the network of stage {number} cannot take what it was given ({one_line(error, 200)}); "
-            "encode the prompts with the model's own text encoders, and make all images for this model"
-        ) from error
+    except Exception as error:
+        blamed = _blamed_patch(error, settings.guider.model_patcher, stage=number)
+        if blamed is None:
+            raise
+        raise blamed from error
     if x0 is None:
         raise RMDError(
             f"the guider or sampler of stage {number} reported no last step, so there is no image for the "
@@ -202,6 +193,33 @@ def _sample_stage(
             "strength of LoRAs, and try a wider weight_dtype"
         )
     return output, StageEnd(x0, eps)
+
+
+def _blamed_patch(error: Exception, model: Any, *, stage: int) -> RMDError | None:
+    """What to say of an error that arose in the code of a patch of the model, after a change of size; else None."""
+    if stage == 1 or isinstance(error, (RMDError, comfy.model_management.OOM_EXCEPTION)):
+        return None
+    own = os.path.dirname(torch.__file__)
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [code for code in frames if not code.co_filename.startswith(own)]
+    for patch in _functions(model.model_options):
+        if patch.__code__ in frames and patch.__code__.co_filename == frames[-1].co_filename:
+            return RMDError(
+                f"a patch of the model, {patch.__qualname__} of {patch.__module__}, failed at the size of stage "
+                f"{stage} ({one_line(error, 200)}); it may keep state of the smaller size: for the later stages patch "
+                "a model of their own, and connect its guider to later_guider of RMD Sampler (Advanced)"
+            )
+    return None
+
+
+def _functions(value: Any) -> list[Any]:
+    """The Python functions in nested dictionaries and lists, methods and callable objects as functions."""
+    if isinstance(value, dict):
+        return [function for one in value.values() for function in _functions(one)]
+    if isinstance(value, (list, tuple)):
+        return [function for one in value for function in _functions(one)]
+    found = (getattr(value, "__func__", value), getattr(type(value), "__call__", None))  # noqa: B004
+    return [function for function in found if hasattr(function, "__code__")]
 
 
 class NetworkCall(NamedTuple):
@@ -328,9 +346,6 @@ def stage_settings(
 # Samplers that choose their own steps or run other ones than the plan's.
 OWN_STEPS = ("dpm_adaptive", "dpm_fast")
 
-# Models whose network takes a pooled prompt; core fails inside it when there is none.
-POOLED_MODELS = ("SDXL", "SD3")
-
 
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
     """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
@@ -365,14 +380,24 @@ def check_guidance(guider: Any, sampler: Any) -> None:
         name = sampler_name(sampler)
         if name.endswith("_cfg_pp"):
             raise RMDError(f"the sampler {name} steps along the negative, which is missing; connect one or use euler")
-    network = type(guider.model_patcher.model).__name__
-    if network.startswith(POOLED_MODELS):
-        for entry in (entry for entries in conds.values() for entry in entries):
-            if entry.get("pooled_output") is None and "unclip_conditioning" not in entry:
-                raise RMDError(
-                    f"{network} needs prompts with a pooled output, and one has none; "
-                    "encode them with the model's own text encoders"
-                )
+    entries = (entry for entries in conds.values() for entry in entries)
+    pooled = (entry.get("pooled_output") is not None or "unclip_conditioning" in entry for entry in entries)
+    if not all(pooled) and _needs_pooled(guider.model_patcher.model):
+        raise RMDError(
+            f"{type(guider.model_patcher.model).__name__} needs prompts with a pooled output, and one has none; "
+            "encode them with the model's own text encoders"
+        )
+
+
+def _needs_pooled(network: Any) -> bool:
+    """Whether ComfyUI's class of a model fails for a prompt without a pooled part, found by asking it for one."""
+    try:
+        network.encode_adm(device="cpu", noise=None)
+    except KeyError as error:
+        return error.args == ("pooled_output",)
+    except Exception:  # it lacks something else, which ComfyUI gives it
+        return False
+    return False
 
 
 def check_sampler(sampler: Any) -> None:

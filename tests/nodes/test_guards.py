@@ -222,3 +222,35 @@ def test_a_setting_off_the_plan_is_warned_of_once_for_all_stages(nodes, tiny, ca
     nodes.advanced(model, plan, sampler=sampler)
     said = [record.getMessage() for record in caplog.records if "the plan is made for" in record.getMessage()]
     assert [text.split(" is ")[0] for text in said] == ["cfg", "eta"]
+
+
+def guided(nodes, model, patcher):
+    guider = nodes.guider(model, patcher=patcher, cfg=2.0)
+    guider.inner_set_conds({"positive": model.conditioning(1), "negative": model.conditioning(2)})
+    return guider
+
+
+def test_a_patch_whose_state_cannot_cross_a_change_of_size_is_named(nodes, tiny, refused):
+    """APG with momentum keeps the guidance of the step before, at the size of that step."""
+    from comfy_extras.nodes_apg import APG
+
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=SIZES, cfg=2.0)
+    first, second = (APG.execute(model.patcher, 1.0, 5.0, -0.5).args[0] for _ in range(2))
+    refused(
+        lambda: nodes.advanced(model, plan, guider=guided(nodes, model, first)),
+        *("pre_cfg_function of comfy_extras.nodes_apg", "stage 2", "later_guider"),
+    )
+    early, later = guided(nodes, model, first), guided(nodes, model, second)
+    output, _ = nodes.advanced(model, plan, guider=early, later_guider=later)
+    assert torch.isfinite(output["samples"]).all()
+
+
+def test_an_error_of_the_network_under_a_patch_is_not_the_patchs(nodes, tiny):
+    model, broken = tiny("sdxl"), comfy_models.tiny_sdxl()
+    broken.patcher.model.diffusion_model.time_embed = torch.nn.Linear(3, 3)
+    patcher = broken.patcher.clone()
+    patcher.set_model_unet_function_wrapper(lambda apply, given: apply(given["input"], given["timestep"], **given["c"]))
+    plan, later = nodes.plan(model, sizes=SIZES), nodes.guider(broken, patcher=patcher)
+    with pytest.raises(RuntimeError, match="^mat1 and mat2"):
+        nodes.advanced(model, plan, later_guider=later)
