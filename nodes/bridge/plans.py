@@ -39,8 +39,8 @@ class SamplingPlan:
 
     eta is the share of predicted noise inside a stage, cfg the guidance to sample with, size_conditioning what SDXL is
     given as the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
-    cell. origin says in a few words where the plan comes from, thresholds are the logSNR thresholds that it was made
-    with (empty for a split), notes are sentences for the user.
+    cell. origin says in a few words where the plan comes from, shift_of whose its flow shift is, thresholds are the
+    logSNR thresholds that it was made with (empty for a split), notes are sentences for the user.
     """
 
     stage_plan: StagePlan
@@ -51,6 +51,7 @@ class SamplingPlan:
     size_conditioning: str
     cell_px: int
     origin: str
+    shift_of: str = ""
     thresholds: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -158,6 +159,7 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> Sampling
         size_conditioning=recipe.size_conditioning,
         cell_px=view.cell_px,
         origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
+        shift_of="the recipe's, for the first size",
         thresholds=recipe.thresholds or (),
         notes=notes,
     )
@@ -179,12 +181,12 @@ def _threshold_plan(
     thresholds is a comma list, one entry for each size of `earlier_sizes`; the others are as in `_split_plan`.
     """
     levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
-    curve, notes = base_curve(view, base_shift)
     rules = preset(method)
     made_map = chosen_map(mapping, rules, view, sizes)
+    curve, whose, notes = base_curve(view, base_shift, ratio=made_map.ratio(sizes[0], sizes[-1], sizes[-1]))
     stage_plan = plan_from_thresholds(curve, steps, thresholds=levels, sizes=sizes, mapping=made_map)
     origin = f"{steps} steps, thresholds {', '.join(f'{level:g}' for level in levels) or 'none'}, method {method}"
-    return _by_method(view, rules, stage_plan, origin=origin, thresholds=levels, notes=notes)
+    return _by_method(view, rules, stage_plan, origin=origin, shift_of=whose, thresholds=levels, notes=notes)
 
 
 def _split_plan(
@@ -205,13 +207,13 @@ def _split_plan(
     name of a preset.
     """
     counts, sizes = split_counts(split), stage_cells(view, final_hw, earlier_sizes)
-    curve, notes = base_curve(view, base_shift)
     rules = preset(method)
-    grid = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
     made_map = chosen_map(mapping, rules, view, sizes)
+    curve, whose, notes = base_curve(view, base_shift, ratio=made_map.ratio(sizes[0], sizes[-1], sizes[-1]))
+    grid = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
     stage_plan = plan_from_split(curve, counts, sizes=sizes, mapping=made_map, steps=grid)
     origin = f"split {stage_plan.split}, {'own sigmas' if grid else 'the grid of the curve'}, method {method}"
-    return _by_method(view, rules, stage_plan, origin=origin, notes=notes)
+    return _by_method(view, rules, stage_plan, origin=origin, shift_of=whose, notes=notes)
 
 
 def _by_method(view: ModelView, rules: MethodPreset, stage_plan: StagePlan, **others: Any) -> SamplingPlan:
@@ -255,6 +257,7 @@ def _profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, 
         size_conditioning=_default_size_conditioning(view),
         cell_px=view.cell_px,
         origin=f"profile {chosen.title}, {NOT_DISTILLED}",
+        shift_of="the profile's",
         notes=(*_shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
     )
 
@@ -366,26 +369,26 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
     return tuple(min(curve.from_comfy_sigma(value), curve.sigma_max) for value in values)
 
 
-def base_curve(view: ModelView, base_shift: float) -> tuple[NoiseCurve, tuple[str, ...]]:
-    """The curve of the first size, and notes on its shift.
+def base_curve(view: ModelView, base_shift: float, *, ratio: float) -> tuple[NoiseCurve, str, tuple[str, ...]]:
+    """The curve of the first size, whose its shift is, and notes on it; ratio is r between first and final size.
 
-    base_shift is a flow shift, or 0 for RMD's for the model type, or the model's own where RMD knows none. Raises
-    RMDError for a shift on a model that has none.
+    base_shift is the flow shift of the first size, or 0. Then a shift that a node gave the model comes first, then
+    RMD's for the family, then that of the model's loader. A model's own shift is for its full resolution, so the
+    first size gets it divided by r. Raises RMDError for a shift on a model that has none.
+    Source: docs/method.md, whose shift it is.
     """
     if not isinstance(view.curve, FlowCurve):
         if base_shift:
             raise RMDError(
                 f"base_shift is {base_shift:g}, but {view.kind} is no flow model and has no shift; set base_shift to 0"
             )
-        return view.curve, ()
-    if base_shift:
-        curve, whose = FlowCurve(base_shift), "set on the node"
-    elif view.rmd_shift is not None:
-        curve, whose = FlowCurve(view.rmd_shift), "RMD"
-    else:
-        note = f"base shift {view.curve.shift:.4g} is the model's own: RMD knows none for {view.kind.family}"
-        return view.curve, (note,)
-    return curve, _shift_notes(view, curve, whose)
+        return view.curve, "", ()
+    if not base_shift and (view.patched or view.rmd_shift is None):
+        whose = "set by a node before" if view.patched else "the model's own"
+        return view.curve.at_ratio(1.0 / ratio), f"{whose}, for the final size", ()
+    curve = replace(view.curve, shift=base_shift or view.rmd_shift)
+    whose = "base_shift of the node" if base_shift else f"RMD's for {view.kind.family}"
+    return curve, f"{whose}, for the first size", _shift_notes(view, curve, whose)
 
 
 def _shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, ...]:
