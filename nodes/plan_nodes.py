@@ -16,6 +16,7 @@ from .bridge.plans import (
     PROFILE,
     RECIPE,
     SPLIT,
+    STEPS,
     THRESHOLDS,
     final_cells,
     last_steps,
@@ -33,6 +34,15 @@ def source_input() -> io.DynamicCombo.Input:
         tooltip = "Steps at each size, smallest first, such as 2+2 or 1+1+2. A profile also takes auto: its own split."
         return io.String.Input("split", default=default, tooltip=tooltip)
 
+    scale = io.Float.Input(
+        "scale",
+        default=0.5,
+        min=0.05,
+        max=1.0,
+        step=0.05,
+        round=0.001,
+        tooltip="The first size over the final one. Sizes between grow evenly.",
+    )
     sizes = io.String.Input(
         "earlier_sizes",
         default="0.5",
@@ -80,8 +90,7 @@ def source_input() -> io.DynamicCombo.Input:
             step=0.1,
             advanced=True,
             tooltip=(
-                "Flow shift of the first size. 0: RMD's 3 for Wan and SD3.5, whatever the loader says; the "
-                "model's own for other families. Must be 0 for models without a shift (SDXL, PixArt)."
+                "Flow shift of the first size. 0: 3 for Wan2.1; else the model's own shift is that of the final size."
             ),
         ),
         io.Combo.Input(
@@ -96,14 +105,15 @@ def source_input() -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input(
         "source",
         options=[  # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget
+            io.DynamicCombo.Option(STEPS, [split("2+2"), scale]),
             io.DynamicCombo.Option(THRESHOLDS, [steps, thresholds, sizes, *method]),
             io.DynamicCombo.Option(SPLIT, [split("2+2"), sigmas, sizes, *method]),
             io.DynamicCombo.Option(RECIPE, [recipe]),
             io.DynamicCombo.Option(PROFILE, [profile, split("auto"), sizes]),
         ],
         tooltip=(
-            "Where the plan comes from: a student's own recipe, logSNR thresholds, a split given outright, "
-            "or the settings of a public few-step model."
+            "Where the plan comes from: steps for each size, logSNR thresholds, a split with all settings, "
+            "a student's recipe, or a public few-step model."
         ),
     )
 

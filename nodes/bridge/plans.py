@@ -103,6 +103,7 @@ def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
 
 
 # The choices of `source` in RMD Schedule
+STEPS = "steps per size"
 RECIPE = "student recipe"
 THRESHOLDS = "thresholds"
 SPLIT = "split"
@@ -122,14 +123,20 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
     final_hw is the latent size of the result. Raises RMDError for values that make no plan on this model.
     """
     widgets = {name: value for name, value in source.items() if name != "source"}
-    make = {RECIPE: _recipe_plan, THRESHOLDS: _threshold_plan, SPLIT: _split_plan, PROFILE: _profile_plan}
+    make = {
+        STEPS: _steps_plan,
+        THRESHOLDS: _threshold_plan,
+        SPLIT: _split_plan,
+        RECIPE: _recipe_plan,
+        PROFILE: _profile_plan,
+    }
     plan = make[source["source"]](view, final_hw, **widgets)
     for stage in plan.stage_plan.stages:
         view.check_size(stage.size)
     if plan.stage_plan.final_hw != final_hw:
         raise RMDError(
             f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {plan.stage_plan.split}); "
-            "lower the last threshold, use more steps, or give the last stage a step"
+            f"choose {STEPS!r} and give the last size a step, lower the last threshold, or use more steps"
         )
     for stage in plan.stage_plan.stages:
         check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
@@ -163,6 +170,17 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> Sampling
         thresholds=recipe.thresholds or (),
         notes=notes,
     )
+
+
+def _steps_plan(view: ModelView, final_hw: Size, *, split: str, scale: float) -> SamplingPlan:
+    """A plan with a given number of steps at each size, all else by default; scale is the first size over the final.
+
+    Sizes between grow by one factor. A split of one number runs at the final size alone.
+    """
+    last = len(split_counts(split)) - 1
+    factors = ",".join(f"{scale ** ((last - place) / last):.6g}" for place in range(last))
+    default = {"sigmas": "", "mapping": AUTO, "base_shift": 0.0, "method": "default"}
+    return _split_plan(view, final_hw, split=split, earlier_sizes=factors, **default)
 
 
 def _threshold_plan(

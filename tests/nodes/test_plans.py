@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascade_rig import Recorder
-from schedule_rig import Schedules, by_split, by_thresholds, pixel_sizes
+from schedule_rig import Schedules, by_split, by_steps, by_thresholds, pixel_sizes
 
 STUDENT = Path(__file__).parents[2] / "demo" / "models" / "diffusion_models" / "rmd_tiny_wan_student.safetensors"
 
@@ -74,6 +74,31 @@ def test_a_threshold_is_a_split(plan, split, thresholds):
     sources = (by_thresholds(thresholds=thresholds), by_split(split))
     one, other = (plan("sdxl", (512, 512), source) for source in sources)
     assert one.stage_plan == other.stage_plan and one.origin != other.origin
+
+
+def test_steps_per_size_is_the_split_with_every_default(plan):
+    for split, scale, sizes in (
+        ("2+2", 0.5, "0.5"),
+        ("3+1", 0.75, "0.75"),
+        ("1+1+2", 0.25, "0.25, 0.5"),
+        ("4", 0.5, ""),
+    ):
+        one = plan("wan", (512, 384), by_steps(split, scale))
+        assert one == plan("wan", (512, 384), by_split(split, earlier_sizes=sizes))
+
+
+def test_the_first_choice_gives_two_steps_at_each_size_on_every_model(pack, plan, tiny):
+    """Also at the largest shifts: LTXV's loader gives 10.7."""
+    source = pack.nodes.plan_nodes.source_input().options[0]
+    first = {"source": source.key, **{one.id: one.default for one in source.inputs}}
+    for name in ("wan", "wan22", "qwen", "sdxl", "sdxl_v"):
+        assert plan(name, (1024, 1024), first).stage_plan.calls_per_stage == (2, 2)
+    view = pack.nodes.bridge.model.ModelView.of(tiny("qwen").patcher)
+    for shift in (1.0, 3.0, 7.0, 10.7, 12.0):
+        curve = replace(view.curve, shift=shift)
+        made = pack.nodes.bridge.plans.sampling_plan(replace(view, curve=curve), (128, 128), first)
+        assert made.stage_plan.calls_per_stage == (2, 2)
+        assert made.stage_plan.stages[-1].sigmas[-1] == pytest.approx(shift / (shift + 3.0))
 
 
 def test_three_stages_and_one(plan):
@@ -356,6 +381,7 @@ def test_schema(pack):
     options = {option.key: [one.id for one in option.inputs] for option in schema.inputs[3].options}
     method = ["earlier_sizes", "mapping", "base_shift", "method"]
     assert options == {
+        "steps per size": ["split", "scale"],
         "student recipe": ["recipe"],
         "thresholds": ["steps", "thresholds", *method],
         "split": ["split", "sigmas", *method],
