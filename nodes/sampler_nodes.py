@@ -40,7 +40,7 @@ class RMDSampler(io.ComfyNode):
                 latent_image_input(),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 seed_input(
-                    "seed", "The same seed gives the same picture, bit for bit; each stage draws its own noise."
+                    "seed", "The same seed gives the same image, on a CPU bit for bit. Each stage has its own noise."
                 ),
                 io.Float.Input(
                     "cfg",
@@ -85,7 +85,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
             search_aliases=["cascade sampler", "multi-resolution sampler", "SamplerCustomAdvanced"],
             inputs=[
                 io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
-                io.Sampler.Input("sampler", tooltip="RMD Step Sampler, or euler, lcm, heun, dpmpp_2m and others."),
+                io.Sampler.Input("sampler", tooltip="RMD Step Sampler, or any of KSamplerSelect but dpm_adaptive and dpm_fast."),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 latent_image_input(),
                 seed_input(

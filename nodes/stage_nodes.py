@@ -79,7 +79,7 @@ class RMDStageUpscale(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Takes a stage to a larger size: connect LATENT and NOISE to the next SamplerCustomAdvanced. "
-                "The stage before must end above sigma 0 (RMD Stage Sigmas) with RMD Step Sampler or euler. "
+                "The stage before must have run the sigmas of RMD Stage Sigmas. "
                 "Conditioning is not sized here: areas in pixels and fixed SDXL sizes are for RMD Sampler."
             ),
             search_aliases=["latent upscale", "renoise", "stage switch"],
@@ -128,7 +128,7 @@ class RMDStageUpscale(io.ComfyNode):
         if last <= 0.0 or (form.flow and last >= 1.0):
             raise RMDError(
                 f"the stage ended at sigma {last:g}, where the predicted noise is lost; "
-                "end it at the next level with RMD Stage Sigmas"
+                "run the sigmas of RMD Stage Sigmas"
             )
         if last < sigmas[-2].cpu().double() * (1.0 - 2.0 * LAST_STEP):
             logger.warning(

@@ -107,6 +107,19 @@ def tiny_qwen():
     return TinyModel(_patcher("QwenImage", config), channels=16, context=24, video=True)
 
 
+def tiny_ltxv():
+    """LTXV: latents of 32 px a cell, with guides as frames behind the video's own."""
+    config = {
+        "image_model": "ltxv",
+        "cross_attention_dim": 48,
+        "attention_head_dim": 24,
+        "num_attention_heads": 2,
+        "caption_channels": 24,
+        "num_layers": 1,
+    }
+    return TinyModel(_patcher("LTXV", config), channels=128, context=24, video=True)
+
+
 def tiny_controlnet():
     """A ControlNet for `tiny_sdxl`, its own object on every call."""
     import comfy.cldm.cldm

@@ -35,7 +35,10 @@ ON_THE_GRID = {"time_dim_concat", "vace_frames", "vace_mask", "control_video", "
 # In pixels, and right at any size: masks that ComfyUI resizes, and faces of a size of their own.
 FREE_PIXELS = {"concat_mask", "face_video_pixels"}
 
-KNOWN = UNCHANGED | REFERENCES | ON_THE_GRID | FREE_PIXELS | {"concat_latent_image", "audio_embed"}
+# LTXV's guides, as they are: places in pixels of the frames that LTXVAddGuide appends to the latent.
+GUIDES = {"keyframe_idxs", "guide_attention_entries", "generated_keyframes"}
+
+KNOWN = UNCHANGED | REFERENCES | GUIDES | ON_THE_GRID | FREE_PIXELS | {"concat_latent_image", "audio_embed"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ class StageView:
             return changed
         if "gligen" in entry:
             raise RMDError("GLIGEN boxes cannot follow a change of size; remove the GLIGEN node or sample at one size")
+        self._check_guides(entry)
         if "area" in entry:
             changed["area"] = self._area(entry["area"])
-        unchanged = UNCHANGED | REFERENCES
+        unchanged = UNCHANGED | REFERENCES | GUIDES
         if self.references_on_grid:
             unchanged = unchanged - {"reference_latents"}
         for name in entry:
@@ -109,6 +113,20 @@ class StageView:
             scaled[half + axis] = first
             scaled[axis] = max(1, min(round(end * stage / final), stage) - first)
         return tuple(scaled)
+
+    def _check_guides(self, entry: Entry) -> None:
+        """Raise RMDError for guides of LTXV that were placed on another size than the stage's."""
+        places = entry.get("keyframe_idxs")  # (B, (t, y, x), tokens, (start, end)) in pixels
+        if places is None or not places.numel():
+            return
+        height, width = (int(start) + self.cell_px for start in places[:, 1:, :, 0].amax(dim=(0, 2)))
+        expected = tuple(side * self.cell_px for side in self.stage_hw)
+        if (height, width) != expected:
+            raise RMDError(
+                f"the guides of LTXVAddGuide were made at {width}x{height} px and cannot follow to a stage of "
+                f"{expected[1]}x{expected[0]} px; make a guider for that size with guides of its own, and connect "
+                "this one to later_guider of RMD Sampler (Advanced)"
+            )
 
     def _image(self, name: str, value: Any) -> Any:
         if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):

@@ -139,7 +139,7 @@ class ModelView:
         name = type(model.model).__name__
         if name == "BaseModel":  # core's first models have no class of their own
             name = type(model.model.model_config).__name__
-        if latents.latent_dimensions not in (2, 3):
+        if latents.latent_dimensions not in (2, 3) or "Audio" in type(latents).__name__:
             raise RMDError(f"{name} has latents without height and width; use a model for images or videos")
         curve, table = _curve(sampling, name)
         network = model.get_model_object("diffusion_model")
@@ -209,11 +209,14 @@ def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
         return FlowCurve(_flow_shift(sampling), NoiseForm.of_sampling(sampling).scale), "flow"
     discrete = "ModelSamplingDiscrete" in kinds and "ModelSamplingDiscreteEDM" not in kinds
     if discrete and kinds & {"EPS", "V_PREDICTION"} and not kinds & {"X0", "EDM"}:
-        return _vp_curve(sampling.sigmas)
-    levels, predicts = (base.__name__ for base in type(sampling).__bases__[:2])
+        try:
+            return _vp_curve(sampling.sigmas)
+        except RMDError:  # a schedule without betas, such as Stable Cascade's
+            pass
+    own = " and ".join(base.__name__ for base in type(sampling).__bases__)
     raise RMDError(
-        f"{name} has the noise levels {levels} and predicts {predicts}, for which RMD has no logSNR curve; use a model "
-        "of rectified flow (CONST), or one that predicts EPS or V_PREDICTION on the levels ModelSamplingDiscrete"
+        f"the noise of {name} is {own}, for which RMD has no logSNR curve; use a model of rectified flow (CONST), or "
+        "one that predicts EPS or V_PREDICTION on a ModelSamplingDiscrete table"
     )
 
 
@@ -238,9 +241,11 @@ def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
 
 
 def _multiple(config: dict[str, Any], network: Any) -> int:
-    patch = getattr(network, "patch_size", None)
-    if patch is not None:
-        return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)
+    for name in ("patch_size", "patch_spatial", "patch"):
+        patch = getattr(network, name, None)
+        patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
+        if isinstance(patch, int):
+            return patch
     return 2 ** (len(config["channel_mult"]) - 1) if "channel_mult" in config else 1
 
 

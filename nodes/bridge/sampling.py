@@ -29,6 +29,7 @@ from ...rmd_core.boundary import Boundary, check_eta, step_noise
 from ...rmd_core.cascade import StageEnd, StageJob, run_cascade
 from ...rmd_core.errors import RMDError, one_line
 from ...rmd_core.noise import FreshNoise, SeededNoise
+from ...rmd_core.plan import Stage
 from .conditioning import StageView, unknown_tensors
 from .latents import SourceImage, final_latent, to_output
 from .model import ModelView, NoiseForm, references_on_grid
@@ -162,7 +163,7 @@ def _sample_stage(
 
     on_grid = references_on_grid(settings.guider.model_patcher)
     view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, on_grid)
-    guider = view.guider(settings.guider)
+    guider = _with_whole_thresholds(view.guider(settings.guider), plan, stage)
     try:
         output = guider.sample(
             noise,
@@ -193,6 +194,27 @@ def _sample_stage(
             "strength of LoRAs, and try a wider weight_dtype"
         )
     return output, StageEnd(x0, eps)
+
+
+def _with_whole_thresholds(guider: Any, plan: SamplingPlan, stage: Stage) -> Any:
+    """A guider whose denoise mask function, such as DifferentialDiffusion's, sees the levels of the whole plan.
+
+    It makes thresholds out of the first and the last level, and would start them again in each stage.
+    """
+    options = getattr(guider, "model_options", {})
+    function = options.get("denoise_mask_function")
+    if function is None or len(plan.stage_plan.stages) == 1:
+        return guider
+    curve = plan.stage_plan.curve
+    levels = (curve.comfy_sigma(curve.with_ratio(base, stage.ratio)) for base in plan.stage_plan.base_sigmas)
+    whole = torch.tensor([*levels, 0.0], dtype=torch.float32)
+
+    def by_the_whole_plan(sigma: torch.Tensor, mask: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        return function(sigma, mask, extra_options={**extra_options, "sigmas": whole.to(sigma.device)})
+
+    changed = copy.copy(guider)
+    changed.model_options = {**options, "denoise_mask_function": by_the_whole_plan}
+    return changed
 
 
 def _blamed_patch(error: Exception, model: Any, *, stage: int) -> RMDError | None:
@@ -494,6 +516,7 @@ def rmd_step_sampler(eta: float) -> comfy.samplers.KSAMPLER:
     return comfy.samplers.KSAMPLER(sample_rmd, {"eta": check_eta(eta)})
 
 
+@torch.no_grad()
 def sample_rmd(
     model: Any,
     x: torch.Tensor,

@@ -66,7 +66,7 @@ def test_nested_latents(nodes, tiny, refused):
     model = tiny("wan")
     nested = comfy.nested_tensor.NestedTensor((torch.zeros(1, 16, 1, 16, 16), torch.zeros(1, 8, 20)))
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.sample(model, plan, latent={"samples": nested}), "several tensors", "separate them")
+    refused(lambda: nodes.sample(model, plan, latent={"samples": nested}), "several tensors", "images or videos alone")
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "dpm_fast"])

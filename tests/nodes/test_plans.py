@@ -170,6 +170,21 @@ def test_a_shift_on_a_model_without_one_is_refused(refused):
     assert "needs a flow model" in text and "use area or auto" in text
 
 
+@pytest.mark.parametrize("noise", ["x0", "stable cascade"])
+def test_noise_without_a_curve_is_named(pack, tiny, noise):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingStableCascade
+
+    model = tiny("sdxl").patcher
+    made = {
+        "x0": lambda: ModelSamplingDiscrete().patch(model, "x0", False),
+        "stable cascade": lambda: ModelSamplingStableCascade().patch(model, 2.0),
+    }
+    (patched,) = made[noise]()
+    named = {"x0": "X0", "stable cascade": "StableCascadeSampling"}
+    with pytest.raises(pack.rmd_core.errors.RMDError, match=f"the noise of SDXL is .*{named[noise]}.*no logSNR curve"):
+        pack.nodes.bridge.model.ModelView.of(patched)
+
+
 # mapping and method
 
 

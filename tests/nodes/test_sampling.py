@@ -421,3 +421,18 @@ def test_every_sampler_is_known_by_the_name_that_comfyui_lists(comfy, pack):
         for name in (comfy.samplers.SAMPLER_NAMES)
     }
     assert {name: found for name, found in names.items() if name != found} == {"ddim": "euler"}
+
+
+def test_our_sampler_records_no_graph(pack, tiny):
+    """Also where a caller did not turn gradients off, such as a script of one's own."""
+    patcher, weight = tiny("wan").patcher, torch.ones(1, requires_grad=True)
+
+    class Network:
+        inner_model = type("Guider", (), {"model_patcher": patcher})
+
+        def __call__(self, x, sigma):
+            return weight * x
+
+    x = torch.ones(1, 16, 1, 4, 4)
+    out = pack.nodes.bridge.sampling.sample_rmd(Network(), x, torch.tensor([1.0, 0.5, 0.0]), disable=True, eta=0.5)
+    assert not out.requires_grad
