@@ -85,7 +85,9 @@ class RMDSamplerAdvanced(io.ComfyNode):
             search_aliases=["cascade sampler", "multi-resolution sampler", "SamplerCustomAdvanced"],
             inputs=[
                 io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
-                io.Sampler.Input("sampler", tooltip="RMD Step Sampler, or any of KSamplerSelect but dpm_adaptive and dpm_fast."),
+                io.Sampler.Input(
+                    "sampler", tooltip="RMD Step Sampler, or one of KSamplerSelect but dpm_adaptive and dpm_fast."
+                ),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 latent_image_input(),
                 seed_input(

@@ -150,6 +150,9 @@ def lumina(**others):
     return config | others
 
 
+Z_IMAGE = {"dim": 256, "axes_dims": [32, 48, 48], "z_image_modulation": True, "time_scale": 1000.0}
+
+
 def cosmos(**others):
     config = {
         "image_model": "cosmos_predict2",
@@ -171,13 +174,13 @@ def cosmos(**others):
         "adaln_lora_dim": 8,
         "rope_enable_fps_modulation": False,
     }
-    return config | others
+    return {name: value for name, value in (config | others).items() if value is not None}
 
 
 def pixart(kind):
     config = {
         "image_model": kind,
-        "hidden_size": 32,
+        "hidden_size": 48,
         "num_heads": 2,
         "depth": 1,
         "input_size": 64,
@@ -193,6 +196,10 @@ def pixart(kind):
 def heads(**others):
     """The sizes that many transformers name alike."""
     return {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 1} | others
+
+
+MT5 = {name: torch.ones(1, 5) for name in ("attention_mask", "attention_mask_mt5xl")}
+MT5["conditioning_mt5xl"] = torch.ones(1, 5, CONTEXT)
 
 
 def cogvideo(channels):
@@ -237,11 +244,21 @@ ZOO = {
     "SV3D_u": Animal(unet(8, adm=256), refused="ModelSamplingContinuousEDM"),
     "SV3D_p": Animal(unet(8, adm=1280), refused="ModelSamplingContinuousEDM"),
     "Stable_Zero123": Animal(
-        unet(8),
+        unet(8, context=768),
         context=768,
         state={"cc_projection.weight": torch.zeros(768, 772), "cc_projection.bias": torch.zeros(768)},
     ),
-    "SD_X4Upscaler": Animal(unet(7, num_classes=1000)),
+    "SD_X4Upscaler": Animal(
+        unet(
+            7,
+            num_classes=1000,
+            num_res_blocks=[1] * 4,
+            channel_mult=[1] * 4,
+            transformer_depth=[0, 0, 0, 1],
+            transformer_depth_output=[0, 0, 0, 0, 0, 0, 1, 1],
+        ),
+        px=256,
+    ),
     "Stable_Cascade_C": Animal(
         {"stable_cascade_stage": "c"}
         | {
@@ -293,6 +310,7 @@ ZOO = {
             mlp_ratio=2.0,
         ),
         pooled=1024,
+        extra=MT5,
     ),
     "HunyuanDiT1": Animal(
         heads(
@@ -309,6 +327,7 @@ ZOO = {
             use_style_cond=True,
         ),
         pooled=1024,
+        extra=MT5,
     ),
     "Flux": Animal(flux(guidance_embed=True), pooled=CONTEXT),
     "FluxInpaint": Animal(flux(guidance_embed=True, in_channels=96), pooled=CONTEXT),
@@ -359,7 +378,7 @@ ZOO = {
             "num_heads": 2,
             "hidden_size_x": 48,
             "hidden_size_y": 48,
-            "mlp_ratio_x": 2.0,
+            "mlp_ratio_x": 256.0,
             "mlp_ratio_y": 2.0,
             "learn_sigma": False,
             "in_channels": 12,
@@ -372,7 +391,7 @@ ZOO = {
             "t5_feat_dim": CONTEXT,
             "t5_token_length": 5,
         },
-        extra={"attention_mask": torch.ones(1, 5)},
+        extra={"attention_mask": torch.ones(1, 5, dtype=torch.int64)},
         **VIDEO,
     ),
     "LTXV": Animal(
@@ -427,6 +446,7 @@ ZOO = {
             byt5=True,
             patch_size=[1, 1, 1],
         ),
+        extra={"pooled_output": None},
         **VIDEO,
     ),
     "HunyuanVideo15_SR_Distilled": Animal(
@@ -439,6 +459,7 @@ ZOO = {
             byt5=True,
             patch_size=[1, 1, 1],
         ),
+        extra={"pooled_output": None},
         **VIDEO,
     ),
     "HunyuanImage21": Animal(
@@ -448,16 +469,20 @@ ZOO = {
         hunyuan(in_channels=128, out_channels=64, patch_size=[1, 1, 1], byt5=True), **VIDEO
     ),
     "CosmosT2V": Animal(
-        cosmos(image_model="cosmos", patch_spatial=2, rope_enable_fps_modulation=None), refused="COSMOS_RFLOW", **VIDEO
+        cosmos(image_model="cosmos", patch_spatial=2, rope_enable_fps_modulation=None),
+        refused="ModelSamplingContinuousEDM",
+        **VIDEO,
     ),
     "CosmosI2V": Animal(
-        cosmos(image_model="cosmos", in_channels=17, rope_enable_fps_modulation=None), refused="COSMOS_RFLOW", **VIDEO
+        cosmos(image_model="cosmos", in_channels=17, rope_enable_fps_modulation=None),
+        refused="ModelSamplingContinuousEDM",
+        **VIDEO,
     ),
     "CosmosT2IPredict2": Animal(cosmos(), refused="COSMOS_RFLOW"),
     "CosmosI2VPredict2": Animal(cosmos(in_channels=17), refused="COSMOS_RFLOW", **VIDEO),
     "Anima": Animal(cosmos(image_model="anima")),
     "Lumina2": Animal(lumina()),
-    "ZImage": Animal(lumina(z_image_modulation=True, time_scale=1000.0)),
+    "ZImage": Animal(lumina(**Z_IMAGE)),
     "ZImagePixelSpace": Animal(
         lumina(
             image_model="zimage_pixel",
@@ -466,9 +491,8 @@ ZOO = {
             decoder_hidden_size=16,
             decoder_num_res_blocks=1,
             decoder_max_freqs=4,
-            decoder_in_channels=3,
-            z_image_modulation=True,
-            time_scale=1000.0,
+            decoder_in_channels=768,
+            **Z_IMAGE,
         ),
         px=128,
     ),
@@ -722,7 +746,7 @@ def empty_latent(name):
 def meet(name, nodes):
     """Plan and sample one class through the nodes, with every assertion; gives its Row.
 
-    A 2+2 plan: the sizes and sigmas that the network gets are the plan's, the result has the latent's shape. A plan of
+    A 2+2 plan: the sizes and sigmas that the network gets are the plan's, the result has the shape of core's. A plan of
     one size with euler: bit for bit core's SamplerCustomAdvanced. One that is refused: the message.
     """
     from cascade_rig import Recorder
@@ -744,17 +768,18 @@ def meet(name, nodes):
     )
     recorder = Recorder()
     out = nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive, latent=empty)["samples"]
-    assert out.shape == empty["samples"].shape and torch.isfinite(out).all()
+    assert torch.isfinite(out).all()
     steps = plan.stage_plan.steps
     assert recorder.sizes == [step.size for step in steps]
     for step, call in zip(steps, recorder.calls, strict=True):
         level = plan.stage_plan.curve.comfy_sigma(step.sigma)
         assert abs(call.sigma - level) <= 1e-6 * level
-    _check_one_stage(nodes, model, whole, positive, empty)
+    assert out.shape == _at_one_size(nodes, model, whole, positive, empty).shape
     return _row(name, view, plan, empty["samples"])
 
 
-def _check_one_stage(nodes, model, plan, positive, empty):
+def _at_one_size(nodes, model, plan, positive, empty):
+    """What core and the nodes give alike."""
     import comfy.samplers
 
     sampler = comfy.samplers.sampler_object("euler")
@@ -764,6 +789,7 @@ def _check_one_stage(nodes, model, plan, positive, empty):
     sigmas = nodes("RMD_StageSigmas", plan=plan, stage=1)[0]
     core = nodes.by_core(noise, guider, sampler, sigmas, empty)[0]["samples"]
     assert torch.equal(ours, core)
+    return core
 
 
 def _row(name, view, plan, samples):

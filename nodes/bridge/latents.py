@@ -50,7 +50,7 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
 def _check_one_tensor(samples: Any) -> None:
     if getattr(samples, "is_nested", False):
         raise RMDError(
-            "this latent holds several tensors, such as video and audio, and RMD changes the size of one; "
+            "this latent holds several tensors (such as video and audio), and RMD changes the size of one; "
             "use a model and a latent of images or videos alone"
         )
 

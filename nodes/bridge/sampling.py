@@ -402,17 +402,24 @@ def check_guidance(guider: Any, sampler: Any) -> None:
         name = sampler_name(sampler)
         if name.endswith("_cfg_pp"):
             raise RMDError(f"the sampler {name} steps along the negative, which is missing; connect one or use euler")
-    entries = (entry for entries in conds.values() for entry in entries)
-    pooled = (entry.get("pooled_output") is not None or "unclip_conditioning" in entry for entry in entries)
-    if not all(pooled) and _needs_pooled(guider.model_patcher.model):
+    network = guider.model_patcher.model
+    entries = [entry for entries in conds.values() for entry in entries if "unclip_conditioning" not in entry]
+    absent, empty = any("pooled_output" not in entry for entry in entries), False
+    if any(entry.get("pooled_output") is None for entry in entries):
+        empty = any(network.model_config.unet_config.get(name) for name in POOLED_WIDTHS)
+    if (absent or empty) and _asks_for_pooled(network):
         raise RMDError(
-            f"{type(guider.model_patcher.model).__name__} needs prompts with a pooled output, and one has none; "
+            f"{type(network).__name__} needs prompts with a pooled output, and one has none; "
             "encode them with the model's own text encoders"
         )
 
 
-def _needs_pooled(network: Any) -> bool:
-    """Whether ComfyUI's class of a model fails for a prompt without a pooled part, found by asking it for one."""
+# How configurations of networks name the width of the pooled prompt; one without it takes None.
+POOLED_WIDTHS = ("adm_in_channels", "vec_in_dim", "text_emb_dim", "in_text_dim2")
+
+
+def _asks_for_pooled(network: Any) -> bool:
+    """Whether ComfyUI's class of a model fails for a prompt without a pooled part, found by giving it none."""
     try:
         network.encode_adm(device="cpu", noise=None)
     except KeyError as error:
