@@ -44,7 +44,7 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
             options=list(UPSAMPLERS),
             default=default.upsampler,
             advanced=advanced,
-            tooltip="How the clean estimate is enlarged. A student wants the one it was trained with.",
+            tooltip="How the clean estimate is enlarged. Use the one that the student was trained with.",
         ),
         io.Combo.Input(
             "switch_noise",
@@ -52,8 +52,8 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
             default=default.switch_noise,
             advanced=advanced,
             tooltip=(
-                "Noise at the larger size. exact: predicted and fresh noise, white at any ratio. "
-                "mix: interpolated predicted noise and fresh noise. fresh: new noise alone."
+                "Noise at the larger size. exact: predicted and fresh, white. mix: interpolated predicted and fresh. "
+                "fresh: new noise alone."
             ),
         ),
         io.Float.Input(
@@ -102,7 +102,7 @@ def stage_inputs() -> list[io.Input]:
             "later_guider",
             optional=True,
             tooltip=(
-                "For every stage but the first, such as another model, LoRA or conditioning with full-size pictures. "
+                "For every stage but the first: another model, LoRA or conditioning. "
                 "Without it one guider does all stages."
             ),
         ),

@@ -47,8 +47,7 @@ def source_input() -> io.DynamicCombo.Input:
         "earlier_sizes",
         default="0.5",
         tooltip=(
-            "Sizes of the stages before the last, with commas: factors of the final sides (0.5) or "
-            "width x height in pixels (832x480). Empty for a plan of one size."
+            "Sizes before the last, with commas: factors (0.5) or pixels (832x480). Empty for a plan of one size."
         ),
     )
     sigmas = io.String.Input(
@@ -61,10 +60,7 @@ def source_input() -> io.DynamicCombo.Input:
     thresholds = io.String.Input(
         "thresholds",
         default="-2.5",
-        tooltip=(
-            "logSNR at which the next size takes over, rising, one for each earlier size. "
-            "-2.5 gives 2+2 for SDXL, PixArt and SD3.5 at 4 steps and 3+3 for Wan at 6."
-        ),
+        tooltip="logSNR at which the next size takes over, rising, one for each earlier size.",
     )
     profile = io.Combo.Input(
         "profile",
@@ -78,8 +74,7 @@ def source_input() -> io.DynamicCombo.Input:
             default=AUTO,
             advanced=True,
             tooltip=(
-                "How levels move with the size. auto: as the method says; Wan from 480p to 720p by its native shifts, "
-                "else by the area."
+                "How levels move with the size. auto: by the method, and native shifts for Wan from 480p to 720p."
             ),
         ),
         io.Float.Input(
@@ -89,9 +84,7 @@ def source_input() -> io.DynamicCombo.Input:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip=(
-                "Flow shift of the first size. 0: 3 for Wan2.1; else the model's own shift is that of the final size."
-            ),
+            tooltip=("Flow shift of the first size. 0: 3 for Wan2.1, else the model's own at the final size."),
         ),
         io.Combo.Input(
             "method",
@@ -112,8 +105,8 @@ def source_input() -> io.DynamicCombo.Input:
             io.DynamicCombo.Option(PROFILE, [profile, split("auto"), sizes]),
         ],
         tooltip=(
-            "Where the plan comes from: steps for each size, logSNR thresholds, a split with all settings, "
-            "a student's recipe, or a public few-step model."
+            "Where the plan comes from: steps for each size, thresholds, a split with all settings, "
+            "a student's recipe, or a public model."
         ),
     )
 

@@ -180,6 +180,7 @@ def _patcher(name, config, state_dict=None):
     import comfy.supported_models
 
     made = getattr(comfy.supported_models, name)(config | {"dtype": torch.float32})
+    made.unet_config.update(config)  # a class sets some of the sizes itself
     if "num_head_channels" in made.unet_config:
         made.unet_config["num_head_channels"] = 16  # the base class puts 64 there
     cpu = torch.device("cpu")

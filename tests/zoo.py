@@ -556,7 +556,20 @@ ZOO = {
         pooled=CONTEXT,
         extra={"conditioning_llama3": torch.ones(1, 1, 5, CONTEXT)},
     ),
-    "HiDreamO1": Animal({"image_model": "hidream_o1"}),
+    "HiDreamO1": Animal(
+        {
+            "image_model": "hidream_o1",
+            "text_config_overrides": {
+                "hidden_size": 64,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+            },
+            "vision_config_overrides": {"hidden_size": 32, "depth": 1, "intermediate_size": 32, "num_heads": 2},
+        },
+        extra={"text_input_ids": torch.ones(1, 5, dtype=torch.int64)},
+    ),
     "ACEStep": Animal(
         {
             "audio_model": "ace",
@@ -578,14 +591,15 @@ ZOO = {
             "vid_dim": 48,
             "heads": 2,
             "head_dim": 24,
-            "num_layers": 1,
-            "mm_layers": 1,
+            "num_layers": 2,
+            "mm_layers": 2,
             "norm_eps": 1e-5,
             "rope_type": "rope3d",
             "rope_dim": 12,
             "mlp_type": "normal",
             "txt_in_dim": CONTEXT,
         },
+        extra={"condition": torch.ones(1, 17, 3, 16, 16)},
         **VIDEO,
     ),
     "Omnigen2": Animal(
@@ -599,7 +613,8 @@ ZOO = {
             "multiple_of": 16,
             "axes_dim_rope": (8, 8, 8),
             "text_feat_dim": CONTEXT,
-        }
+        },
+        extra={"attention_mask": torch.ones(1, 5, dtype=torch.int64)},
     ),
     "Boogu": Animal(
         {
@@ -613,7 +628,8 @@ ZOO = {
             "multiple_of": 16,
             "axes_dim_rope": (8, 8, 8),
             "instruction_feat_dim": CONTEXT,
-        }
+        },
+        extra={"attention_mask": torch.ones(1, 5, dtype=torch.int64)},
     ),
     "MageFlow": Animal(heads(image_model="mage_flow", joint_attention_dim=CONTEXT, axes_dims_rope=(8, 8, 8))),
     "QwenImage": Animal(

@@ -38,7 +38,9 @@ FREE_PIXELS = {"concat_mask", "face_video_pixels"}
 # LTXV's guides, as they are: places in pixels of the frames that LTXVAddGuide appends to the latent.
 GUIDES = {"keyframe_idxs", "guide_attention_entries", "generated_keyframes"}
 
-KNOWN = UNCHANGED | REFERENCES | GUIDES | ON_THE_GRID | FREE_PIXELS | {"concat_latent_image", "audio_embed"}
+KNOWN = (
+    UNCHANGED | REFERENCES | GUIDES | ON_THE_GRID | FREE_PIXELS | {"concat_latent_image", "condition", "audio_embed"}
+)
 
 
 @dataclass(frozen=True)

@@ -197,3 +197,13 @@ def test_every_choice_keeps_an_input_in_sight(schemas):
             for option in getattr(field, "options", None) or ():
                 inner = getattr(option, "inputs", ())
                 assert not inner or not all(one.advanced for one in inner), (node, option.key)
+
+
+def test_every_input_has_a_tooltip_of_at_most_20_words(node_classes):
+    for node, kind in node_classes.items():
+        inputs = list(kind.GET_SCHEMA().inputs)
+        for field in inputs:
+            for option in getattr(field, "options", None) or ():
+                inputs += getattr(option, "inputs", ())
+        long = {field.id: field.tooltip for field in inputs if not 2 <= len((field.tooltip or "").split()) <= 20}
+        assert long == {}, node
