@@ -54,7 +54,7 @@ class RMDLoadStudent(io.ComfyNode):
             category=CATEGORY,
             description="Loads a model or LoRA distilled for the cascade and reads from its file how to sample it. "
             "Connect recipe to RMD Schedule.",
-            search_aliases=["load distilled model", "few-step", "recipe"],
+            search_aliases=["rmd", "load distilled model", "few-step", "recipe"],
             inputs=[
                 io.DynamicCombo.Input(
                     "kind",

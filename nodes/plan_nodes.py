@@ -127,7 +127,7 @@ class RMDSchedule(io.ComfyNode):
                 "Makes the plan of a cascade: the first steps at a small size, the last ones at the final size, each "
                 "at the noise level that its size needs. Shows the levels, the steps and what each of them costs."
             ),
-            search_aliases=["multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
+            search_aliases=["rmd", "multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will run the plan; it is not changed."),
                 *size_inputs("result", " Not used when a latent is connected."),

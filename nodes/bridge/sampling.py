@@ -564,7 +564,8 @@ def sample_rmd(
 class CascadeGuider:
     """A GUIDER that runs a whole plan when it is sampled, in place of the one size that a core node asks for.
 
-    Noise comes from the seed, and levels from the plan: the noise and the sigmas handed to `sample` are not used.
+    Noise comes from the seed, and levels from the plan: the noise handed to `sample` is not used, and the sigmas must
+    be `sigmas`, the levels of all stages and 0.
     """
 
     def __init__(
@@ -572,6 +573,8 @@ class CascadeGuider:
     ) -> None:
         self.model_patcher = guider.model_patcher
         self._plan = plan
+        levels = [sigma for stage in plan.stage_plan.stages for sigma in plan.sigmas(stage)[:-1]]
+        self.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)
         self._inputs = {"guider": guider, "later_guider": later_guider, "overrides": tuple(overrides)}
 
     def sample(
@@ -585,7 +588,16 @@ class CascadeGuider:
         disable_pbar: bool = False,
         seed: int | None = None,
     ) -> torch.Tensor:
-        """Sample the plan into `latent_image`, as core's guiders are called; gives LATENT samples."""
+        """Sample the plan into `latent_image`, as core's guiders are called; gives LATENT samples.
+
+        Raises RMDError for sigmas of another plan.
+        """
+        given = sigmas.to("cpu", torch.float32)
+        if given.shape != self.sigmas.shape or not torch.allclose(given, self.sigmas, rtol=1e-4):
+            raise RMDError(
+                f"the sigmas of this sampler node are not those of the plan {self._plan.stage_plan.split}; connect the "
+                "sigmas output of RMD Guider to it"
+            )
         latent = {"samples": latent_image}
         if denoise_mask is not None:
             latent["noise_mask"] = denoise_mask

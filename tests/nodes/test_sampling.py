@@ -436,3 +436,30 @@ def test_our_sampler_records_no_graph(pack, tiny):
     x = torch.ones(1, 16, 1, 4, 4)
     out = pack.nodes.bridge.sampling.sample_rmd(Network(), x, torch.tensor([1.0, 0.5, 0.0]), disable=True, eta=0.5)
     assert not out.requires_grad
+
+
+def test_rmd_sampler_takes_the_samplers_of_comfyui(nodes, tiny, refused):
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=TINY["sdxl"])
+    wires = {"model": model.patcher, "positive": model.conditioning(1), "latent_image": model.latent(16, 16)}
+    wires |= {"plan": plan, "seed": SEED, "cfg": 1.0}
+    by_default = nodes("RMD_Sampler", **wires)[0]["samples"]
+    assert torch.equal(nodes("RMD_Sampler", **wires, sampler_name="rmd")[0]["samples"], by_default)
+    for name in ("heun", "dpmpp_2m"):
+        out = nodes("RMD_Sampler", **wires, sampler_name=name)[0]["samples"]
+        assert torch.equal(out, nodes.advanced(model, plan, sampler=name)[0]["samples"])
+        assert not torch.equal(out, by_default)
+    refused(lambda: nodes("RMD_Sampler", **wires, sampler_name="unheard of"), "'unheard of' is unknown")
+
+
+def test_rmd_guider_refuses_the_sigmas_of_another_plan(nodes, tiny, refused):
+    model = tiny("wan")
+    plan = nodes.plan(model, sizes=TINY["wan"])
+    cascade, sigmas = nodes("RMD_Guider", guider=nodes.guider(model), plan=plan)
+    (noise,), (sampler,) = nodes("RMD_Noise", noise_seed=SEED), nodes("RMD_StepSampler", eta=0.5)
+    latent = model.latent(*TINY["wan"][1])
+    nodes.by_core(noise, cascade, sampler, sigmas, latent)
+    for other in (sigmas[1:], 0.9 * sigmas):
+        refused(
+            lambda other=other: nodes.by_core(noise, cascade, sampler, other, latent), "sigmas output of RMD Guider"
+        )
