@@ -406,7 +406,7 @@ ZOO = {
         frames=17,
         extra={"attention_mask": torch.ones(1, 5)},
     ),
-    "LTXAV": audio_video(
+    "LTXAV": Animal(
         {
             "image_model": "ltxav",
             "cross_attention_dim": 48,
@@ -417,7 +417,13 @@ ZOO = {
             "audio_num_attention_heads": 2,
             "caption_channels": CONTEXT,
             "num_layers": 1,
-        }
+            "connector_attention_head_dim": 12,
+            "connector_num_attention_heads": 2,
+            "connector_num_layers": 1,
+        },
+        context=2 * CONTEXT,
+        extra={"attention_mask": torch.ones(1, 5)},
+        frames=17,
     ),
     "MiniMaxH3": audio_video(
         {

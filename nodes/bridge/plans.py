@@ -140,7 +140,24 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
         )
     for stage in plan.stage_plan.stages:
         check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
-    return plan
+    return replace(plan, notes=(*plan.notes, *_wasted_steps(plan)))
+
+
+LITTLE_SURVIVES = 0.05
+"""The image over the noise, in amplitude, below which a switch keeps almost nothing of the smaller image."""
+
+
+def _wasted_steps(plan: SamplingPlan) -> list[str]:
+    """A sentence for each change of size that happens so early that the steps before it do little."""
+    notes = []
+    for before, stage in zip(plan.stage_plan.stages, plan.stage_plan.stages[1:]):
+        left = math.exp(0.5 * plan.stage_plan.curve.logsnr(stage.sigmas[0]))
+        if left < LITTLE_SURVIVES and before.size != stage.size:
+            notes.append(
+                f"at {pixels(plan.cell_px, stage.size)} px the image so far starts with {left:.1%} of the noise's "
+                "amplitude, so the smaller steps do little: give the smaller size more steps, or lower the shift"
+            )
+    return notes
 
 
 def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingPlan:

@@ -206,6 +206,7 @@ def test_the_hand_built_graph_draws_the_demos_picture(server, demo):
         ("RMD_Schedule", "denoise", 1.5, "value_bigger_than_max"),
         ("RMD_LoadPromptEmbeddings", "file", "no.safetensors", "value_not_in_list"),
         ("RMD_LoadStudent", "kind.student", "no.safetensors", "value_not_in_list"),
+        ("RMD_LoadStudent", "kind.student", files.TEACHER.name, "value_not_in_list"),
     ],
 )
 def test_comfyuis_own_checks_still_act(server, demo, node, name, value, kind):
@@ -224,7 +225,6 @@ def test_comfyuis_own_checks_still_act(server, demo, node, name, value, kind):
         ("RMD_Sampler", {"cfg": 2.0}, ("cfg is 2", "negative")),
         ("RMD_Schedule", {"width": 1004}, ("1004x128", "multiples of 8 px")),
         ("EmptyHunyuanLatentVideo", {"width": 256}, ("256x128 px", "128x128 px")),
-        ("RMD_LoadStudent", {"kind.student": files.TEACHER.name}, (files.TEACHER.name, "no RMD recipe")),
     ],
 )
 def test_what_cannot_run_says_why_in_one_line(server, demo, node, change, words):

@@ -314,6 +314,13 @@ def test_given_sigmas_are_the_levels_of_the_first_size(plan):
     assert plan("sdxl", (512, 512), by_split(sigmas="14.615, 5, 2, 1")).stage_plan.steps[0].timestep == 999
 
 
+@pytest.mark.parametrize(("sigma", "warned"), [(0.95, True), (0.8, False)])
+def test_a_switch_that_keeps_almost_nothing_is_noted(plan, sigma, warned):
+    """r = 2 makes 38 parts of noise to 1 of the image out of 0.95, and 8 to 1 out of 0.8."""
+    made = plan("wan", (256, 256), by_split("1+1", sigmas=f"1, {sigma}"))
+    assert any("the smaller steps do little" in note for note in made.notes) == warned
+
+
 def test_a_later_stage_at_pure_noise_is_refused(refused):
     text = refused("wan", (256, 256), by_split("1+1", sigmas="1, 0.999998"))
     assert text.startswith("stage 2 would start at sigma 0.999999, which ComfyUI takes for pure noise (sigma_max 1)")
