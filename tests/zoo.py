@@ -865,6 +865,11 @@ def main():
                 continue
             raise
         print(f"{name}: {rows[-1].result} ({time.perf_counter() - started:.2f} s)", flush=True)
+    if not sys.argv[1:]:
+        import comfy.supported_models
+
+        others = sorted(kind.__name__ for kind in comfy.supported_models.models if kind.__name__ not in ZOO)
+        print(f"not in the zoo, for audio, 3D, detection or not written yet: {', '.join(others)}")
     if not sys.argv[1:] and len(rows) == len(ZOO):
         before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
