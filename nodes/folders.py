@@ -1,12 +1,15 @@
 """Model files by ComfyUI's folder API: the pack's own demo files with the user's, and file lists for drop-downs."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
 
 from ..rmd_core.errors import RMDError
+from ..rmd_core.files import read_metadata
 from ..rmd_core.prompt_cache import SHARD_NAME, shard_files
+from ..rmd_core.recipe import RECIPE_KEY
 
 PROMPTS = "rmd_prompts"
 """Folder key of prompt caches: models/rmd_prompts for the user's own."""
@@ -29,6 +32,20 @@ def safetensors_files(key: str) -> list[str]:
     if key not in folder_paths.folder_names_and_paths:
         return []
     return [name for name in folder_paths.get_filename_list(key) if name.lower().endswith(SUFFIXES)]
+
+
+def student_files(key: str) -> list[str]:
+    """Those of the safetensors files under a folder key that carry a recipe; each header is read once."""
+    paths = ((name, folder_paths.get_full_path(key, name)) for name in safetensors_files(key))
+    return [name for name, path in paths if path is not None and _has_recipe(path, _stamp(path))]
+
+
+@lru_cache(maxsize=4096)
+def _has_recipe(path: str, stamp: str) -> bool:
+    try:
+        return RECIPE_KEY in read_metadata(path)
+    except RMDError:  # damaged, or no safetensors file
+        return False
 
 
 def prompt_caches() -> list[str]:

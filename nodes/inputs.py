@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any
@@ -40,7 +44,7 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
             options=list(UPSAMPLERS),
             default=default.upsampler,
             advanced=advanced,
-            tooltip="How the clean estimate is enlarged. A student wants the one it was trained with.",
+            tooltip="How the clean estimate is enlarged. Use the one that the student was trained with.",
         ),
         io.Combo.Input(
             "switch_noise",
@@ -48,8 +52,8 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
             default=default.switch_noise,
             advanced=advanced,
             tooltip=(
-                "Noise at the larger size. exact: predicted and fresh noise, white at any ratio. "
-                "mix: interpolated predicted noise and fresh noise. fresh: new noise alone."
+                "Noise at the larger size. exact: predicted and fresh, white. mix: interpolated predicted and fresh. "
+                "fresh: new noise alone."
             ),
         ),
         io.Float.Input(
@@ -98,7 +102,7 @@ def stage_inputs() -> list[io.Input]:
             "later_guider",
             optional=True,
             tooltip=(
-                "For every stage but the first, such as another model, LoRA or conditioning with full-size pictures. "
+                "For every stage but the first: another model, LoRA or conditioning. "
                 "Without it one guider does all stages."
             ),
         ),
@@ -114,15 +118,44 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
     Numbers are passed on as int and float within the limits of their widgets (not NaN), what is required is not None,
     and each socket holds an object of its kind, with finite numbers in it. Inputs that the schema does not name pass
-    as they are. Raises RMDError that names the input.
+    as they are. Raises RMDError that names the input. Warnings that RMD logs meanwhile are shown on the node.
     """
 
     @wraps(execute)
     def checked_execute(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
         schema = cls.SCHEMA or cls.GET_SCHEMA()
-        return execute(cls, **_check_all(schema.inputs, inputs, schema.display_name))
+        with _warnings_on_node():
+            return execute(cls, **_check_all(schema.inputs, inputs, schema.display_name))
 
     return checked_execute
+
+
+class _Warnings(logging.Handler):
+    """Keeps the warnings of one thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.texts.append(record.getMessage())
+
+
+@contextmanager
+def _warnings_on_node() -> Iterator[None]:
+    """A block whose warnings by this package are also shown as text on the node that ComfyUI is running."""
+    handler, package = _Warnings(), logging.getLogger(__package__)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        context = getattr(sys.modules.get("comfy_execution.utils"), "get_executing_context", lambda: None)()
+        if handler.texts and server is not None and context is not None:
+            server.send_progress_text("\n".join(handler.texts), context.node_id)
 
 
 def _check_all(entries: list[Any], inputs: dict[str, Any], node: str) -> dict[str, Any]:

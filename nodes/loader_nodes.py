@@ -13,7 +13,7 @@ from ..rmd_core.prompt_cache import PromptCache
 from ..rmd_core.recipe import read_recipe
 from .bridge.plans import pixels
 from .bridge.student import WEIGHT_DTYPES, StudentChecks, apply_lora, load_full
-from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, safetensors_files
+from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, student_files
 from .inputs import CATEGORY, RecipeSocket, checked
 
 FULL = "full model"
@@ -54,7 +54,7 @@ class RMDLoadStudent(io.ComfyNode):
             category=CATEGORY,
             description="Loads a model or LoRA distilled for the cascade and reads from its file how to sample it. "
             "Connect recipe to RMD Schedule.",
-            search_aliases=["load distilled model", "few-step", "recipe"],
+            search_aliases=["rmd", "load distilled model", "few-step", "recipe"],
             inputs=[
                 io.DynamicCombo.Input(
                     "kind",
@@ -102,7 +102,7 @@ class RMDLoadStudent(io.ComfyNode):
 
 
 def _student_input(kind: str) -> io.Combo.Input:
-    return io.Combo.Input("student", options=safetensors_files(KIND_FOLDERS[kind]), tooltip=STUDENT_FILE)
+    return io.Combo.Input("student", options=student_files(KIND_FOLDERS[kind]), tooltip=STUDENT_FILE)
 
 
 SIZE_CONDITIONING = {

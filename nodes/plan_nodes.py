@@ -16,6 +16,7 @@ from .bridge.plans import (
     PROFILE,
     RECIPE,
     SPLIT,
+    STEPS,
     THRESHOLDS,
     final_cells,
     last_steps,
@@ -33,12 +34,20 @@ def source_input() -> io.DynamicCombo.Input:
         tooltip = "Steps at each size, smallest first, such as 2+2 or 1+1+2. A profile also takes auto: its own split."
         return io.String.Input("split", default=default, tooltip=tooltip)
 
+    scale = io.Float.Input(
+        "scale",
+        default=0.5,
+        min=0.05,
+        max=1.0,
+        step=0.05,
+        round=0.001,
+        tooltip="The first size over the final one. Sizes between grow evenly.",
+    )
     sizes = io.String.Input(
         "earlier_sizes",
         default="0.5",
         tooltip=(
-            "Sizes of the stages before the last, with commas: factors of the final sides (0.5) or "
-            "width x height in pixels (832x480). Empty for a plan of one size."
+            "Sizes before the last, with commas: factors (0.5) or pixels (832x480). Empty for a plan of one size."
         ),
     )
     sigmas = io.String.Input(
@@ -51,10 +60,7 @@ def source_input() -> io.DynamicCombo.Input:
     thresholds = io.String.Input(
         "thresholds",
         default="-2.5",
-        tooltip=(
-            "logSNR at which the next size takes over, rising, one for each earlier size. "
-            "-2.5 gives 2+2 for SDXL, PixArt and SD3.5 at 4 steps and 3+3 for Wan at 6."
-        ),
+        tooltip="logSNR at which the next size takes over, rising, one for each earlier size.",
     )
     profile = io.Combo.Input(
         "profile",
@@ -68,8 +74,7 @@ def source_input() -> io.DynamicCombo.Input:
             default=AUTO,
             advanced=True,
             tooltip=(
-                "How levels move with the size. auto: as the method says; Wan from 480p to 720p by its native shifts, "
-                "else by the area."
+                "How levels move with the size. auto: by the method, and native shifts for Wan from 480p to 720p."
             ),
         ),
         io.Float.Input(
@@ -79,10 +84,7 @@ def source_input() -> io.DynamicCombo.Input:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip=(
-                "Flow shift of the first size. 0: RMD's 3 for Wan and SD3.5, whatever the loader says; the "
-                "model's own for other families. Must be 0 for models without a shift (SDXL, PixArt)."
-            ),
+            tooltip=("Flow shift of the first size. 0: 3 for Wan2.1, else the model's own at the final size."),
         ),
         io.Combo.Input(
             "method",
@@ -96,14 +98,15 @@ def source_input() -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input(
         "source",
         options=[  # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget
+            io.DynamicCombo.Option(STEPS, [split("2+2"), scale]),
             io.DynamicCombo.Option(THRESHOLDS, [steps, thresholds, sizes, *method]),
             io.DynamicCombo.Option(SPLIT, [split("2+2"), sigmas, sizes, *method]),
             io.DynamicCombo.Option(RECIPE, [recipe]),
             io.DynamicCombo.Option(PROFILE, [profile, split("auto"), sizes]),
         ],
         tooltip=(
-            "Where the plan comes from: a student's own recipe, logSNR thresholds, a split given outright, "
-            "or the settings of a public few-step model."
+            "Where the plan comes from: steps for each size, thresholds, a split with all settings, "
+            "a student's recipe, or a public model."
         ),
     )
 
@@ -124,7 +127,7 @@ class RMDSchedule(io.ComfyNode):
                 "Makes the plan of a cascade: the first steps at a small size, the last ones at the final size, each "
                 "at the noise level that its size needs. Shows the levels, the steps and what each of them costs."
             ),
-            search_aliases=["multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
+            search_aliases=["rmd", "multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will run the plan; it is not changed."),
                 *size_inputs("result", " Not used when a latent is connected."),

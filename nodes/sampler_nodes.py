@@ -7,12 +7,15 @@ stage does otherwise.
 
 import comfy.samplers
 import latent_preview
-import torch
 from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
-from .bridge.sampling import CascadeGuider, StageOverride, rmd_step_sampler, sample_cascade
+from ..rmd_core.errors import RMDError, short_repr
+from .bridge.sampling import OWN_STEPS, CascadeGuider, StageOverride, rmd_step_sampler, sample_cascade
 from .inputs import CATEGORY, Overrides, Plan, boundary_inputs, checked, latent_image_input, seed_input, stage_inputs
+
+RMD = "rmd"
+"""The choice of `sampler_name` for our own sampler."""
 
 
 class RMDSampler(io.ComfyNode):
@@ -28,7 +31,7 @@ class RMDSampler(io.ComfyNode):
                 "Samples a plan in one go: the first steps on a small latent, the rest at the final size, "
                 "with previews at each size."
             ),
-            search_aliases=["cascade sampler", "multi-resolution sampler", "few-step sampler"],
+            search_aliases=["rmd", "cascade sampler", "multi-resolution sampler", "few-step sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the plan was made with."),
                 io.Conditioning.Input("positive", tooltip="What the picture shows."),
@@ -40,7 +43,7 @@ class RMDSampler(io.ComfyNode):
                 latent_image_input(),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 seed_input(
-                    "seed", "The same seed gives the same picture, bit for bit; each stage draws its own noise."
+                    "seed", "The same seed gives the same image, on a CPU bit for bit. Each stage has its own noise."
                 ),
                 io.Float.Input(
                     "cfg",
@@ -51,21 +54,32 @@ class RMDSampler(io.ComfyNode):
                     round=0.01,
                     tooltip="Guidance. Distilled students are made for 1.0, which also halves the work.",
                 ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=[RMD, *(name for name in comfy.samplers.SAMPLER_NAMES if name not in OWN_STEPS)],
+                    optional=True,  # workflows from before have none
+                    advanced=True,
+                    tooltip="rmd: the plan's own, with its eta. Others make the noise between steps in their own way.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The result at the final size.")],
         )
 
     @classmethod
     @checked
-    def execute(cls, model, positive, latent_image, plan, seed, cfg, negative=None) -> io.NodeOutput:
+    def execute(cls, model, positive, latent_image, plan, seed, cfg, negative=None, sampler_name=RMD) -> io.NodeOutput:
         guider = comfy.samplers.CFGGuider(model)
         prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         guider.inner_set_conds(prompts)
         guider.set_cfg(cfg)
         callback = latent_preview.prepare_callback(model, len(plan.stage_plan.steps))
-        result = sample_cascade(
-            plan, latent_image, guider=guider, sampler=rmd_step_sampler(plan.eta), seed=seed, callback=callback
-        )
+        if sampler_name in (RMD, None):
+            sampler = rmd_step_sampler(plan.eta)
+        elif sampler_name in comfy.samplers.SAMPLER_NAMES:
+            sampler = comfy.samplers.sampler_object(sampler_name)
+        else:
+            raise RMDError(f"the sampler {short_repr(sampler_name)} is unknown; use rmd or one of KSamplerSelect")
+        result = sample_cascade(plan, latent_image, guider=guider, sampler=sampler, seed=seed, callback=callback)
         return io.NodeOutput(result.latent)
 
 
@@ -85,7 +99,9 @@ class RMDSamplerAdvanced(io.ComfyNode):
             search_aliases=["cascade sampler", "multi-resolution sampler", "SamplerCustomAdvanced"],
             inputs=[
                 io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
-                io.Sampler.Input("sampler", tooltip="RMD Step Sampler, or euler, lcm, heun, dpmpp_2m and others."),
+                io.Sampler.Input(
+                    "sampler", tooltip="RMD Step Sampler, or one of KSamplerSelect but dpm_adaptive and dpm_fast."
+                ),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 latent_image_input(),
                 seed_input(
@@ -131,8 +147,8 @@ class RMDGuider(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Makes core's SamplerCustomAdvanced run a whole plan. Its noise socket then only gives the seed "
-                "(DisableNoise counts as seed 0; RMD Noise also keeps batch_index), and its sigmas socket nothing: "
-                "the levels are the plan's."
+                "(DisableNoise counts as seed 0; RMD Noise also keeps batch_index), and its sigmas socket takes the "
+                "sigmas output of this node."
             ),
             search_aliases=["cascade guider"],
             inputs=[
@@ -151,9 +167,8 @@ class RMDGuider(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, guider, plan, later_guider=None, overrides=()) -> io.NodeOutput:
-        levels = [sigma for stage in plan.stage_plan.stages for sigma in plan.sigmas(stage)[:-1]]
         cascade = CascadeGuider(guider, plan, later_guider=later_guider, overrides=overrides or ())
-        return io.NodeOutput(cascade, torch.tensor([*levels, 0.0], dtype=torch.float32))
+        return io.NodeOutput(cascade, cascade.sigmas)
 
 
 class RMDStepSampler(io.ComfyNode):

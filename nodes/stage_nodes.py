@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy_api.latest import io
 
@@ -9,9 +11,11 @@ from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError
 from .bridge.latents import final_latent, to_output
 from .bridge.model import ModelView, NoiseForm
-from .bridge.plans import SamplingPlan, final_cells, pixels
+from .bridge.plans import LAST_STEP, SamplingPlan, final_cells, pixels
 from .bridge.sampling import StageSeed, StartNoise, SwitchNoise, batch_items
 from .inputs import CATEGORY, Plan, boundary_inputs, checked, seed_input, size_inputs
+
+logger = logging.getLogger(__name__)
 
 STAGE = "rmd_stage"
 """Key of a LATENT from RMD Stage Upscale: the number of its stage, 0 being the first."""
@@ -22,7 +26,7 @@ MOST_DEVIATION = 3.0
 
 
 class RMDStageSigmas(io.ComfyNode):
-    """The SIGMAS and the size of one stage; a stage before the last stops at the next level of the plan."""
+    """The SIGMAS and the size of one stage; a stage before the last stops just below its last level."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -75,7 +79,7 @@ class RMDStageUpscale(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Takes a stage to a larger size: connect LATENT and NOISE to the next SamplerCustomAdvanced. "
-                "The stage before must end above sigma 0 (RMD Stage Sigmas) with RMD Step Sampler or euler. "
+                "The stage before must have run the sigmas of RMD Stage Sigmas. "
                 "Conditioning is not sized here: areas in pixels and fixed SDXL sizes are for RMD Sampler."
             ),
             search_aliases=["latent upscale", "renoise", "stage switch"],
@@ -124,7 +128,14 @@ class RMDStageUpscale(io.ComfyNode):
         if last <= 0.0 or (form.flow and last >= 1.0):
             raise RMDError(
                 f"the stage ended at sigma {last:g}, where the predicted noise is lost; "
-                "end it at the next level with RMD Stage Sigmas"
+                "run the sigmas of RMD Stage Sigmas"
+            )
+        if last < sigmas[-2].cpu().double() * (1.0 - 2.0 * LAST_STEP):
+            logger.warning(
+                "the stage's last step goes from sigma %.4g down to %.4g: the predicted noise is found only after RMD "
+                "Step Sampler or euler; after any other sampler use the sigmas of RMD Stage Sigmas",
+                sigmas[-2],
+                last,
             )
         output, denoised_output = final_latent(model, output), final_latent(model, denoised_output)
         if output["samples"].shape != denoised_output["samples"].shape:
@@ -140,7 +151,7 @@ class RMDStageUpscale(io.ComfyNode):
                 f"the noise is that of stage {started.stage + 1}, the output that of stage {stage + 1}; "
                 "connect the noise which the sampler node of this output was given"
             )
-        # The last step was Euler's, onto a sigma above 0: the predicted noise is the difference of both images there.
+        # The state at the last level, less its clean image, is the noise that was predicted there.
         to_model = model.model.process_latent_in
         x0 = to_model(denoised_output["samples"].float())
         state = form.unscaled(to_model(output["samples"].float()), last.float())
@@ -149,10 +160,11 @@ class RMDStageUpscale(io.ComfyNode):
         if not LEAST_DEVIATION < deviation < MOST_DEVIATION:
             raise RMDError(
                 f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the "
-                "sigmas that the stage has run, output and denoised_output of the same node, and use RMD Step Sampler "
-                "or euler"
+                "sigmas that the stage has run, and output and denoised_output of the same node"
             )
-        boundary = Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary
+        boundary = Boundary(upsampler, switch_noise, eta_switch)
+        if plan is not None:
+            boundary = plan.boundary.between(tuple(x0.shape[-2:]), size, eta=plan.eta)
         # A NOISE may serve several samplers, so the batch items are the LATENT's.
         seed = StageSeed(started.cascade, stage + 1, batch_items(output))
         switched = boundary.switch(x0, eps, size, seed.fresh)

@@ -56,6 +56,10 @@ class Boundary:
         """Whether any predicted noise is used; if not, a stage need not report its noise."""
         return self.switch_noise != "fresh" and self.eta_switch > 0.0
 
+    def between(self, low_hw: tuple[int, int], high_hw: tuple[int, int], *, eta: float) -> Boundary:
+        """The rule from one size to another: this one, or at equal size an ordinary step with eta predicted noise."""
+        return self if low_hw != high_hw else Boundary(self.upsampler, "exact", eta)
+
     def switch(
         self, x0: torch.Tensor, eps: torch.Tensor | None, size_hw: tuple[int, int], fresh: FreshNoise
     ) -> SwitchResult:

@@ -84,18 +84,18 @@ def run_cascade(
     """Run every stage of a plan and return the clean estimate of the last step.
 
     shape is `(B, C)` or `(B, C, T)`, without height and width. boundary is one rule for every switch, or a
-    sequence with one for each.
+    sequence with one for each, which is read when its switch comes: a stage runner may change what follows it.
 
     Raises RMDError for a shape or a sequence of another length, or a runner whose result has not the stage's size.
     Source: docs/method.md, the sampler.
     """
     end = None
     stage_x0 = []
-    rules = [boundary] * (len(plan.stages) - 1) if isinstance(boundary, Boundary) else list(boundary)
+    rules = [boundary] * (len(plan.stages) - 1) if isinstance(boundary, Boundary) else boundary
     if len(rules) != len(plan.stages) - 1:
         raise RMDError(f"{len(rules)} boundaries were given for {len(plan.stages)} stages; give one fewer than stages")
-    for stage, rule in zip(plan.stages, [None, *rules]):
-        job = _stage_job(plan, stage, end, shape, noise, rule)
+    for stage in plan.stages:
+        job = _stage_job(plan, stage, end, shape, noise, rules[stage.index - 1] if stage.index else None)
         end = _checked(run_stage(job), job)
         stage_x0.append(end.x0)
     return CascadeResult(stage_x0[-1], tuple(stage_x0))

@@ -115,14 +115,18 @@ class NoiseCurve(ABC):
 class FlowCurve(NoiseCurve):
     """Rectified flow with shift s: `sigma = s u / (1 + (s - 1) u)`, table entry i at u = (i + 1) / 1000.
 
-    A shift is a constant offset of -2 ln(s) in logSNR. Raises RMDError unless the shift is positive and finite.
+    A shift is a constant offset of -2 ln(s) in logSNR. noise_scale c is that of a model whose states are
+    `alpha x0 + c sigma eps`, 1 for almost all; it offsets the logSNR by -2 ln(c) and no level. Raises RMDError unless
+    both are positive and finite.
     """
 
     shift: float = 3.0
+    noise_scale: float = 1.0
     kind: ClassVar[str] = "flow"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shift", _number(self.shift, "the flow shift"))
+        object.__setattr__(self, "noise_scale", _number(self.noise_scale, "the flow's noise scale"))
 
     @property
     def table_size(self) -> int:
@@ -144,13 +148,14 @@ class FlowCurve(NoiseCurve):
         return 1.0 - _float64(sigma)
 
     def logsnr(self, sigma: Level) -> Level:
-        return _by_torch(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)), sigma)
+        offset = 2.0 * math.log(self.noise_scale)
+        return _by_torch(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)) - offset, sigma)
 
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
         return _shifted(_float64(sigma), ratio)
 
     def at_ratio(self, ratio: float) -> FlowCurve:
-        return FlowCurve(self.shift * ratio)
+        return FlowCurve(self.shift * ratio, self.noise_scale)
 
     def snapped(self, sigma: float, *, last_index: int) -> float:
         return sigma
@@ -162,10 +167,12 @@ class FlowCurve(NoiseCurve):
         return _float64(comfy_sigma)
 
     def describe(self) -> str:
-        return f"flow, shift {self.shift:g}"
+        scale = "" if self.noise_scale == 1.0 else f", noise scale {self.noise_scale:g}"
+        return f"flow, shift {self.shift:g}{scale}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "shift": self.shift}
+        scale = {} if self.noise_scale == 1.0 else {"noise_scale": self.noise_scale}
+        return {"kind": self.kind, "shift": self.shift, **scale}
 
 
 def _shifted(u: Level, shift: float) -> Level:
@@ -286,8 +293,8 @@ def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
     """The curve that `as_dict` wrote; raises RMDError for an unknown kind or schedule, or a wrong set of keys."""
     values = dict(values)
     kind, keys = values.pop("kind", None), set(values)
-    if kind == FlowCurve.kind and keys == {"shift"}:
-        return FlowCurve(values["shift"])
+    if kind == FlowCurve.kind and keys in ({"shift"}, {"shift", "noise_scale"}):
+        return FlowCurve(**values)
     if kind == VPCurve.kind and keys == {"betas"}:
         return VPCurve(values["betas"])
     if kind == VPCurve.kind and keys == {"schedule", "start", "end", "size"}:

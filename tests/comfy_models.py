@@ -93,6 +93,33 @@ def tiny_pixart():
     return TinyModel(_patcher("PixArtSigma", config), channels=4, context=24)
 
 
+def tiny_qwen():
+    """Qwen-Image: images in Wan2.1's latents, which have a time axis, with reference latents as tokens of their own."""
+    config = {
+        "image_model": "qwen_image",
+        "in_channels": 64,
+        "num_layers": 1,
+        "attention_head_dim": 24,
+        "axes_dims_rope": (8, 8, 8),
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+    }
+    return TinyModel(_patcher("QwenImage", config), channels=16, context=24, video=True)
+
+
+def tiny_ltxv():
+    """LTXV: latents of 32 px a cell, with guides as frames behind the video's own."""
+    config = {
+        "image_model": "ltxv",
+        "cross_attention_dim": 48,
+        "attention_head_dim": 24,
+        "num_attention_heads": 2,
+        "caption_channels": 24,
+        "num_layers": 1,
+    }
+    return TinyModel(_patcher("LTXV", config), channels=128, context=24, video=True)
+
+
 def tiny_controlnet():
     """A ControlNet for `tiny_sdxl`, its own object on every call."""
     import comfy.cldm.cldm
@@ -153,6 +180,7 @@ def _patcher(name, config, state_dict=None):
     import comfy.supported_models
 
     made = getattr(comfy.supported_models, name)(config | {"dtype": torch.float32})
+    made.unet_config.update(config)  # a class sets some of the sizes itself
     if "num_head_channels" in made.unet_config:
         made.unet_config["num_head_channels"] = 16  # the base class puts 64 there
     cpu = torch.device("cpu")

@@ -37,13 +37,21 @@ class Refused(Exception):
         return {node: entry["errors"] for node, entry in self.reply["node_errors"].items()}
 
 
+TEXT_EVENT = 3
+"""ComfyUI's number of a binary message that holds text for a node; the node's id comes first, after its length."""
+
+
 @dataclass
 class Run:
-    """What came over the websocket for one prompt: (type, data) of each event, and the previews as PIL images."""
+    """What came over the websocket for one prompt.
+
+    (type, data) of each event, the previews as PIL images, and (node id, text) of each text shown on a node.
+    """
 
     prompt_id: str
     events: list = field(default_factory=list)
     previews: list = field(default_factory=list)
+    texts: list = field(default_factory=list)
 
     def of(self, kind):
         """The data of every event of a kind, in order."""
@@ -161,7 +169,12 @@ class ComfyServer:
                 run = Run(reply["prompt_id"])
                 async for message in socket_:
                     if message.type == aiohttp.WSMsgType.BINARY:
-                        run.previews.append(Image.open(io.BytesIO(message.data[8:])))  # event type and picture type
+                        kind, length = (int.from_bytes(message.data[at : at + 4], "big") for at in (0, 4))
+                        if kind == TEXT_EVENT:
+                            shown = message.data[8:].decode()
+                            run.texts.append((shown[:length], shown[length:]))
+                        else:
+                            run.previews.append(Image.open(io.BytesIO(message.data[8:])))
                     elif message.type == aiohttp.WSMsgType.TEXT:
                         event = json.loads(message.data)
                         data = event["data"]

@@ -7,6 +7,10 @@ import pytest
 METHOD = {"earlier_sizes": "0.5", "mapping": "auto", "base_shift": 0.0, "method": "default"}
 
 
+def by_steps(split="2+2", scale=0.5):
+    return {"source": "steps per size", "split": split, "scale": scale}
+
+
 def by_thresholds(steps=4, thresholds="-2.5", **others):
     return {"source": "thresholds", "steps": steps, "thresholds": thresholds, **METHOD, **others}
 

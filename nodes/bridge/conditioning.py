@@ -26,7 +26,7 @@ SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis
 # ComfyUI brings these to the size of each stage itself, or they are no images.
 UNCHANGED = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
 
-# Reference images: a network for images takes them at any size, one for video puts them on its own grid.
+# Reference images that a network takes at any size, each on a grid of its own.
 REFERENCES = {"reference_latents", "context_latents"}
 
 # Laid cell by cell on the latent: another size than its own would fail inside the network.
@@ -35,20 +35,27 @@ ON_THE_GRID = {"time_dim_concat", "vace_frames", "vace_mask", "control_video", "
 # In pixels, and right at any size: masks that ComfyUI resizes, and faces of a size of their own.
 FREE_PIXELS = {"concat_mask", "face_video_pixels"}
 
+# LTXV's guides, as they are: places in pixels of the frames that LTXVAddGuide appends to the latent.
+GUIDES = {"keyframe_idxs", "guide_attention_entries", "generated_keyframes"}
+
+KNOWN = (
+    UNCHANGED | REFERENCES | GUIDES | ON_THE_GRID | FREE_PIXELS | {"concat_latent_image", "condition", "audio_embed"}
+)
+
 
 @dataclass(frozen=True)
 class StageView:
     """One stage as conditioning sees it: sizes are (height, width) in latent cells.
 
     size_conditioning is the recipe's: SDXL gets the size of the `stage` or of the `final` image, `none` leaves
-    what the prompt says. video is whether the latents have a time axis.
+    what the prompt says. references_on_grid as in `model.references_on_grid`.
     """
 
     stage_hw: tuple[int, int]
     final_hw: tuple[int, int]
     cell_px: int
     size_conditioning: str
-    video: bool
+    references_on_grid: bool
 
     def guider(self, guider: Any) -> Any:
         """A guider with its conditioning brought to this stage; the given guider stays as it is.
@@ -74,10 +81,14 @@ class StageView:
             return changed
         if "gligen" in entry:
             raise RMDError("GLIGEN boxes cannot follow a change of size; remove the GLIGEN node or sample at one size")
+        self._check_guides(entry)
         if "area" in entry:
             changed["area"] = self._area(entry["area"])
+        unchanged = UNCHANGED | REFERENCES | GUIDES
+        if self.references_on_grid:
+            unchanged = unchanged - {"reference_latents"}
         for name in entry:
-            if name not in UNCHANGED and not (name in REFERENCES and not self.video):
+            if name not in unchanged:
                 changed[name] = self._image(name, changed[name])
         return changed
 
@@ -105,6 +116,20 @@ class StageView:
             scaled[axis] = max(1, min(round(end * stage / final), stage) - first)
         return tuple(scaled)
 
+    def _check_guides(self, entry: Entry) -> None:
+        """Raise RMDError for guides of LTXV that were placed on another size than the stage's."""
+        places = entry.get("keyframe_idxs")  # (B, (t, y, x), tokens, (start, end)) in pixels
+        if places is None or not places.numel():
+            return
+        height, width = (int(start) + self.cell_px for start in places[:, 1:, :, 0].amax(dim=(0, 2)))
+        expected = tuple(side * self.cell_px for side in self.stage_hw)
+        if (height, width) != expected:
+            raise RMDError(
+                f"the guides of LTXVAddGuide were made at {width}x{height} px and cannot follow to a stage of "
+                f"{expected[1]}x{expected[0]} px; make a guider for that size with guides of its own, and connect "
+                "this one to later_guider of RMD Sampler (Advanced)"
+            )
+
     def _image(self, name: str, value: Any) -> Any:
         if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
             return type(value)(self._image(name, item) for item in value)
@@ -121,3 +146,15 @@ class StageView:
                 f"{expected} cells can; make it for the final size, or sample at one size"
             )
         return value
+
+
+def unknown_tensors(guider: Any) -> list[str]:
+    """Names of a guider's conditioning that may be images, and that this module knows nothing about."""
+    entries = (entry for listed in getattr(guider, "original_conds", {}).values() for entry in listed)
+    return sorted({name for entry in entries for name in entry.keys() - KNOWN if _holds_maps(entry[name])})
+
+
+def _holds_maps(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_maps, value))
+    return isinstance(value, torch.Tensor) and value.ndim >= 4

@@ -24,11 +24,7 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
     wrong number of channels.
     """
     samples = latent["samples"]
-    if getattr(samples, "is_nested", False):
-        raise RMDError(
-            "this latent holds several tensors (such as video and audio); RMD changes the size of one, "
-            "so separate them first and give the image or the video alone"
-        )
+    _check_one_tensor(samples)
     if samples.ndim < 4 or not samples.is_floating_point() or samples.is_meta:
         kind = str(samples.dtype).removeprefix("torch.")
         raise RMDError(
@@ -40,6 +36,7 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
     if not torch.isfinite(samples).all():
         raise RMDError("the latent holds values that are not finite (nan or inf); make or encode it again")
     samples = comfy.sample.fix_empty_latent_channels(model, samples, *(latent.get(key) for key in RATIO_KEYS))
+    _check_one_tensor(samples)  # an empty video becomes two tensors for a model of video and audio
     expected = model.get_model_object("latent_format")
     if samples.ndim != expected.latent_dimensions + 2 or samples.shape[1] != expected.latent_channels:
         axes = "(B, C, H, W)" if expected.latent_dimensions == 2 else "(B, C, T, H, W)"
@@ -48,6 +45,14 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
             f"{expected.latent_channels}; use an empty latent or an encoded image of the same model family"
         )
     return {**{key: value for key, value in latent.items() if key not in RATIO_KEYS}, "samples": samples}
+
+
+def _check_one_tensor(samples: Any) -> None:
+    if getattr(samples, "is_nested", False):
+        raise RMDError(
+            "this latent holds several tensors (such as video and audio), and RMD changes the size of one; "
+            "use a model and a latent of images or videos alone"
+        )
 
 
 def to_output(samples: torch.Tensor) -> torch.Tensor:

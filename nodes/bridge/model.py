@@ -32,7 +32,11 @@ class NoiseForm:
     @classmethod
     def of(cls, model: Any) -> NoiseForm:
         """The form of a MODEL."""
-        sampling = model.get_model_object("model_sampling")
+        return cls.of_sampling(model.get_model_object("model_sampling"))
+
+    @classmethod
+    def of_sampling(cls, sampling: Any) -> NoiseForm:
+        """The form of a MODEL's `model_sampling`."""
         flow = "CONST" in class_names(sampling)
         return cls(flow, float(getattr(sampling, "noise_scale", 1.0)) if flow else 1.0)
 
@@ -49,8 +53,8 @@ class NoiseForm:
         return output * (1.0 - sigma) if self.flow else output
 
 
-RMD_SHIFTS = {"WAN21": 3.0, "SD3": 3.0}
-"""Base flow shift RMD uses, by ComfyUI's class and what derives from it (docs/method.md, noise levels)."""
+RMD_SHIFTS = {"WAN21": 3.0}
+"""Flow shift of the first size that RMD uses for a family: Wan's own at 480p (docs/method.md, noise levels)."""
 
 FLOW = "flow"
 SCALED_LINEAR = "scaled-linear betas"
@@ -68,19 +72,22 @@ class ModelKind:
     """What a plan must fit: a model's family, its noise table (`flow`, or the name of a VP table) and its latents.
 
     `name` is ComfyUI's class of the model; the family is what it says before an underscore, so that a plan for WAN21
-    also runs WAN21_Vace, and one for Wan does not run Qwen-Image, which shares its latents.
+    also runs WAN21_Vace, and one for Wan does not run Qwen-Image, which shares its latents. shift is the flow shift
+    of its loader, None without one: it tells apart models of one class, such as Flux dev and schnell.
     """
 
     name: str = field(compare=False)
     table: str
     latents: str
+    shift: float | None = None
     family: str = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.name.partition("_")[0])
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.latents} latents, {self.table})"
+        shift = "" if self.shift is None else f" of shift {self.shift:.4g}"
+        return f"{self.name} ({self.latents} latents, {self.table}{shift})"
 
 
 class Family(NamedTuple):
@@ -110,9 +117,9 @@ def family_of(architecture: str) -> Family | None:
 class ModelView:
     """Facts about one loaded model, read from it and never written to it.
 
-    curve is the model's own, with the shift that its loader gave it. dimensions (2 for images, 3 with time) and cell_px
-    describe its latents; multiple is the patch size in cells to which stages are rounded. rmd_shift is the
-    flow shift RMD uses for the family, None where it knows none and for VP models.
+    curve is the model's own, with the shift of its loader or of a node that `patched` its noise. dimensions (2 for
+    images, 3 with time) and cell_px describe its latents; multiple is the patch size in cells to which stages are
+    rounded. rmd_shift is the flow shift RMD uses for the family, None where it knows none and for VP models.
     """
 
     kind: ModelKind
@@ -121,6 +128,7 @@ class ModelView:
     cell_px: int
     multiple: int
     rmd_shift: float | None
+    patched: bool
     network: Any
 
     @classmethod
@@ -129,17 +137,22 @@ class ModelView:
         sampling = model.get_model_object("model_sampling")
         latents = model.get_model_object("latent_format")
         name = type(model.model).__name__
-        if latents.latent_dimensions not in (2, 3):
+        if name == "BaseModel":  # core's first models have no class of their own
+            name = type(model.model.model_config).__name__
+        if latents.latent_dimensions not in (2, 3) or "Audio" in type(latents).__name__:
             raise RMDError(f"{name} has latents without height and width; use a model for images or videos")
         curve, table = _curve(sampling, name)
         network = model.get_model_object("diffusion_model")
+        flow = curve.kind == "flow"
+        kind = ModelKind(name, table, type(latents).__name__, _loader_shift(model.model) if flow else None)
         return cls(
-            kind=ModelKind(name, table, type(latents).__name__),
+            kind=kind,
             curve=curve,
             dimensions=latents.latent_dimensions,
             cell_px=int(getattr(latents, "spacial_downscale_ratio", 8)),
             multiple=_multiple(model.model.model_config.unet_config, network),
-            rmd_shift=_rmd_shift(model.model) if curve.kind == "flow" else None,
+            rmd_shift=RMD_SHIFTS.get(kind.family) if flow else None,
+            patched="model_sampling" in getattr(model, "object_patches", {}),
             network=network,
         )
 
@@ -173,21 +186,37 @@ class ModelView:
         return float(height * width * frames) if hidden is None else tokens * (6.0 * hidden + tokens)
 
 
-def _rmd_shift(network: Any) -> float | None:
-    return next((RMD_SHIFTS[name] for name in class_names(network) if name in RMD_SHIFTS), None)
+def references_on_grid(model: Any) -> bool:
+    """Whether a MODEL puts reference latents on the grid of its own latents, as Wan does; others take any size."""
+    return "WAN21" in class_names(model.model)
+
+
+def _loader_shift(network: Any) -> float:
+    """The flow shift that a model's loader gave it, whatever nodes have patched since."""
+    import comfy.model_base  # not at the top: the page of profiles is made without a ComfyUI
+
+    return _flow_shift(comfy.model_base.model_sampling(network.model_config, network.model_type))
+
+
+def _flow_shift(sampling: Any) -> float:
+    shift = float(getattr(sampling, "shift", 1.0))
+    return math.exp(shift) if "ModelSamplingFlux" in class_names(sampling) else shift
 
 
 def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
     kinds = set(class_names(sampling))
     if "CONST" in kinds and "IMG_TO_IMG_FLOW" not in kinds:
-        shift = float(getattr(sampling, "shift", 1.0))
-        return FlowCurve(math.exp(shift) if "ModelSamplingFlux" in kinds else shift), "flow"
+        return FlowCurve(_flow_shift(sampling), NoiseForm.of_sampling(sampling).scale), "flow"
     discrete = "ModelSamplingDiscrete" in kinds and "ModelSamplingDiscreteEDM" not in kinds
     if discrete and kinds & {"EPS", "V_PREDICTION"} and not kinds & {"X0", "EDM"}:
-        return _vp_curve(sampling.sigmas)
+        try:
+            return _vp_curve(sampling.sigmas)
+        except RMDError:  # a schedule without betas, such as Stable Cascade's
+            pass
+    own = " and ".join(base.__name__ for base in type(sampling).__bases__)
     raise RMDError(
-        f"{name} uses {class_names(sampling)[1]} noise, which RMD has no logSNR curve for; "
-        "use a rectified-flow, eps or v model with a discrete table"
+        f"the noise of {name} is {own}, for which RMD has no logSNR curve; use a model of rectified flow (CONST), or "
+        "one that predicts EPS or V_PREDICTION on a ModelSamplingDiscrete table"
     )
 
 
@@ -212,9 +241,11 @@ def same_noise(curve: NoiseCurve, other: NoiseCurve) -> bool:
 
 
 def _multiple(config: dict[str, Any], network: Any) -> int:
-    patch = getattr(network, "patch_size", None)
-    if patch is not None:
-        return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)
+    for name in ("patch_size", "patch_spatial", "patch"):
+        patch = getattr(network, name, None)
+        patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
+        if isinstance(patch, int):
+            return patch
     return 2 ** (len(config["channel_mult"]) - 1) if "channel_mult" in config else 1
 
 

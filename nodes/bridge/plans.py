@@ -29,6 +29,9 @@ from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, Resoluti
 from ..profiles import NOT_DISTILLED, load_profiles
 from .model import ModelKind, ModelView, family_of, same_noise
 
+LAST_STEP = 1e-4
+"""The share of its last level by which a stage that RMD Stage Upscale follows stops lower."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
@@ -36,8 +39,8 @@ class SamplingPlan:
 
     eta is the share of predicted noise inside a stage, cfg the guidance to sample with, size_conditioning what SDXL is
     given as the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
-    cell. origin says in a few words where the plan comes from, thresholds are the logSNR thresholds that it was made
-    with (empty for a split), notes are sentences for the user.
+    cell. origin says in a few words where the plan comes from, shift_of whose its flow shift is, thresholds are the
+    logSNR thresholds that it was made with (empty for a split), notes are sentences for the user.
     """
 
     stage_plan: StagePlan
@@ -48,6 +51,7 @@ class SamplingPlan:
     size_conditioning: str
     cell_px: int
     origin: str
+    shift_of: str = ""
     thresholds: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -62,12 +66,15 @@ class SamplingPlan:
         return (*self._levels(stage), 0.0)
 
     def open_sigmas(self, stage: Stage) -> tuple[float, ...]:
-        """The same, but a stage before the last stops at the next level of the plan, as its own size names it."""
+        """The same, but a stage before the last stops just below its last level.
+
+        Over so short a step every sampler keeps the state that its last network call was given, so that the predicted
+        noise can be found again in what it puts out.
+        """
         if stage.end_base_sigma == 0.0:
             return self.sigmas(stage)
-        curve = self.stage_plan.curve
-        end = curve.with_ratio(stage.end_base_sigma, stage.ratio)
-        return (*self._levels(stage), curve.comfy_sigma(end))
+        levels = self._levels(stage)
+        return (*levels, levels[-1] * (1.0 - LAST_STEP))
 
     def _levels(self, stage: Stage) -> list[float]:
         return [self.stage_plan.curve.comfy_sigma(sigma) for sigma in stage.sigmas]
@@ -96,6 +103,7 @@ def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
 
 
 # The choices of `source` in RMD Schedule
+STEPS = "steps per size"
 RECIPE = "student recipe"
 THRESHOLDS = "thresholds"
 SPLIT = "split"
@@ -115,18 +123,41 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
     final_hw is the latent size of the result. Raises RMDError for values that make no plan on this model.
     """
     widgets = {name: value for name, value in source.items() if name != "source"}
-    make = {RECIPE: _recipe_plan, THRESHOLDS: _threshold_plan, SPLIT: _split_plan, PROFILE: _profile_plan}
+    make = {
+        STEPS: _steps_plan,
+        THRESHOLDS: _threshold_plan,
+        SPLIT: _split_plan,
+        RECIPE: _recipe_plan,
+        PROFILE: _profile_plan,
+    }
     plan = make[source["source"]](view, final_hw, **widgets)
     for stage in plan.stage_plan.stages:
         view.check_size(stage.size)
     if plan.stage_plan.final_hw != final_hw:
         raise RMDError(
             f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {plan.stage_plan.split}); "
-            "lower the last threshold, use more steps, or give the last stage a step"
+            f"choose {STEPS!r} and give the last size a step, lower the last threshold, or use more steps"
         )
     for stage in plan.stage_plan.stages:
         check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
-    return plan
+    return replace(plan, notes=(*plan.notes, *_wasted_steps(plan)))
+
+
+LITTLE_SURVIVES = 0.05
+"""The image over the noise, in amplitude, below which a switch keeps almost nothing of the smaller image."""
+
+
+def _wasted_steps(plan: SamplingPlan) -> list[str]:
+    """A sentence for each change of size that happens so early that the steps before it do little."""
+    notes = []
+    for before, stage in zip(plan.stage_plan.stages, plan.stage_plan.stages[1:]):
+        left = math.exp(0.5 * plan.stage_plan.curve.logsnr(stage.sigmas[0]))
+        if left < LITTLE_SURVIVES and before.size != stage.size:
+            notes.append(
+                f"at {pixels(plan.cell_px, stage.size)} px the image so far starts with {left:.1%} of the noise's "
+                "amplitude, so the smaller steps do little: give the smaller size more steps, or lower the shift"
+            )
+    return notes
 
 
 def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> SamplingPlan:
@@ -152,9 +183,21 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> Sampling
         size_conditioning=recipe.size_conditioning,
         cell_px=view.cell_px,
         origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
+        shift_of="the recipe's, for the first size",
         thresholds=recipe.thresholds or (),
         notes=notes,
     )
+
+
+def _steps_plan(view: ModelView, final_hw: Size, *, split: str, scale: float) -> SamplingPlan:
+    """A plan with a given number of steps at each size, all else by default; scale is the first size over the final.
+
+    Sizes between grow by one factor. A split of one number runs at the final size alone.
+    """
+    last = len(split_counts(split)) - 1
+    factors = ",".join(f"{scale ** ((last - place) / last):.6g}" for place in range(last))
+    default = {"sigmas": "", "mapping": AUTO, "base_shift": 0.0, "method": "default"}
+    return _split_plan(view, final_hw, split=split, earlier_sizes=factors, **default)
 
 
 def _threshold_plan(
@@ -173,12 +216,12 @@ def _threshold_plan(
     thresholds is a comma list, one entry for each size of `earlier_sizes`; the others are as in `_split_plan`.
     """
     levels, sizes = numbers(thresholds, "thresholds"), stage_cells(view, final_hw, earlier_sizes)
-    curve, notes = base_curve(view, base_shift)
     rules = preset(method)
     made_map = chosen_map(mapping, rules, view, sizes)
+    curve, whose, notes = base_curve(view, base_shift, ratio=made_map.ratio(sizes[0], sizes[-1], sizes[-1]))
     stage_plan = plan_from_thresholds(curve, steps, thresholds=levels, sizes=sizes, mapping=made_map)
     origin = f"{steps} steps, thresholds {', '.join(f'{level:g}' for level in levels) or 'none'}, method {method}"
-    return _by_method(view, rules, stage_plan, origin=origin, thresholds=levels, notes=notes)
+    return _by_method(view, rules, stage_plan, origin=origin, shift_of=whose, thresholds=levels, notes=notes)
 
 
 def _split_plan(
@@ -199,13 +242,13 @@ def _split_plan(
     name of a preset.
     """
     counts, sizes = split_counts(split), stage_cells(view, final_hw, earlier_sizes)
-    curve, notes = base_curve(view, base_shift)
     rules = preset(method)
-    grid = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
     made_map = chosen_map(mapping, rules, view, sizes)
+    curve, whose, notes = base_curve(view, base_shift, ratio=made_map.ratio(sizes[0], sizes[-1], sizes[-1]))
+    grid = given_levels(curve, sigmas, sum(counts)) if sigmas.strip() else None
     stage_plan = plan_from_split(curve, counts, sizes=sizes, mapping=made_map, steps=grid)
     origin = f"split {stage_plan.split}, {'own sigmas' if grid else 'the grid of the curve'}, method {method}"
-    return _by_method(view, rules, stage_plan, origin=origin, notes=notes)
+    return _by_method(view, rules, stage_plan, origin=origin, shift_of=whose, notes=notes)
 
 
 def _by_method(view: ModelView, rules: MethodPreset, stage_plan: StagePlan, **others: Any) -> SamplingPlan:
@@ -249,6 +292,7 @@ def _profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, 
         size_conditioning=_default_size_conditioning(view),
         cell_px=view.cell_px,
         origin=f"profile {chosen.title}, {NOT_DISTILLED}",
+        shift_of="the profile's",
         notes=(*_shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
     )
 
@@ -360,26 +404,26 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
     return tuple(min(curve.from_comfy_sigma(value), curve.sigma_max) for value in values)
 
 
-def base_curve(view: ModelView, base_shift: float) -> tuple[NoiseCurve, tuple[str, ...]]:
-    """The curve of the first size, and notes on its shift.
+def base_curve(view: ModelView, base_shift: float, *, ratio: float) -> tuple[NoiseCurve, str, tuple[str, ...]]:
+    """The curve of the first size, whose its shift is, and notes on it; ratio is r between first and final size.
 
-    base_shift is a flow shift, or 0 for RMD's for the model type, or the model's own where RMD knows none. Raises
-    RMDError for a shift on a model that has none.
+    base_shift is the flow shift of the first size, or 0. Then a shift that a node gave the model comes first, then
+    RMD's for the family, then that of the model's loader. A model's own shift is for its full resolution, so the
+    first size gets it divided by r. Raises RMDError for a shift on a model that has none.
+    Source: docs/method.md, whose shift it is.
     """
     if not isinstance(view.curve, FlowCurve):
         if base_shift:
             raise RMDError(
                 f"base_shift is {base_shift:g}, but {view.kind} is no flow model and has no shift; set base_shift to 0"
             )
-        return view.curve, ()
-    if base_shift:
-        curve, whose = FlowCurve(base_shift), "set on the node"
-    elif view.rmd_shift is not None:
-        curve, whose = FlowCurve(view.rmd_shift), "RMD"
-    else:
-        note = f"base shift {view.curve.shift:.4g} is the model's own: RMD knows none for {view.kind.family}"
-        return view.curve, (note,)
-    return curve, _shift_notes(view, curve, whose)
+        return view.curve, "", ()
+    if not base_shift and (view.patched or view.rmd_shift is None):
+        whose = "set by a node before" if view.patched else "the model's own"
+        return view.curve.at_ratio(1.0 / ratio), f"{whose}, for the final size", ()
+    curve = replace(view.curve, shift=base_shift or view.rmd_shift)
+    whose = "base_shift of the node" if base_shift else f"RMD's for {view.kind.family}"
+    return curve, f"{whose}, for the first size", _shift_notes(view, curve, whose)
 
 
 def _shift_notes(view: ModelView, curve: NoiseCurve, whose: str) -> tuple[str, ...]:

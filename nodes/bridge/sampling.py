@@ -7,11 +7,15 @@ NOISE objects, our own sampler, and the cascade as a GUIDER.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import math
-import re
+import os
+import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -25,9 +29,10 @@ from ...rmd_core.boundary import Boundary, check_eta, step_noise
 from ...rmd_core.cascade import StageEnd, StageJob, run_cascade
 from ...rmd_core.errors import RMDError, one_line
 from ...rmd_core.noise import FreshNoise, SeededNoise
-from .conditioning import StageView
+from ...rmd_core.plan import Stage
+from .conditioning import StageView, unknown_tensors
 from .latents import SourceImage, final_latent, to_output
-from .model import ModelView, NoiseForm
+from .model import ModelView, NoiseForm, references_on_grid
 from .plans import SamplingPlan, check_levels, pixels
 
 logger = logging.getLogger(__name__)
@@ -87,11 +92,25 @@ def sample_cascade(
             if callback is not None:
                 callback(step, x0, x, total)
 
+        rules = [setting.boundary for setting in settings[1:]]
+
         def run_stage(job: StageJob) -> StageEnd:
             nonlocal output
             stage = job.stage.index
+            recover = stage < len(rules) and rules[stage].uses_prediction
             stage_seed = StageSeed(seed.cascade, stage, seed.items)
-            output, end = _sample_stage(job, plan, settings[stage], source=source, seed=stage_seed, on_step=on_step)
+            output, end = _sample_stage(
+                job, plan, settings[stage], source=source, seed=stage_seed, on_step=on_step, recover=recover
+            )
+            if recover and end.eps is None:
+                logger.warning(
+                    "the sampler %s of stage %d made no network call at the stage's last level, so there is no "
+                    "predicted noise: stage %d starts with fresh noise",
+                    sampler_name(settings[stage].sampler),
+                    stage + 1,
+                    stage + 2,
+                )
+                rules[stage] = replace(rules[stage], switch_noise="fresh")
             return end
 
         result = run_cascade(
@@ -99,21 +118,13 @@ def sample_cascade(
             run_stage,
             shape=shape[:-2],
             noise=seed.source,
-            boundary=[setting.boundary for setting in settings[1:]],
+            boundary=rules,
         )
     estimates = (to_output(model.model.process_latent_out(x0)) for x0 in result.stage_x0)
     others = {key: value for key, value in latent.items() if key != "noise_mask"}  # the mask is of the final size
     return Sampled(
         output, {**latent, "samples": to_output(output)}, [{**others, "samples": estimate} for estimate in estimates]
     )
-
-
-# Part of PyTorch's messages about tensors of which one does not fit the other.
-SHAPE_ERRORS = re.compile(
-    "shapes cannot be multiplied|must match the size|must match except in|size mismatch|is invalid for input of size|"
-    "to have [0-9]+ channels|same number of dimensions|Kernel size can't be greater|"
-    "Expected more than 1 value per channel"
-)
 
 
 def _sample_stage(
@@ -124,10 +135,12 @@ def _sample_stage(
     source: SourceImage,
     seed: StageSeed,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], None],
+    recover: bool,
 ) -> tuple[torch.Tensor, StageEnd]:
-    """What a stage's guider gives out, and the last step's x0 and predicted noise.
+    """What a stage's guider gives out, and the last step's x0 and, to `recover`, the noise predicted with it.
 
-    ComfyUI mixes the image so far with the noise, its callback shows x0 and x of each step.
+    ComfyUI mixes the image so far with the noise, its callback shows x0 of each step. The noise is what the network
+    itself was given at the stage's last level and made of it, whatever the sampler does; None without such a call.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
     stage, number = job.stage, job.stage.index + 1
@@ -139,46 +152,135 @@ def _sample_stage(
         image, noise = source.stage_input(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
     first, last = job.steps[0].index, len(sigmas) - 2
     x0 = eps = None
+    calls: deque[NetworkCall] = deque(maxlen=2)  # a sampler may call once more below the last level
 
     def callback(step: int, step_x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
-        nonlocal x0, eps
+        nonlocal x0
         if step == last:
-            x0, eps = step_x0, form.eps(x, step_x0, sigmas[step].to(x))
+            x0 = step_x0
         on_step(first + step, step_x0, x)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    video = job.noise.ndim == 5
-    view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, video=video)
-    guider = view.guider(settings.guider)
+    on_grid = references_on_grid(settings.guider.model_patcher)
+    view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, on_grid)
+    guider = _with_whole_thresholds(view.guider(settings.guider), plan, stage)
     try:
         output = guider.sample(
             noise,
             image,
-            settings.sampler,
+            watched(settings.sampler, calls) if recover else settings.sampler,
             sigmas,
             denoise_mask=source.mask,
             callback=callback,
             disable_pbar=True,
             seed=seed,
         )
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, RMDError) or not SHAPE_ERRORS.search(str(error)):
-            raise  # such as out of memory, which ComfyUI knows how to meet
-        raise RMDError(
-            f"the network of stage {number} cannot take what it was given ({one_line(error, 200)}); "
-            "encode the prompts with the model's own text encoders, and make all images for this model"
-        ) from error
+    except Exception as error:
+        blamed = _blamed_patch(error, settings.guider.model_patcher, stage=number)
+        if blamed is None:
+            raise
+        raise blamed from error
     if x0 is None:
         raise RMDError(
             f"the guider or sampler of stage {number} reported no last step, so there is no image for the "
             "next; use RMD Step Sampler or euler, with a guider of ComfyUI's"
         )
+    for call in calls:
+        if call.sigma.max().item() >= sigmas[last].item() * (1.0 - 1e-4):
+            x0, eps = call.x0, form.eps(call.x, call.x0, call.sigma.flatten()[0])
     if not torch.isfinite(x0).all():
         raise RMDError(
             f"the network of stage {number} gave values that are not finite (nan or inf); check the weights and the "
             "strength of LoRAs, and try a wider weight_dtype"
         )
     return output, StageEnd(x0, eps)
+
+
+def _with_whole_thresholds(guider: Any, plan: SamplingPlan, stage: Stage) -> Any:
+    """A guider whose denoise mask function, such as DifferentialDiffusion's, sees the levels of the whole plan.
+
+    It makes thresholds out of the first and the last level, and would start them again in each stage.
+    """
+    options = getattr(guider, "model_options", {})
+    function = options.get("denoise_mask_function")
+    if function is None or len(plan.stage_plan.stages) == 1:
+        return guider
+    curve = plan.stage_plan.curve
+    levels = (curve.comfy_sigma(curve.with_ratio(base, stage.ratio)) for base in plan.stage_plan.base_sigmas)
+    whole = torch.tensor([*levels, 0.0], dtype=torch.float32)
+
+    def by_the_whole_plan(sigma: torch.Tensor, mask: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        return function(sigma, mask, extra_options={**extra_options, "sigmas": whole.to(sigma.device)})
+
+    changed = copy.copy(guider)
+    changed.model_options = {**options, "denoise_mask_function": by_the_whole_plan}
+    return changed
+
+
+def _blamed_patch(error: Exception, model: Any, *, stage: int) -> RMDError | None:
+    """What to say of an error that arose in the code of a patch of the model, after a change of size; else None."""
+    if stage == 1 or isinstance(error, (RMDError, comfy.model_management.OOM_EXCEPTION)):
+        return None
+    own = os.path.dirname(torch.__file__)
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [code for code in frames if not code.co_filename.startswith(own)]
+    for patch in _functions(model.model_options):
+        if patch.__code__ in frames and patch.__code__.co_filename == frames[-1].co_filename:
+            return RMDError(
+                f"a patch of the model, {patch.__qualname__} of {patch.__module__}, failed at the size of stage "
+                f"{stage} ({one_line(error, 200)}); it may keep state of the smaller size: for the later stages patch "
+                "a model of their own, and connect its guider to later_guider of RMD Sampler (Advanced)"
+            )
+    return None
+
+
+def _functions(value: Any) -> list[Any]:
+    """The Python functions in nested dictionaries and lists, methods and callable objects as functions."""
+    if isinstance(value, dict):
+        return [function for one in value.values() for function in _functions(one)]
+    if isinstance(value, (list, tuple)):
+        return [function for one in value for function in _functions(one)]
+    found = (getattr(value, "__func__", value), getattr(type(value), "__call__", None))  # noqa: B004
+    return [function for function in found if hasattr(function, "__code__")]
+
+
+class NetworkCall(NamedTuple):
+    """What a sampler function gave the network, a state at a sigma, and the clean estimate that came back."""
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    x0: torch.Tensor
+
+
+def watched(sampler: Any, calls: deque[NetworkCall]) -> Any:
+    """A copy of a SAMPLER whose network calls are added to `calls`; one without a sampler function as it is."""
+    function = getattr(sampler, "sampler_function", None)
+    if function is None:
+        return sampler
+
+    @functools.wraps(function)
+    def watching(model: Any, *arguments: Any, **options: Any) -> Any:
+        return function(WatchedModel(model, calls), *arguments, **options)
+
+    changed = copy.copy(sampler)
+    changed.sampler_function = watching
+    return changed
+
+
+class WatchedModel:
+    """The model that a sampler function calls, with all that it has; its calls are added to `calls`."""
+
+    def __init__(self, model: Any, calls: deque[NetworkCall]) -> None:
+        self._model, self._calls = model, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
+        given = x.clone()  # a sampler may go on in the same memory
+        x0 = self._model(x, sigma, **options)
+        self._calls.append(NetworkCall(given, sigma, x0))
+        return x0
 
 
 def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
@@ -190,6 +292,15 @@ def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: Sourc
     for eta in dict.fromkeys(getattr(sampler, "extra_options", {}).get("eta", plan.eta) for sampler in samplers):
         if abs(eta - plan.eta) > 1e-6:
             logger.warning("eta is %g, the plan is made for %g; connect the plan to RMD Step Sampler", eta, plan.eta)
+    smaller = [
+        setting for setting, stage in zip(settings, plan.stage_plan.stages) if stage.size != plan.stage_plan.final_hw
+    ]
+    for name in sorted({name for setting in smaller for name in unknown_tensors(setting.guider)}):
+        logger.warning(
+            "RMD does not know the conditioning %r: one of the latent's size is averaged to each stage, any other "
+            "stays as it is; if that is wrong, connect a later_guider and make each guider's prompts for its size",
+            name,
+        )
     from_noise = plan.stage_plan.curve.is_pure_noise(plan.stage_plan.steps[0].sigma)
     if not source.empty and source.mask is None and from_noise:
         logger.warning(
@@ -230,13 +341,14 @@ def stage_settings(
 ) -> tuple[StageSettings, ...]:
     """The settings of every stage; an override wins over `later_guider`, which is for all stages but the first.
 
-    Raises RMDError for an override of a stage that the plan does not have, or two of the same stage.
+    Where the size stays as it is, such as to change the model, the step is an ordinary one with the plan's eta. Raises
+    RMDError for an override of a stage that the plan does not have, or two of the same stage.
     """
-    count = len(plan.stage_plan.stages)
+    stages = plan.stage_plan.stages
+    count = len(stages)
     later = guider if later_guider is None else later_guider
-    settings = [
-        StageSettings(later if stage else guider, sampler, plan.boundary if stage else None) for stage in range(count)
-    ]
+    rules = [plan.boundary.between(low.size, high.size, eta=plan.eta) for low, high in zip(stages, stages[1:])]
+    settings = [StageSettings(guider, sampler, None), *(StageSettings(later, sampler, rule) for rule in rules)]
     taken = set()
     for override in overrides:
         stage = override.stage
@@ -253,30 +365,14 @@ def stage_settings(
     return tuple(settings)
 
 
-# Samplers whose callback shows, at each step, the very state that the network received and what it made of it, so that
-# the predicted noise can be read off (tests/nodes/test_sampling.py measures each). To ComfyUI, ddim is euler.
-RECOVERABLE = frozenset(
-    """
-    rmd ddim ddpm dpm_2 dpm_2_ancestral dpmpp_2m dpmpp_2m_cfg_pp dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun
-    dpmpp_2m_sde_heun_gpu dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp dpmpp_3m_sde dpmpp_3m_sde_gpu dpmpp_sde
-    dpmpp_sde_gpu er_sde euler euler_ancestral euler_ancestral_cfg_pp euler_cfg_pp exp_heun_2_x0 exp_heun_2_x0_sde
-    gradient_estimation gradient_estimation_cfg_pp heun heunpp2 lcm lms res_multistep res_multistep_ancestral
-    res_multistep_ancestral_cfg_pp res_multistep_cfg_pp sa_solver seeds_2 seeds_3
-    """.split()
-)
-
 # Samplers that choose their own steps or run other ones than the plan's.
 OWN_STEPS = ("dpm_adaptive", "dpm_fast")
-
-# Models whose network takes a pooled prompt; core fails inside it when there is none.
-POOLED_MODELS = ("SDXL", "SD3")
 
 
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
     """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
     views: dict[int, ModelView] = {}  # one guider mostly serves all stages
-    rules = [*(setting.boundary for setting in settings[1:]), None]
-    for stage, setting, following in zip(plan.stage_plan.stages, settings, rules):
+    for stage, setting in zip(plan.stage_plan.stages, settings):
         model = setting.guider.model_patcher
         if id(model) not in views:
             views[id(model)] = ModelView.of(model)
@@ -288,7 +384,7 @@ def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> No
         view.check_size(stage.size)
         check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
         check_guidance(setting.guider, setting.sampler)
-        check_sampler(setting.sampler, recover=following is not None and following.uses_prediction)
+        check_sampler(setting.sampler)
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:
@@ -306,31 +402,38 @@ def check_guidance(guider: Any, sampler: Any) -> None:
         name = sampler_name(sampler)
         if name.endswith("_cfg_pp"):
             raise RMDError(f"the sampler {name} steps along the negative, which is missing; connect one or use euler")
-    network = type(guider.model_patcher.model).__name__
-    if network.startswith(POOLED_MODELS):
-        for entry in (entry for entries in conds.values() for entry in entries):
-            if entry.get("pooled_output") is None and "unclip_conditioning" not in entry:
-                raise RMDError(
-                    f"{network} needs prompts with a pooled output, and one has none; "
-                    "encode them with the model's own text encoders"
-                )
+    network = guider.model_patcher.model
+    entries = [entry for entries in conds.values() for entry in entries if "unclip_conditioning" not in entry]
+    absent, empty = any("pooled_output" not in entry for entry in entries), False
+    if any(entry.get("pooled_output") is None for entry in entries):
+        empty = any(network.model_config.unet_config.get(name) for name in POOLED_WIDTHS)
+    if (absent or empty) and _asks_for_pooled(network):
+        raise RMDError(
+            f"{type(network).__name__} needs prompts with a pooled output, and one has none; "
+            "encode them with the model's own text encoders"
+        )
 
 
-def check_sampler(sampler: Any, *, recover: bool) -> None:
-    """Raise RMDError for a sampler with steps of its own, or one whose predicted noise is needed and not shown."""
+# How configurations of networks name the width of the pooled prompt; one without it takes None.
+POOLED_WIDTHS = ("adm_in_channels", "vec_in_dim", "text_emb_dim", "in_text_dim2")
+
+
+def _asks_for_pooled(network: Any) -> bool:
+    """Whether ComfyUI's class of a model fails for a prompt without a pooled part, found by giving it none."""
+    try:
+        network.encode_adm(device="cpu", noise=None)
+    except KeyError as error:
+        return error.args == ("pooled_output",)
+    except Exception:  # it lacks something else, which ComfyUI gives it
+        return False
+    return False
+
+
+def check_sampler(sampler: Any) -> None:
+    """Raise RMDError for a sampler with steps of its own."""
     name = sampler_name(sampler)
     if name in OWN_STEPS:
         raise RMDError(f"the sampler {name} chooses its own steps; use one that keeps the plan's, such as euler")
-    if not recover:
-        return
-    advice = "or let a boundary use no predicted noise (switch_noise fresh in RMD Stage Override)"
-    if name not in RECOVERABLE:
-        raise RMDError(
-            f"the noise predicted by the sampler {name} cannot be recovered at the switch; "
-            f"use rmd, euler, heun, lcm, dpmpp_2m or another that docs/nodes.md lists, {advice}"
-        )
-    if getattr(sampler, "extra_options", {}).get("s_churn", 0.0) > 0.0:
-        raise RMDError(f"the sampler {name} churns its noise, so it cannot be recovered; set s_churn to 0, {advice}")
 
 
 def sampler_name(sampler: Any) -> str:
@@ -420,6 +523,7 @@ def rmd_step_sampler(eta: float) -> comfy.samplers.KSAMPLER:
     return comfy.samplers.KSAMPLER(sample_rmd, {"eta": check_eta(eta)})
 
 
+@torch.no_grad()
 def sample_rmd(
     model: Any,
     x: torch.Tensor,
@@ -460,7 +564,8 @@ def sample_rmd(
 class CascadeGuider:
     """A GUIDER that runs a whole plan when it is sampled, in place of the one size that a core node asks for.
 
-    Noise comes from the seed, and levels from the plan: the noise and the sigmas handed to `sample` are not used.
+    Noise comes from the seed, and levels from the plan: the noise handed to `sample` is not used, and the sigmas must
+    be `sigmas`, the levels of all stages and 0.
     """
 
     def __init__(
@@ -468,6 +573,8 @@ class CascadeGuider:
     ) -> None:
         self.model_patcher = guider.model_patcher
         self._plan = plan
+        levels = [sigma for stage in plan.stage_plan.stages for sigma in plan.sigmas(stage)[:-1]]
+        self.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)
         self._inputs = {"guider": guider, "later_guider": later_guider, "overrides": tuple(overrides)}
 
     def sample(
@@ -481,7 +588,16 @@ class CascadeGuider:
         disable_pbar: bool = False,
         seed: int | None = None,
     ) -> torch.Tensor:
-        """Sample the plan into `latent_image`, as core's guiders are called; gives LATENT samples."""
+        """Sample the plan into `latent_image`, as core's guiders are called; gives LATENT samples.
+
+        Raises RMDError for sigmas of another plan.
+        """
+        given = sigmas.to("cpu", torch.float32)
+        if given.shape != self.sigmas.shape or not torch.allclose(given, self.sigmas, rtol=1e-4):
+            raise RMDError(
+                f"the sigmas of this sampler node are not those of the plan {self._plan.stage_plan.split}; connect the "
+                "sigmas output of RMD Guider to it"
+            )
         latent = {"samples": latent_image}
         if denoise_mask is not None:
             latent["noise_mask"] = denoise_mask

@@ -27,6 +27,7 @@ def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
         f"model     {plan.kind}",
         f"sizes     {sizes_line(plan)}",
         f"curve     {stage_plan.curve.describe()}",
+        *shift_lines(plan),
         f"mapping   {mapping_line(plan)}",
         "",
         "step stage     size px      sigma  timestep   logSNR   cost",
@@ -52,6 +53,15 @@ def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
     if notes:
         lines += ["", "notes", *(f"- {note}" for note in notes)]
     return "\n".join(lines)
+
+
+def shift_lines(plan: SamplingPlan) -> list[str]:
+    """The flow shift at every size and whose it is, as one line; none for other models."""
+    curve, stages = plan.stage_plan.curve, plan.stage_plan.stages
+    if not isinstance(curve, FlowCurve):
+        return []
+    shifts = (f"{curve.shift * stage.ratio:.4g} at {pixels(plan.cell_px, stage.size)} px" for stage in stages)
+    return [f"shift     {', '.join(shifts)}{plan.shift_of and f' ({plan.shift_of})'}"]
 
 
 def sizes_line(plan: SamplingPlan) -> str:

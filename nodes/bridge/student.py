@@ -384,5 +384,6 @@ def apply_lora(model: Any, path: str, checks: StudentChecks, *, strength: float)
         f"all {len(tensors)} tensors of the LoRA have a place in the model and change {len(patches)} weights"
     )
     checks.shapes(model, patches)
-    patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
+    patched = model.clone()
+    patched.add_patches(patches, strength)
     return patched

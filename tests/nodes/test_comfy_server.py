@@ -206,6 +206,7 @@ def test_the_hand_built_graph_draws_the_demos_picture(server, demo):
         ("RMD_Schedule", "denoise", 1.5, "value_bigger_than_max"),
         ("RMD_LoadPromptEmbeddings", "file", "no.safetensors", "value_not_in_list"),
         ("RMD_LoadStudent", "kind.student", "no.safetensors", "value_not_in_list"),
+        ("RMD_LoadStudent", "kind.student", files.TEACHER.name, "value_not_in_list"),
     ],
 )
 def test_comfyuis_own_checks_still_act(server, demo, node, name, value, kind):
@@ -224,7 +225,6 @@ def test_comfyuis_own_checks_still_act(server, demo, node, name, value, kind):
         ("RMD_Sampler", {"cfg": 2.0}, ("cfg is 2", "negative")),
         ("RMD_Schedule", {"width": 1004}, ("1004x128", "multiples of 8 px")),
         ("EmptyHunyuanLatentVideo", {"width": 256}, ("256x128 px", "128x128 px")),
-        ("RMD_LoadStudent", {"kind.student": files.TEACHER.name}, (files.TEACHER.name, "no RMD recipe")),
     ],
 )
 def test_what_cannot_run_says_why_in_one_line(server, demo, node, change, words):
@@ -234,3 +234,12 @@ def test_what_cannot_run_says_why_in_one_line(server, demo, node, change, words)
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_a_warning_is_shown_on_its_node(server, demo):
+    prompt = copy.deepcopy(demo[0])
+    prompt[the(prompt, "RMD_Schedule")]["inputs"]["denoise"] = 0.5
+    run = server.run(prompt)
+    assert run.errors == [] and demo[1].texts == []
+    ((node, text),) = run.texts
+    assert node == the(prompt, "RMD_Sampler") and "the latent is empty" in text

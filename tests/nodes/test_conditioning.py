@@ -1,5 +1,7 @@
 """What is bound to a place or a size in the picture follows every stage: areas, masks, hints, sizes, image latents."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,6 +172,43 @@ def test_a_latent_on_the_grid_of_a_video_is_averaged_to_each_stage(nodes, tiny):
         assert torch.allclose(call.conditioning["time_dim_concat"], to_model(expected), atol=1e-5)
 
 
+def test_an_image_model_gets_its_references_as_they_are(nodes, tiny):
+    """Qwen-Image-Edit takes a reference at any size; one of the result's size must not be shrunk with the stage."""
+    model, recorder = tiny("qwen"), Recorder()
+    plan = nodes.plan(model, sizes=SIZES)
+    given = [torch.randn(1, 16, 1, *size, generator=torch.Generator().manual_seed(7)) for size in ((16, 16), (12, 20))]
+    positive = model.conditioning(1, reference_latents=given)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive)
+    to_model = model.patcher.model.process_latent_in
+    assert recorder.sizes[0] == (8, 8) and recorder.sizes[-1] == (16, 16)
+    for call in recorder.calls:
+        for got, latent in zip(call.conditioning["ref_latents"], given, strict=True):
+            assert torch.equal(got, to_model(latent))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_reference_of_wan_is_averaged_to_each_stage(nodes, tiny, frames):
+    model, recorder = tiny("wan"), Recorder()
+    plan = nodes.plan(model, sizes=SIZES)
+    given = torch.randn(1, 16, 1, 16, 16, generator=torch.Generator().manual_seed(7))
+    positive = model.conditioning(1, reference_latents=[given])
+    latent = model.latent(16, 16, frames=frames)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive, latent=latent)
+    assert [tuple(call.conditioning["reference_latent"].shape[-2:]) for call in recorder.calls] == recorder.sizes
+
+
+def test_tensors_that_nobody_knows_are_warned_of_once(nodes, tiny, caplog):
+    model = tiny("wan")
+    extra = {"novel_latent": torch.zeros(1, 16, 1, 16, 16), "novel_list": [torch.zeros(1, 3, 8, 8)], "novel": 3.0}
+    prompts = model.conditioning(1, concat_latent_image=torch.zeros(1, 16, 1, 16, 16), **extra)
+    for sizes in (SIZES, SIZES[1:]):
+        caplog.clear()
+        nodes.sample(model, nodes.plan(model, sizes=sizes, split="+".join("2" for _ in sizes)), positive=prompts)
+        told = [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
+        named = [name for name in ("novel_latent", "novel_list") for text in told if repr(name) in text]
+        assert named == (["novel_latent", "novel_list"] if len(sizes) == 2 else []) and len(told) == len(named)
+
+
 def test_a_second_guider_takes_the_later_stages(nodes, tiny):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES)
@@ -201,3 +240,62 @@ def test_a_hook_lora_acts_in_every_stage_and_leaves_the_weights(nodes, tiny):
     assert relative(out, plain) > 1e-3
     assert torch.equal(nodes.sample(model, plan, positive=hooked)["samples"], out)
     assert torch.equal(nodes.sample(model, plan)["samples"], plain)
+
+
+def guided(model, latent, guide):
+    """(positive, LATENT) of LTXV with a guide in the latent of its first frame, as core's node adds one."""
+    from comfy_extras.nodes_lt import LTXVAddGuide, _append_guide_attention_entry, get_noise_mask
+
+    prompts = (model.conditioning(seed, attention_mask=torch.ones(1, 5)) for seed in (1, 2))
+    *prompts, samples, mask = LTXVAddGuide.append_keyframe(
+        *prompts, 0, latent["samples"], get_noise_mask(latent), guide, 1.0, (8, 32, 32)
+    )
+    positive, _ = _append_guide_attention_entry(*prompts, guide[0, 0].numel(), list(guide.shape[2:]))
+    return positive, {"samples": samples, "noise_mask": mask}
+
+
+def test_guides_of_ltxv_are_for_one_size_and_a_later_guider_has_its_own(nodes, tiny, refused):
+    model, recorder = tiny("ltxv"), Recorder()
+    plan = nodes.plan(model, sizes=((4, 4), (8, 8)))
+    plan = replace(plan, cell_px=32)
+    generator = torch.Generator().manual_seed(3)
+    guide = torch.randn(1, 128, 1, 8, 8, generator=generator)
+    positive, latent = guided(model, model.latent(8, 8, frames=2), guide)
+    refused(
+        lambda: nodes.sample(model, plan, positive=positive, latent=latent),
+        *("256x256 px", "128x128 px", "LTXVAddGuide", "later_guider"),
+    )
+    small, _ = guided(model, model.latent(4, 4, frames=2), F.avg_pool3d(guide, (1, 2, 2)))
+    watched = recorder.watch(model.patcher)
+    guiders = [nodes.guider(model, patcher=watched, positive=one) for one in (small, positive)]
+    output, _ = nodes.advanced(model, plan, guider=guiders[0], later_guider=guiders[1], latent=latent)
+    assert output["samples"].shape == latent["samples"].shape and torch.isfinite(output["samples"]).all()
+    for call in recorder.calls:
+        places = call.conditioning["keyframe_idxs"]
+        assert int(places[:, 1, :, 1].max()) == 32 * call.x.shape[-2] and places.shape[2] == call.x[0, 0, 0].numel()
+
+
+def test_differential_diffusion_counts_its_thresholds_over_the_whole_plan(nodes, tiny):
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    for name in ("wan", "sdxl"):
+        model, seen = tiny(name), []
+        forward = DifferentialDiffusion.forward
+
+        def recorded(sigma, mask, extra_options, forward=forward, seen=seen):
+            result = forward(sigma, mask, extra_options=extra_options, strength=1.0)
+            seen.append(((result > 0).float().mean().item(), extra_options["sigmas"].tolist(), float(sigma[0])))
+            return result
+
+        patcher = model.patcher.clone()
+        patcher.set_model_denoise_mask_function(recorded)
+        for split, sizes in (("2+2", TINY[name]), ("4", TINY[name][1:])):
+            seen.clear()
+            plan = nodes.plan(model, sizes=sizes, split=split)
+            height, width = plan.stage_plan.final_hw
+            mask = torch.linspace(0.0, 1.0, height * width).reshape(1, height, width)
+            nodes.sample(model, plan, patcher=patcher, latent=model.latent(height, width, noise_mask=mask))
+            shares = [share for share, *_ in seen]
+            assert len(seen) == 4 and shares == sorted(shares) and shares[1] < shares[2]
+            for place, (_, sigmas, sigma) in enumerate(seen):
+                assert sigmas[place] == pytest.approx(sigma, rel=2e-3) and sigmas[-1] == 0.0

@@ -66,17 +66,7 @@ def test_nested_latents(nodes, tiny, refused):
     model = tiny("wan")
     nested = comfy.nested_tensor.NestedTensor((torch.zeros(1, 16, 1, 16, 16), torch.zeros(1, 8, 20)))
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.sample(model, plan, latent={"samples": nested}), "several tensors", "separate them")
-
-
-@pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2"])
-def test_samplers_whose_noise_cannot_be_recovered(nodes, tiny, refused, sampler):
-    model = tiny("sdxl")
-    plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.advanced(model, plan, sampler=sampler), f"sampler {sampler} ", "euler", "fresh")
-    fresh = nodes.plan(model, sizes=SIZES, switch_noise="fresh")
-    output, _ = nodes.advanced(model, fresh, sampler=sampler)  # nothing has to be recovered here
-    assert torch.isfinite(output["samples"]).all()
+    refused(lambda: nodes.sample(model, plan, latent={"samples": nested}), "several tensors", "images or videos alone")
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "dpm_fast"])
@@ -85,14 +75,6 @@ def test_samplers_with_steps_of_their_own(nodes, tiny, refused, sampler):
     refused(
         lambda: nodes.advanced(model, nodes.plan(model, sizes=SIZES), sampler=sampler), sampler, "own steps", "euler"
     )
-
-
-def test_churn(nodes, tiny, refused):
-    import comfy.samplers
-
-    model = tiny("sdxl")
-    churned = comfy.samplers.ksampler("euler", {"s_churn": 0.5})
-    refused(lambda: nodes.advanced(model, nodes.plan(model, sizes=SIZES), sampler=churned), "euler", "s_churn to 0")
 
 
 @pytest.mark.parametrize(("made_for", "runs_on"), [("wan", "sd3"), ("sdxl", "pixart"), ("sd3", "sdxl")])
@@ -240,3 +222,35 @@ def test_a_setting_off_the_plan_is_warned_of_once_for_all_stages(nodes, tiny, ca
     nodes.advanced(model, plan, sampler=sampler)
     said = [record.getMessage() for record in caplog.records if "the plan is made for" in record.getMessage()]
     assert [text.split(" is ")[0] for text in said] == ["cfg", "eta"]
+
+
+def guided(nodes, model, patcher):
+    guider = nodes.guider(model, patcher=patcher, cfg=2.0)
+    guider.inner_set_conds({"positive": model.conditioning(1), "negative": model.conditioning(2)})
+    return guider
+
+
+def test_a_patch_whose_state_cannot_cross_a_change_of_size_is_named(nodes, tiny, refused):
+    """APG with momentum keeps the guidance of the step before, at the size of that step."""
+    from comfy_extras.nodes_apg import APG
+
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=SIZES, cfg=2.0)
+    first, second = (APG.execute(model.patcher, 1.0, 5.0, -0.5).args[0] for _ in range(2))
+    refused(
+        lambda: nodes.advanced(model, plan, guider=guided(nodes, model, first)),
+        *("pre_cfg_function of comfy_extras.nodes_apg", "stage 2", "later_guider"),
+    )
+    early, later = guided(nodes, model, first), guided(nodes, model, second)
+    output, _ = nodes.advanced(model, plan, guider=early, later_guider=later)
+    assert torch.isfinite(output["samples"]).all()
+
+
+def test_an_error_of_the_network_under_a_patch_is_not_the_patchs(nodes, tiny):
+    model, broken = tiny("sdxl"), comfy_models.tiny_sdxl()
+    broken.patcher.model.diffusion_model.time_embed = torch.nn.Linear(3, 3)
+    patcher = broken.patcher.clone()
+    patcher.set_model_unet_function_wrapper(lambda apply, given: apply(given["input"], given["timestep"], **given["c"]))
+    plan, later = nodes.plan(model, sizes=SIZES), nodes.guider(broken, patcher=patcher)
+    with pytest.raises(RuntimeError, match="^mat1 and mat2"):
+        nodes.advanced(model, plan, later_guider=later)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from student_files import MODELS, PROMPTS, TEACHER
+from student_files import MODELS, PROMPTS, STUDENT, TEACHER
 from training.backbones import make_backbone
 from training.prompts import PromptCache, write_prompt_cache
 
@@ -84,6 +84,18 @@ def test_only_safetensors_are_listed(pack, folder):
         path.touch()
     listed = pack.nodes.folders.safetensors_files("rmd_prompts")
     assert listed == ["a.SAFETENSORS", "b.sft", PROMPTS.name, os.path.join("sub", "e.safetensors")]
+
+
+def test_only_students_are_offered(pack, folder, node_classes):
+    """Of a folder full of models, those whose header has a recipe; a damaged file is none."""
+    models = folder / "diffusion_models"
+    shutil.copy(STUDENT, models / "mine.safetensors")
+    shutil.copy(TEACHER, models / "base.safetensors")
+    (models / "broken.safetensors").write_bytes(b"nothing")
+    listed = pack.nodes.folders.student_files("diffusion_models")
+    assert "mine.safetensors" in listed and not {"base.safetensors", "broken.safetensors"} & set(listed)
+    shutil.copy(TEACHER, models / "mine.safetensors")  # the header is read again when the file changes
+    assert "mine.safetensors" not in pack.nodes.folders.student_files("diffusion_models")
 
 
 def test_embeddings_are_the_trainers(load):

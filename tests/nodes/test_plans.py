@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascade_rig import Recorder
-from schedule_rig import Schedules, by_split, by_thresholds, pixel_sizes
+from schedule_rig import Schedules, by_split, by_steps, by_thresholds, pixel_sizes
 
 STUDENT = Path(__file__).parents[2] / "demo" / "models" / "diffusion_models" / "rmd_tiny_wan_student.safetensors"
 
@@ -37,7 +37,7 @@ def recipe(pack):
 PUBLISHED = {
     "sdxl": ("sdxl", (1024, 1024), by_thresholds(), [999, 749, 692, 453], "2+2"),
     "pixart": ("pixart", (1024, 1024), by_thresholds(), [999, 749, 616, 386], "2+2"),
-    "sd3": ("sd3", (256, 256), by_thresholds(), [1000, 900, 6000 / 7, 2000 / 3], "2+2"),
+    "sd3": ("sd3", (256, 256), by_thresholds(base_shift=3.0), [1000, 900, 6000 / 7, 2000 / 3], "2+2"),
     "wan": (
         "wan",
         (1280, 720),
@@ -76,6 +76,31 @@ def test_a_threshold_is_a_split(plan, split, thresholds):
     assert one.stage_plan == other.stage_plan and one.origin != other.origin
 
 
+def test_steps_per_size_is_the_split_with_every_default(plan):
+    for split, scale, sizes in (
+        ("2+2", 0.5, "0.5"),
+        ("3+1", 0.75, "0.75"),
+        ("1+1+2", 0.25, "0.25, 0.5"),
+        ("4", 0.5, ""),
+    ):
+        one = plan("wan", (512, 384), by_steps(split, scale))
+        assert one == plan("wan", (512, 384), by_split(split, earlier_sizes=sizes))
+
+
+def test_the_first_choice_gives_two_steps_at_each_size_on_every_model(pack, plan, tiny):
+    """Also at the largest shifts: LTXV's loader gives 10.7."""
+    source = pack.nodes.plan_nodes.source_input().options[0]
+    first = {"source": source.key, **{one.id: one.default for one in source.inputs}}
+    for name in ("wan", "wan22", "qwen", "sdxl", "sdxl_v"):
+        assert plan(name, (1024, 1024), first).stage_plan.calls_per_stage == (2, 2)
+    view = pack.nodes.bridge.model.ModelView.of(tiny("qwen").patcher)
+    for shift in (1.0, 3.0, 7.0, 10.7, 12.0):
+        curve = replace(view.curve, shift=shift)
+        made = pack.nodes.bridge.plans.sampling_plan(replace(view, curve=curve), (128, 128), first)
+        assert made.stage_plan.calls_per_stage == (2, 2)
+        assert made.stage_plan.stages[-1].sigmas[-1] == pytest.approx(shift / (shift + 3.0))
+
+
 def test_three_stages_and_one(plan):
     three = plan("sdxl", (1024, 1024), by_split("1+1+2", earlier_sizes="0.25, 0.5"))
     assert pixel_sizes(three) == [(256, 256), (512, 512), (1024, 1024)]
@@ -91,30 +116,51 @@ def test_three_stages_and_one(plan):
 # base shift
 
 
-def test_base_shift_is_rmds_and_never_the_loaders(run, tiny):
+def shift_line(table):
+    (line,) = [line for line in table.splitlines() if line.startswith("shift ")]
+    return line
+
+
+def test_wan_starts_at_its_own_480p_shift_whatever_the_loader_says(run, tiny):
     assert tiny("wan").patcher.get_model_object("model_sampling").shift == 8
-    made, table = run("wan", (128, 128), by_split()).args[:2]
+    made, table = run("wan", (1280, 720), by_split(earlier_sizes="832x480")).args[:2]
     assert made.stage_plan.curve.shift == 3
-    told = "base shift 3 (RMD), the loader's is 8; RMD sets its own sigmas, so the loader's is not used"
+    told = "base shift 3 (RMD's for WAN21), the loader's is 8; RMD sets its own sigmas, so the loader's is not used"
     assert told in made.notes and told in table
+    assert "3 at 832x480 px, 5 at 1280x720 px (RMD's for WAN21, for the first size)" in shift_line(table)
 
 
-def test_base_shift_given_or_the_models_own(pack, plan, tiny):
-    given = plan("wan", (128, 128), by_split(base_shift=8.0))
-    assert given.stage_plan.curve.shift == 8 and not any("loader" in note for note in given.notes)
-    assert not any("base shift" in note for note in plan("sd3", (128, 128), by_split()).notes)
-    view = pack.nodes.bridge.model.ModelView.of(tiny("wan").patcher)
-    unknown = replace(view, kind=replace(view.kind, name="Other"), rmd_shift=None)
-    curve, notes = pack.nodes.bridge.plans.base_curve(unknown, 0.0)
-    assert curve.shift == 8 and notes == ("base shift 8 is the model's own: RMD knows none for Other",)
+@pytest.mark.parametrize(("name", "own"), [("sd3", 3.0), ("qwen", math.exp(1.15)), ("wan22", 8.0)])
+def test_a_models_own_shift_is_that_of_the_final_size(run, name, own):
+    """SD3, Qwen-Image, Flux and Wan2.2 5B are trained at their full resolution with it."""
+    made, table = run(name, (256, 256), by_split()).args[:2]
+    final = made.stage_plan.stages[-1]
+    assert made.stage_plan.curve.shift == pytest.approx(own / 2)
+    assert final.sigmas == pytest.approx([own * u / (1 + (own - 1) * u) for u in (0.5, 0.25)])
+    ends = f"{own / 2:.4g} at 128x128 px, {own:.4g} at 256x256 px (the model's own, for the final size)"
+    assert shift_line(table).endswith(ends)
+    unmapped = run(name, (256, 256), by_split(mapping="none")).args[0]
+    assert unmapped.stage_plan.curve.shift == pytest.approx(own)
 
 
-def test_models_that_derive_from_wan_have_its_shift(pack, tiny):
-    """WAN22 and its kin come with another shift from the loader, too."""
+@pytest.mark.parametrize("name", ["wan", "sd3"])
+def test_a_shift_node_is_honoured_and_base_shift_wins(pack, tiny, name):
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    (patched,) = ModelSamplingSD3().patch(tiny(name).patcher, 6.0)
+    view = pack.nodes.bridge.model.ModelView.of(patched)
+    make = pack.nodes.bridge.plans.sampling_plan
+    made, given = (make(view, (32, 32), by_split(base_shift=shift)) for shift in (0.0, 5.0))
+    assert made.stage_plan.curve.shift == 3 and made.shift_of == "set by a node before, for the final size"
+    assert given.stage_plan.curve.shift == 5 and given.shift_of == "base_shift of the node, for the first size"
+    assert view.kind == pack.nodes.bridge.model.ModelView.of(tiny(name).patcher).kind
+
+
+def test_only_wan21_has_a_shift_of_rmds(pack, tiny):
+    """Wan2.2 5B derives from its class, and has latents and resolutions of its own."""
     view_of = pack.nodes.bridge.model.ModelView.of
-    view = view_of(tiny("wan22").patcher)
-    assert view.kind.name == "WAN22" and view.curve.shift != view.rmd_shift == 3.0
-    assert view_of(tiny("sdxl").patcher).rmd_shift is None
+    assert view_of(tiny("wan").patcher).rmd_shift == 3.0
+    assert [view_of(tiny(name).patcher).rmd_shift for name in ("wan22", "sd3", "sdxl")] == [None] * 3
 
 
 def test_a_shift_on_a_model_without_one_is_refused(refused):
@@ -122,6 +168,21 @@ def test_a_shift_on_a_model_without_one_is_refused(refused):
     assert text.startswith("base_shift is 3, but SDXL") and text.endswith("set base_shift to 0")
     text = refused("sdxl", (512, 512), by_split(mapping="native shifts 3 to 5"))
     assert "needs a flow model" in text and "use area or auto" in text
+
+
+@pytest.mark.parametrize("noise", ["x0", "stable cascade"])
+def test_noise_without_a_curve_is_named(pack, tiny, noise):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingStableCascade
+
+    model = tiny("sdxl").patcher
+    made = {
+        "x0": lambda: ModelSamplingDiscrete().patch(model, "x0", False),
+        "stable cascade": lambda: ModelSamplingStableCascade().patch(model, 2.0),
+    }
+    (patched,) = made[noise]()
+    named = {"x0": "X0", "stable cascade": "StableCascadeSampling"}
+    with pytest.raises(pack.rmd_core.errors.RMDError, match=f"the noise of SDXL is .*{named[noise]}.*no logSNR curve"):
+        pack.nodes.bridge.model.ModelView.of(patched)
 
 
 # mapping and method
@@ -253,6 +314,13 @@ def test_given_sigmas_are_the_levels_of_the_first_size(plan):
     assert plan("sdxl", (512, 512), by_split(sigmas="14.615, 5, 2, 1")).stage_plan.steps[0].timestep == 999
 
 
+@pytest.mark.parametrize(("sigma", "warned"), [(0.95, True), (0.8, False)])
+def test_a_switch_that_keeps_almost_nothing_is_noted(plan, sigma, warned):
+    """r = 2 makes 38 parts of noise to 1 of the image out of 0.95, and 8 to 1 out of 0.8."""
+    made = plan("wan", (256, 256), by_split("1+1", sigmas=f"1, {sigma}"))
+    assert any("the smaller steps do little" in note for note in made.notes) == warned
+
+
 def test_a_later_stage_at_pure_noise_is_refused(refused):
     text = refused("wan", (256, 256), by_split("1+1", sigmas="1, 0.999998"))
     assert text.startswith("stage 2 would start at sigma 0.999999, which ComfyUI takes for pure noise (sigma_max 1)")
@@ -335,6 +403,7 @@ def test_schema(pack):
     options = {option.key: [one.id for one in option.inputs] for option in schema.inputs[3].options}
     method = ["earlier_sizes", "mapping", "base_shift", "method"]
     assert options == {
+        "steps per size": ["split", "scale"],
         "student recipe": ["recipe"],
         "thresholds": ["steps", "thresholds", *method],
         "split": ["split", "sigmas", *method],

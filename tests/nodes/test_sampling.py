@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -19,7 +20,7 @@ from cascade_rig import (
     predicted_noise,
     relative,
 )
-from comfy_models import tiny_sdxl, tiny_sdxl_v, tiny_wan
+from comfy_models import tiny_sdxl, tiny_wan
 from demo import files
 from rmd_core.boundary import Boundary, step_noise, upsample
 from rmd_core.cascade import DenoiserRunner, run_cascade
@@ -281,6 +282,29 @@ def test_every_rule_of_the_boundary(nodes, tiny, name, rule):
     assert_states_follow_the_formula(nodes, model, nodes.plan(model, sizes=TINY[name], **RULES[rule]))
 
 
+@pytest.mark.parametrize("name", ["wan", "sdxl"])
+def test_a_stage_of_equal_size_is_an_ordinary_step(nodes, tiny, name):
+    """A plan cut in two at one size, such as to change the model, is the plan in one."""
+    model, size = tiny(name), TINY[name][1]
+    for eta in (1.0, 0.5):
+        one, two = (
+            nodes.plan(model, sizes=(size,) * len(split.split("+")), split=split, eta=eta, eta_switch=0.25)
+            for split in ("4", "2+2")
+        )
+        whole, cut = nodes.sample(model, one)["samples"], nodes.sample(model, two)["samples"]
+        graph, (noise,) = HandBuilt(nodes, model, two), nodes("RMD_Noise", noise_seed=SEED)
+        latent, noise = graph.upscale(1, *graph.stage(1, noise), noise, plan=two)
+        assert relative(graph.stage(2, noise, latent)[0]["samples"], cut) <= PARITY
+        assert (relative(cut, whole) <= PARITY) == (eta == 1.0)  # below 1 the fresh noise is another
+        recorder = Recorder()
+        nodes.sample(model, two, patcher=recorder.watch(model.patcher))
+        before, call = recorder.calls[1:3]
+        alpha, sigma = alpha_sigma(two, call.sigma)
+        fresh = fresh_noise(call.x.shape, 1, "switch-low")
+        expected = alpha * before.x0.double() + sigma * step_noise(predicted_noise(two, before), eta, fresh)
+        assert relative(call.x, expected) <= PARITY
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["wan", "sdxl_v"])
 def test_the_ends_of_eta(nodes, tiny, name, eta):
@@ -323,54 +347,71 @@ def test_the_latent_that_comes_out_is_the_last_clean_estimate(nodes, tiny):
         assert relative(out["samples"], expected) <= 1e-6
 
 
-def recording_guider(comfy, model):
-    """A CFGGuider that keeps the state, the sigma and the clean estimate of each network call."""
-
-    class Recording(comfy.samplers.CFGGuider):
-        def predict_noise(self, x, timestep, model_options=None, seed=None):
-            x0 = super().predict_noise(x, timestep, model_options or {}, seed)
-            self.calls.append((x.clone(), float(timestep.flatten()[0]), x0.clone()))
-            return x0
-
-    guider = Recording(model.patcher)
-    guider.calls = []
-    guider.inner_set_conds({"positive": model.conditioning(1)})
-    return guider
+def switched_by_hand(plan, calls):
+    """The first state of the second stage out of the last network call at the first one's last level."""
+    sizes = [stage.size for stage in plan.stage_plan.stages]
+    last = plan.sigmas(plan.stage_plan.stages[0])[-2]
+    before = [call for call in calls if tuple(call.x.shape[-2:]) == sizes[0] and call.sigma >= 0.999 * last][-1]
+    rule = Boundary(plan.boundary.upsampler, plan.boundary.switch_noise, plan.boundary.eta_switch)
+    fresh = SeededNoise(SEED).of_stage(1)
+    x0, noise = rule.switch(before.x0, predicted_noise(plan, before), sizes[1], fresh)
+    alpha, sigma = alpha_sigma(plan, plan.sigmas(plan.stage_plan.stages[1])[0])
+    return alpha * x0 + sigma * noise
 
 
-def shows_its_last_state(comfy, model, name, sigmas):
-    """Whether there is one callback a step, and the last one shows the last network call at the last sigma."""
-    guider, shown = recording_guider(comfy, model), []
-    latent = model.latent(8, 8)["samples"]
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
-    guider.sample(
-        noise,
-        latent,
-        comfy.samplers.sampler_object(name),
-        sigmas,
-        callback=lambda step, x0, x, steps: shown.append((step, x0.clone(), x.clone())),
-        disable_pbar=True,
-        seed=4,
-    )
-    last = float(sigmas[-2])
-    at_last = [(x, x0) for x, sigma, x0 in guider.calls if abs(sigma - last) < 1e-4 * last]
-    if [step for step, _, _ in shown] != list(range(len(sigmas) - 1)) or not at_last:
-        return False
-    (x, x0), (_, shown_x0, shown_x) = at_last[-1], shown[-1]
-    same_x0 = torch.allclose(shown_x0, x0, rtol=1e-4, atol=1e-4 * x0.abs().max().item())
-    return same_x0 and torch.allclose(shown_x, x, rtol=1e-5, atol=1e-5)
+def of_the_positive(call):
+    """The part of a call that is for the positive prompt; samplers along the negative ask for both at once."""
+    row = call.conditioning["transformer_options"]["cond_or_uncond"].index(0)
+    return replace(call, x=call.x[row : row + 1], x0=call.x0[row : row + 1])
 
 
-@pytest.mark.parametrize("make", [tiny_wan, tiny_sdxl, tiny_sdxl_v])
-def test_recoverable_samplers_are_those_that_show_their_state(comfy, pack, make):
+@pytest.mark.parametrize("make", [tiny_wan, tiny_sdxl])
+def test_the_predicted_noise_of_every_sampler_is_the_networks(comfy, nodes, make, caplog):
+    """Whatever a sampler shows in its callback: what crosses is what the network was given and made of it."""
     model = make()
-    view = pack.nodes.bridge.model.ModelView.of(model.patcher)
-    comfy_sigmas = [view.curve.comfy_sigma(sigma) for sigma in view.curve.grid(3)]
-    sigmas = torch.tensor([*comfy_sigmas, 0.0], dtype=torch.float32)
-    checks = pack.nodes.bridge.sampling
-    names = set(comfy.samplers.SAMPLER_NAMES) - set(checks.OWN_STEPS)
-    measured = {name for name in names if shows_its_last_state(comfy, model, name, sigmas)}
-    assert measured == (checks.RECOVERABLE & names) and checks.RECOVERABLE - names == {"rmd"}
+    plan = nodes.plan(model, sizes=((8, 8), (16, 16)), split="2+1", eta_switch=0.9)
+    names = set(comfy.samplers.SAMPLER_NAMES) - set(nodes.pack.nodes.bridge.sampling.OWN_STEPS)
+    samplers = [comfy.samplers.sampler_object(name) for name in sorted(names)]
+    churned, euler = comfy.samplers.ksampler("euler", {"s_churn": 0.5}), comfy.samplers.sampler_object("euler")
+    samplers.append(churned)  # it churns the first state of the second stage, too
+    usual = {"boundary": "as in the plan"}
+    negative = {"positive": model.conditioning(1), "negative": model.conditioning(2)}
+    for sampler in samplers:
+        recorder = Recorder()
+        guider = nodes.guider(model, patcher=recorder.watch(model.patcher))
+        guider.inner_set_conds(negative)
+        overrides = nodes("RMD_StageOverride", stage=2, boundary=usual, sampler=euler)[0] if sampler is churned else ()
+        nodes.advanced(model, plan, sampler=sampler, guider=guider, overrides=overrides)
+        calls = [of_the_positive(call) for call in recorder.calls]
+        first = next(call for call in calls if tuple(call.x.shape[-2:]) == (16, 16))
+        assert relative(first.x, switched_by_hand(plan, calls)) <= PARITY, sampler.sampler_function
+    assert "fresh noise" not in caplog.text
+
+
+def test_a_sampler_that_calls_at_other_levels_starts_the_next_stage_with_fresh_noise(comfy, nodes, tiny, caplog):
+    def far_off(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        x0 = model(x, sigmas[-2] * 0.5 * x.new_ones(len(x)), **extra_args)
+        for step in range(len(sigmas) - 1):
+            callback({"x": x, "denoised": x0, "i": step})
+        return x0
+
+    class Foreign(comfy.samplers.Sampler):
+        def sample(self, *arguments):
+            return comfy.samplers.sampler_object("euler").sample(*arguments)
+
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=TINY["sdxl"], switch_noise="mix")
+    for sampler in (comfy.samplers.KSAMPLER(far_off), Foreign()):
+        caplog.clear()
+        recorder = Recorder()
+        guider = nodes.guider(model, patcher=recorder.watch(model.patcher))
+        nodes.advanced(model, plan, sampler=sampler, guider=guider)
+        assert sum("stage 2 starts with fresh noise" in record.getMessage() for record in caplog.records) == 1
+        first = next(at for at, call in enumerate(recorder.calls) if call.x.shape[-2:] == TINY["sdxl"][1])
+        sigma = plan.sigmas(plan.stage_plan.stages[1])[0]
+        image = upsample(recorder.calls[first - 1].x0, TINY["sdxl"][1], "nearest")
+        noise = fresh_noise(recorder.calls[first].x.shape, 1, "switch")
+        assert relative(recorder.calls[first].x, image + sigma * noise) <= PARITY
 
 
 def test_every_sampler_is_known_by_the_name_that_comfyui_lists(comfy, pack):
@@ -380,3 +421,45 @@ def test_every_sampler_is_known_by_the_name_that_comfyui_lists(comfy, pack):
         for name in (comfy.samplers.SAMPLER_NAMES)
     }
     assert {name: found for name, found in names.items() if name != found} == {"ddim": "euler"}
+
+
+def test_our_sampler_records_no_graph(pack, tiny):
+    """Also where a caller did not turn gradients off, such as a script of one's own."""
+    patcher, weight = tiny("wan").patcher, torch.ones(1, requires_grad=True)
+
+    class Network:
+        inner_model = type("Guider", (), {"model_patcher": patcher})
+
+        def __call__(self, x, sigma):
+            return weight * x
+
+    x = torch.ones(1, 16, 1, 4, 4)
+    out = pack.nodes.bridge.sampling.sample_rmd(Network(), x, torch.tensor([1.0, 0.5, 0.0]), disable=True, eta=0.5)
+    assert not out.requires_grad
+
+
+def test_rmd_sampler_takes_the_samplers_of_comfyui(nodes, tiny, refused):
+    model = tiny("sdxl")
+    plan = nodes.plan(model, sizes=TINY["sdxl"])
+    wires = {"model": model.patcher, "positive": model.conditioning(1), "latent_image": model.latent(16, 16)}
+    wires |= {"plan": plan, "seed": SEED, "cfg": 1.0}
+    by_default = nodes("RMD_Sampler", **wires)[0]["samples"]
+    assert torch.equal(nodes("RMD_Sampler", **wires, sampler_name="rmd")[0]["samples"], by_default)
+    for name in ("heun", "dpmpp_2m"):
+        out = nodes("RMD_Sampler", **wires, sampler_name=name)[0]["samples"]
+        assert torch.equal(out, nodes.advanced(model, plan, sampler=name)[0]["samples"])
+        assert not torch.equal(out, by_default)
+    refused(lambda: nodes("RMD_Sampler", **wires, sampler_name="unheard of"), "'unheard of' is unknown")
+
+
+def test_rmd_guider_refuses_the_sigmas_of_another_plan(nodes, tiny, refused):
+    model = tiny("wan")
+    plan = nodes.plan(model, sizes=TINY["wan"])
+    cascade, sigmas = nodes("RMD_Guider", guider=nodes.guider(model), plan=plan)
+    (noise,), (sampler,) = nodes("RMD_Noise", noise_seed=SEED), nodes("RMD_StepSampler", eta=0.5)
+    latent = model.latent(*TINY["wan"][1])
+    nodes.by_core(noise, cascade, sampler, sigmas, latent)
+    for other in (sigmas[1:], 0.9 * sigmas):
+        refused(
+            lambda other=other: nodes.by_core(noise, cascade, sampler, other, latent), "sigmas output of RMD Guider"
+        )

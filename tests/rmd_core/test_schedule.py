@@ -323,3 +323,15 @@ def test_flow_is_comfyui_flow_sampling(comfy, shift):
     ours = curve.comfy_sigma(curve.table_sigma(torch.arange(1000)))
     assert torch.allclose(ours, theirs.sigmas.double(), rtol=1e-6, atol=0)
     assert torch.allclose(curve.timestep(ours), theirs.timestep(theirs.sigmas).double(), rtol=1e-6, atol=0)
+
+
+def test_a_noise_scale_moves_the_logsnr_and_no_level():
+    plain, scaled = FlowCurve(3.0), FlowCurve(3.0, noise_scale=8.0)
+    for sigma in (1.0, 0.9, 0.3):
+        alpha, noise = 1.0 - sigma, 8.0 * sigma
+        expected = 2.0 * math.log(alpha / noise) if alpha else -math.inf
+        assert scaled.logsnr(sigma) == pytest.approx(expected)
+        assert scaled.with_ratio(sigma, 2.0) == plain.with_ratio(sigma, 2.0)
+    assert scaled.grid(4) == plain.grid(4)
+    assert curve_from_dict(scaled.as_dict()) == scaled == scaled.at_ratio(2.0).at_ratio(0.5)
+    assert plain.as_dict() == {"kind": "flow", "shift": 3.0}  # as in every recipe so far
