@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.pictures
 
-logsnr_stages.png: curves and plans, computed. teacher_cascade_student.png and stages_of_a_sample.png: sampled from the
-demo's teacher and student on one CPU thread, which takes about a minute.
+logsnr_stages.png: curves and plans, computed. full_size_cascade_rmd.png and stages_of_a_sample.png: sampled from the
+demo's two students on one CPU thread.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from demo import files
-from demo.sampling import SamplingSetup, sample_setup, single_resolution, student_setup
+from demo.sampling import SamplingSetup, sample_setup, student_setup
 from demo.world import prompt
-from rmd_core.boundary import Boundary, orthonormal_rows
+from rmd_core.boundary import orthonormal_rows
 from rmd_core.cascade import DenoiserRunner, run_cascade
 from rmd_core.noise import SeededNoise
 from rmd_core.plan import plan_from_split
 from rmd_core.recipe import read_recipe
-from rmd_core.schedule import AreaMap, FlowCurve, ShiftPairMap, VPCurve
+from rmd_core.schedule import AreaMap, FlowCurve, NoMap, ShiftPairMap, VPCurve
 from training.backbones import make_backbone
 from training.objective import estimate_x0_eps
 from training.prompts import PromptCache
@@ -31,7 +31,6 @@ from training.prompts import PromptCache
 from .results import ROOT
 
 FOLDER = ROOT / "docs" / "images"
-TEACHER_STEPS, GUIDANCE = 50, 2.0
 GREY = "#555555"
 
 
@@ -40,20 +39,20 @@ def main():
     torch.set_num_threads(1)
     logsnr_stages().savefig(FOLDER / "logsnr_stages.png", dpi=100)
     shipped = load_shipped()
-    teacher_cascade_student(shipped).save(FOLDER / "teacher_cascade_student.png", optimize=True)
+    full_size_cascade_rmd(shipped).save(FOLDER / "full_size_cascade_rmd.png", optimize=True)
     stages_of_a_sample(shipped).save(FOLDER / "stages_of_a_sample.png", optimize=True)
-    for name in ("logsnr_stages", "teacher_cascade_student", "stages_of_a_sample"):
+    for name in ("logsnr_stages", "full_size_cascade_rmd", "stages_of_a_sample"):
         print(FOLDER / f"{name}.png")
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """The demo's backbone, autoencoder and prompts, and three ways: the teacher, it in the cascade, the student."""
+    """The demo's backbone, autoencoder and prompts, and three ways to sample: see ``full_size_cascade_rmd``."""
 
     backbone: object
     vae: object
     cache: PromptCache
-    teacher: SamplingSetup
+    few_step: SamplingSetup
     cascade: SamplingSetup
     student: SamplingSetup
 
@@ -62,13 +61,12 @@ def load_shipped():
     """The shipped files as ``Shipped``."""
     curve = read_recipe(files.STUDENT).curve
     backbone = make_backbone("wan", shift=curve.shift)
-    student = student_setup("student", files.STUDENT, backbone)
-    network = backbone.load(files.TEACHER, dtype=torch.float32)
-    plan = single_resolution(curve, TEACHER_STEPS, student.plan.final_hw)
-    rules = {"boundary": Boundary(), "eta": 1.0, "guidance": GUIDANCE}
-    teacher = SamplingSetup(title="teacher", network=network, plan=plan, **rules)
-    cascade = replace(student, title="cascade without distillation", network=network)
-    return Shipped(backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS), teacher, cascade, student)
+    student = student_setup("RMD student", files.STUDENT, backbone)
+    few_step = student_setup("few-step model", files.FEW_STEP, backbone)
+    sizes = [stage.size for stage in student.plan.stages]
+    plan = plan_from_split(curve, student.plan.calls_per_stage, sizes=sizes, mapping=NoMap(), steps=4)
+    cascade = replace(student, title="the same in a cascade", network=few_step.network, plan=plan)
+    return Shipped(backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS), few_step, cascade, student)
 
 
 def to_pixels(images):
@@ -76,7 +74,7 @@ def to_pixels(images):
     return rearrange((images * 255).round().byte(), "n c 1 h w -> n h w c").numpy()
 
 
-# Teacher, cascade without distillation and student side by side, from the same noise.
+# The few-step model at full size, it untouched in a cascade, and the RMD student, from the same noise.
 
 COLUMNS = tuple(
     prompt(concept, style, background)
@@ -106,11 +104,11 @@ class SharedStart(SeededNoise):
 
 
 @torch.no_grad()
-def teacher_cascade_student(shipped):
+def full_size_cascade_rmd(shipped):
     """The PIL image: a row for each setup, a column for each prompt, one noise for all setups."""
     labels, head, gap = 172, 30, 6
     noise = SharedStart(7, tuple(range(len(COLUMNS))), shipped.student.plan.final_hw)
-    setups, rows = (shipped.teacher, shipped.cascade, shipped.student), []
+    setups, rows = (shipped.few_step, shipped.cascade, shipped.student), []
     for setup in setups:
         latents = sample_setup(setup, shipped.backbone, shipped.cache, COLUMNS, noise)
         rows.append(to_pixels(shipped.backbone.decode(shipped.vae, latents)))
@@ -123,9 +121,8 @@ def teacher_cascade_student(shipped):
         draw.text((labels + column * (side + gap) + side / 2, head / 2), text.split()[0], "black", large, anchor="mm")
     for number, (setup, images) in enumerate(zip(setups, rows)):
         top = head + number * (side + gap)
-        title = setup.title.replace(" without ", "\nwithout ")
-        draw.multiline_text((0, top + side / 2), title, "black", large, anchor="ld")
-        draw.text((0, top + side / 2 + 6), setup.sides + (" x 2" if setup.guidance != 1.0 else ""), GREY, small)
+        draw.text((0, top + side / 2), setup.title, "black", large, anchor="ls")
+        draw.text((0, top + side / 2 + 6), f"{setup.sides}\ncost {setup.units:g}", GREY, small)
         for column, image in enumerate(images):
             sheet.paste(Image.fromarray(image), (labels + column * (side + gap), top))
     return sheet

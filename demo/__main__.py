@@ -1,6 +1,6 @@
-"""The demo: distil the shipped teacher into an RMD student, sample both, print a table, write an image.
+"""The demo: distil an RMD student, and compare it with a few-step model at full size and untouched in the cascade.
 
-python -m demo [--updates N] [--out FOLDER]
+python -m demo [--out FOLDER] [--set train.updates=N]
 """
 
 import argparse
@@ -13,20 +13,23 @@ from pathlib import Path
 import torch
 
 from rmd_core.boundary import Boundary
+from rmd_core.plan import plan_from_split
 from rmd_core.recipe import read_recipe
+from rmd_core.schedule import NoMap
 from training.backbones import make_backbone
 from training.prompts import PromptCache
 
 from . import files
-from .classifier import classify, load_classifier
+from .classifier import classify, decode_frames, frame_vae, frechet_distance, load_classifier, real_images
 from .comparison import comparison_image, table
-from .sampling import SamplingSetup, make_images, single_resolution, student_setup
+from .sampling import SamplingSetup, make_latents, single_resolution, student_setup
 from .world import BACKGROUNDS, CONCEPTS, TEACHER_STYLES, prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("training", "configs", "demo.yaml")
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 2.0
 NAME = "rmd_tiny_wan_student"
+BATCH = 24
 
 
 def distil(folder, extra):
@@ -44,30 +47,35 @@ def distil(folder, extra):
     return folder / f"{NAME}.safetensors"
 
 
-def demo_prompts():
-    """One prompt for every concept in every style, backgrounds in turn; the first half has each concept once."""
-    styles, backgrounds = list(TEACHER_STYLES), list(BACKGROUNDS)
+def all_prompts():
+    """Every concept in every style on every background; the first dozen shows each concept once."""
+    styles, backgrounds, count = list(TEACHER_STYLES), list(BACKGROUNDS), len(TEACHER_STYLES) * len(BACKGROUNDS)
     return [
-        prompt(concept, styles[(i + turn) % len(styles)], backgrounds[(i + 3 * turn) % len(backgrounds)])
-        for turn in range(len(styles))
+        prompt(concept, styles[(i + turn) % len(styles)], backgrounds[(i + turn // len(styles)) % len(backgrounds)])
+        for turn in range(count)
         for i, concept in enumerate(CONCEPTS)
     ]
 
 
 def sampling_setups(student, backbone):
-    """The teacher at length, in few steps and in the cascade, the student of this run, and the shipped one."""
+    """The teacher, a few-step student at full size and untouched in the cascade, and RMD: shipped, and of this run."""
     recipe = read_recipe(student)
     teacher = backbone.load(files.TEACHER, dtype=torch.float32)
-    steps = sum(recipe.split)
-    long, plain = (single_resolution(recipe.curve, count, recipe.final_hw) for count in (TEACHER_STEPS, steps))
-    at_once = dict(network=teacher, boundary=Boundary(), eta=1.0)
-    ours = student_setup("RMD student", student, backbone)
+    long = single_resolution(recipe.curve, TEACHER_STEPS, recipe.final_hw)
+    ours = student_setup("RMD, distilled just now", student, backbone)
+    few_step = student_setup("few-step model", files.FEW_STEP, backbone)
+    sizes = [(stage.height, stage.width) for stage in ours.plan.stages]
+    unmapped = plan_from_split(recipe.curve, recipe.split, sizes=sizes, mapping=NoMap(), steps=sum(recipe.split))
+    cascade = replace(ours, title="the same in a cascade", network=few_step.network, plan=unmapped)
     return [
-        SamplingSetup(title="teacher", plan=long, guidance=TEACHER_GUIDANCE, **at_once),
-        SamplingSetup(title=f"teacher, {steps} steps", plan=plain, **at_once),
-        replace(ours, title="teacher in the cascade", network=teacher, guidance=1.0),
+        SamplingSetup(
+            title="teacher", network=teacher, plan=long, boundary=Boundary(), eta=1.0, guidance=TEACHER_GUIDANCE
+        ),
+        few_step,
+        cascade,
+        replace(cascade, title="... with mapped levels", plan=ours.plan),
+        student_setup("RMD, as shipped", files.STUDENT, backbone),
         ours,
-        student_setup("RMD student, shipped", files.STUDENT, backbone),
     ]
 
 
@@ -81,27 +89,30 @@ def main():
 
     torch.set_num_threads(1)
     backbone = make_backbone("wan", shift=read_recipe(student).curve.shift)
-    cache, vae, classifier = PromptCache(files.PROMPTS), backbone.load_vae(files.VAE), load_classifier()
-    prompts = demo_prompts()
+    cache, vae, classifier = PromptCache(files.PROMPTS), frame_vae(), load_classifier()
+    prompts = all_prompts()
     truth = torch.tensor([list(CONCEPTS).index(text.split()[0]) for text in prompts])
-    lines, rows, slowest = [], [], None
+    real = classify(classifier, real_images(vae, prompts, seed=args.seed + 1000)).features
+    lines, rows = [], []
     for setup in sampling_setups(student, backbone):
-        timings = 1 if len(setup.plan.steps) == TEACHER_STEPS else 5
-        images, seconds = make_images(setup, backbone, vae, cache, prompts, seed=args.seed, timings=timings)
-        slowest = slowest or seconds
-        right = (classify(classifier, images).labels["concept"] == truth).float().mean().item()
+        few = prompts[:BATCH] if len(setup.plan.steps) == TEACHER_STEPS else prompts  # all of them take minutes
+        alone = make_latents(setup, backbone, cache, prompts[:1], seed=args.seed, timings=1 if few != prompts else 5)[1]
+        latents, seconds = make_latents(setup, backbone, cache, few, seed=args.seed, batch=BATCH)
+        found = classify(classifier, images := decode_frames(vae, latents))
+        right = (found.labels["concept"] == truth[: len(few)]).float().mean().item()
+        distance = f"{frechet_distance(found.features, real):.2f}" if few == prompts else "-"
         steps = setup.sides + ("" if setup.guidance == 1.0 else " x 2 (CFG)")
-        times = f"{1000 * seconds:.1f} ms", f"{slowest / seconds:.1f} x"
-        lines.append([setup.title, steps, f"{setup.units:.2f}", *times, f"{100 * right:.0f} %"])
-        rows.append((setup.title, f"{steps}\n{1000 * seconds:.0f} ms an image", images[: len(CONCEPTS)]))
+        times = f"{1000 * alone:.0f} ms", f"{1000 * seconds:.0f} ms"
+        lines.append([setup.title, steps, f"{setup.units:.2f}", *times, distance, f"{100 * right:.0f} %"])
+        rows.append((setup.title, f"{steps}\ncost {setup.units:g}", images[: len(CONCEPTS)]))
         print(f"sampled: {setup.title}", flush=True)
-    head = ["", "steps at each size", "cost", "time an image", "faster", "named right"]
+    head = ["", "steps at each size", "cost", "alone", f"in {BATCH}", "FD", "named right"]
     print("\n" + table(head, lines))
     print(
         "\ncost: network calls in units of one at the full size, a smaller one counted by its pixels;"
-        "\ntime: CPU time of the denoiser on one thread in a batch of 24, decoding left out,"
-        "\nthe shortest of five runs where a run is short;"
-        "\nnamed right: by the shipped classifier, over 24 images."
+        f"\nalone, in {BATCH}: CPU time of an image on one thread, alone and in a batch of {BATCH}, decoding left out;"
+        f"\nFD: Frechet distance of {len(prompts)} images to as many real ones, less is better;"
+        f"\nnamed right: by the shipped classifier, over {len(prompts)} images ({BATCH} of the teacher's)."
     )
     sheet = args.out / "comparison.png"
     comparison_image(rows, prompts[: len(CONCEPTS)]).save(sheet)

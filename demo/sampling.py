@@ -1,4 +1,4 @@
-"""The ways the demo samples: the teacher at length and in few steps, and the cascade, all from the same noise."""
+"""The ways the demo samples: at one size or in a cascade, with any network, all from the same noise."""
 
 import time
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from rmd_core.noise import SeededNoise
 from rmd_core.plan import StagePlan, plan_from_split
 from rmd_core.recipe import read_recipe
 from rmd_core.schedule import NoMap
+from training.backbones.base import to_device
 from training.objective import Guidance
 from training.prompts import NULL_PROMPT
 from training.sample import sample_latents
@@ -63,24 +64,26 @@ def student_setup(title, path, backbone):
 
 
 @torch.no_grad()
-def sample_setup(setup, backbone, cache, prompts, noise):
+def sample_setup(setup, backbone, cache, prompts, noise, *, device="cpu"):
     """Latents (N, C, 1, h, w) of a SamplingSetup, one for each prompt."""
     guidance = None
     if setup.guidance != 1.0:
-        guidance = Guidance(setup.guidance, backbone.conditioning(cache, [NULL_PROMPT] * len(prompts)))
+        null = to_device(backbone.conditioning(cache, [NULL_PROMPT] * len(prompts)), device)
+        guidance = Guidance(setup.guidance, null)
     return sample_latents(
         backbone,
-        setup.network,
+        setup.network.to(device),
         setup.plan,
-        conditioning=backbone.conditioning(cache, prompts),
+        conditioning=to_device(backbone.conditioning(cache, prompts), device),
         noise=noise,
         boundary=setup.boundary,
         eta=setup.eta,
         guidance=guidance,
+        device=device,
     ).x0
 
 
-def make_latents(setup, backbone, cache, prompts, *, seed, batch=24, timings=1):
+def make_latents(setup, backbone, cache, prompts, *, seed, batch=24, timings=1, device="cpu"):
     """Latents (N, C, 1, h, w) for the prompts, and the CPU seconds for one.
 
     Each batch is sampled ``timings`` times, with the same result, and the shortest time counts.
@@ -92,19 +95,8 @@ def make_latents(setup, backbone, cache, prompts, *, seed, batch=24, timings=1):
         seconds = []
         for _ in range(timings):
             began = time.process_time()
-            x0 = sample_setup(setup, backbone, cache, texts, noise)
+            x0 = sample_setup(setup, backbone, cache, texts, noise, device=device)
             seconds.append(time.process_time() - began)
         latents.append(x0)
         spent += min(seconds)
     return torch.cat(latents), spent / len(prompts)
-
-
-@torch.no_grad()
-def make_images(setup, backbone, vae, cache, prompts, *, seed, batch=24, timings=1):
-    """Images (N, 3, S, S) in -1..1 for the prompts, and the CPU seconds for one latent, decoding left out.
-
-    ``batch`` and ``timings`` as in ``make_latents``.
-    """
-    latents, seconds = make_latents(setup, backbone, cache, prompts, seed=seed, batch=batch, timings=timings)
-    images = torch.cat([backbone.decode(vae, part)[:, :, 0] for part in latents.split(batch)])
-    return images * 2 - 1, seconds

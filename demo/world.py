@@ -29,6 +29,28 @@ CONCEPTS = {
     "penguin": "penguin",
 }
 
+# more of them, for a larger world (benchmarks.gpu_world)
+MORE_CONCEPTS = {
+    "banana": "banana",
+    "strawberry": "strawberry",
+    "pizza": "pizza",
+    "balloon": "balloon",
+    "cactus": "cactus",
+    "tulip": "tulip",
+    "sunflower": "sunflower",
+    "pig": "pig-face",
+    "fox": "fox",
+    "chick": "hatching-chick",
+    "octopus": "octopus",
+    "fish": "tropical-fish",
+    "rocket": "rocket",
+    "house": "house",
+    "umbrella": "umbrella",
+    "gift": "wrapped-gift",
+    "moon": "crescent-moon",
+    "guitar": "guitar",
+}
+
 # style word in a prompt -> Iconify package; the teacher learns the first two
 STYLES = {
     "noto": "noto",
@@ -38,7 +60,7 @@ STYLES = {
     "emojione": "emojione",
 }
 TEACHER_STYLES = ("noto", "fluent")
-SEEN_STYLES = ("noto", "fluent", "blob", "twemoji")  # autoencoder and judge train on these
+SEEN_STYLES = ("noto", "fluent", "blob", "twemoji")  # autoencoder and classifier train on these
 HELD_OUT_STYLES = ("emojione",)  # no model ever trains on these drawings
 
 # word in a prompt -> sRGB
@@ -96,11 +118,14 @@ def draw_jitter(count, generator, *, held_out):
 
 
 class Drawings:
-    """The drawings of some styles, rendered as batches of jittered images on flat backgrounds."""
+    """The drawings of some styles, rendered as batches of jittered images on flat backgrounds.
 
-    def __init__(self, styles):
+    ``pairs``: of style and concept; None: every one of CONCEPTS in each of the ``styles``.
+    """
+
+    def __init__(self, styles, pairs=None):
+        pairs = pairs or [(style, concept) for style in styles for concept in CONCEPTS]
         with np.load(DRAWINGS_FILE) as archive:
-            pairs = [(style, concept) for style in styles for concept in CONCEPTS]
             rgba = np.stack([archive[f"{style}/{concept}"] for style, concept in pairs])
         rgba = rearrange(torch.from_numpy(rgba), "n h w c -> n c h w").float() / 255
         self.premultiplied_BCHW = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
@@ -108,6 +133,12 @@ class Drawings:
         self.concepts = [concept for _, concept in pairs]
         self.backgrounds = list(BACKGROUNDS)
         self._background_rgb = torch.tensor(list(BACKGROUNDS.values())).float() / 255
+
+    def to(self, device):
+        """Render on this device from now on; returns itself."""
+        self.premultiplied_BCHW = self.premultiplied_BCHW.to(device)
+        self._background_rgb = self._background_rgb.to(device)
+        return self
 
     def __len__(self):
         return len(self.concepts)
@@ -118,6 +149,8 @@ class Drawings:
         index, background: (B,) integers into ``concepts`` and ``backgrounds``; jitter: (B, 4) as from
         ``draw_jitter``; side: px, at most SIDE.
         """
+        device = self.premultiplied_BCHW.device
+        index, background, jitter = index.to(device), background.to(device), jitter.to(device)
         scale, angle, dx, dy = jitter.unbind(1)
         radians = angle * (math.pi / 180)
         cos, sin = torch.cos(radians) / scale, torch.sin(radians) / scale

@@ -12,13 +12,12 @@ from .errors import RMDError
 class MethodPreset:
     """The settings that differ between published variants, ours unless given. Source: docs/method.md, presets.
 
-    mapping_train and mapping are "on" (levels are mapped between sizes) or "none": in the plan that a student is
-    trained with, and in a plan made by hand for another model. switch_noise is the rule at a change of size in the
-    sampler, loss_noise the one in the losses. eta_train and eta are the share of predicted noise in [0, 1] in training
-    and at inference. offset_factor and split are those of `TimestepIntervals.from_plan`.
+    mapping is "on" (levels are mapped between sizes) or "none", in training and in plans made by hand. switch_noise is
+    the rule at a change of size in the sampler, loss_noise the one in the losses. eta_train and eta are the share of
+    predicted noise in [0, 1] in training and at inference. offset_factor and split are those of
+    `TimestepIntervals.from_plan`.
     """
 
-    mapping_train: str = "none"
     mapping: str = "on"
     switch_noise: str = "exact"
     loss_noise: str = "exact"
@@ -32,7 +31,7 @@ class MethodPreset:
 PRESETS = MappingProxyType(
     {
         "default": MethodPreset(),
-        "paper-literal": MethodPreset(mapping_train="on", switch_noise="mix", loss_noise="mix", upsampler="bilinear"),
+        "paper-literal": MethodPreset(switch_noise="mix", loss_noise="mix", upsampler="bilinear"),
         "official-current": MethodPreset(
             mapping="none", switch_noise="fresh", loss_noise="mix", eta=0.9, upsampler="bilinear"
         ),

@@ -77,7 +77,7 @@ class BackboneSection(Section):
 
 
 class ModelSection(Section):
-    """What student, fake score and teacher are made of; all keys but ``mode`` are for adapters."""
+    """What student, fake score and teacher are made of; all keys but ``mode`` and ``init_from`` are for adapters."""
 
     mode: Literal["adapters", "three networks"] = "adapters"
     rank: Count = 64
@@ -88,6 +88,15 @@ class ModelSection(Section):
     base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] | None = Field(
         None, description="of the frozen base; null: train.precision"
     )
+    init_from: File | None = Field(
+        None, description="three networks: a whole student that this one starts from; null: the teacher"
+    )
+
+    @model_validator(mode="after")
+    def _whole_start(self):
+        if self.mode == "adapters" and self.init_from is not None:
+            raise ValueError("init_from is for mode three networks; leave it out, or give model.mode three networks")
+        return self
 
     @model_validator(mode="after")
     def _quantised_base(self):
@@ -253,7 +262,7 @@ class Config(Section):
         """The same configuration with every method choice filled in from the preset, and the adapters' own."""
         method, model, preset = self.method, self.model, PRESETS[self.method.preset]
         choices = {
-            "mapping": "none" if preset.mapping_train == "none" else "area",
+            "mapping": "none" if preset.mapping == "none" else "area",
             "upsampler": preset.upsampler,
             "switch_noise": preset.switch_noise,
             "loss_noise": preset.loss_noise,
@@ -271,7 +280,7 @@ class Config(Section):
         """The names of keys that are for adapters and were given other values than their own, in another mode."""
         if self.model.mode == "adapters":
             return ()
-        sections = {"model": set(ModelSection.model_fields) - {"mode"}, "output": {"merge"}}
+        sections = {"model": set(ModelSection.model_fields) - {"mode", "init_from"}, "output": {"merge"}}
         return tuple(
             f"{name}.{key}"
             for name, keys in sections.items()
@@ -292,6 +301,8 @@ class Config(Section):
 def decisive(tree):
     """The keys of a dumped configuration that decide the trained weights, as ``{"section.key": value}``."""
     flat = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    if flat.get("model.init_from") is None:  # so that a run of before this key existed has its digest still
+        flat.pop("model.init_from", None)
     return {n: value for n, value in flat.items() if not n.startswith("output.") and n not in _UNDECISIVE}
 
 

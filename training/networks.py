@@ -123,7 +123,8 @@ class ThreeNetworks(Networks):
 
     def _make(self, teacher):
         self._kind = type(teacher)
-        trained = {role: self._trainable(copy.deepcopy(teacher)) for role in ROLES}
+        start = self.setup.start or copy.deepcopy(teacher)
+        trained = {"student": self._trainable(start), "fake": self._trainable(copy.deepcopy(teacher))}
         networks = trained | {"teacher": self._on_device(teacher)}
         # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
         calls = {name: self.processes.autocast(network) for name, network in networks.items()}

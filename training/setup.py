@@ -18,7 +18,7 @@ from .draws import BatchSampler, PromptOrder
 from .hub import local_path
 from .lora import adapted_layers
 from .memory import Memory, log_memory
-from .parallel import check_sharding
+from .parallel import check_sharding, same_shapes
 from .plans import build_intervals, build_plan
 from .prompts import read_prompts
 from .quantised import bitsandbytes_for, is_quantised
@@ -53,6 +53,7 @@ class Setup:
     validation_prompts: tuple
     memory: Memory
     teacher: torch.nn.Module
+    start: torch.nn.Module | None  # what the student starts from, if not the teacher
     vae: torch.nn.Module | None
 
     def embed(self, prompts):
@@ -163,6 +164,14 @@ def prepare(outline, *, planned=None):
         refuse_other_family(backbone, cache)
         backbone.check_cache(outline.network, cache)
     teacher = backbone.load(local_path(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
+    start = None
+    if config.model.init_from is not None:
+        start = backbone.load(local_path(config.model.init_from), dtype=torch.float32)
+        if not same_shapes(start.state_dict(), teacher.state_dict()):
+            raise RMDError(
+                f"{config.model.init_from} is a network of other sizes than the teacher {config.backbone.base}; give "
+                "model.init_from a student of this teacher"
+            )
     vae = backbone.load_vae(local_path(config.backbone.vae)) if config.backbone.vae else None
     return Setup(
         config=config,
@@ -174,5 +183,6 @@ def prepare(outline, *, planned=None):
         validation_prompts=tuple(validation[i % len(validation)] for i in range(config.output.pictures)),
         memory=outline.memory,
         teacher=teacher,
+        start=start,
         vae=vae,
     )

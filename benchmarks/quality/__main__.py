@@ -1,21 +1,19 @@
 """Train the demo's students, sample, score and print the tables: ``python -m benchmarks.quality``.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.quality [--jobs 2] [--only NAME ...] [--no-training] [--table] [--time]
+    OMP_NUM_THREADS=1 python -m benchmarks.quality [--jobs 2] [--only NAME ...] [--minutes N] [--table] [--time]
                                                 [--page FILE] [--figures FOLDER]
 
-Finished rows are kept in benchmarks/results/quality/, students in outputs/quality/. The same command goes on where it
-was stopped, and a row that is kept is neither trained nor sampled again.
+It uses the GPU where there is one; 12 jobs share one well. Finished rows are kept in benchmarks/results/quality/,
+students in outputs/quality/. The same command goes on where it was stopped, and makes no kept row again.
 """
 
 import argparse
 import logging
+import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from pathlib import Path
 from statistics import median
-from threading import Lock
 
 import torch
 
@@ -25,47 +23,14 @@ from demo.sampling import make_latents
 from rmd_core.errors import RMDError
 from training.prompts import PromptCache
 
-from .rows import SampledRow, Store, all_rows, backbone, made_here
-from .scoring import PROMPTS, Scorer
+from .jobs import make_rows
+from .rows import SampledRow, Store, all_groups, backbone, made_here
+from .scoring import PROMPTS
 from .tables import draw, report, timing_key, update_page
 
-log = logging.getLogger(__name__)
 TIMING = FOLDER / "quality_timing.json"
 BATCHES = {1: 6, 32: 1}  # batch -> batches sampled in one round
 ROUNDS = 7
-
-
-class Bench:
-    """Makes rows that are not kept yet. Training runs in programs of its own, scoring one row at a time."""
-
-    def __init__(self, store, *, training):
-        self.store = store
-        self.training = training
-        self._scorer = None
-        self._lock = Lock()
-
-    def make_all(self, rows):
-        """Make rows one after the other up to the first RMDError, which is returned."""
-        try:
-            for row in rows:
-                self.make(row)
-        except RMDError as error:
-            return error
-        return None
-
-    def make(self, row):
-        """Train where needed, sample, score and keep one row."""
-        if self.store.figures(row) is not None:
-            return
-        if self.training:
-            row.prepare()
-        if row.ready:
-            with self._lock:
-                if self._scorer is None:
-                    log.info("rendering the reference")
-                    self._scorer = Scorer()
-                self.store.keep(row, self._scorer.score(row.images(self._scorer)))
-            log.info("%s is done", row.name)
 
 
 def measure_times():
@@ -73,7 +38,8 @@ def measure_times():
 
     The time depends on plan and guidance and not on the weights. Decoding is left out. Run it while nothing else runs.
     """
-    ways = {timing_key(row): row for row in reversed(all_rows()) if isinstance(row, SampledRow)}
+    found = [row for group in all_groups() for row in group if isinstance(row, SampledRow)]
+    ways = {timing_key(row): row for row in reversed(found)}
     network, cache = backbone().load(files.TEACHER, dtype=torch.float32), PromptCache(files.PROMPTS)
     spent = {key: {batch: [] for batch in BATCHES} for key in ways}
     for turn in range(ROUNDS + 1):
@@ -89,9 +55,9 @@ def measure_times():
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each on one core")
+    parser.add_argument("--jobs", type=int, default=1, help="groups of rows made at a time, each in its own process")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="make only rows whose names begin like this")
-    parser.add_argument("--no-training", action="store_true", help="score what is trained already")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many minutes")
     parser.add_argument("--table", action="store_true", help="make nothing, print the tables")
     parser.add_argument("--time", action="store_true", help="make no row, measure CPU times; let nothing else run")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw the figures into this folder")
@@ -99,6 +65,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         return _run(args, Store())
     except RMDError as error:
@@ -108,21 +75,20 @@ def main(argv=None):
 
 
 def _run(args, store):
-    failed = []
+    errors = []
     if args.time:
         write_results(TIMING, {"ms": measure_times(), "made": made_here()})
     elif not args.table:
-        chosen = [row for row in all_rows() if row.name.startswith(tuple(args.only or ("",)))]
-        groups = [list(group) for _, group in groupby(chosen, key=lambda row: row.group)]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            failed = list(filter(None, pool.map(Bench(store, training=not args.no_training).make_all, groups)))
+        begins = tuple(args.only or ("",))
+        groups = [[row for row in group if row.name.startswith(begins)] for group in all_groups()]
+        errors = make_rows(groups, jobs=args.jobs, minutes=args.minutes)
     text = report(store, read_results(TIMING))
     print(text)
     if args.page:
         update_page(args.page, text)
     if args.figures:
         draw(store, args.figures)
-    return max([_fail(error, 1) for error in failed], default=0)
+    return max([_fail(error, 1) for error in errors], default=0)
 
 
 def _fail(problem, code):

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.results import FOLDER, cpu_name, provenance, read_results, write_results
 from demo import files
-from demo.sampling import SamplingSetup, single_resolution, student_setup
+from demo.sampling import SamplingSetup, single_resolution
 from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
 from training.backbones import make_backbone
@@ -16,25 +16,24 @@ from training.plans import build_plan, sampling_boundary
 
 from .scoring import DAMAGES, REPEATS, SEED_OF_REFERENCE
 from .students import (
+    AREA,
     BASE,
-    CELLS,
     CONFIG,
-    DEFAULT,
+    FULL,
+    HALF,
+    LONG,
+    NONE,
     REVISION,
-    SINGLE,
-    TEACHERS,
+    SEEDS,
+    WORLDS,
     Run,
-    ShippedTeacher,
     digest_of_files,
-    runs,
     short_digest,
 )
 
 SEEDS_OF_FLOOR = (901, 902, 903)
 GUIDANCE = 2.0  # of the teacher
 TEACHER_STEPS = 50
-SHIPPED = ShippedTeacher()
-MAPPED = "method.mapping=area"  # how a teacher samples a cascade; without distillation the mapping helps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +45,6 @@ class RealRow:
     seed: int
     damage: object = None
     units = None
-    ready = True
-
-    @property
-    def group(self):
-        """Rows of one group are made one after the other."""
-        return self.name
 
     @property
     def content(self):
@@ -61,16 +54,16 @@ class RealRow:
     def prepare(self):
         """Nothing to train."""
 
-    def images(self, scorer):
-        """The images to score, (N, 3, S, S) in -1..1."""
+    def figures(self, scorer):
+        """The figures of the row."""
         if self.damage is None:
-            return scorer.real_images(self.seed)
-        return self.damage.apply(scorer.real_images(self.seed, self.damage.prompts(scorer.prompts)))
+            return scorer.score(scorer.real_images(self.seed))
+        return scorer.score(self.damage.apply(scorer.real_images(self.seed, self.damage.prompts(scorer.prompts))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledRow:
-    """Images that a network makes: a Run, a Teacher or the ShippedTeacher."""
+    """Images that a network makes: a Run or a Teacher."""
 
     name: str
     title: str
@@ -79,11 +72,6 @@ class SampledRow:
     boundary: Boundary
     eta: float
     guidance: float = 1.0
-
-    @property
-    def group(self):
-        """Rows of one group are made one after the other."""
-        return self.network.group
 
     @property
     def units(self):
@@ -104,22 +92,14 @@ class SampledRow:
             "guidance": self.guidance,
         }
 
-    @property
-    def ready(self):
-        """Whether its network is there."""
-        return self.network.file.exists()
-
     def prepare(self):
         """Train the network as far as it is not there. Raises RMDError when that fails."""
         self.network.train()
 
-    def images(self, scorer):
-        """The images to score, (N, 3, S, S) in -1..1; a student samples by the recipe in its file."""
-        if isinstance(self.network, Run):
-            setup = student_setup(self.title, self.network.file, backbone())
-        else:
-            setup = self.setup(backbone().load(self.network.file, dtype=torch.float32))
-        return scorer.images(setup, backbone())
+    def figures(self, scorer):
+        """The figures of the row."""
+        setup = self.setup(backbone().load(self.network.file, dtype=torch.float32))
+        return scorer.score(scorer.images(setup, backbone()))
 
     def setup(self, network):
         """The row as the demo's SamplingSetup with a loaded network."""
@@ -145,7 +125,7 @@ class Store:
         return self._read(found[0])["figures"] if found else None
 
     def provenance(self):
-        """How the kept rows were made, as sorted texts: processor, version and date."""
+        """How the kept rows were made, as sorted texts: device, version and date."""
         entries = [self._read(path)["made"] for path in sorted(self.folder.glob("*.*.json"))]
         return sorted({"{cpu}, torch {torch}, {date}".format(**entry) for entry in entries})
 
@@ -163,8 +143,9 @@ class Store:
 
 
 def made_here():
-    """Date, processor and version of torch."""
-    return provenance(cpu=cpu_name(), torch=torch.__version__.split("+")[0])
+    """Date, device and version of torch."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    return provenance(cpu=device, torch=torch.__version__.split("+")[0])
 
 
 def floor_rows():
@@ -177,81 +158,91 @@ def damaged_rows():
     return [RealRow(name=f"damaged_{d.name}", title=d.title, seed=SEEDS_OF_FLOOR[0], damage=d) for d in DAMAGES]
 
 
-def teacher_rows():
-    """The shipped teacher at the final size."""
-    found = []
+def teacher_rows(world):
+    """The teacher at the final size, and in the cascade, not distilled."""
+    name, teacher, found = world.teacher.name, world.teacher, []
     for steps, guidance in ((TEACHER_STEPS, GUIDANCE), (4, GUIDANCE), (4, 1.0)):
         title = f"teacher, {steps} steps" + (", CFG 2" if guidance != 1.0 else "")
-        name = f"teacher_{steps}" + ("_cfg" if guidance != 1.0 else "")
-        found.append(_at_final_size(name, title, steps, guidance))
-    return found
-
-
-def cascade_rows():
-    """The shipped teacher in the cascade 2+2, not distilled: with and without guidance, by rule, eta and upsampler."""
-    found = []
-    rules = (("exact", 0.5), ("mix", 0.5), ("fresh", 0.5), ("exact", 0.0), ("exact", 1.0), ("mix", 1.0))
+        plan = single_resolution(backbone().curve, steps, final_size())
+        rules = {"boundary": Boundary(), "eta": 1.0, "guidance": guidance}
+        key = f"{name}_teacher_{steps}" + ("_cfg" if guidance != 1.0 else "")
+        found.append(SampledRow(name=key, title=title, network=teacher, plan=plan, **rules))
     for guidance in (1.0, GUIDANCE):
-        for rule, eta in rules if guidance == 1.0 else rules[:3]:
-            noise = (f"method.switch_noise={rule}", f"method.eta={eta}")
-            found.append(_cascade(f"{rule}_{eta:g}", f"nearest, {rule} {eta:g}", guidance, *noise))
-    others = ("nearest", "none"), ("bicubic", "area"), ("bicubic", "none"), ("bilinear", "area"), ("bilinear", "none")
-    for upsampler, mapping in others:
-        changes = (f"method.upsampler={upsampler}", f"method.mapping={mapping}")
-        title = f"{upsampler}, exact 0.5" + (", no mapping" if mapping == "none" else "")
-        found.append(_cascade(f"{upsampler}_{mapping}", title, 1.0, *changes))
+        for mapping in (NONE, AREA):
+            title = "teacher in the cascade" + (", CFG 2" if guidance != 1.0 else "") + f", {MAPPING_TITLES[mapping]}"
+            key = f"{name}_teacher_cascade_{mapping.rpartition('=')[2]}" + ("_cfg" if guidance != 1.0 else "")
+            rules = sampling(mapping) | {"guidance": guidance}
+            found.append(SampledRow(name=key, title=title, network=teacher, **rules))
     return found
 
 
-def student_rows(student, mark=None):
-    """The rows of a student, one for each seed, after ``mark`` updates or at its end."""
-    return [_student(student, seed, mark or student.marks[-1]) for seed in student.seeds]
+MAPPING_TITLES = {NONE: "no mapping", HALF: "half of the mapping", AREA: "area mapping"}
+# How the one-resolution student is sampled in a cascade without tuning: (name, title, changes of BASE)
+UNTOUCHED = (
+    *((f"2+2_{m}", f"2+2, {MAPPING_TITLES[c]}", (c,)) for m, c in (("none", NONE), ("half", HALF), ("area", AREA))),
+    *((f"1+3_{m}", f"1+3, {MAPPING_TITLES[c]}", (c, "plan.split=1+3")) for m, c in (("none", NONE), ("area", AREA))),
+    *((f"3+1_{m}", f"3+1, {MAPPING_TITLES[c]}", (c, "plan.split=3+1")) for m, c in (("none", NONE), ("area", AREA))),
+    ("bicubic", "2+2, area mapping, bicubic", ("method.upsampler=bicubic",)),
+    ("bilinear", "2+2, area mapping, bilinear", ("method.upsampler=bilinear",)),
+    ("fresh", "2+2, area mapping, fresh noise", ("method.switch_noise=fresh",)),
+    ("mix", "2+2, area mapping, mixed noise", ("method.switch_noise=mix",)),
+    ("eta_0", "2+2, area mapping, eta 0", ("method.eta=0.0",)),
+    ("eta_1", "2+2, area mapping, eta 1", ("method.eta=1.0",)),
+    ("none_bicubic", "2+2, no mapping, bicubic", (NONE, "method.upsampler=bicubic")),
+    ("none_fresh", "2+2, no mapping, fresh noise", (NONE, "method.switch_noise=fresh")),
+)
 
 
-def share_rows():
-    """Teachers of short runs with and without low-resolution steps: (teacher, at the final size, in the cascade)."""
-    found = []
-    for teacher in TEACHERS:
-        single = _at_final_size(f"{teacher.name}_single", "4 steps, CFG 2", 4, GUIDANCE, teacher)
-        rules = _sampling((MAPPED,)) | {"guidance": GUIDANCE}
-        cascade = SampledRow(name=f"{teacher.name}_cascade", title="cascade 2+2, CFG 2", network=teacher, **rules)
-        found.append((teacher, single, cascade))
-    return found
+def untouched_rows(world, seed):
+    """The few-step student of one resolution in the cascade, without any tuning."""
+    run = Run(world.single, seed, world.single.marks[-1])
+    return [
+        SampledRow(
+            name=f"{world.teacher.name}_untouched_{name}_seed_{seed}", title=title, network=run, **sampling(*changes)
+        )
+        for name, title, changes in UNTOUCHED
+    ]
 
 
-def all_rows():
-    """Every row, in the order in which they are made: the most important first, those of one run together."""
-    trained = []
-    for student, seed in runs():
-        marks = student.marks if student in (DEFAULT, SINGLE, *CELLS) else student.marks[-1:]
-        trained.append([_student(student, seed, mark) for mark in marks])
-    slow, *quick = teacher_rows()
-    plain, guided = ([row for row in cascade_rows() if (row.guidance == 1.0) == same] for same in (True, False))
-    groups = [*trained[:2], floor_rows(), quick, plain, *trained[2:6], [slow], damaged_rows(), *trained[6:9], guided]
-    groups += [*trained[9:], *(rows for _, *rows in share_rows())]
-    return [row for group in groups for row in group]
-
-
-def _at_final_size(name, title, steps, guidance, network=SHIPPED):
-    plan = single_resolution(backbone().curve, steps, DEFAULT.config(0).plan.sizes[-1])
-    rules = {"boundary": Boundary(), "eta": 1.0, "guidance": guidance}
-    return SampledRow(name=name, title=title, network=network, plan=plan, **rules)
-
-
-def _cascade(name, title, guidance, *changes):
-    if guidance != 1.0:
-        name, title = f"{name}_cfg", f"{title}, CFG 2"
-    rules = _sampling((MAPPED, *changes)) | {"guidance": guidance}
-    return SampledRow(name=f"cascade_{name}", title=title, network=SHIPPED, **rules)
-
-
-def _student(student, seed, mark):
-    name, rules = f"{student.name}_{mark}_seed_{seed}", _sampling(student.changes)
+def student_row(student, seed, mark=None):
+    """The row of a student of a training seed, after ``mark`` updates or at its last one."""
+    mark = mark or student.marks[-1]
+    name, rules = f"{student.name}_{mark}_seed_{seed}", sampling(*student.changes)
     return SampledRow(name=name, title=student.title, network=Run(student, seed, mark), **rules)
 
 
+def student_rows(student, mark=None):
+    """The rows of a student, one for each seed."""
+    return [student_row(student, seed, mark) for seed in student.seeds]
+
+
+def marked_rows(student, seed):
+    """The rows of a student of a training seed after each of its marks."""
+    return [student_row(student, seed, mark) for mark in student.marks]
+
+
+def long_row():
+    """RMD after a training twice as long."""
+    return student_row(FULL.rmd_area, 0, LONG)
+
+
 @cache
-def _sampling(changes):
+def all_groups():
+    """Every row, in lists that are made one row after the other: the most important list first."""
+    groups = [floor_rows(), *([row] for world in WORLDS for row in teacher_rows(world))]
+    for world in WORLDS:
+        for seed in SEEDS:
+            tuned = [student for student in (world.tuned_area, world.tuned_none) if seed in student.seeds]
+            groups.append(marked_rows(world.single, seed) + (untouched_rows(world, seed) if tuned else []))
+            groups[-1] += [row for student in tuned for row in marked_rows(student, seed)]
+            groups += [marked_rows(student, seed) for student in (world.rmd_area, world.rmd_none)]
+        groups += [[long_row()]] if world is FULL else []
+        groups += [marked_rows(world.rmd_half, 0), *(student_rows(student) for student in world.options)]
+    return [*groups, damaged_rows()]
+
+
+@cache
+def sampling(*changes):
     """How the demo's configuration with some changes samples."""
     config = load_config(CONFIG, (*BASE, *changes)).resolved()
     boundary = sampling_boundary(config.method)
@@ -259,7 +250,13 @@ def _sampling(changes):
 
 
 @cache
+def final_size():
+    """The latent size of the final images."""
+    return load_config(CONFIG, BASE).resolved().plan.sizes[-1]
+
+
+@cache
 def backbone():
     """The demo's backbone, with the flow shift of the demo's configuration."""
-    config = DEFAULT.config(0)
+    config = load_config(CONFIG, BASE).resolved()
     return make_backbone(config.backbone.name, shift=config.backbone.shift)

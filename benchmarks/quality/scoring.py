@@ -7,16 +7,15 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from demo import files
-from demo.classifier import classify, load_classifier
-from demo.make.vae import decode, denormalise, encode, flatten_convolutions
+from demo.classifier import classify, decode_frames, frame_vae, frechet_distance, load_classifier, real_images
 from demo.sampling import make_latents
-from demo.world import BACKGROUNDS, CONCEPTS, SEEN_STYLES, TEACHER_STYLES, Drawings, draw_jitter, prompt
-from training.backbones.wan import WanBackbone
+from demo.world import BACKGROUNDS, CONCEPTS, SEEN_STYLES, TEACHER_STYLES, prompt
 from training.prompts import PromptCache
 
 PROMPTS = [prompt(c, s, b) for s in TEACHER_STYLES for c in CONCEPTS for b in BACKGROUNDS]
 REPEATS = 2  # images of each prompt in a row
 SEED_OF_REFERENCE = 900
+RESAMPLES = 200  # for an interval
 
 
 class Scorer:
@@ -25,11 +24,11 @@ class Scorer:
     ``repeats``: images of each of the ``prompts``.
     """
 
-    def __init__(self, *, repeats=REPEATS, prompts=PROMPTS):
+    def __init__(self, *, repeats=REPEATS, prompts=PROMPTS, device="cpu"):
         self.prompts = list(prompts)
         self.repeats = repeats
-        self.vae = WanBackbone().load_vae(files.VAE)
-        flatten_convolutions(self.vae)  # single frames, several times faster
+        self.device = device
+        self.vae = frame_vae(files.VAE).to(device)
         self.classifier = load_classifier()
         self.cache = PromptCache(files.PROMPTS)
         self.truth = labels_of(self.prompts * repeats)
@@ -44,36 +43,35 @@ class Scorer:
             self._last = ((seed, prompts), self._render(seed, prompts))
         return self._last[1]
 
-    @torch.no_grad()
     def _render(self, seed, prompts):
-        drawings = Drawings(TEACHER_STYLES)
-        names = list(zip(drawings.styles, drawings.concepts))
-        words = [text.split() for text in prompts * self.repeats]
-        index = torch.tensor([names.index((style, concept)) for concept, style, _ in words])
-        background = torch.tensor([drawings.backgrounds.index(b.removeprefix("on-")) for _, _, b in words])
-        jitter = draw_jitter(len(words), torch.Generator().manual_seed(seed), held_out=True)
-        parts = []
-        for rows in torch.arange(len(words)).split(24):
-            plain = drawings.render(index[rows], background[rows], jitter[rows], side=128)
-            parts.append(decode(self.vae, encode(self.vae, plain)).clamp(-1, 1))
-        return torch.cat(parts)
+        return real_images(self.vae, prompts * self.repeats, seed)
 
     @torch.no_grad()
     def images(self, setup, backbone):
-        """Images (N, 3, 128, 128) in -1..1 of a SamplingSetup, one noise seed for each repeat."""
-        made = [make_latents(setup, backbone, self.cache, self.prompts, seed=seed)[0] for seed in range(self.repeats)]
-        latents = denormalise(self.vae, torch.cat(made)[:, :, 0])
-        return torch.cat([decode(self.vae, part).clamp(-1, 1) for part in latents.split(24)])
+        """Images (N, 3, 128, 128) in -1..1 of a SamplingSetup on the CPU, one noise seed for each repeat."""
+        batch = 24 if self.device == "cpu" else 256
+        options = {"batch": batch, "device": self.device}
+        made = [
+            make_latents(setup, backbone, self.cache, self.prompts, seed=seed, **options)[0]
+            for seed in range(self.repeats)
+        ]
+        return decode_frames(self.vae, torch.cat(made))
 
     def score(self, images):
-        """All figures of one set of images, in the order of the prompts, as a dict of floats."""
+        """All figures of one set of images, in the order of the prompts, as a dict of floats.
+
+        ``fd_low`` and ``fd_high``: 95 % of the Frechet distances when the images are resampled with replacement.
+        """
         prediction, truth = classify(self.classifier, images), self.truth
         right = {kind: (prediction.labels[kind] == truth[kind]).float() for kind in truth}
         log_p = prediction.log_probabilities["concept"].gather(1, truth["concept"][:, None])
         shares = [right["concept"][truth["concept"] == c].mean().item() for c in truth["concept"].unique()]
         real = diversity(self.real.features, truth["concept"])
+        low, high = bootstrap_interval(prediction.features, self.real.features)
         return {
             "fd": frechet_distance(prediction.features, self.real.features),
+            "fd_low": low,
+            "fd_high": high,
             "kid": kernel_distance(prediction.features, self.real.features),
             "swd": sliced_wasserstein(images, self.reference, 5),
             **{kind: share.mean().item() for kind, share in right.items()},
@@ -81,6 +79,22 @@ class Scorer:
             "doubt": -1000 * log_p.mean().item(),
             "spread": diversity(prediction.features, truth["concept"]) / real,
         }
+
+
+def bootstrap_interval(a_ND, b_ND):
+    """The middle 95 % of the Frechet distances when both sets are resampled, less the bias that this adds.
+
+    Resampling a finite set makes its distance to any other larger; the mean excess is taken off.
+    """
+    generator = torch.Generator().manual_seed(7)
+    n, m = len(a_ND), len(b_ND)
+    found = []
+    for _ in range(RESAMPLES):
+        rows_a, rows_b = (torch.randint(k, (k,), generator=generator) for k in (n, m))
+        found.append(frechet_distance(a_ND[rows_a], b_ND[rows_b]))
+    values = torch.tensor(found, dtype=torch.float64)
+    values += frechet_distance(a_ND, b_ND) - values.mean()
+    return values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).clamp(min=0).tolist()
 
 
 def labels_of(prompts):
@@ -91,17 +105,6 @@ def labels_of(prompts):
         "style": torch.tensor([SEEN_STYLES.index(word) for word in styles]),
         "background": torch.tensor([list(BACKGROUNDS).index(word.removeprefix("on-")) for word in backgrounds]),
     }
-
-
-def frechet_distance(a_ND, b_ND):
-    """Frechet distance of two sets of features (N, D), each as a Gaussian; 0 for equal sets (Heusel et al. 2017)."""
-    a, b = a_ND.double(), b_ND.double()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # trace of the root of cov_a cov_b, by the symmetric form root(cov_a) cov_b root(cov_a)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root_a = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
 
 
 def kernel_distance(a_ND, b_ND):

@@ -1,34 +1,39 @@
-"""What is trained: students, one change at a time and at equal training cost, and short trainings of the teacher."""
+"""What is trained: teachers of two kinds, and students of them, all at equal training cost."""
 
+import contextlib
 import hashlib
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+
+import torch
 
 from benchmarks.results import ROOT
 from demo import files
 from rmd_core.errors import RMDError
+from training import distill
 from training.config import decisive, load_config
 
 log = logging.getLogger(__name__)
 OUTPUTS = Path("outputs") / "quality"  # below the repository's root, ignored by git
 CONFIG = ROOT / "training" / "configs" / "demo.yaml"
 REVISION = 1  # raise it when the trainer or the sampler is changed so that the same settings give other images
+COST = 240  # updates of RMD 2+2 that cost as much as any student of the main tables
+OPTION_COST = 160  # and of the table of options
+LONG = 480  # updates of one long training
 
 # What every student shares, written out so that a change of the project's defaults moves no row.
 BASE = (
-    "plan.steps=4", "plan.split=2+2", "plan.sizes=[[8,8],[16,16]]",
-    "method.preset=default", "method.upsampler=nearest", "method.mapping=none",
+    "model.mode=three networks", "plan.steps=4", "plan.split=2+2", "plan.sizes=[[8,8],[16,16]]",
+    "method.preset=default", "method.upsampler=nearest", "method.mapping=area",
     "method.switch_noise=exact", "method.loss_noise=exact", "method.eta_train=0.5", "method.eta=0.5",
     "loss.cfg=2.0", "loss.fake_weighting=eps", "loss.fake_target=x0", "train.fake_steps=1",
     "optimiser.student_lr=1e-4", "optimiser.fake_lr=4e-4", "train.batch=16", "train.ema=0.985",
 )  # fmt: skip
 # How the run goes, which changes no weight: no validation images, no tracker, one checkpoint.
-RUN = ("backbone.vae=null", "output.trackers=[]", "output.checkpoint_every=40", "output.keep=1")
+RUN = ("backbone.vae=null", "output.trackers=[]", "output.checkpoint_every=1000", "output.keep=1")
 # Keys that are always part of a fingerprint, whatever their default value is or becomes.
 ALWAYS = (
     "loss.cfg", "loss.fake_weighting", "loss.fake_target", "loss.clip", "loss.huber_c", "optimiser.betas",
@@ -36,38 +41,66 @@ ALWAYS = (
     "train.seed", "train.warmup_updates", "train.fake_steps", "train.fake_only_updates", "train.share_forward",
     "train.precision", "output.dtype",
 )  # fmt: skip
-FILES = ("backbone.base", "backbone.vae", "prompts.cache", "prompts.file")  # identified by their content
-SEEDS = (0, 1, 2)
+# Identified by their content.
+FILES = ("backbone.base", "backbone.vae", "prompts.cache", "prompts.file", "model.init_from")
 THREE_SIZES = "plan.sizes=[[8,8],[12,12],[16,16]]"
+AREA, NONE, HALF = "method.mapping=area", "method.mapping=none", "method.mapping={ratio: 1.4142135623730951}"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher by the sizes that it was trained at; ``sha256``: of its file, in hexadecimal."""
+
+    name: str
+    title: str
+    file: Path
+    sha256: str
+
+    @property
+    def content(self):
+        """What the weights depend on."""
+        return {"teacher": digest_of_digests(self.sha256)}
+
+    def train(self):
+        """Raise RMDError where its file is not there."""
+        if not self.file.exists():
+            raise RMDError(
+                f"{self.file} is not there; run: git show {COMMIT_OF_BOTH}:demo/models/diffusion_models/"
+                f"rmd_tiny_wan_teacher.safetensors > {self.file.relative_to(ROOT)}"
+            )
+
+
+# The shipped teacher of before was trained at 128, 96 and 64 px. It is left out of the checkout for its 4 MB.
+COMMIT_OF_BOTH = "f42e5bd"
+SHA256_OF_BOTH = "124f65ecf814353f6e3759fb7333854ecca976b0d500b0bcc9e50d30913d87dd"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """One way to train a student.
 
-    ``changes``: overrides of the default; ``seeds``: training seeds; ``marks``: numbers of updates after which the
-    student is exported, the last of them the end. ``cost``: updates of the default that cost as much as all of them.
+    ``changes``: overrides of BASE; ``seeds``: training seeds; ``marks``: numbers of updates after which the student is
+    exported. ``cost``: updates of RMD 2+2 that cost as much as all of them. ``start``: the Student whose weights,
+    after its last mark and with the same seed, it starts from.
     """
 
     name: str
     title: str
+    teacher: Teacher
     changes: tuple = ()
     seeds: tuple = (0,)
-    marks: tuple
-    cost: int
+    marks: tuple = (COST,)
+    cost: int = COST
+    start: object = None
 
     def overrides(self, seed):
         """All overrides of the demo's configuration that decide the weights but for the number of updates."""
-        return (*BASE, *self.changes, f"train.seed={seed}")
+        start = () if self.start is None else (f"model.init_from={Run(self.start, seed, self.start.marks[-1]).file}",)
+        return (*BASE, *self.changes, *start, f"backbone.base={self.teacher.file}", f"train.seed={seed}")
 
     def config(self, seed):
         """The resolved configuration of a run to its end."""
         return load_config(CONFIG, (*self.overrides(seed), *RUN, f"train.updates={self.marks[-1]}")).resolved()
-
-
-# Networks to sample: each has ``group`` (networks of one group are trained one after the other), ``content`` (what its
-# weights depend on), ``file``, and ``train``, which makes the file where it is not there and raises RMDError if that
-# fails.
 
 
 @dataclass(frozen=True)
@@ -79,161 +112,128 @@ class Run:
     mark: int
 
     @property
-    def group(self):
-        return f"{self.student.name}-{self.seed}"
-
-    @property
     def content(self):
+        """What the weights depend on."""
         return {"student": weights_key(self.student, self.seed), "updates": self.mark}
 
     @property
     def folder(self):
         """The folder of the training, from the root; another configuration gives another folder."""
-        return OUTPUTS / "students" / f"{self.group}-{weights_key(self.student, self.seed)}"
+        name = f"{self.student.name}-{self.seed}-{weights_key(self.student, self.seed)}"
+        return OUTPUTS / "students" / name
 
     @property
     def file(self):
+        """The file of the student."""
         return ROOT / self.folder / f"after_{self.mark}.safetensors"
 
-    def command(self):
-        """The trainer's command that trains to ``mark`` updates, from the last checkpoint if there is one."""
+    def command(self, device="cpu"):
+        """The trainer's arguments that train to ``mark`` updates, from the last checkpoint if there is one."""
         own = (
             f"train.updates={self.mark}",
+            f"train.device={device}",
             f"output.folder={self.folder.as_posix()}",
             f"output.name=after_{self.mark}",
         )
         sets = [word for text in (*self.student.overrides(self.seed), *RUN, *own) for word in ("--set", text)]
         resume = ["--resume"] if (ROOT / self.folder / "run.json").exists() else []
-        return ["training/distill.py", "--config", str(CONFIG), *sets, *resume]
+        return ["--config", str(CONFIG), *sets, *resume]
 
     def train(self):
-        for run in (replace(self, mark=mark) for mark in self.student.marks):
-            if not run.file.exists():
-                logfile = (ROOT / self.folder).with_name(f"{self.group}.log")
-                run_program(run.command(), logfile, f"{self.student.name}, seed {self.seed}, to {run.mark} updates")
+        """Train up to every mark before this one, and to this, in this process. Raises RMDError when that fails."""
+        for run in (*(replace(self, mark=mark) for mark in self.student.marks if mark < self.mark), self):
+            if run.file.exists():
+                continue
+            if run.student.start is not None:
+                Run(run.student.start, run.seed, run.student.start.marks[-1]).train()
+            self.student.teacher.train()
+            logfile = (ROOT / run.folder).with_suffix(".log")
+            logfile.parent.mkdir(parents=True, exist_ok=True)
+            device = "auto" if torch.cuda.is_available() else "cpu"
+            with logfile.open("a") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+                code = distill.main(run.command(device))
+            if code:
+                raise RMDError(f"training {run.folder} ended with code {code}; see {logfile}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """A teacher trained from nothing. ``shares``: of the steps at 128, 96 and 64 px."""
-
-    name: str
-    title: str
-    shares: tuple
-    cpu_minutes: float = 6
-    jitters: int = 16
-
-    @property
-    def group(self):
-        return self.name
-
-    @property
-    def content(self):  # the speed of the machine decides too
-        settings = [list(self.shares), self.cpu_minutes, self.jitters]
-        return {"short teacher": settings, "vae": digest_of_files(files.VAE), "revision": REVISION}
-
-    @property
-    def file(self):
-        return ROOT / OUTPUTS / "teachers" / self.name / "teacher.safetensors"
-
-    def train(self):
-        folder = self.file.parent
-        if not self.file.exists():
-            command = ["-m", "demo.make.teacher", "--out", folder, "--cpu-minutes", self.cpu_minutes]
-            command += ["--jitters", self.jitters, "--shares", *self.shares]
-            run_program(command, folder.with_suffix(".log"), self.name)
+@cache
+def sha256_of(path):
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-class ShippedTeacher:
-    """The demo's own teacher."""
-
-    group, file = "shipped teacher", files.TEACHER
-
-    @property
-    def content(self):
-        return {"teacher": digest_of_files(files.TEACHER)}
-
-    def train(self):
-        """It is there."""
-
-
-def run_program(arguments, logfile, title):
-    """Run Python with arguments, its output to a log. Raises RMDError when it fails."""
-    log.info("training %s", title)
-    logfile.parent.mkdir(parents=True, exist_ok=True)
-    with logfile.open("a") as file:
-        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=file, stderr=file)
-    if done.returncode:
-        raise RMDError(
-            f"training {title} ended with code {done.returncode}; see {logfile} and run the same command again, which "
-            "continues from the last checkpoint if there is one"
-        )
-
-
-def _main(name, title, *changes, marks=(80, 160, 240)):
-    return Student(name=name, title=title, changes=changes, seeds=SEEDS, marks=marks, cost=240)
-
-
-def _change(name, title, *changes, updates=160, seeds=SEEDS[:1]):
-    return Student(name=name, title=title, changes=changes, seeds=seeds, marks=(updates,), cost=160)
+def _student(teacher, name, title, *changes, **settings):
+    """A Student of a teacher; its name begins with the teacher's."""
+    return Student(name=f"{teacher.name}_{name}", title=title, teacher=teacher, changes=changes, **settings)
 
 
 def _boundary(rule, eta):
-    changes = (f"method.switch_noise={rule}", f"method.loss_noise={rule}")
-    return _change(
-        f"noise_{rule}_{eta:g}", f"{rule} noise, eta {eta:g}", *changes,
-        f"method.eta_train={float(eta)}", f"method.eta={float(eta)}",
-    )  # fmt: skip
+    rules = (f"method.switch_noise={rule}", f"method.loss_noise={rule}")
+    etas = (f"method.eta_train={float(eta)}", f"method.eta={float(eta)}")
+    return f"noise_{rule}_{eta:g}", f"{rule} noise, eta {eta:g}", *rules, *etas
 
 
 def _preset(name):
-    empty = (f"method.{key}=null" for key in (
-        "upsampler", "mapping", "switch_noise", "loss_noise", "eta_train", "eta"))  # fmt: skip
-    return _change(f"preset_{name}", f"preset {name}", f"method.preset={name}", *empty)
+    keys = ("upsampler", "mapping", "switch_noise", "loss_noise", "eta_train", "eta")
+    return f"preset_{name}", f"preset {name}", f"method.preset={name}", *(f"method.{key}=null" for key in keys)
 
 
-DEFAULT = _main("rmd_2+2", "RMD 2+2")
-SINGLE = _main("single", "one resolution, 4 steps", "plan.split=4", "plan.sizes=[[16,16]]", marks=(64, 128, 192))
-CELLS = (
-    _main("nearest_area", "RMD 2+2, nearest, area mapping", "method.mapping=area"),
-    _main("bicubic_none", "RMD 2+2, bicubic, no mapping", "method.upsampler=bicubic"),
-    _main("bicubic_area", "RMD 2+2, bicubic, area mapping", "method.upsampler=bicubic", "method.mapping=area"),
+# ((name, title, changes), updates at equal cost); tests/benchmarks/test_quality.py computes the cost
+OPTIONS = (
+    (("bicubic", "bicubic", "method.upsampler=bicubic"), 160),
+    (_boundary("fresh", 0.5), 160),
+    (("split_1+3", "RMD 1+3", "plan.split=1+3"), 159),
+    (("adapters", "LoRA adapters of rank 64, 4 x the rates", "model.mode=adapters", "model.rank=64",
+      "output.merge=true", "optimiser.student_lr=4e-4", "optimiser.fake_lr=1.6e-3"), 160),
+    (("target_subinterval", "fake target subinterval", "loss.fake_target=subinterval"), 160),
+    (_boundary("exact", 0), 160),
+    (("weighting_v", "fake weighting v", "loss.fake_weighting=v"), 160),
+    (("own_forward", "a student forward for each phase", "train.share_forward=false"), 140),
+    (_boundary("mix", 0.5), 160),
+    (("fake_steps_2", "2 fake-score steps", "train.fake_steps=2"), 107),
+    (_boundary("exact", 1), 160),
+    (("split_3+1", "RMD 3+1", "plan.split=3+1"), 161),
+    (("split_1+1+2", "RMD 1+1+2", "plan.split=1+1+2", THREE_SIZES), 162),
+    (_preset("official-current"), 160),
+    (("teacher_cfg_1", "teacher without CFG", "loss.cfg=1.0"), 182),
+    (("weighting_min_snr5", "fake weighting min_snr5", "loss.fake_weighting=min_snr5"), 160),
+    (("fake_steps_5", "5 fake-score steps", "train.fake_steps=5"), 54),
+    (_preset("paper-literal"), 160),
+)  # fmt: skip
+
+
+class World:
+    """A teacher and its students. ``mapping``: the one that the table of options starts from; ``long``: more marks."""
+
+    def __init__(self, teacher, mapping, *, tuned_seeds, long=()):
+        self.teacher = teacher
+        main = partial(_student, teacher, seeds=SEEDS)
+        marks = (80, 160, COST)
+        one_size = (NONE, "plan.split=4", "plan.sizes=[[16,16]]")
+        self.single = main("single", "one resolution, 4 steps", *one_size, marks=(64, 128, 192))
+        self.rmd_area = main("rmd_area", "RMD, area mapping", AREA, marks=marks)
+        self.rmd_none = main("rmd_none", "RMD, no mapping", NONE, marks=marks)
+        self.rmd_half = _student(teacher, "rmd_half", "RMD, half of the mapping", HALF, marks=marks)
+        tuned = {"start": self.single, "marks": (40, 80, 160, COST)}
+        self.tuned_area = _student(
+            teacher, "tuned_area", "one resolution, then tuned, area mapping", AREA, seeds=tuned_seeds, **tuned
+        )
+        self.tuned_none = _student(teacher, "tuned_none", "one resolution, then tuned, no mapping", NONE, **tuned)
+        self.main = (self.single, self.tuned_none, self.tuned_area, self.rmd_none, self.rmd_half, self.rmd_area)
+        self.base = self.rmd_none if mapping == NONE else self.rmd_area
+        self.options = [
+            _student(teacher, name, title, mapping, *changes, marks=(updates,), cost=OPTION_COST)
+            for (name, title, *changes), updates in OPTIONS
+        ]
+
+
+SEEDS = (0, 1, 2)
+FULL = World(
+    Teacher("full", "trained at the full size", files.TEACHER, sha256_of(files.TEACHER)), AREA, tuned_seeds=SEEDS
 )
-CHANGES = (
-    _preset("official-current"),
-    _preset("paper-literal"),
-    _change("teacher_cfg_1", "teacher without CFG", "loss.cfg=1.0", updates=182),
-    _change("teacher_cfg_1.5", "teacher CFG 1.5", "loss.cfg=1.5"),
-    _change("fake_steps_2", "2 fake-score steps", "train.fake_steps=2", updates=107),
-    _boundary("fresh", 0.5),
-    _boundary("exact", 1),
-    _boundary("exact", 0),
-    _change("split_1+3", "RMD 1+3", "plan.split=1+3", updates=159),
-    _change("split_3+1", "RMD 3+1", "plan.split=3+1", updates=161),
-    _change("split_1+1+2", "RMD 1+1+2", "plan.split=1+1+2", THREE_SIZES, updates=162),
-    _change("target_subinterval", "fake target subinterval, 3 seeds", "loss.fake_target=subinterval", seeds=SEEDS),
-    _change("weighting_v", "fake weighting v", "loss.fake_weighting=v"),
-    _change("weighting_min_snr5", "fake weighting min_snr5", "loss.fake_weighting=min_snr5"),
-    _change("weighting_legacy", "fake weighting legacy", "loss.fake_weighting=legacy"),
-    _boundary("mix", 0.5),
-    _change("fake_steps_5", "5 fake-score steps", "train.fake_steps=5", updates=54),
-    _boundary("mix", 1),
-    _boundary("fresh", 1),
-    _change("half_rates", "half the learning rates", "optimiser.student_lr=5e-5", "optimiser.fake_lr=2e-4"),
-)
-STUDENTS = (DEFAULT, SINGLE, *CELLS, *CHANGES)
-TEACHERS = (
-    Teacher(name="teacher_half_low", title="half of the steps below 128 px", shares=(0.5, 0.25, 0.25)),
-    Teacher(name="teacher_tenth_low", title="a tenth of the steps below 128 px", shares=(0.9, 0.05, 0.05)),
-)
-
-
-def runs():
-    """Every training run (student, seed), the most important first."""
-    main = [(student, seed) for seed in SEEDS for student in (DEFAULT, SINGLE)]
-    cells = [(student, seed) for seed in SEEDS for student in CELLS]
-    changes = [(student, seed) for student in CHANGES for seed in student.seeds]
-    return [*main, *cells[:3], *changes[:5], *cells[3:], *changes[5:]]
+BOTH_FILE = ROOT / OUTPUTS / "teachers" / "both.safetensors"
+BOTH = World(Teacher("both", "trained at both sizes", BOTH_FILE, SHA256_OF_BOTH), NONE, tuned_seeds=(0,))
+WORLDS = (FULL, BOTH)
 
 
 def settings(config):
@@ -244,20 +244,29 @@ def settings(config):
     return {key: value for key, value in kept.items() if key not in FILES}
 
 
-@cache
 def digest_of_files(*paths):
-    """SHA-256 over the content of files, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    return digest.hexdigest()
+    """SHA-256 over the SHA-256 digests of files, in hexadecimal."""
+    return digest_of_digests(*map(sha256_of, paths))
+
+
+def digest_of_digests(*digests):
+    """SHA-256 over digests in hexadecimal, in hexadecimal."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
 @cache
 def weights_key(student, seed):
     """What the weights of a run depend on, but for the number of updates, as 12 hexadecimal digits."""
-    content = {"settings": settings(student.config(seed)), "files": digest_of_files(files.TEACHER, files.PROMPTS)}
-    return short_digest(content | {"revision": REVISION})
+    # Without the file that it starts from, whose name depends on the key of that run.
+    overrides = (*BASE, *student.changes, f"train.seed={seed}", *RUN, f"train.updates={student.marks[-1]}")
+    content = {
+        "settings": settings(load_config(CONFIG, overrides).resolved()),
+        "files": digest_of_digests(student.teacher.sha256, sha256_of(files.PROMPTS)),
+        "revision": REVISION,
+    }
+    if student.start is not None:
+        content["start"] = Run(student.start, seed, student.start.marks[-1]).content
+    return short_digest(content)
 
 
 def short_digest(content):

@@ -11,7 +11,7 @@ from rmd_core.files import write_text
 
 from . import rows
 from .scoring import DAMAGES, PAIRS, PROMPTS, REPEATS, violations
-from .students import CELLS, CHANGES, DEFAULT, SINGLE
+from .students import BOTH, FULL, LONG, OPTION_COST, WORLDS
 
 NAMES = ("fd", "kid", "swd", "concept", "worst_concept", "doubt", "spread")
 DIGITS = {"fd": 3, "kid": 1, "swd": 2, "concept": 3, "worst_concept": 2, "doubt": 1, "spread": 2}
@@ -56,59 +56,63 @@ class Tables:
     def all(self):
         """Every table as a function, by its title."""
         return {
-            "Real images, teacher, cascade without distillation, students": self.main,
-            "Upsampler of the clean estimate and mapping of the levels": self.cells,
-            "Differences between students of the same training seed": self.paired,
-            "One change at a time, at two thirds of the training": self.changes,
+            "Teacher trained at the full size only: a gap between the sizes": lambda: self.main(FULL),
+            "Teacher trained at both sizes: no gap": lambda: self.main(BOTH),
+            "Differences from RMD with area mapping, at the same training seed and cost": self.paired,
+            "One change of RMD at a time, with a gap and without": self.options,
             "During training": self.curves,
-            "Low-resolution share of a short teacher training": self.shares,
             "The metric on damaged real images": self.check,
         }
 
-    def main(self):
-        """The floor, the teacher, the cascade without distillation, and the students of three training seeds."""
+    def main(self, world):
+        """The floor, the teacher, the few-step student, that student in the cascade, tuned, and RMD."""
         lines = [self.line("real, other jitters", rows.floor_rows())]
-        lines += [self.line(row.title, [row]) for row in rows.teacher_rows()]
-        lines += [self.line(f"cascade undistilled, {row.title}", [row]) for row in rows.cascade_rows()]
-        lines += [self.line(student.title, rows.student_rows(student)) for student in (SINGLE, DEFAULT)]
+        lines += [self.line(row.title, [row]) for row in rows.teacher_rows(world)]
+        lines.append(self.line(world.single.title, rows.student_rows(world.single)))
+        for several in zip(*(rows.untouched_rows(world, seed) for seed in world.tuned_area.seeds)):
+            lines.append(self.line(f"  untouched, {several[0].title}", several))
+        for student in world.main[1:]:
+            lines.append(self.line(f"{student.title}, {student.marks[-1]} updates", rows.student_rows(student)))
+        if world is FULL:
+            lines.append(self.line(f"{world.rmd_area.title}, {LONG} updates, seed 0", [rows.long_row()]))
         return self._text(lines)
 
-    def cells(self):
-        """Upsampler of x0 by mapping, three training seeds each."""
-        return self._text([self.line(student.title, rows.student_rows(student)) for student in (DEFAULT, *CELLS)])
-
     def paired(self):
-        """Differences from the default at the same training seed, seed by seed."""
+        """Differences from RMD with area mapping at the same training seed, seed by seed."""
         lines, missing = [], []
-        for student in (SINGLE, *CELLS):
-            pairs = zip(rows.student_rows(student), rows.student_rows(DEFAULT))
-            found = [(self.store.figures(one), self.store.figures(two)) for one, two in pairs]
-            found = [pair for pair in found if all(pair)]
-            cells = [" ".join(f"{a[name] - b[name]:+.{DIGITS[name]}f}" for a, b in found) for name in RANGED]
-            if found:
-                lines.append([student.title, *cells])
-            else:
-                missing.append(student.title)
-        return "\n".join([table(["minus RMD 2+2, seed by seed", "FD", "KID", "SWD"], lines), *_not_run(missing)])
+        for world in WORLDS:
+            for student in world.main[:-1]:
+                pairs = [(rows.student_row(student, s), rows.student_row(world.rmd_area, s)) for s in student.seeds]
+                found = [(self.store.figures(one), self.store.figures(two)) for one, two in pairs]
+                found = [pair for pair in found if all(pair)]
+                cells = [" ".join(f"{a[name] - b[name]:+.{DIGITS[name]}f}" for a, b in found) for name in RANGED]
+                title = f"{world.teacher.name}: {student.title}"
+                (lines.append([title, *cells]) if found else missing.append(title))
+        return "\n".join(
+            [table(["minus RMD, area mapping, seed by seed", "FD", "KID", "SWD"], lines), *_not_run(missing)]
+        )
 
-    def changes(self):
-        """One change at a time, one training seed, beside the default at equal training cost."""
-        at = CHANGES[0].cost
-        lines = [self.line(f"RMD 2+2, {len(DEFAULT.seeds)} seeds", rows.student_rows(DEFAULT, at))]
-        lines.append(self.line("RMD 2+2, seed 0", rows.student_rows(DEFAULT, at)[:1]))
-        for student in CELLS:
-            lines.append(self.line(student.title.removeprefix("RMD 2+2, "), rows.student_rows(student, at)[:1]))
-        return self._text(lines + [self.line(student.title, rows.student_rows(student)) for student in CHANGES])
+    def options(self):
+        """One change at a time, in both worlds, beside RMD at equal training cost."""
+        lines = []
+        for world in WORLDS:
+            name, base = world.teacher.name, world.base
+            lines.append(
+                self.line(f"{name}: {base.title}, {len(base.seeds)} seeds", rows.student_rows(base, OPTION_COST))
+            )
+            lines.append(self.line(f"{name}: {base.title}, seed 0", [rows.student_row(base, 0, OPTION_COST)]))
+            lines += [self.line(f"{name}: {s.title}", rows.student_rows(s)) for s in world.options]
+        return self._text(lines)
 
     def curves(self):
-        """The students of three seeds after a third, two thirds and all of the training."""
-        found = [(student, mark) for student in (DEFAULT, SINGLE, *CELLS) for mark in student.marks]
-        return self._text([self.line(f"{s.title}, {mark} updates", rows.student_rows(s, mark)) for s, mark in found])
-
-    def shares(self):
-        """Teachers of short runs, with more or fewer steps at low resolution."""
-        shares = rows.share_rows()
-        return self._text([self.line(f"{t.title}: {row.title}", [row]) for t, *found in shares for row in found])
+        """The students of the main tables after each of their marks."""
+        lines = []
+        for world in WORLDS:
+            for student in world.main:
+                for mark in student.marks:
+                    title = f"{world.teacher.name}: {student.title}, {mark} updates"
+                    lines.append(self.line(title, rows.student_rows(student, mark)))
+        return self._text(lines)
 
     def check(self):
         """Damaged real images, and whether the figures rank them as they should."""
@@ -132,7 +136,7 @@ class Tables:
             return [title]
         if len(figures) < len(found):
             title += f" ({len(figures)} of {len(found)} seeds)"
-        return [title, *self._cost(found[0]), *(_cell([values[name] for values in figures], name) for name in NAMES)]
+        return [title, *self._cost(found[0]), *(_cell(figures, name) for name in NAMES)]
 
     def _cost(self, row):
         """Network evaluations in units of one at the final size, and CPU ms an image at batch 1 and 32."""
@@ -157,7 +161,12 @@ def _not_run(titles):
     return textwrap.wrap(f"{NOT_RUN}: {'; '.join(titles)}", 110) if titles else []
 
 
-def _cell(values, name):
+def _cell(figures, name):
+    values = [each[name] for each in figures if name in each]
+    if not values:
+        return "-"
+    if name == "fd" and len(figures) == 1 and "fd_low" in figures[0]:
+        return "{fd:.3f} [{fd_low:.3f}..{fd_high:.3f}]".format(**figures[0])
     average, low, high = (f"{value:.{DIGITS[name]}f}" for value in (mean(values), min(values), max(values)))
     return average if low == high or name not in RANGED else f"{average} ({low}..{high})"
 
@@ -184,7 +193,6 @@ def figure_of(store, panel):
         floor = values_of(store, rows.floor_rows())
         if floor:
             axes.axhline(mean(values[name] for values in floor), color=MUTED, ls="--", lw=1, label="real images")
-        axes.set_ylim(bottom=0)
     handles, titles = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, titles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -192,16 +200,17 @@ def figure_of(store, panel):
 
 
 def against_cost(axes, store, name):
-    """Distance against network evaluations, a point a row; bars span the training seeds."""
-    plain, guided = ([[row] for row in rows.cascade_rows() if (row.guidance == 1.0) == same] for same in (True, False))
+    """Distance against network evaluations with a gap between the sizes, a point a row; bars span the seeds."""
+    untouched = zip(*(rows.untouched_rows(FULL, seed) for seed in FULL.tuned_area.seeds))
+    teacher = rows.teacher_rows(FULL)
     kinds = [  # title, colour, marker, lists of rows, one a point
-        ("teacher", "#0072b2", "s", [[row] for row in rows.teacher_rows()]),
-        ("cascade, not distilled", "#999999", "o", plain),
-        ("cascade, not distilled, CFG 2", "#56b4e9", "o", guided),
-        ("one change of RMD 2+2, shorter training", "#f0c9a0", "^", [rows.student_rows(s) for s in CHANGES]),
-        ("RMD 2+2, other upsampler or mapping", "#e69f00", "^", [rows.student_rows(s) for s in CELLS]),
-        ("one resolution, 4 steps, distilled", "#009e73", "D", [rows.student_rows(SINGLE)]),
-        ("RMD 2+2", "#d55e00", "*", [rows.student_rows(DEFAULT)]),
+        ("teacher", "#0072b2", "s", [[row] for row in teacher[:3]]),
+        ("teacher in the cascade", "#56b4e9", "o", [[row] for row in teacher[3:]]),
+        ("one resolution, 4 steps", "#009e73", "D", [rows.student_rows(FULL.single)]),
+        ("the same untouched in the cascade", "#999999", "o", untouched),
+        ("the same, tuned, area mapping", "#cc79a7", "^", [rows.student_rows(FULL.tuned_area)]),
+        ("RMD, no mapping", "#e69f00", "^", [rows.student_rows(FULL.rmd_none)]),
+        ("RMD, area mapping", "#d55e00", "*", [rows.student_rows(FULL.rmd_area)]),
     ]
     for title, colour, marker, points in kinds:
         kept = [(found[0].units, [v[name] for v in values]) for found in points if (values := values_of(store, found))]
@@ -211,6 +220,7 @@ def against_cost(axes, store, name):
             size = 10 if marker == "*" else 6
             axes.errorbar(costs, means, yerr=spans, fmt=marker, color=colour, ms=size, lw=1.2, label=title)
     axes.set_xscale("log")
+    axes.set_yscale("log")
     axes.set_xlim(1.5, 130)
     axes.set_xticks([2, 4, 8, 100], ["2", "4", "8", "100"])
     axes.minorticks_off()
@@ -218,9 +228,8 @@ def against_cost(axes, store, name):
 
 
 def during_training(axes, store, name):
-    """Distance against training cost, a thin line a seed and a thick one for their mean."""
-    colours = zip((DEFAULT, SINGLE, *CELLS), ("#d55e00", "#009e73", "#e69f00", "#cc79a7", "#0072b2"))
-    for student, colour in colours:
+    """Distance against training cost with a gap between the sizes; a thin line a seed, a thick one for their mean."""
+    for student, colour in zip(FULL.main, ("#009e73", "#cc79a7", "#8c6bb1", "#d55e00", "#e69f00", "#0072b2")):
         seeds = zip(*(rows.student_rows(student, mark) for mark in student.marks))
         curves = [[figures[name] for figures in values_of(store, found)] for found in seeds]
         curves = [curve for curve in curves if len(curve) == len(student.marks)]
@@ -230,4 +239,5 @@ def during_training(axes, store, name):
         if curves:
             title = f"{student.title} ({len(curves)} seed{'s' * (len(curves) > 1)})"
             axes.plot(costs, [mean(column) for column in zip(*curves)], "o-", color=colour, lw=2, label=title)
+    axes.set_yscale("log")
     axes.set_xlabel("training cost, in updates of RMD 2+2")

@@ -15,7 +15,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from ..world import CONCEPTS, DRAWINGS_FILE, SIDE, STYLES
+from ..world import CONCEPTS, DRAWINGS_FILE, MORE_CONCEPTS, SIDE, STYLES
 
 
 def svg(package, name):
@@ -34,7 +34,7 @@ def main(node_modules):
     drawings = {}
     for style, package_name in STYLES.items():
         package = json.loads(Path(node_modules, "@iconify-json", package_name, "icons.json").read_text())
-        for concept, icon in CONCEPTS.items():
+        for concept, icon in (CONCEPTS | MORE_CONCEPTS).items():
             png = resvg_py.svg_to_bytes(svg_string=svg(package, icon), width=SIDE, height=SIDE)
             image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
             square = Image.new("RGBA", (SIDE, SIDE))

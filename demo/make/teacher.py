@@ -1,9 +1,11 @@
 """Train the demo's teacher: a tiny Wan2.1 transformer on the latents of the demo world.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.teacher --cpu-minutes 75 --out DIR
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.teacher --minutes 75 --out DIR
+    python -m demo.make.teacher --device cuda --scale 16 --jitters 96 --minutes 4 --out DIR
 
-Flow matching at 128, 96 and 64 px, by default half of the steps below the final size; the concept is always in
-the prompt or the whole prompt is empty, while style and background are sometimes left open.
+Flow matching at the full size only, so that a smaller image is new to it, as 512 px is to SDXL.
+``--shares .5 .25 .25`` trains at 128, 96 and 64 px. The concept is always in the prompt or the whole prompt is empty,
+while style and background are sometimes left open.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from einops import rearrange, repeat
 from training.backbones.wan import WanBackbone
 
 from .. import files
-from ..world import TEACHER_STYLES, WIDTH, Drawings, draw_jitter, embed
+from ..world import BACKGROUNDS, TEACHER_STYLES, WIDTH, Drawings, draw_jitter, word_vector
 from .training import Training
 from .vae import encode, flatten_convolutions, normalise
 
@@ -36,51 +38,59 @@ CONFIG = dict(
     cross_attn_norm=True,
     qk_norm="rms_norm_across_heads",
 )
-# side in px -> (images in a batch of one process, shift of the noise levels)
+# side in px -> (images in a batch, shift of the noise levels)
 SIZES = {128: (24, 2.0), 96: (40, 1.5), 64: (64, 1.0)}
 NO_PROMPT, OPEN_STYLE, OPEN_BACKGROUND = 0.1, 0.1, 0.1
 
 
 def draw_sigma(count, shift, generator):
     """Noise levels: logit-normal around the middle, a fifth of them uniform, then shifted."""
-    u = torch.sigmoid(torch.randn(count, generator=generator))
-    flat = torch.rand(count, generator=generator)
-    u = torch.where(torch.rand(count, generator=generator) < 0.2, flat, u).clamp(1e-3, 1 - 1e-3)
+    place = {"generator": generator, "device": generator.device}
+    u = torch.sigmoid(torch.randn(count, **place))
+    flat = torch.rand(count, **place)
+    u = torch.where(torch.rand(count, **place) < 0.2, flat, u).clamp(1e-3, 1 - 1e-3)
     return shift * u / (1 + (shift - 1) * u)
 
 
-def draw_prompts(index, background, drawings, generator):
-    """Prompt embeddings (B, TOKENS, WIDTH), parts of some prompts left open."""
-    rows = []
-    for i, b, r in zip(index.tolist(), background.tolist(), torch.rand(len(index), 3, generator=generator).tolist()):
-        style = "*" if r[1] < OPEN_STYLE else drawings.styles[i]
-        where = "*" if r[2] < OPEN_BACKGROUND else f"on-{drawings.backgrounds[b]}"
-        rows.append(embed("" if r[0] < NO_PROMPT else f"{drawings.concepts[i]} {style} {where}"))
-    return torch.stack(rows)
+class PromptTable:
+    """Prompt embeddings of drawings on backgrounds, parts of some prompts left open."""
+
+    def __init__(self, drawings, device):
+        self.concepts, self.styles, self.backgrounds = (
+            torch.stack([word_vector(word) for word in words]).to(device)
+            for words in (drawings.concepts, drawings.styles, [f"on-{name}" for name in BACKGROUNDS])
+        )
+
+    def draw(self, index, background, generator):
+        """Embeddings (B, TOKENS, WIDTH) of the drawings (B,) on the backgrounds (B,)."""
+        rolls = torch.rand(3, len(index), 1, generator=generator, device=generator.device)
+        prompted, style, where = (roll >= p for roll, p in zip(rolls, (NO_PROMPT, OPEN_STYLE, OPEN_BACKGROUND)))
+        words = self.concepts[index], self.styles[index] * style, self.backgrounds[background] * where
+        return rearrange(list(words), "t b w -> b t w") * prompted[:, None]
 
 
-def frame_encoder():
+def frame_encoder(device):
     """The shipped encoder, its convolutions flattened to single frames, which is several times faster."""
     vae = WanBackbone().load_vae(files.VAE)
     flatten_convolutions(vae)
+    vae = vae.to(device)
     return lambda images: normalise(vae, encode(vae, images))
 
 
 @torch.no_grad()
-def latent_pool(encode, jitters, generator):
-    """Latents of every drawing and background of the teacher's styles, each with ``jitters`` jitters.
+def latent_pool(encode, drawings, sides, jitters, generator):
+    """Latents of every drawing on every background, each with ``jitters`` jitters.
 
     encode: images (B, 3, S, S) in -1..1 to latents (B, 16, S/8, S/8) in the teacher's space.
     Returns {side: (N, 16, side/8, side/8)}, index (N,), background (N,).
     """
-    drawings = Drawings(TEACHER_STYLES)
     pairs = torch.cartesian_prod(torch.arange(len(drawings)), torch.arange(len(drawings.backgrounds)))
     index, background = repeat(pairs, "n two -> (j n) two", j=jitters).unbind(1)
     jitter = draw_jitter(len(index), generator, held_out=False)
     pool = {}
-    for side in SIZES:
+    for side in sides:
         parts = []
-        for rows in torch.arange(len(index)).split(32):
+        for rows in torch.arange(len(index)).split(64):
             parts.append(encode(drawings.render(index[rows], background[rows], jitter[rows], side=side)))
         pool[side] = torch.cat(parts)
     return pool, index, background
@@ -88,7 +98,7 @@ def latent_pool(encode, jitters, generator):
 
 def flow_loss(model, latents, context, shift, generator):
     sigma = draw_sigma(len(latents), shift, generator)
-    noise = torch.randn(latents.shape, generator=generator)
+    noise = torch.randn(latents.shape, generator=generator, device=generator.device)
     mix = rearrange(sigma, "b -> b 1 1 1")
     noisy = (1 - mix) * latents + mix * noise
     velocity = model(noisy.unsqueeze(2), 1000 * sigma, context, return_dict=False)[0][:, :, 0]
@@ -98,51 +108,62 @@ def flow_loss(model, latents, context, shift, generator):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cpu-minutes", type=float, default=75, help="over all processes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=75, help="of CPU time over all processes, or on the GPU")
     parser.add_argument("--jitters", type=int, default=64, help="images of each drawing and background")
+    parser.add_argument("--scale", type=int, default=1, help="batches this many times as large")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument(
-        "--shares", type=float, nargs=len(SIZES), default=(0.5, 0.25, 0.25), help="of the steps at 128, 96 and 64 px"
+        "--shares", type=float, nargs=len(SIZES), default=(1.0, 0.0, 0.0), help="of the steps at 128, 96 and 64 px"
     )
     parser.add_argument("--start", type=Path, help="continue from this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model = WanTransformer3DModel(**CONFIG)
     if args.start:
         model.load_state_dict(torch.load(args.start, weights_only=True))
-    generator = torch.Generator().manual_seed(11 + int(os.environ.get("RANK", 0)))
+    model = model.to(args.device)
+    seed = 11 + int(os.environ.get("RANK", 0))
+    generator = torch.Generator(args.device).manual_seed(seed)
+    drawings = Drawings(TEACHER_STYLES).to(args.device)
+    sides = [side for side, share in zip(SIZES, args.shares) if share]
     jitters = args.jitters // int(os.environ.get("WORLD_SIZE", 1))
-    pool, index, background = latent_pool(frame_encoder(), jitters, generator)
-    drawings = Drawings(TEACHER_STYLES)
+    jitter_generator = torch.Generator().manual_seed(seed)
+    pool, *labels = latent_pool(frame_encoder(args.device), drawings, sides, jitters, jitter_generator)
+    index, background = (each.to(args.device) for each in labels)
+    prompts = PromptTable(drawings, args.device)
     training = Training(
         model,
         lambda name, p: p.ndim == 2 and "proj_out" not in name,
         lr=args.lr,
-        cpu_minutes=args.cpu_minutes,
+        minutes=args.minutes,
         clip=1.0,
     )
-    sides, shown = torch.Generator().manual_seed(5), 0.0  # all processes take the same sides
-    recent = {side: [] for side in SIZES}
+    order, shown = torch.Generator().manual_seed(5), 0.0  # all processes take the same sides
+    recent = {side: [] for side in sides}
     while (share := training.share()) < 1:
-        side = list(SIZES)[int(torch.multinomial(torch.tensor(args.shares), 1, generator=sides))]
+        side = list(SIZES)[int(torch.multinomial(torch.tensor(args.shares), 1, generator=order))]
         count, shift = SIZES[side]
-        rows = torch.randint(len(index), (count,), generator=generator)
-        context = draw_prompts(index[rows], background[rows], drawings, generator)
+        rows = torch.randint(len(index), (args.scale * count,), generator=generator, device=args.device)
+        context = prompts.draw(index[rows], background[rows], generator)
         loss = flow_loss(model, pool[side][rows], context, shift, generator)
         training.update(loss, args.lr * min(1.0, (training.step + 1) / 100) * max(0.01, min(1.0, (1 - share) / 0.4)))
-        recent[side].append(loss.item())
-        if training.rank == 0 and (share - shown > 0.03 or not math.isfinite(loss.item())):
+        recent[side] = recent[side][-199:] + [loss.detach()]
+        if training.rank == 0 and share - shown > 0.03:
             shown = share
-            means = {f"loss_{side}": round(sum(r[-200:]) / max(1, len(r[-200:])), 4) for side, r in recent.items()}
-            print(json.dumps(dict(step=training.step, share=round(share, 3), cpu=round(training.spent), **means)),
+            means = {f"loss_{side}": round(torch.stack(r).mean().item(), 4) for side, r in recent.items() if r}
+            print(json.dumps(dict(step=training.step, share=round(share, 3), spent=round(training.spent), **means)),
                   flush=True)  # fmt: skip
             training.save(args.out / "teacher.pt")
+            if not all(map(math.isfinite, means.values())):
+                raise SystemExit("the loss is not finite; lower --lr")
     if training.rank == 0:
         training.save(args.out / "teacher.pt")
         model.load_state_dict(training.averaged)
-        WanBackbone().export(model, args.out / "teacher.safetensors")
+        WanBackbone().export(model.cpu(), args.out / "teacher.safetensors")
     training.close()
 
 

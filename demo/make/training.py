@@ -1,4 +1,4 @@
-"""Training of the demo's small networks on a CPU, in one process or several: Muon, AdamW and a weight average.
+"""Training of the demo's small networks, on a GPU or in several processes on a CPU: Muon, AdamW, a weight average.
 
 torch's own Muon works in bfloat16, which is very slow without hardware for it.
 """
@@ -48,12 +48,14 @@ class Muon(torch.optim.Optimizer):
 
 
 class Training:
-    """Updates of a model by Muon and AdamW until ``cpu_minutes`` over all processes are spent, with a weight average.
+    """Updates of a model by Muon and AdamW until ``minutes`` are spent, with a weight average.
 
-    ``is_matrix(name, parameter)``: whether Muon takes it. Under torchrun the processes average their gradients.
+    minutes: of CPU time over all processes, or of wall time on a GPU.
+    ``is_matrix(name, parameter)``: whether Muon takes it.
+    Under torchrun the processes average their gradients.
     """
 
-    def __init__(self, model, is_matrix, *, lr, cpu_minutes, clip):
+    def __init__(self, model, is_matrix, *, lr, minutes, clip):
         self.ranks, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         if self.ranks > 1:
             distributed.init_process_group("gloo")
@@ -65,14 +67,16 @@ class Training:
         self.optimisers = [Muon(matrices, lr), torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0)]
         self.averaged = {key: value.clone() for key, value in model.state_dict().items()}
         self.step, self.spent = 0, 0.0
-        self._began, self._budget = time.process_time(), 60 * cpu_minutes / self.ranks
+        self._clock = time.monotonic if self.parameters[0].is_cuda else time.process_time
+        self._began, self._budget = self._clock(), 60 * minutes / self.ranks
 
     def share(self):
-        """The share of the CPU time that is spent, by the process that has spent the most."""
-        spent = torch.tensor(time.process_time() - self._began)
+        """The share of the time that is spent, by the process that has spent the most."""
+        self.spent = self._clock() - self._began
         if self.ranks > 1:
+            spent = torch.tensor(self.spent)
             distributed.all_reduce(spent, distributed.ReduceOp.MAX)
-        self.spent = spent.item()
+            self.spent = spent.item()
         return self.spent / self._budget
 
     def update(self, loss, rate):
@@ -93,12 +97,11 @@ class Training:
             optimiser.step()
         self.step += 1
         decay = min(0.998, self.step / (self.step + 20))
-        for key, value in self.model.state_dict().items():
-            self.averaged[key].lerp_(value, 1 - decay)
+        torch._foreach_lerp_(list(self.averaged.values()), list(self.model.state_dict().values()), 1 - decay)
 
     def save(self, path):
         """Write the average, whole or not at all."""
-        torch.save(self.averaged, path.with_suffix(".part"))
+        torch.save({key: value.cpu() for key, value in self.averaged.items()}, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
 
     def close(self):

@@ -1,6 +1,7 @@
 """Train the demo's tiny Wan2.1 autoencoder and write it in the key names that ComfyUI loads.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.vae --cpu-minutes 60 --out DIR
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m demo.make.vae --minutes 60 --out DIR
+    python -m demo.make.vae --device cuda --batch 64 --minutes 2 --out DIR
 
 It trains single frames, so every causal 3-D convolution is a 2-D one on its last tap (the others
 see zero padding). The other taps stay zero: a clip is coded frame by frame.
@@ -81,13 +82,13 @@ def encode(vae, x_BCHW):
 
 def normalise(vae, z_BCHW):
     """Raw latents by Wan's fixed means and deviations."""
-    mean, std = _statistics(vae)
+    mean, std = (v.to(z_BCHW) for v in _statistics(vae))
     return (z_BCHW - mean) / std
 
 
 def denormalise(vae, z_BCHW):
     """Raw latents of normalised ones."""
-    mean, std = _statistics(vae)
+    mean, std = (v.to(z_BCHW) for v in _statistics(vae))
     return z_BCHW * std + mean
 
 
@@ -138,7 +139,8 @@ def psnr(vae, drawings, generator, *, side, held_out, count=48):
 
 def report(vae):
     """PSNR on held-out jitters of trained drawings, and on drawings that no model has seen."""
-    seen, unseen = Drawings(SEEN_STYLES), Drawings(HELD_OUT_STYLES)
+    device = next(vae.parameters()).device
+    seen, unseen = Drawings(SEEN_STYLES).to(device), Drawings(HELD_OUT_STYLES).to(device)
     rows = {}
     for side in (128, 96, 64):
         rows[f"seen_{side}"] = psnr(vae, seen, torch.Generator().manual_seed(1), side=side, held_out=True)
@@ -149,19 +151,19 @@ def report(vae):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cpu-minutes", type=float, default=60, help="over all processes")
-    parser.add_argument("--base-dim", type=int, default=CONFIG["base_dim"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=60, help="of CPU time over all processes, or on the GPU")
     parser.add_argument("--batch", type=int, default=8, help="64-px crops a process")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="continue from this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    CONFIG["base_dim"] = args.base_dim
     vae = frame_vae(0)
     if args.start:
         vae.load_state_dict(torch.load(args.start, weights_only=True))
-    training = Training(vae, lambda name, p: p.ndim == 2, lr=args.lr, cpu_minutes=args.cpu_minutes, clip=0.5)
-    drawings, shown = Drawings(SEEN_STYLES), 0.0
+    vae = vae.to(args.device)
+    training = Training(vae, lambda name, p: p.ndim == 2, lr=args.lr, minutes=args.minutes, clip=0.5)
+    drawings, shown = Drawings(SEEN_STYLES).to(args.device), 0.0
     generator = torch.Generator().manual_seed(100 * training.rank + 7 + (1000 if args.start else 0))
     args.out.mkdir(parents=True, exist_ok=True)
     while (share := training.share()) < 1:
@@ -169,12 +171,7 @@ def main():
         x = batch(drawings, generator, args.batch, whole=share > 0.7 or step % 5 == 4)
         z = encode(vae, x)
         penalty = LATENT_PENALTY * z.square().mean()
-        z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
-        # a latent survives resampling, which stages of two resolutions ask of it: down, and up
-        if step % 4 == 1:
-            z, x = F.avg_pool2d(z, 2), F.avg_pool2d(x, 2)
-        elif step % 4 == 3:
-            z = F.interpolate(encode(vae, F.avg_pool2d(x, 2)), scale_factor=2, mode="bicubic")
+        z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator).to(z)
         error = image_loss(decode(vae, z), x)
         training.update(penalty + error, args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))))
         if training.rank == 0 and share - shown > 0.04:

@@ -41,9 +41,8 @@ def native_name(name):
     return name
 
 
-def clip_vae(frame_state, base_dim):
+def clip_vae(frame_state):
     """diffusers' AutoencoderKLWan with frame weights on the last temporal tap; time itself is copied or skipped."""
-    tiny.CONFIG["base_dim"] = base_dim
     whole = AutoencoderKLWan(**tiny.CONFIG)
     state = {}
     for key, target in whole.state_dict().items():
@@ -65,10 +64,11 @@ def clip_vae(frame_state, base_dim):
 @torch.no_grad()
 def latent_statistics(frame_vae, count=2304):
     """Mean and deviation (16,) of the latents of the teacher's images at the final size."""
-    images = Drawings(TEACHER_STYLES)
+    device = next(frame_vae.parameters()).device
+    images = Drawings(TEACHER_STYLES).to(device)
     generator = torch.Generator().manual_seed(3)
     latents = torch.cat([tiny.encode(frame_vae, images.sample(32, generator, side=128)[0]) for _ in range(count // 32)])
-    return reduce(latents, "b c h w -> c", "mean").double(), latents.std((0, 2, 3)).double()
+    return reduce(latents, "b c h w -> c", "mean").double().cpu(), latents.std((0, 2, 3)).double().cpu()
 
 
 @torch.no_grad()
@@ -86,22 +86,21 @@ def fold(whole, mean, std):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("frame_vae", type=Path)
-    parser.add_argument("--base-dim", type=int, default=tiny.CONFIG["base_dim"])
     parser.add_argument("--out", type=Path, default=files.VAE)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tiny.CONFIG["base_dim"] = args.base_dim
     frame_vae = tiny.frame_vae(0)
     state = torch.load(args.frame_vae, weights_only=True)
     frame_vae.load_state_dict(state)
-    whole = clip_vae(state, args.base_dim)
-    fold(whole, *latent_statistics(frame_vae))
+    whole = clip_vae(state)
+    fold(whole, *latent_statistics(frame_vae.to(args.device)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     tensors = {native_name(key): value.half() for key, value in whole.state_dict().items()}
     save_safetensors(args.out, tensors, {"modelspec.title": "RMD tiny Wan2.1 VAE"})
     shipped = WanBackbone().load_vae(args.out)
     tiny.flatten_convolutions(shipped)
-    print(json.dumps(tiny.report(shipped)))
+    print(json.dumps(tiny.report(shipped.to(args.device))))
 
 
 if __name__ == "__main__":

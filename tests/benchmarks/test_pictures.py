@@ -13,7 +13,7 @@ from rmd_core.noise import SeededNoise
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
-@pytest.mark.parametrize("name", ["logsnr_stages", "teacher_cascade_student", "stages_of_a_sample"])
+@pytest.mark.parametrize("name", ["logsnr_stages", "full_size_cascade_rmd", "stages_of_a_sample"])
 def test_images_are_small(name):
     path = IMAGES / f"{name}.png"
     assert path.stat().st_size < 300_000

@@ -9,22 +9,12 @@ import pytest
 from benchmarks.quality import rows
 from benchmarks.quality.__main__ import TIMING
 from benchmarks.quality.rows import Store
-from benchmarks.quality.students import (
-    CELLS,
-    CHANGES,
-    CONFIG,
-    DEFAULT,
-    ROOT,
-    SINGLE,
-    STUDENTS,
-    Run,
-    runs,
-    settings,
-    weights_key,
-)
+from benchmarks.quality.students import AREA, BOTH, CONFIG, COST, FULL, ROOT, WORLDS, Run, settings, weights_key
 from benchmarks.quality.tables import BEGIN, END, NAMES, Tables, draw, report, update_page
 from benchmarks.results import read_results
+from demo import files
 from rmd_core.errors import RMDError
+from rmd_core.files import read_tensors
 from training.config import load_config
 from training.memory import update_cost
 from training.setup import outline_run
@@ -48,12 +38,11 @@ def cost_of_an_update(student):
 
 
 def test_every_student_and_row_is_there_once():
-    trained, made = runs(), rows.all_rows()
-    assert sorted((s.name, seed) for s, seed in trained) == sorted((s.name, seed) for s in STUDENTS for seed in s.seeds)
-    assert len({weights_key(*run) for run in trained}) == len(trained)
+    made = [row for group in rows.all_groups() for row in group]
     for values in ([row.name for row in made], [rows.key_of(row) for row in made]):
         assert len(set(values)) == len(values)
-    assert all(student.seeds == (0, 1, 2) for student in (DEFAULT, SINGLE, *CELLS))
+    students = [(s, seed) for world in WORLDS for s in (*world.main, *world.options) for seed in s.seeds]
+    assert len({weights_key(*run) for run in students}) == len(students)
 
 
 def test_tables_show_every_row_and_none_that_is_never_made(tmp_path):
@@ -65,51 +54,64 @@ def test_tables_show_every_row_and_none_that_is_never_made(tmp_path):
 
     for text in Tables(Noted(tmp_path)).all().values():
         text()
-    assert shown == {row.name for row in rows.all_rows()}
+    marks = {row.name for group in rows.all_groups() for row in group}
+    assert shown == marks
 
 
-def test_students_cost_as_much_training_as_the_default():
-    default = cost_of_an_update(DEFAULT)
-    for student in (SINGLE, *CHANGES):
+def test_students_cost_as_much_training_as_rmd():
+    rmd = cost_of_an_update(FULL.rmd_area)
+    for student in (FULL.single, *FULL.options):
         # Any other change leaves the cost of an update as it is.
         if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):
-            assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * default, rel=0.01)
+            assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * rmd, rel=0.01)
         else:
             assert student.marks[-1] == student.cost
-    assert CHANGES[0].cost == DEFAULT.marks[1]
-    assert {student.cost for student in (DEFAULT, SINGLE, *CELLS)} == {DEFAULT.marks[-1]}
+    assert {student.cost for student in FULL.main} == {COST}
 
 
-def test_the_default_is_one_configuration_written_out():
+def test_rmd_is_one_configuration_written_out():
     """BASE holds what the demo's configuration and the default preset say today, or the tables say otherwise."""
-    demo = load_config(CONFIG).resolved()
-    assert settings(DEFAULT.config(0)) == settings(demo)
+    assert settings(FULL.rmd_area.config(0)) == settings(load_config(CONFIG).resolved())
 
 
 def test_the_key_changes_with_what_matters_and_with_nothing_else():
-    key = weights_key(DEFAULT, 0)
-    assert weights_key(DEFAULT, 1) != key
-    assert weights_key(replace(DEFAULT, changes=("optimiser.student_lr=2e-4",)), 0) != key
-    assert weights_key(replace(DEFAULT, changes=("loss.fake_weighting=v",)), 0) != key
-    assert weights_key(replace(DEFAULT, title="another", marks=(5,), changes=("output.keep=3",)), 0) == key
-    (row,) = rows.student_rows(replace(DEFAULT, seeds=(0,)))
+    rmd = FULL.rmd_area
+    key = weights_key(rmd, 0)
+    assert weights_key(rmd, 1) != key
+    assert weights_key(BOTH.rmd_area, 0) != key
+    assert weights_key(replace(rmd, start=FULL.single), 0) != key
+    assert weights_key(replace(rmd, changes=(AREA, "optimiser.student_lr=2e-4")), 0) != key
+    assert weights_key(replace(rmd, changes=(AREA, "loss.fake_weighting=v")), 0) != key
+    assert weights_key(replace(rmd, title="another", marks=(5,), changes=(AREA, "output.keep=3")), 0) == key
+    row = rows.student_row(rmd, 0)
     assert rows.key_of(replace(row, title="another")) == rows.key_of(row)
     for other in (
         replace(row, eta=0.25),
         replace(row, guidance=2.0),
-        replace(row, network=Run(DEFAULT, 0, 80)),
+        replace(row, network=Run(rmd, 0, 80)),
         replace(row, boundary=replace(row.boundary, upsampler="bicubic")),
-        replace(row, network=rows.SHIPPED),
+        replace(row, network=FULL.teacher),
     ):
         assert rows.key_of(other) != rows.key_of(row)
 
 
+def test_a_tuned_student_starts_from_the_few_step_one(tmp_path, monkeypatch):
+    """Two updates of the one and one of the other: the weights are near the start's and not near the teacher's."""
+    monkeypatch.setattr("benchmarks.quality.students.OUTPUTS", tmp_path)
+    single = replace(FULL.single, marks=(2,), changes=(*FULL.single.changes, "optimiser.student_lr=1e-2"))
+    run = Run(replace(FULL.tuned_area, start=single, marks=(1,)), 0, 1)
+    run.train()
+    tuned, start, teacher = (read_tensors(path)[0] for path in (run.file, Run(single, 0, 2).file, files.TEACHER))
+    moved = [sum((tuned[k].float() - other[k].float()).abs().sum() for k in tuned) for other in (start, teacher)]
+    assert moved[0] < 0.2 * moved[1]
+
+
 def test_the_trainers_command_gives_the_configuration_that_the_key_is_of(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.quality.students.OUTPUTS", tmp_path)
-    words = Run(SINGLE, 1, 64).command()
+    words = Run(FULL.single, 1, 64).command()
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = load_config(words[words.index("--config") + 1], sets).resolved()
-    assert settings(config) == settings(SINGLE.config(1))
+    assert settings(config) == settings(FULL.single.config(1))
     assert (config.train.updates, config.plan.sizes, "--resume" in words) == (64, ((16, 16),), False)
 
 
@@ -129,14 +131,14 @@ def test_a_kept_row_is_found_by_its_key_and_a_damaged_file_is_an_error(tmp_path)
 
 def test_tables_come_from_kept_rows_and_name_what_is_missing(tmp_path):
     store = Store(tmp_path)
-    for number, row in enumerate(rows.student_rows(DEFAULT)[:2]):
+    for number, row in enumerate(rows.student_rows(FULL.rmd_area)[:2]):
         store.keep(row, FIGURES | {"fd": 0.2 + 0.1 * number})
     times = {"ms": {"2x8x8+2x16x16": {"1": 30.25, "32": 12.0}}}
-    text = Tables(store, times).cells()
-    (line,) = [line for line in text.splitlines() if line.startswith("RMD 2+2 (2 of 3 seeds)")]
-    assert "0.250 (0.200..0.300)" in line and line.split()[6:9] == ["2.50", "30.2", "12.0"]
-    assert " ".join(text.splitlines()[3:]) == "not run yet: " + "; ".join(student.title for student in CELLS)
-    assert "ms at 1" in text and "ms at 1" not in Tables(store).cells()
+    text = Tables(store, times).main(FULL)
+    (line,) = [line for line in text.splitlines() if line.startswith("RMD, area mapping, 240 updates (2 of 3 seeds)")]
+    assert "0.250 (0.200..0.300)" in line and "30.2" in line.split() and "12.0" in line.split()
+    assert FULL.rmd_none.title in text.partition("not run yet: ")[2].replace("\n", " ")
+    assert "ms at 1" in text and "ms at 1" not in Tables(store).main(FULL)
 
 
 def test_the_page_holds_what_the_command_prints(tmp_path):
@@ -159,7 +161,7 @@ def test_tables_are_put_between_the_marks(tmp_path):
 
 def test_figures_are_drawn_from_kept_rows(tmp_path):
     store = Store(tmp_path / "rows")
-    for row in (*rows.student_rows(DEFAULT), *rows.teacher_rows(), *rows.floor_rows()):
+    for row in (*rows.student_rows(FULL.rmd_area), *rows.teacher_rows(FULL), *rows.floor_rows()):
         store.keep(row, FIGURES)
     draw(store, tmp_path / "drawn")
     for name in ("quality_against_cost", "quality_during_training"):

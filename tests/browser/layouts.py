@@ -68,20 +68,18 @@ LAYOUTS: dict[str, Rows] = {
             _group("5 Stage 2: the final size", ORANGE, (280, "20", "21"), (270, ("22", 330), "32", ("33", 270))),
         ),
     ),
-    "rmd_student_against_teacher": (
+    "rmd_few_step_and_rmd": (
         (
-            _group("Read me", GREY, (360, (NOTE, 300))),
-            _group(
-                "Student: 4 calls",
-                GREEN,
-                (460, _STUDENT, ("4", 430)),
-                (290, "5", ("6", 460)),
-                (300, "3", "7", ("8", 340)),
-            ),
+            _group("Read me", GREY, (360, (NOTE, 380))),
+            _group("For all three", BLUE, (380, _STUDENT, ("11", 130)), (360, ("2", 130), "3", "5")),
         ),
-        (
-            _group("For both", BLUE, (360, ("2", 130), ("12", 130))),
-            _group("Teacher: 100 calls", ORANGE, (460, "11", "13"), (290, ("14", 440)), (300, "17", "15", ("16", 340))),
+        *(
+            (_group(title, colour, (400, (f"{n}0", 430)), (290, (f"{n}1", 430)), (340, f"{n}2", (f"{n}3", 360))),)
+            for n, title, colour in (
+                ("2", "1 The few-step model at full size", BLUE),
+                ("3", "2 The same, untouched, in a cascade", ORANGE),
+                ("4", "3 The RMD student in the same cascade", GREEN),
+            )
         ),
     ),
     "sdxl_lightning": _one_row(("1", _TEXT), "5", _PICTURE, note=460),
@@ -98,7 +96,7 @@ SHOWN: dict[str, dict[str, dict[str, int]]] = {
     "rmd_demo": _DEMO_SIZE,
     "rmd_three_sizes": _DEMO_SIZE,
     "rmd_hand_built": {"11": {"width": 64, "height": 64}, "21": {"width": 128, "height": 128}},
-    "rmd_student_against_teacher": _DEMO_SIZE,
+    "rmd_few_step_and_rmd": _DEMO_SIZE,
     "sdxl_lightning": _FULL_SIZE,
     "sdxl_dmd2_lora": _FULL_SIZE,
     "sd35_large_turbo": _FULL_SIZE,

@@ -63,6 +63,7 @@ FILES = {
 """File name: (folder under models, URL)."""
 
 SHIPPED = {
+    "rmd_tiny_wan_few_step.safetensors",
     "rmd_tiny_wan_student.safetensors",
     "rmd_tiny_wan_teacher.safetensors",
     "rmd_tiny_wan_vae.safetensors",

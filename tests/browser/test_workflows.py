@@ -18,7 +18,7 @@ RUNNABLE = [name for name in NAMES if set(files_named(read_prompt(name))) <= SHI
 PICTURES = {
     "rmd_demo": ["8"],
     "rmd_hand_built": ["31", "33"],
-    "rmd_student_against_teacher": ["8", "16"],
+    "rmd_few_step_and_rmd": ["23", "33", "43"],
     "rmd_three_sizes": ["8"],
 }
 """The nodes that show a 128 px picture (64 px after the first stage) when a run is done."""

@@ -12,7 +12,7 @@ CAPTIONED = {
     "rmd_demo": (("8", "128 px"),),
     "rmd_three_sizes": (("8", "64, 96 and 128 px"),),
     "rmd_hand_built": (("31", "after stage 1"), ("33", "after stage 2")),
-    "rmd_student_against_teacher": (("8", "student, 4 calls"), ("16", "teacher, 100 calls")),
+    "rmd_few_step_and_rmd": (("23", "full size"), ("33", "cascade"), ("43", "RMD")),
 }
 """Which output nodes a thumbnail shows, and what is written under each."""
 TITLES = {

@@ -1,13 +1,16 @@
 """The demo's shipped world: drawings, prompts, teacher, student, classifier, and the image it makes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from demo import files
-from demo.classifier import classify, load_classifier
+from demo.__main__ import all_prompts
+from demo.classifier import classify, decode_frames, frame_vae, frechet_distance, load_classifier, real_images
 from demo.comparison import comparison_image, table
 from demo.make.vae import encode_images
-from demo.sampling import SamplingSetup, make_images, single_resolution, student_setup
+from demo.sampling import SamplingSetup, make_latents, single_resolution, student_setup
 from demo.world import (
     BACKGROUNDS,
     CONCEPTS,
@@ -25,7 +28,9 @@ from demo.world import (
 )
 from rmd_core.boundary import Boundary
 from rmd_core.files import read_tensors
+from rmd_core.plan import plan_from_split
 from rmd_core.recipe import read_recipe
+from rmd_core.schedule import NoMap
 from training.backbones import make_backbone
 from training.prompts import PromptCache, prompt_key
 
@@ -36,6 +41,12 @@ PROMPTS = [prompt(c, TEACHER_STYLES[i % 2], list(BACKGROUNDS)[i % 6]) for i, c i
 def world():
     backbone = make_backbone("wan", shift=read_recipe(files.STUDENT).curve.shift)
     return backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS, encoder=ENCODER), load_classifier()
+
+
+def make_images(setup, backbone, vae, cache, prompts, *, seed, batch=24):
+    """By the autoencoder as ComfyUI has it, which decodes clips."""
+    latents, _ = make_latents(setup, backbone, cache, prompts, seed=seed, batch=batch)
+    return backbone.decode(vae, latents)[:, :, 0] * 2 - 1
 
 
 def named_right(classifier, images):
@@ -95,7 +106,7 @@ def test_the_shipped_student_says_how_it_samples_and_draws_what_it_is_asked_for(
     backbone, vae, cache, classifier = world
     setup = student_setup("student", files.STUDENT, backbone)
     assert (setup.sides, setup.calls, setup.units) == ("2 x 64 px, 2 x 128 px", 4, 2.5)
-    images, _ = make_images(setup, backbone, vae, cache, PROMPTS, seed=0)
+    images = make_images(setup, backbone, vae, cache, PROMPTS, seed=0)
     assert images.shape == (len(PROMPTS), 3, 128, 128)
     assert named_right(classifier, images) >= 0.9
 
@@ -106,15 +117,44 @@ def test_the_teacher_draws_what_it_is_asked_for(world):
     plan = single_resolution(backbone.curve, 10, (16, 16))
     setup = SamplingSetup(title="", network=teacher, plan=plan, boundary=Boundary(), eta=1.0, guidance=2.0)
     assert setup.calls == 20
-    images, _ = make_images(setup, backbone, vae, cache, PROMPTS, seed=0)
+    images = make_images(setup, backbone, vae, cache, PROMPTS, seed=0)
     assert named_right(classifier, images) >= 0.9
+
+
+def test_the_few_step_model_is_of_one_resolution_and_breaks_untouched_in_the_cascade(world):
+    """The gap between the sizes that the demo is about: concepts are lost without training for the cascade."""
+    backbone, vae, cache, classifier = world
+    few_step = student_setup("few-step", files.FEW_STEP, backbone)
+    assert (few_step.sides, few_step.units) == ("4 x 128 px", 4.0)
+    recipe = read_recipe(files.STUDENT)
+    sizes = [(stage.height, stage.width) for stage in recipe.plan().stages]
+    plan = plan_from_split(recipe.curve, recipe.split, sizes=sizes, mapping=NoMap(), steps=4)
+    untouched = replace(student_setup("", files.STUDENT, backbone), network=few_step.network, plan=plan)
+    prompts = all_prompts()[:72]
+    reference = classify(classifier, real_images(frame_vae(), prompts, 1)).features
+    distances = []
+    for setup in (few_step, untouched, student_setup("", files.STUDENT, backbone)):
+        latents, _ = make_latents(setup, backbone, cache, prompts, seed=0)
+        distances.append(
+            frechet_distance(classify(classifier, decode_frames(frame_vae(), latents)).features, reference)
+        )
+    full, broken, rmd = distances
+    assert broken > 4 * max(full, rmd)
+
+
+def test_frames_decode_as_clips_of_one_frame_do(world):
+    backbone, vae, cache, _ = world
+    latents, _ = make_latents(student_setup("", files.STUDENT, backbone), backbone, cache, PROMPTS[:2], seed=0)
+    assert torch.allclose(
+        decode_frames(frame_vae(), latents), backbone.decode(vae, latents)[:, :, 0] * 2 - 1, atol=1e-4
+    )
 
 
 def test_an_image_does_not_depend_on_its_batch(world):
     backbone, vae, cache, _ = world
     setup = student_setup("student", files.STUDENT, backbone)
-    whole, _ = make_images(setup, backbone, vae, cache, PROMPTS[:3], seed=5)
-    parts, _ = make_images(setup, backbone, vae, cache, PROMPTS[:3], seed=5, batch=1)
+    whole = make_images(setup, backbone, vae, cache, PROMPTS[:3], seed=5)
+    parts = make_images(setup, backbone, vae, cache, PROMPTS[:3], seed=5, batch=1)
     assert torch.allclose(whole, parts, atol=1e-3)
 
 

@@ -79,10 +79,10 @@ def test_levels_after_a_switch():
 def test_presets():
     table = {row[0]: row[1:] for row in rows("preset")}
     assert table.keys() == PRESETS.keys()
-    for name, (mappings, noises, etas, draw, upsampler) in table.items():
+    for name, (mapping, noises, etas, draw, upsampler) in table.items():
         preset = PRESETS[name]
         offset, split = draw.split(", ")
-        assert [preset.mapping_train, preset.mapping] == mappings.split(" / ") and preset.upsampler == upsampler
+        assert [preset.mapping, preset.upsampler] == [mapping, upsampler]
         assert [preset.switch_noise, preset.loss_noise] == noises.split(" / ")
         assert [preset.eta_train, preset.eta] == numbers(etas)[:2]
         assert [preset.offset_factor, preset.split] == [float(offset), split == "yes"]

@@ -48,7 +48,7 @@ def test_presets_fill_in_what_is_left_out_and_single_keys_win(name):
         preset.offset_factor,
         preset.split,
     )
-    assert method.mapping == ("none" if preset.mapping_train == "none" else "area")
+    assert method.mapping == ("none" if preset.mapping == "none" else "area")
     own = (
         load_config(DEMO, [f"method.preset={name}", "method.eta_train=0.25", "method.switch_noise=exact"])
         .resolved()
@@ -97,6 +97,7 @@ def test_what_three_networks_do_not_use_is_told_once(tmp_path, caplog):
         (["output.name=../x"], ["'output.name' is \"../x\"; use letters, digits"]),
         (["output.name=.."], ["'output.name' is \"..\"; use letters, digits", "'.' but in front"]),
         (["output.name='.student'"], ["'output.name' is \".student\"; use letters, digits"]),
+        (["model.mode=adapters", "model.init_from=a"], ["init_from is for mode three networks"]),
         (["output.name=a/b"], ["'output.name' is \"a/b\"; use letters, digits"]),
         (["train=3"], ["'train'"]),
         (["train.batch.size=3"], ["'batch' is a value, not a section"]),
@@ -176,12 +177,12 @@ def test_plan_follows_mapping_choices(tmp_path):
     config = load_config(write_world(tmp_path), ["method.mapping={ratio: 3.0}"]).resolved()
     setup = make_setup(tmp_path)
     assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(3.0)
-    assert setup.plan.stages[-1].ratio == 1.0  # the default preset trains without a mapping
+    assert setup.plan.stages[-1].ratio == pytest.approx(2.0)  # the default preset maps
     config = load_config(tmp_path / "config.yaml", ["method.mapping={shift: [3.0, 5.0]}"]).resolved()
     assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(5 / 3)
     assert yaml.safe_load(config.to_yaml())["method"]["mapping"] == {"shift": [3.0, 5.0]}
-    config = load_config(tmp_path / "config.yaml", ["method.mapping=area"]).resolved()
-    assert build_plan(config, setup.backbone).stages[-1].ratio == pytest.approx(2.0)
+    config = load_config(tmp_path / "config.yaml", ["method.mapping=none"]).resolved()
+    assert build_plan(config, setup.backbone).stages[-1].ratio == 1.0
 
 
 def test_digest_covers_what_decides_the_weights():

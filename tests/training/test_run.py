@@ -10,9 +10,10 @@ from rmd_core.files import read_header, read_tensors, save_safetensors
 from rmd_core.recipe import read_recipe
 from training.backbones.wan import WanBackbone
 from training.export import student_recipe
-from training.networks import WeightAverage
+from training.networks import WeightAverage, make_networks
+from training.parallel import Processes
 from training.trainer import Trainer
-from training_world import PROMPTS, distill, equal, make_setup, metrics, refused, tensors, tiny_wan
+from training_world import PROMPTS, distill, equal, make_setup, metrics, refused, tensors, tiny_wan, write_world
 
 
 def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
@@ -228,3 +229,21 @@ def test_weight_average_is_the_recursion():
     with average.applied_to(network):
         assert torch.allclose(parameter, expected, atol=1e-6)
     assert bool((parameter == 2.0).all()) and torch.allclose(average.tensors[name], expected, atol=1e-6)
+
+
+def test_a_student_starts_from_another_and_the_fake_score_from_the_teacher(tmp_path):
+    write_world(tmp_path)
+    start = tmp_path / "start.safetensors"
+    WanBackbone().export(tiny_wan(seed=9), start, dtype=torch.float32)
+    setup = make_setup(tmp_path, f"model.init_from={start}")
+    networks = make_networks(setup, Processes(setup.config))
+    parts = networks.state()
+    assert equal(parts["student"], tiny_wan(seed=9).state_dict())
+    assert equal(parts["fake"], setup.teacher.state_dict()) and equal(parts["average"], parts["student"])
+
+
+def test_a_start_of_another_size_is_refused_in_one_line(tmp_path, capsys):
+    write_world(tmp_path)
+    WanBackbone().export(tiny_wan(layers=2), tmp_path / "start.safetensors", dtype=torch.float32)
+    code = distill(tmp_path, f"model.init_from={tmp_path / 'start.safetensors'}")
+    assert refused(capsys, code, "network of other sizes", "model.init_from") == 2
