@@ -10,7 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "profiles.md"
-HEAD = "key,file(s),folder,steps,timesteps (beta table) or sigmas,shift,CFG,LoRA strength,split,eta,at the switch"
+HEAD = (
+    "key,file(s),folder,steps,timesteps (beta table) or sigmas,shift,CFG,LoRA strength,split,mapping,eta,at the switch"
+)
 EMPTY = Path("no user folder")
 MADE = "<!-- {} {}: made by tests/profiles_page.py from nodes/profiles/*.yaml -->"
 
@@ -78,6 +80,7 @@ def _cells(one):
         f"{one.cfg:g}",
         "-" if one.lora_strength is None else f"{one.lora_strength:g}",
         "+".join(map(str, one.split)),
+        one.mapping,
         f"{one.eta:g}",
         "fresh" if one.boundary.switch_noise == "fresh" else f"exact {one.boundary.eta_switch:g}",
     ]

@@ -67,7 +67,7 @@ class Scorer:
         log_p = prediction.log_probabilities["concept"].gather(1, truth["concept"][:, None])
         shares = [right["concept"][truth["concept"] == c].mean().item() for c in truth["concept"].unique()]
         real = diversity(self.real.features, truth["concept"])
-        low, high = bootstrap_interval(prediction.features, self.real.features)
+        low, high = bootstrap_interval(prediction.features, self.real.features, self.repeats)
         return {
             "fd": frechet_distance(prediction.features, self.real.features),
             "fd_low": low,
@@ -81,19 +81,23 @@ class Scorer:
         }
 
 
-def bootstrap_interval(a_ND, b_ND):
-    """The middle 95 % of the Frechet distances when both sets are resampled, less the bias that this adds.
+def bootstrap_interval(a_ND, b_ND, repeats):
+    """The middle 95 % of the Frechet distances when images are resampled within each prompt.
 
-    Resampling a finite set makes its distance to any other larger; the mean excess is taken off.
+    Both sets have ``repeats`` images of each prompt, one block of prompts after the other. The interval is around the
+    distance itself. Resampling so few loses a part of the variance, which the factor sqrt(k / (k - 1)) gives back (Rao
+    and Wu 1988).
     """
     generator = torch.Generator().manual_seed(7)
-    n, m = len(a_ND), len(b_ND)
+    prompts = len(a_ND) // repeats
     found = []
     for _ in range(RESAMPLES):
-        rows_a, rows_b = (torch.randint(k, (k,), generator=generator) for k in (n, m))
-        found.append(frechet_distance(a_ND[rows_a], b_ND[rows_b]))
+        rows = [torch.arange(len(a_ND)) % prompts + prompts * torch.randint(repeats, (len(a_ND),), generator=generator)
+                for _ in range(2)]  # fmt: skip
+        found.append(frechet_distance(a_ND[rows[0]], b_ND[rows[1]]))
     values = torch.tensor(found, dtype=torch.float64)
-    values += frechet_distance(a_ND, b_ND) - values.mean()
+    spread = (repeats / (repeats - 1)) ** 0.5 if repeats > 1 else 1.0
+    values = frechet_distance(a_ND, b_ND) + spread * (values - values.mean())
     return values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).clamp(min=0).tolist()
 
 

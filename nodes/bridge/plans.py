@@ -281,10 +281,11 @@ def _profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, 
     chosen = fitting[profile]
     sizes = stage_cells(view, final_hw, earlier_sizes)
     counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else split_counts(split)
+    mapping = NoMap() if chosen.mapping == "none" else AreaMap()
     strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
     files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
     return SamplingPlan(
-        stage_plan=plan_from_split(chosen.curve, counts, sizes=sizes, mapping=NoMap(), steps=chosen.sigmas),
+        stage_plan=plan_from_split(chosen.curve, counts, sizes=sizes, mapping=mapping, steps=chosen.sigmas),
         kind=view.kind,
         boundary=chosen.boundary,
         eta=chosen.eta,

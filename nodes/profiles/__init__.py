@@ -36,8 +36,9 @@ class FewStepProfile:
 
     family is ComfyUI's class name of the model; folder the one under `models` where `files` go, each file a choice that
     samples alike. lora_strength is None for a whole model. Levels are `timesteps` or `comfy_sigmas`, the other one is
-    empty. split is their division over two sizes. eta is the share of predicted noise inside a stage, boundary the rule
-    at a change of size, cfg the guidance (1 is without). sources are "URL - what it says".
+    empty. split is their division over two sizes, mapping "area" or "none": how levels move with the size. eta is the
+    share of predicted noise inside a stage, boundary the rule at a change of size, cfg the guidance (1 is without).
+    sources are "URL - what it says".
     Source: docs/profiles.md.
     """
 
@@ -52,6 +53,7 @@ class FewStepProfile:
     timesteps: tuple[float, ...]
     comfy_sigmas: tuple[float, ...]
     split: tuple[int, int]
+    mapping: str
     eta: float
     boundary: Boundary
     cfg: float
@@ -178,6 +180,7 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
         timesteps=tuple(map(float, entry.get("timesteps", ()))),
         comfy_sigmas=tuple(map(float, entry.get("sigmas", ()))),
         split=split,
+        mapping=entry.get("mapping", "area"),
         eta=float(entry["eta"]),
         boundary=Boundary(entry["upsampler"], entry["switch_noise"], float(entry["eta_switch"])),
         cfg=float(entry["cfg"]),
@@ -238,6 +241,7 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "timesteps": ("a list of two falling numbers or more, from 0 to 1000", _falling(0.0, 1000.0)),
     "sigmas": ("a list of two falling numbers or more, above 0, as ComfyUI names them", _falling(1e-9, 1e4)),
     "split": ("the steps at two sizes, such as 2+2", _is_split),
+    "mapping": _one_of(("area", "none")),
     "cfg": ("a number from 0 to 100", _number(0.0, 100.0)),
     "eta": _SHARE,
     "upsampler": _one_of(UPSAMPLERS),
@@ -248,4 +252,4 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 """Every key of an entry: what it takes in words, and the check of it."""
 
-_OPTIONAL = {"timesteps", "sigmas", "sources", "notes"}
+_OPTIONAL = {"timesteps", "sigmas", "mapping", "sources", "notes"}

@@ -9,7 +9,7 @@ import yaml
 
 import profiles_page
 from rmd_core.plan import plan_from_split
-from rmd_core.schedule import NoMap
+from rmd_core.schedule import AreaMap, NoMap
 from schedule_rig import Schedules, by_profile, pixel_sizes
 
 PROFILES = profiles_page.shipped()
@@ -134,9 +134,9 @@ def test_every_profile_makes_its_plan_on_its_family(pack, plan):
             continue
         made = plan(sizes[profile.family], (256, 256), by_profile(profile))
         assert pixel_sizes(made) == [(128, 128), (256, 256)]
-        cells = [(16, 16), (32, 32)]
+        cells, mapping = [(16, 16), (32, 32)], AreaMap() if profile.mapping == "area" else NoMap()
         assert str(made.stage_plan) == str(
-            plan_from_split(profile.curve, profile.split, sizes=cells, mapping=NoMap(), steps=profile.sigmas)
+            plan_from_split(profile.curve, profile.split, sizes=cells, mapping=mapping, steps=profile.sigmas)
         )
         assert made.stage_plan.base_sigmas == pytest.approx(profile.sigmas, rel=1e-12)
         assert (made.eta, made.cfg, made.boundary) == (profile.eta, profile.cfg, profile.boundary)
