@@ -1,6 +1,7 @@
 """Distil a text-to-image or text-to-video model into a few-step, multi-resolution student.
 
-    python training/distill.py --config training/configs/demo.yaml [--set train.batch=8 ...] [--dry-run] [--resume]
+    python training/distill.py --config training/configs/demo.yaml [--set train.batch=8 ...]
+                               [--dry-run] [--resume | --branch FOLDER]
 
 Exit codes: 0 done; 1 the run failed (a value that is not finite, a full disk); 2 bad input, no training took place;
 130 or 143 stopped by Ctrl-C or SIGTERM, with a checkpoint saved (a second signal acts at once).
@@ -29,7 +30,11 @@ def main(argv=None):
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print plan, parameters and cost, and train nothing")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    start.add_argument(
+        "--branch", metavar="FOLDER", help="start a run from the newest checkpoint of another, with other settings"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("training").setLevel(logging.INFO)
@@ -128,7 +133,7 @@ def _run(arguments, config, processes, stack):
                 check_folder(config, data, resume=arguments.resume)  # another run may have started since
         with processes.raise_together():
             trainer = Trainer(setup, processes)
-        trainer.restore()
+        trainer.restore(arguments.branch)
         with processes.raise_together():
             if processes.main:
                 claim_folder(config, data, folder, commits)

@@ -29,14 +29,23 @@ class Factors:
     alpha: float
 
 
-class LoraLayer(torch.nn.Module):
-    """A frozen linear layer or convolution plus ``alpha / rank * up(down(x))`` of the adapter that is ``active``."""
+class Role:
+    """Which adapter the layers of a network see now: its ``name``, or None."""
 
-    def __init__(self, base_layer, names, *, rank, alpha):
+    name = None
+
+
+class LoraLayer(torch.nn.Module):
+    """A frozen linear layer or convolution plus ``alpha / rank * up(down(x))`` of the adapter that ``role`` names.
+
+    All layers of a network share one Role, so that a change of adapter is one assignment.
+    """
+
+    def __init__(self, base_layer, names, role, *, rank, alpha):
         super().__init__()
         self.base_layer = base_layer
+        self.role = role
         self.scale = alpha / rank
-        self.active = None
         self.cast_inputs = True
         if isinstance(base_layer, torch.nn.Linear):  # a quantised weight has another shape
             self.out_features = base_layer.out_features
@@ -62,9 +71,10 @@ class LoraLayer(torch.nn.Module):
     def forward(self, x):
         """The output in the type of the frozen layer's."""
         result = self.base_layer(x)
-        if self.active is None:
+        name = self.role.name
+        if name is None:
             return result
-        down, up = self.down[self.active], self.up[self.active]
+        down, up = self.down[name], self.up[name]
         if self.cast_inputs:
             x = x.to(down.dtype)
         if isinstance(self.base_layer, torch.nn.Linear):
@@ -115,10 +125,10 @@ class AdaptedNetwork:
         self.network = network.requires_grad_(False)
         self.alpha = alpha
         self._kind = type(network)
-        self._active = None
+        self._role = Role()
         self.layers = {}
         for name, layer in adapted_layers(network, targets).items():
-            self.layers[name] = LoraLayer(layer, names, rank=rank, alpha=alpha)
+            self.layers[name] = LoraLayer(layer, names, self._role, rank=rank, alpha=alpha)
             parent, _, own = name.rpartition(".")
             setattr(network.get_submodule(parent), own, self.layers[name])
         self.adapters = {name: Adapter(self.layers, name, derive_seed(seed, "adapter", name)) for name in names}
@@ -132,10 +142,7 @@ class AdaptedNetwork:
 
     def activate(self, name):
         """Let the following calls see the adapter ``name`` alone, or none."""
-        if name != self._active:
-            for layer in self.layers.values():
-                layer.active = name
-            self._active = name
+        self._role.name = name
 
     def enable_gradient_checkpointing(self, setting=True):
         """Recompute activations in the backward pass, with the adapter that the forward pass saw.
@@ -144,7 +151,7 @@ class AdaptedNetwork:
         """
 
         def with_the_same_adapter(block):
-            name = self._active
+            name = self._role.name
 
             def call(*inputs):
                 self.activate(name)

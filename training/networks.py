@@ -68,6 +68,10 @@ class Networks(ABC):
         self._rest()
         with self._states[role].on_device() if self._states else contextlib.nullcontext():
             self.optimisers[role].step()
+        self.skip(role)
+
+    def skip(self, role):
+        """Clear the gradients of a role without a step."""
         self.optimisers[role].zero_grad()
         if self.offloader is not None:
             self.offloader.stepped(role)

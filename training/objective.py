@@ -6,7 +6,6 @@ student learns from the difference between F and R there (``student_phase``). F 
 size, labelled with the level the latent really has.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,17 +13,12 @@ import torch
 
 from rmd_core.boundary import step_noise
 from rmd_core.cascade import DenoiserRunner, trajectory
-from rmd_core.errors import RMDError
 from rmd_core.losses import fake_score_loss, fake_score_loss_subinterval, generator_loss
 from rmd_core.noising import add_noise, guide, noise_further, to_x0_eps
 from rmd_core.prompt_cache import NULL_PROMPT
 
 from .backbones.base import concat, select, to_device
 from .plans import loss_boundary, training_boundary
-
-
-class NotFinite(RMDError):
-    """A loss or a gradient norm that is infinite or no number."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +81,10 @@ class StudentSample(NamedTuple):
 class Objective:
     """Both losses of a run, as gradients added to the networks' ``.grad``; stepping is the caller's.
 
-    ``setup``: the Setup of the run. ``agree(problem)``: the first problem that any process has, a line of text or None;
-    None where this is the only one.
+    ``setup``: the Setup of the run.
     """
 
-    def __init__(self, setup, *, student, fake, teacher, device="cpu", agree=None):
+    def __init__(self, setup, *, student, fake, teacher, device="cpu"):
         config = setup.config
         self.config = config
         self.plan = setup.plan
@@ -106,11 +99,11 @@ class Objective:
         self.micro_batch = config.train.batch
         self.device = device
         self.null = to_device(self.embed([NULL_PROMPT]), device)
-        self.agree = agree or (lambda problem: problem)
 
     def fake_phase(self, batch, *, share):
         """Gradients of the fake score's loss: ``(loss, samples)``, a StudentSample for each micro-batch.
 
+        The loss stays on the device: to read it would let the device wait.
         With ``share`` the samples serve ``student_phase`` too, else there are none. If the batch is one micro-batch its
         student forward is kept with its graph; else only the states the student received are kept.
         """
@@ -123,7 +116,7 @@ class Objective:
             with torch.set_grad_enabled(keep_graph):
                 estimate = self.estimate(part, x_in, conditioning)
             loss = self.fake_loss(estimate, self.noised(estimate, part, "fake"), conditioning)
-            total += self._backward(loss, len(parts), "fake score", part)
+            total += _backward(loss, len(parts))
             samples.append(StudentSample(x_in, conditioning, estimate if keep_graph else None))
         return total, samples if share else []
 
@@ -142,7 +135,7 @@ class Objective:
                 x_in = self.student_input(part, conditioning)
             estimate = estimate or self.estimate(part, x_in, conditioning)
             loss = self.student_loss(estimate, self.noised(estimate, part, "student"), conditioning)
-            total += self._backward(loss, len(parts), "student", part)
+            total += _backward(loss, len(parts))
             estimates.append(estimate.x0.detach())
         return total, torch.cat(estimates)
 
@@ -231,12 +224,8 @@ class Objective:
         curve = self.plan.curve
         return estimate_x0_eps(self.backbone, network, x, sigma_B, conditioning, curve=curve, guidance=guidance)
 
-    def _backward(self, loss, parts, name, batch):
-        """Add the gradients of a micro-batch, one of ``parts``; returns its share of the loss."""
-        value = loss.item()
-        problem = None if math.isfinite(value) else f"the {name}'s loss is {value} {batch.describe()}"
-        problem = self.agree(problem)
-        if problem is not None:
-            raise NotFinite(problem)
-        (loss / parts).backward()
-        return value / parts
+
+def _backward(loss, parts):
+    """Add the gradients of a micro-batch, one of ``parts``; returns its share of the loss, without graph."""
+    (loss / parts).backward()
+    return loss.detach() / parts

@@ -56,14 +56,17 @@ class Validation:
         self.seed = derive_seed(setup.config.train.seed, "validation")
 
     def sample(self, network):
-        """Clean latents (B, C, [T,] H, W) of the validation prompts."""
+        """Clean latents (B, C, [T,] H, W) of the validation prompts, sampled one at a time for the sake of memory."""
+        return torch.cat([self._sample_one(network, number) for number in range(len(self.setup.validation_prompts))])
+
+    def _sample_one(self, network, number):
         config = self.setup.config
         return sample_latents(
             self.setup.backbone,
             network,
             self.setup.plan,
-            conditioning=self.conditioning,
-            noise=SeededNoise(self.seed),
+            conditioning={name: rows[number : number + 1] for name, rows in self.conditioning.items()},
+            noise=SeededNoise(self.seed, (number,)),
             boundary=sampling_boundary(config.method),
             eta=config.method.eta,
             frames=config.plan.frames,
@@ -73,11 +76,15 @@ class Validation:
     def write(self, latents, update):
         """Write the grid of an update from the latents of ``sample``.
 
+        Images are decoded one at a time, of a video its first frame alone, which its first latent frame decides.
         Returns figures: the share of pixels burnt to black or white in a channel.
         """
-        images = self.setup.backbone.decode(self.vae, latents)
+        if latents.ndim == 5:
+            latents = latents[:, :, :1]
+        decoded = [self.setup.backbone.decode(self.vae, one)[:, :, 0].cpu() for one in latents.split(1)]
+        images = torch.cat(decoded)
         make_folder(self.folder)
-        write_atomically(self.folder / f"step_{update:06d}.png", grid_png(images[:, :, 0]))
+        write_atomically(self.folder / f"step_{update:06d}.png", grid_png(images))
         burnt = (images <= _NEARLY) | (images >= 1 - _NEARLY)
         return {"picture_saturation": burnt.float().mean().item()}
 

@@ -13,13 +13,15 @@ from rmd_core.errors import RMDError
 from rmd_core.files import writing
 
 from .networks import make_networks
-from .objective import NotFinite, Objective
+from .objective import Objective
 from .parallel import gather_full
 from .record import MetricsFile, combine, latent_figures, start_trackers
 from .run import CheckpointStore
 from .sample import Validation
 
 log = logging.getLogger(__name__)
+
+MOST_SKIPPED = 10  # steps of one network in a row whose gradient was not finite, before the run ends
 
 
 class Trainer:
@@ -33,6 +35,8 @@ class Trainer:
         self.folder = folder = Path(self.config.output.folder)
         self.sampler = setup.sampler(processes.count)
         self.done = 0
+        self.skipped = {"fake": 0, "student": 0}  # steps in a row without a finite gradient
+        self.branched = False
         self.trackers = []
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.store = CheckpointStore(folder / "checkpoints", keep=self.config.output.keep, processes=processes)
@@ -43,7 +47,6 @@ class Trainer:
             fake=self.networks.fake,
             teacher=self.networks.teacher,
             device=self.device,
-            agree=processes.agree,
         )
         self.validation = None
         if setup.vae is not None:
@@ -65,6 +68,8 @@ class Trainer:
 
     def _loop(self, signals):
         train, output = self.config.train, self.config.output
+        if self.branched:  # so that this run resumes without the one that it comes from
+            self.store.save(self.done, self.networks.state())
         if self.done == 0 and self.validation is not None:
             figures = self._validate(0)
             with self._writing():
@@ -73,13 +78,7 @@ class Trainer:
         with tqdm(**bar, unit="update", dynamic_ncols=True) as bar:
             while self.done < train.updates:
                 started = time.perf_counter()
-                try:
-                    figures = self.update(self.done + 1)
-                except NotFinite as error:
-                    latest = self.store.latest_path()
-                    kept = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
-                    way = "lower the learning rates or clip the gradients (optimiser.*)"
-                    raise RMDError(f"update {self.done + 1}: {error}; {kept}; {way}") from None
+                figures = self.update(self.done + 1)
                 seconds = time.perf_counter() - started
                 self.done += 1
                 last = self.done == train.updates
@@ -91,7 +90,8 @@ class Trainer:
                     self._record({"update": self.done, **figures})
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
                 bar.update()
-                if last or signals.received or self.done % output.checkpoint_every == 0:
+                due = self.done % output.checkpoint_every == 0 and not any(self.skipped.values())
+                if last or signals.received or due:
                     self.store.save(self.done, self.networks.state())
                 if signals.received and not last:
                     log.info("stopped by a signal after update %d; continue with --resume", self.done)
@@ -103,7 +103,10 @@ class Trainer:
         return 0
 
     def update(self, number):
-        """One update, counted from 1; returns its figures. Raises RMDError when a loss or gradient is not finite."""
+        """One update, counted from 1; returns its figures, without those that are not finite.
+
+        A step whose gradient is not finite is left out. Raises RMDError after MOST_SKIPPED of them in a row.
+        """
         train, settings = self.config.train, self.config.optimiser
         with_student = number > train.fake_only_updates
         mine, norms, samples = {}, {}, []
@@ -111,18 +114,23 @@ class Trainer:
             share = with_student and train.share_forward and turn == train.fake_steps - 1
             batch = self.sampler.batch(number, f"fake-{turn}", round_number=self._round(number, turn))
             mine["loss_fake"], samples = self.objective.fake_phase(self._own(batch), share=share)
-            norms["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", batch)
+            norms["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", batch, number)
         if with_student:
             if samples:  # the same samples and student forward, other noise levels
                 batch = self.sampler.other_levels(batch, number, "student")
             else:
                 batch = self.sampler.batch(number, "student", round_number=self._round(number, train.fake_steps - 1))
             mine["loss_student"], x0 = self.objective.student_phase(self._own(batch), samples)
-            norms["norm_student"] = self._step("student", settings.clip_student, "student", batch)
+            norms["norm_student"] = self._step("student", settings.clip_student, "student", batch, number)
             mine |= latent_figures(x0)
-            self.networks.update_ema()
+            if not self.skipped["student"]:
+                self.networks.update_ema()
         rates = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}
-        return rates | norms | combine(self.processes.gather(mine)) | {"stage": batch.stage + 1}
+        mine = {name: float(value) for name, value in mine.items()}
+        figures = rates | norms | combine(self.processes.gather(mine)) | {"stage": batch.stage + 1}
+        if any(self.skipped.values()):
+            figures["skipped"] = sum(map(bool, self.skipped.values()))
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def _round(self, number, turn):
         """The number of a fake-score step in the whole run, which its prompts follow."""
@@ -134,14 +142,27 @@ class Trainer:
         # Calls of sharded networks are made by all processes together, so all make as many.
         return own.up_to(int(batch.steps.max())) if self.processes.sharded else own
 
-    def _step(self, role, limit, name, batch):
-        """Clip, step and clear; returns the gradient's norm before clipping."""
+    def _step(self, role, limit, name, batch, number):
+        """Clip, step and clear, or clear alone where the gradient is not finite; returns its norm before clipping."""
         parameters = list(self.networks.trained[role].parameters())
         self.processes.average_gradients(parameters)
         norm = gather_full(clip_grad_norm_(parameters, math.inf if limit is None else limit)).item()
-        if not math.isfinite(norm):
-            raise NotFinite(f"the {name}'s gradient norm is {norm} {batch.describe()}")
-        self.networks.step(role)
+        if math.isfinite(norm):
+            self.skipped[role] = 0
+            self.networks.step(role)
+            return norm
+        # Gradients were averaged, so all processes see the same norm.
+        self.networks.skip(role)
+        self.skipped[role] += 1
+        problem = f"update {number}: the {name}'s gradient norm is {norm} {batch.describe()}"
+        if self.skipped[role] == MOST_SKIPPED:
+            latest = self.store.latest_path()
+            kept = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
+            raise RMDError(
+                f"{problem}, as in {MOST_SKIPPED - 1} steps before it; {kept}; lower the learning rates or clip the "
+                "gradients (optimiser.*) in a new output.folder with --branch"
+            )
+        log.warning("warning: %s; this step is left out", problem)
         return norm
 
     def _validate(self, update):
@@ -158,19 +179,27 @@ class Trainer:
         for tracker in self.trackers:
             tracker.add(figures, entry["update"])
 
-    def restore(self):
-        """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one."""
+    def restore(self, branch=None):
+        """Continue from the newest checkpoint in the folder, if there is one. Raises RMDError for a damaged one.
+
+        ``branch``: the folder of another run, from whose newest checkpoint this new run starts.
+        """
+        store, self.branched = self.store, branch is not None
+        if self.branched:
+            store = CheckpointStore(Path(branch) / "checkpoints", keep=1, processes=self.processes)
         with self.processes.raise_together():
-            newest = max(self.store.updates(), default=-1)
+            newest = max(store.updates(), default=-1)
+            if self.branched and newest < 0:
+                raise RMDError(f"--branch {branch}: there is no checkpoint; give the output folder of another run")
         newest = self.processes.gather(newest)[0]
         with self.processes.raise_together():
             if newest >= 0:
-                if not self.store.path(newest).is_dir():
+                if not store.path(newest).is_dir():
                     raise RMDError(
                         f"process {self.processes.rank + 1} of {self.processes.count} does not see "
-                        f"{self.store.path(newest)}; the output folder must be on a disk that all machines share"
+                        f"{store.path(newest)}; the output folder must be on a disk that all machines share"
                     )
-                checkpoint = self.store.load(newest, self.networks.state())
+                checkpoint = store.load(newest, self.networks.state())
                 self.networks.load(checkpoint)
                 self.done = checkpoint.update
                 log.info("resuming after update %d from %s", self.done, checkpoint.path)

@@ -150,7 +150,7 @@ class Run:
             logfile = (ROOT / run.folder).with_suffix(".log")
             logfile.parent.mkdir(parents=True, exist_ok=True)
             device = "auto" if torch.cuda.is_available() else "cpu"
-            with logfile.open("a") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+            with logfile.open("a") as file, output_to(file):
                 code = distill.main(run.command(device))
             if code:
                 raise RMDError(f"training {run.folder} ended with code {code}; see {logfile}")
@@ -160,6 +160,18 @@ class Run:
 def sha256_of(path):
     """SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def output_to(file):
+    """Within the block what this process prints and logs goes to an open file."""
+    root, handler = logging.getLogger(), logging.StreamHandler(file)
+    before, root.handlers = root.handlers, [handler]
+    try:
+        with contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+            yield
+    finally:
+        root.handlers = before
 
 
 def _student(teacher, name, title, *changes, **settings):

@@ -228,7 +228,8 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
     else:
         validation = Validation(setup, tmp_path, decodes=False)
         validation.sample(student)
-        assert calls == [step.width for step in setup.plan.steps]  # one call a step, on the plan's own grid
+        # one call a step and image, on the plan's own grid
+        assert calls == [step.width for step in setup.plan.steps] * len(setup.validation_prompts)
     expected = {}
     for step in setup.plan.steps:
         expected.setdefault(step.width, set()).add(torch.tensor(step.timestep, dtype=torch.float32).item())

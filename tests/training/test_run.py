@@ -13,7 +13,7 @@ from training.export import student_recipe
 from training.networks import WeightAverage, make_networks
 from training.parallel import Processes
 from training.trainer import Trainer
-from training_world import PROMPTS, distill, equal, make_setup, metrics, refused, tensors, tiny_wan, write_world
+from training_world import distill, equal, make_setup, metrics, refused, tensors, tiny_wan, write_world
 
 
 def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
@@ -191,11 +191,42 @@ def test_bad_input_is_one_line_and_exit_code_2(world, capsys, what, words):
     assert not (world / "out").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpoint(world, capsys):
-    code = distill(world, "optimiser.student_lr=1e30", "output.checkpoint_every=1", "train.updates=9", "train.ema=null")
-    assert code == refused(capsys, 1, "update 2:", "prompts '", "last good checkpoint", "step_000001")
-    assert any(repr(prompt) for prompt in PROMPTS)
-    assert len(metrics(world / "out")) == 1 and not (world / "out" / "student.safetensors").exists()
+def test_ten_steps_without_a_number_end_the_run_and_name_step_batch_and_checkpoint(world, capsys):
+    sets = ("optimiser.student_lr=1e30", "output.checkpoint_every=1", "train.updates=30", "train.ema=null")
+    assert distill(world, *sets) == refused(capsys, 1, "update 11:", "prompts '", "last good checkpoint", "step_000001")
+    record = metrics(world / "out")
+    assert [entry.get("skipped", 0) for entry in record] == [0, *[2] * 9]
+    assert all(math.isfinite(value) for entry in record for value in entry.values())
+    assert not (world / "out" / "student.safetensors").exists()
+
+
+def test_a_step_without_a_number_is_left_out(tmp_path):
+    setup = make_setup(tmp_path, "train.updates=3")
+    trainer = Trainer(setup, Processes(setup.config))
+    trainer.update(1)
+    before = {part: {n: t.clone() for n, t in own.items()} for part, own in trainer.networks.state().items()}
+    whole, trainer.objective.embed = trainer.objective.embed, lambda prompts: {"text": torch.full((3, 4, 16), math.nan)}
+    figures = trainer.update(2)
+    assert figures["skipped"] == 2 and not {"loss_fake", "norm_student", "x0_std"} & figures.keys()
+    assert all(equal(own, before[part]) for part, own in trainer.networks.state().items())
+    trainer.objective.embed = whole
+    assert "skipped" not in trainer.update(3)
+    assert not equal(trainer.networks.state()["student"], before["student"])
+
+
+def test_a_branch_goes_on_from_another_run_with_other_settings(world, capsys):
+    assert distill(world, "train.updates=6") == 0
+    branch = world / "branch"
+    sets = (f"output.folder={branch}", "train.updates=8", "optimiser.student_lr=1e-12", "output.checkpoint_every=100")
+    assert distill(world, *sets, flags=["--branch", str(world / "out")]) == 0
+    assert [entry["update"] for entry in metrics(branch)] == [7, 8]
+    before, after = (tensors(run / "checkpoints" / f"step_{n:06d}" / "student.safetensors")
+                     for run, n in ((world / "out", 6), (branch, 8)))  # fmt: skip
+    assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
+    assert (branch / "checkpoints" / "step_000006").is_dir()  # so that it resumes by itself
+    capsys.readouterr()
+    code = distill(world, f"output.folder={world / 'third'}", flags=["--branch", str(world / "nothing")])
+    assert code == refused(capsys, 2, "--branch", "there is no checkpoint")
 
 
 def test_a_device_without_room_is_one_line_and_the_checkpoint_stays(world, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import weakref
 
 import torch
 
@@ -225,14 +226,19 @@ def _check_width(cache, what, found, expected):
         )
 
 
+_DECIDING = weakref.WeakKeyDictionary()  # network -> the weight that decides; to look at all of them takes milliseconds
+
+
 def network_dtype(network):
     """The floating-point type of a network's weights, apart from the few that diffusers keeps in float32.
 
     Quantised weights are called in the type of the others, and adapters on frozen weights have their own.
     """
-    weights = [p for p in network.parameters() if p.is_floating_point()]
-    frozen = [p for p in weights if not p.requires_grad]
-    return max(frozen or weights, key=torch.Tensor.numel).dtype
+    if network not in _DECIDING:
+        weights = [p for p in network.parameters() if p.is_floating_point()]
+        frozen = [p for p in weights if not p.requires_grad]
+        _DECIDING[network] = max(frozen or weights, key=torch.Tensor.numel)
+    return _DECIDING[network].dtype
 
 
 def select(conditioning, rows):
