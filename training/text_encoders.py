@@ -93,6 +93,8 @@ class TextEncoders:
         import diffusers
         from transformers.utils import logging as transformers_logging
 
+        if self.family.name == "wan" and not diffusers.utils.is_ftfy_available():
+            raise RMDError("Wan's prompts are cleaned by ftfy, which is not installed; run: pip install ftfy")
         kind = getattr(diffusers, self._index["_class_name"])
         parts = dict.fromkeys(self.family.unused)
         transformers_logging.disable_progress_bar()
@@ -137,6 +139,11 @@ class TextEncoders:
         for words, keys in (("are missing", info["missing_keys"]), ("have in another shape", info["mismatched_keys"])):
             if keys:
                 raise RMDError(f"{part}: its weights {words} {len(keys)} tensors, first {min(map(str, keys))[:80]!r}")
+        # Some early releases of transformers 5 do not tie the two names of UMT5's embeddings; one is random then.
+        used, stored = getattr(model, "encoder", None), getattr(model, "shared", None)
+        if stored is not None and not torch.equal(used.embed_tokens.weight, stored.weight):
+            version = transformers.__version__
+            raise RMDError(f"{part}: transformers {version} leaves its embeddings untied; 5.24 is known to tie them")
         return model
 
     @torch.inference_mode()
