@@ -99,6 +99,9 @@ def distill(world, *overrides, flags=()):
     return main(["--config", str(world / "config.yaml"), *sets, *flags])
 
 
+TIMED = {"seconds", "samples_per_second", "tflop_per_second"}  # figures that differ between equal runs
+
+
 def metrics(folder):
     """The record of a run."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

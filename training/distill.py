@@ -1,7 +1,7 @@
 """Distil a text-to-image or text-to-video model into a few-step, multi-resolution student.
 
     python training/distill.py --config training/configs/demo.yaml [--set train.batch=8 ...]
-                               [--dry-run] [--resume | --branch FOLDER]
+                               [--dry-run | --probe] [--resume | --branch FOLDER]
 
 Exit codes: 0 done; 1 the run failed (a value that is not finite, a full disk); 2 bad input, no training took place;
 130 or 143 stopped by Ctrl-C or SIGTERM, with a checkpoint saved (a second signal acts at once).
@@ -30,6 +30,8 @@ def main(argv=None):
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print plan, parameters and cost, and train nothing")
+    parser.add_argument("--probe", action="store_true", help="measure memory and time with a few updates, keep nothing")
+    parser.add_argument("--price", type=float, metavar="X", help="with --probe: of a device for an hour")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     start.add_argument(
@@ -125,6 +127,15 @@ def _run(arguments, config, processes, stack):
             return 0
         from training.trainer import Trainer
 
+        if arguments.probe:
+            from training.probe import probe
+
+            with processes.raise_together():
+                trainer = Trainer(setup, processes)
+            report = probe(trainer, price=arguments.price)
+            if processes.main:
+                print(report)
+            return 0
         with processes.raise_together():
             if processes.main:
                 data = data_digests(config, setup.prompts, setup.cache)

@@ -254,15 +254,29 @@ def system_memory():
     return min(limits)
 
 
+def cost_of_run(setup):
+    """(UpdateCost of a run's configuration, FLOP of a forward at the final size, FLOP of sampling an image)."""
+    config, train = setup.config, setup.config.train
+    frames, tokens = config.plan.frames, setup.cache.tokens
+    final, relative = forward_costs(setup.backbone, setup.teacher, setup.plan, frames=frames, tokens=tokens)
+    cost = update_cost(
+        setup.plan,
+        relative,
+        cfg=config.loss.cfg,
+        fake_steps=train.fake_steps,
+        shared=train.share_forward,
+        accumulation=train.accumulation,
+        checkpointing=config.backbone.gradient_checkpointing,
+    )
+    return cost, final, final * sum(setup.plan.step_costs(relative))
+
+
 def dry_run_report(setup, *, processes=1):
     """The plan, the parameter counts, the expected cost of an update and the memory, as text."""
     config, backbone, teacher, memory = setup.config, setup.backbone, setup.teacher, setup.memory
     height, width = setup.plan.final_hw
-    final, relative = forward_costs(backbone, teacher, setup.plan, frames=config.plan.frames, tokens=setup.cache.tokens)
     train = config.train
-    common = {"cfg": config.loss.cfg, "fake_steps": train.fake_steps}
-    common["checkpointing"] = config.backbone.gradient_checkpointing
-    ours = update_cost(setup.plan, relative, shared=train.share_forward, accumulation=train.accumulation, **common)
+    ours, final, sampling = cost_of_run(setup)
     factors = [train.batch, train.accumulation, *([processes] if processes > 1 else [])]
     batch = train.batch * train.accumulation * processes
     flops = ours.total * final * batch
@@ -291,7 +305,7 @@ def dry_run_report(setup, *, processes=1):
             f"{ours.trajectory:.2f}, student {ours.student:.2f}, fake score {ours.fake:.2f}, "
             f"teacher and fake score for the student {ours.score_queries:.2f}",
             f"            {final / 1e9:.3g} GFLOP a forward, {flops / 1e12:.3g} TFLOP an update",
-            f"sampling    {sum(setup.plan.step_costs(relative)):.2f} forwards an image",
+            f"sampling    {sampling / final:.2f} forwards an image",
             *(f"{title:<11} {gib(count):>10}  {what}" for title, (what, count) in zip(titles, rows)),
         ]
     )

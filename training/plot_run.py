@@ -2,8 +2,8 @@
 
     python -m training.plot_run outputs/demo [outputs/other ...] --out curves.png
 
-Running means over 20 updates: both losses, and the three figures by which burnt colours show before the losses do. For
-each stage the deviation of the clean latents in its first and last 10 updates is printed.
+Running means over 20 updates: both losses, the three figures by which burnt colours show before the losses do, and the
+speed. For each stage the deviation of the clean latents in its first and last 10 updates is printed.
 """
 
 import argparse
@@ -21,6 +21,7 @@ PANELS = (
     ("x0_std", "deviation of the clean latents"),
     ("x0_saturation", "latents beyond 3 deviations"),
     ("picture_saturation", "pixels at the ends of a channel"),
+    ("samples_per_second", "samples a second"),
 )
 
 

@@ -73,16 +73,20 @@ class Validation:
             device=self.device,
         ).x0
 
-    def write(self, latents, update):
-        """Write the grid of an update from the latents of ``sample``.
+    def decode(self, latents):
+        """Images (B, 3, H, W) in 0..1 on the CPU of the latents of ``sample``, decoded one at a time.
 
-        Images are decoded one at a time, of a video its first frame alone, which its first latent frame decides.
-        Returns figures: the share of pixels burnt to black or white in a channel.
+        Of a video it is the first frame, which its first latent frame decides.
         """
         if latents.ndim == 5:
             latents = latents[:, :, :1]
-        decoded = [self.setup.backbone.decode(self.vae, one)[:, :, 0].cpu() for one in latents.split(1)]
-        images = torch.cat(decoded)
+        return torch.cat([self.setup.backbone.decode(self.vae, one)[:, :, 0].cpu() for one in latents.split(1)])
+
+    def write(self, images, update):
+        """Write the images of ``decode`` as the grid of an update.
+
+        Returns figures: the share of pixels burnt to black or white in a channel.
+        """
         make_folder(self.folder)
         write_atomically(self.folder / f"step_{update:06d}.png", grid_png(images))
         burnt = (images <= _NEARLY) | (images >= 1 - _NEARLY)

@@ -6,12 +6,14 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from rmd_core.errors import RMDError
 from rmd_core.files import writing
 
+from .memory import cost_of_run
 from .networks import make_networks
 from .objective import Objective
 from .parallel import gather_full
@@ -35,6 +37,10 @@ class Trainer:
         self.folder = folder = Path(self.config.output.folder)
         self.sampler = setup.sampler(processes.count)
         self.done = 0
+        train = self.config.train
+        self.samples = train.batch * train.accumulation * processes.count  # of an update
+        cost, forward, _ = cost_of_run(setup)
+        self.flops = cost.total * forward * self.samples  # of an update, of all processes
         self.skipped = {"fake": 0, "student": 0}  # steps in a row without a finite gradient
         self.branched = False
         self.trackers = []
@@ -85,7 +91,7 @@ class Trainer:
                 signals.received = self.processes.agree(signals.received)
                 if self.validation is not None and (last or self.done % output.validate_every == 0):
                     figures |= self._validate(self.done)
-                figures["seconds"] = seconds
+                figures |= self._speed(seconds)
                 with self._writing():
                     self._record({"update": self.done, **figures})
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
@@ -165,11 +171,24 @@ class Trainer:
         log.warning("warning: %s; this step is left out", problem)
         return norm
 
-    def _validate(self, update):
+    def show(self):
+        """The validation images (B, 3, H, W) in 0..1 of the student as it is now, in process 0, else None."""
         with self.networks.averaged() as student:
             latents = self.validation.sample(student)
+        return self.validation.decode(latents) if self.processes.main else None
+
+    def _validate(self, update):
+        images = self.show()
         with self._writing():
-            return self.validation.write(latents, update) if self.processes.main else {}
+            return self.validation.write(images, update) if self.processes.main else {}
+
+    def _speed(self, seconds):
+        """Figures of the speed of an update, and on a GPU the most memory that was in use until now."""
+        figures = {"seconds": seconds, "samples_per_second": self.samples / seconds}
+        figures["tflop_per_second"] = self.flops / seconds / 1e12
+        if self.device.type == "cuda":
+            figures["peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return figures
 
     def _record(self, entry):
         if not self.processes.main:
@@ -213,8 +232,7 @@ class Trainer:
                 self.metrics.keep_until(newest)
 
     def _log_batch_size(self):
-        train, known = self.config.train, self.setup.backbone.recommended_batch
-        samples = train.batch * train.accumulation * self.processes.count
+        train, known, samples = self.config.train, self.setup.backbone.recommended_batch, self.samples
         log.info(
             "an update is %d samples: batch %d x accumulation %d x processes %d",
             *(samples, train.batch, train.accumulation, self.processes.count),

@@ -95,7 +95,7 @@ def test_what_goes_in_is_what_comfyui_needs(shipped):
     assert {Path(name).parts[0] for name in code} == {"__init__.py", "nodes", "rmd_core"}
     demo = [name for name in shipped if name.startswith("demo/")]
     weights = [name for name in demo if name.endswith(".safetensors")]
-    assert set(demo) - set(weights) == {"demo/data/LICENSES.md"} and len(weights) == 4
+    assert set(demo) - set(weights) == {"demo/data/LICENSES.md"} and len(weights) == 5
 
 
 def test_it_is_small_enough(shipped):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import Linear
 
 import comfy_models
 from cascade_rig import SEED, TINY
@@ -248,7 +249,7 @@ def test_a_patch_whose_state_cannot_cross_a_change_of_size_is_named(nodes, tiny,
 
 def test_an_error_of_the_network_under_a_patch_is_not_the_patchs(nodes, tiny):
     model, broken = tiny("sdxl"), comfy_models.tiny_sdxl()
-    broken.patcher.model.diffusion_model.time_embed = torch.nn.Linear(3, 3)
+    broken.patcher.model.diffusion_model.time_embed = Linear(3, 3)
     patcher = broken.patcher.clone()
     patcher.set_model_unet_function_wrapper(lambda apply, given: apply(given["input"], given["timestep"], **given["c"]))
     plan, later = nodes.plan(model, sizes=SIZES), nodes.guider(broken, patcher=patcher)

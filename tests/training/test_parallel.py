@@ -23,6 +23,7 @@ from training_world import (
     EPS,
     PROMPTS,
     TEXT_DIM,
+    TIMED,
     TOLERANCE,
     copy_world,
     distance,
@@ -92,7 +93,7 @@ def test_two_processes_train_like_one(pair, alone, record_property):
     assert len(a) == len(b) == 6
     for one, two in zip(a, b):
         assert one.keys() == two.keys() and one["stage"] == two["stage"]
-        for name in one.keys() - {"seconds", "x0_mean"}:
+        for name in one.keys() - TIMED - {"x0_mean"}:
             assert one[name] == pytest.approx(two[name], rel=1e-3), name
     exported, again = (tensors(path / "out" / "student.safetensors") for path in (alone[mode], world))
     assert exported.keys() == again.keys()
@@ -118,7 +119,9 @@ def test_two_processes_resume_bit_for_bit(pair):
     assert len(names) == 1 + 2 * 5 * (2 if spread else 1)
     for name in names:
         assert (straight / name).read_bytes() == (again / name).read_bytes(), name
-    a, b = ([{**entry, "seconds": 0} for entry in metrics(path)] for path in (straight, again))
+    a, b = (
+        [{k: v for k, v in entry.items() if k not in TIMED} for entry in metrics(path)] for path in (straight, again)
+    )
     assert a == b
 
 
@@ -182,7 +185,7 @@ def test_spread_networks_train_like_whole_ones(world, options):
     assert [entry["update"] for entry in a] == [0, 1, 2, 3]
     for one, two in zip(a, b):
         assert one.keys() == two.keys()
-        assert all(one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-6) for name in one.keys() - {"seconds"})
+        assert all(one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-6) for name in one.keys() - TIMED)
     assert len(list((world / "True" / "pictures").iterdir())) == 2
     if "output.merge=true" in options:
         moved = WanBackbone().load(world / "True" / "student.safetensors").state_dict()

@@ -31,6 +31,8 @@ def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
             "x0_saturation",
             "lr_student",
             "seconds",
+            "samples_per_second",
+            "tflop_per_second",
         } <= entry.keys()
         assert all(math.isfinite(value) for value in entry.values())
     assert [entry["update"] for entry in record if "picture_saturation" in entry] == [0, 3, 6]
