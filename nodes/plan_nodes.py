@@ -150,7 +150,9 @@ class RMDSchedule(io.ComfyNode):
             outputs=[
                 Plan.Output(display_name="plan", tooltip="For RMD Sampler and the other RMD nodes."),
                 io.String.Output(display_name="table", tooltip="The plan as text."),
-                io.Image.Output(display_name="picture", tooltip="The plan as a picture."),
+                io.Image.Output(
+                    display_name="picture", tooltip="The plan as an image: steps, saving, and what each switch keeps."
+                ),
                 io.Float.Output(display_name="cfg", tooltip="The guidance to sample with."),
                 io.Int.Output(display_name="width", tooltip="Width of the result in pixels, for an empty latent."),
                 io.Int.Output(display_name="height", tooltip="Height of the result in pixels."),

@@ -144,18 +144,27 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
 
 
 LITTLE_SURVIVES = 0.05
-"""The image over the noise, in amplitude, below which a switch keeps almost nothing of the smaller image."""
+"""The share of the smaller image, by amplitude, below which a switch keeps almost nothing of it."""
+
+
+def surviving(plan: SamplingPlan, stage: Stage) -> float:
+    """The image's share, by amplitude, in the noisy state that a stage starts from: alpha / (alpha + sigma).
+
+    For a flow that is 1 - sigma.
+    """
+    signal_to_noise = math.exp(0.5 * plan.stage_plan.curve.logsnr(stage.sigmas[0]))
+    return signal_to_noise / (1.0 + signal_to_noise)
 
 
 def _wasted_steps(plan: SamplingPlan) -> list[str]:
     """A sentence for each change of size that happens so early that the steps before it do little."""
     notes = []
     for before, stage in zip(plan.stage_plan.stages, plan.stage_plan.stages[1:]):
-        left = math.exp(0.5 * plan.stage_plan.curve.logsnr(stage.sigmas[0]))
+        left = surviving(plan, stage)
         if left < LITTLE_SURVIVES and before.size != stage.size:
             notes.append(
-                f"at {pixels(plan.cell_px, stage.size)} px the image so far starts with {left:.1%} of the noise's "
-                "amplitude, so the smaller steps do little: give the smaller size more steps, or lower the shift"
+                f"the change to {pixels(plan.cell_px, stage.size)} px keeps {left:.1%} of the image so far, so the "
+                "smaller steps do little: give the smaller size more steps, or lower the shift"
             )
     return notes
 
