@@ -26,6 +26,16 @@ from .bridge.show import plan_image, plan_table
 from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
 from .profiles import load_profiles, profile_stamps
 
+NOT_OFFERED = ("official-first", "official-7gpu")
+"""Methods of earlier releases, to reproduce them: saved workflows keep them, the drop-down does not show them."""
+
+
+class Methods(list):
+    """The methods that the drop-down shows; ComfyUI also finds those that are `NOT_OFFERED` in it."""
+
+    def __contains__(self, value: object) -> bool:
+        return super().__contains__(value) or value in NOT_OFFERED
+
 
 def source_input() -> io.DynamicCombo.Input:
     """The input `source`: what each plan source asks for, by the names that `bridge.plans.sampling_plan` reads."""
@@ -88,7 +98,7 @@ def source_input() -> io.DynamicCombo.Input:
         ),
         io.Combo.Input(
             "method",
-            options=list(PRESETS),
+            options=Methods(name for name in PRESETS if name not in NOT_OFFERED),
             default="default",
             advanced=True,
             tooltip="Settings that published variants disagree on: mapping, noise at the switch, eta, upsampler.",

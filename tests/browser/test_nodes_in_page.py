@@ -12,7 +12,7 @@ from help_pages import ROOT, blocks
 ADD = """() => Object.keys(LiteGraph.registered_node_types).filter(type => type.startsWith("RMD_")).map(type => {
   const node = LiteGraph.createNode(type);
   app.graph.add(node);
-  const choices = {};
+  const choices = {}, width = node.size[0];
   for (const widget of node.widgets ?? []) {
     const options = widget.options?.values;
     if (!Array.isArray(options)) continue;
@@ -22,8 +22,9 @@ ADD = """() => Object.keys(LiteGraph.registered_node_types).filter(type => type.
       choices[`${widget.name}: ${option}`] = names.filter(name => name.startsWith(widget.name + "."));
     }
   }
-  return [type, choices];
+  return [type, [choices, width]];
 })"""
+WIDE = {"RMD_LoadPromptEmbeddings", "RMD_LoadStudent", "RMD_Schedule"}
 
 
 def test_every_node_can_be_added_with_every_choice(frontend):
@@ -33,12 +34,14 @@ def test_every_node_can_be_added_with_every_choice(frontend):
     described = {kind: entry for kind, entry in frontend.server.object_info().items() if kind.startswith("RMD_")}
     assert added.keys() == described.keys()
     for kind, entry in described.items():
+        choices, width = added[kind]
+        assert (width >= 360) == (kind in WIDE), (kind, width)
         for name, (socket, options) in entry["input"]["required"].items():
             if socket != "COMFY_DYNAMICCOMBO_V3":
                 continue
             for option in options["options"]:
                 inside = {f"{name}.{key}" for group in option["inputs"].values() for key in group}
-                assert set(added[kind][f"{name}: {option['key']}"]) == inside
+                assert set(choices[f"{name}: {option['key']}"]) == inside
     assert frontend.errors == []
 
 

@@ -113,7 +113,9 @@ class TestPage:
 
 
 def kinds(template):
-    return {node["type"] for node in json.loads(template.read_text(encoding="utf-8"))["nodes"]}
+    graph = json.loads(template.read_text(encoding="utf-8"))
+    inside = (subgraph["nodes"] for subgraph in graph.get("definitions", {}).get("subgraphs", []))
+    return {node["type"] for nodes in (graph["nodes"], *inside) for node in nodes}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "web" / "docs").rglob("*.md")), ids=lambda path: path.stem)
