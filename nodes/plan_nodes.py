@@ -115,7 +115,7 @@ def source_input() -> io.DynamicCombo.Input:
             io.DynamicCombo.Option(PROFILE, [profile, split("auto"), sizes]),
         ],
         tooltip=(
-            "Where the plan comes from: steps for each size, thresholds, a split with all settings, "
+            "Where the plan comes from: steps for each size, thresholds, a full split, "
             "a student's recipe, or a public model."
         ),
     )
