@@ -6,6 +6,7 @@ profile), the last steps of a plan, sizes in pixels, and what the single widgets
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from ...rmd_core.recipe import Recipe
 from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size
 from ..profiles import NOT_DISTILLED, load_profiles
 from .model import ModelKind, ModelView, family_of, same_noise
+
+logger = logging.getLogger(__name__)
 
 LAST_STEP = 1e-4
 """The share of its last level by which a stage that RMD Stage Upscale follows stops lower."""
@@ -140,7 +143,10 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
         )
     for stage in plan.stage_plan.stages:
         check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
-    return replace(plan, notes=(*plan.notes, *_wasted_steps(plan)))
+    wasted = _wasted_steps(plan)
+    for note in wasted:
+        logger.warning("%s", note)
+    return replace(plan, notes=(*plan.notes, *wasted))
 
 
 LITTLE_SURVIVES = 0.05

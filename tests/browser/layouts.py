@@ -48,17 +48,19 @@ TITLE_OF = {
 """The name that ComfyUI shows of each workflow, which is that of its file; in brackets what there is to download."""
 
 BLUEPRINT_OF = {"rmd_demo": "RMD text to image"}
-"""The blueprint whose node stands in a workflow for those with a colon in their id, such as `3:1`."""
+"""The blueprint whose node stands in a workflow for those with a colon in their id, such as `10:1`."""
 
 
-def _by_columns(loaders: tuple, plan: tuple, latent: str, result: tuple) -> Rows:
-    """The form of a workflow with one RMD Sampler: models and prompt, plan, sampling, result."""
+def _by_columns(
+    loaders: tuple, plan: tuple, latent: str, result: tuple, *, widths: tuple[int, int] = (360, 460)
+) -> Rows:
+    """The form of a workflow with one RMD Sampler; widths are those of the plan and of the result."""
     return (
         (
-            _group("1 Models and prompt", BLUE, (340, *loaders)),
-            _group("2 Plan: what runs at which size", GREEN, (360, *plan)),
-            _group("3 Sample", ORANGE, (290, latent, ("6", 300), "7")),
-            _group("4 Result", PURPLE, (460, *result)),
+            _group("1 Models and prompt", BLUE, (330, *loaders)),
+            _group("2 Plan: what runs at which size", GREEN, (widths[0], *plan)),
+            _group("3 Sample", ORANGE, (280, latent, ("6", 300), "7")),
+            _group("4 Result", PURPLE, (widths[1], *result)),
         ),
     )
 
@@ -66,19 +68,18 @@ def _by_columns(loaders: tuple, plan: tuple, latent: str, result: tuple) -> Rows
 _STUDENT = ("1", 130)
 _PICTURE = (("8", 560),)
 _DEMO = (_STUDENT, "3", ("2", 110), (NOTE, 390))
-_SCHEDULE_AND_TABLE = (("4", 490), ("9", 320))
 _SCHEDULE_AND_NOTE = (("4", 540), (NOTE, 290))
 _TEXT = ("2", 160)
 
 LAYOUTS: dict[str, Rows] = {
     "rmd_demo": (
         (
-            _group("Prompt and VAE", BLUE, (330, ("1", 110), "2", (NOTE, 330))),
-            _group("Sample", ORANGE, (330, ("3", 300))),
-            _group("Result", PURPLE, (520, ("4", 590))),
+            _group("Prompt and VAE", BLUE, (330, ("11", 110), "12", (NOTE, 330))),
+            _group("Sample", ORANGE, (330, ("10", 300), ("14", 90))),
+            _group("Result", PURPLE, (520, ("13", 590))),
         ),
     ),
-    "rmd_wired": _by_columns(_DEMO, _SCHEDULE_AND_TABLE, "5", _PICTURE),
+    "rmd_wired": _by_columns(_DEMO, (("4", 560), ("9", 260)), "5", (("8", 500),), widths=(520, 400)),
     "rmd_few_step_and_rmd": (
         (
             _group("Read me", GREY, (270, (NOTE, 440))),

@@ -16,13 +16,13 @@ from browser.session import WINDOW, Frontend
 NAMES = sorted(LAYOUTS)
 RUNNABLE = [name for name in NAMES if set(files_named(read_prompt(name))) <= SHIPPED]
 PICTURES = {
-    "rmd_demo": ["4"],
+    "rmd_demo": ["13"],
     "rmd_wired": ["8"],
     "rmd_hand_built": ["31", "33"],
     "rmd_few_step_and_rmd": ["23", "33", "43"],
     "rmd_three_sizes": ["8"],
 }
-"""The nodes that show a 128 px picture (64 px after the first stage) when a run is done."""
+"""The nodes that show an image when a run is done: of 128 px, 64 after the first stage, 512 where it is enlarged."""
 WATCH = """() => {
   const listening = Boolean(window.seen);
   window.seen = {previews: [], errors: [], done: false};
@@ -83,7 +83,7 @@ def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_picture
     for node in PICTURES[name]:
         frontend.page.wait_for_function("id => app.graph.getNodeById(id).imgs?.length", arg=node, timeout=20_000)
         size = frontend.page.evaluate("id => app.graph.getNodeById(id).imgs.map(i => i.naturalWidth)", node)
-        assert size == ([64] if node == "31" else [128])
+        assert size == [{"13": 512, "31": 64}.get(node, 128)]
     assert frontend.errors == []
     assert previews == []  # off unless the user turns them on
     assert overlapping(frontend) == []

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = (480, 360)
 DARK, LIGHT, MUTED = (30, 32, 38), (236, 238, 242), (163, 171, 186)
 CAPTIONED = {
-    "rmd_demo": (("4", "runs anywhere"),),
+    "rmd_demo": (("13", "runs anywhere"),),
     "rmd_wired": (("4", "all nodes, and the plan"),),
     "rmd_three_sizes": (("8", "64, 96 and 128 px"),),
     "rmd_hand_built": (("31", "after stage 1"), ("33", "after stage 2")),
