@@ -17,6 +17,8 @@ INSTALLED := $(VENV)/.installed
 BROWSER_SETUP = $(BIN)/python tests/comfyui_checkout.py && $(BIN)/python -m pip install --quiet --editable ".[browser]" \
   && PYTHONPATH=tests $(BIN)/python -m browser.frontend_package
 
+NEWEST_PAGE = $(VENV)/newest_frontend
+
 LINT = $(BIN)/ruff check . && $(BIN)/mypy
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 COMFYUI_PATH ?= $(HOME)/comfy/ComfyUI
@@ -47,6 +49,8 @@ comfyui: $(INSTALLED) ## install a ComfyUI at COMFYUI_PATH with comfy-cli, for t
 browser: $(INSTALLED) ## open and run the example workflows in a real ComfyUI page (needs a ComfyUI and a Chromium)
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(NEWEST_PAGE) comfyui-frontend-package
+	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST_PAGE) $(BIN)/python -m pytest tests/browser
 
 workflows: $(INSTALLED) ## save workflows/, subgraphs/ and the images of the help pages with the real frontend
 	$(BROWSER_SETUP)

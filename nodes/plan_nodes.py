@@ -26,6 +26,16 @@ from .bridge.show import plan_image, plan_table
 from .inputs import CATEGORY, Plan, RecipeSocket, checked, size_inputs
 from .profiles import load_profiles, profile_stamps
 
+NOT_OFFERED = ("official-first", "official-7gpu")
+"""Methods of earlier releases, to reproduce them: saved workflows keep them, the drop-down does not show them."""
+
+
+class Methods(list):
+    """The methods that the drop-down shows; ComfyUI also finds those that are `NOT_OFFERED` in it."""
+
+    def __contains__(self, value: object) -> bool:
+        return super().__contains__(value) or value in NOT_OFFERED
+
 
 def source_input() -> io.DynamicCombo.Input:
     """The input `source`: what each plan source asks for, by the names that `bridge.plans.sampling_plan` reads."""
@@ -88,7 +98,7 @@ def source_input() -> io.DynamicCombo.Input:
         ),
         io.Combo.Input(
             "method",
-            options=list(PRESETS),
+            options=Methods(name for name in PRESETS if name not in NOT_OFFERED),
             default="default",
             advanced=True,
             tooltip="Settings that published variants disagree on: mapping, noise at the switch, eta, upsampler.",
@@ -105,7 +115,7 @@ def source_input() -> io.DynamicCombo.Input:
             io.DynamicCombo.Option(PROFILE, [profile, split("auto"), sizes]),
         ],
         tooltip=(
-            "Where the plan comes from: steps for each size, thresholds, a split with all settings, "
+            "Where the plan comes from: steps for each size, thresholds, a full split, "
             "a student's recipe, or a public model."
         ),
     )
@@ -150,7 +160,9 @@ class RMDSchedule(io.ComfyNode):
             outputs=[
                 Plan.Output(display_name="plan", tooltip="For RMD Sampler and the other RMD nodes."),
                 io.String.Output(display_name="table", tooltip="The plan as text."),
-                io.Image.Output(display_name="picture", tooltip="The plan as a picture."),
+                io.Image.Output(
+                    display_name="picture", tooltip="The plan as an image: steps, saving, and what each switch keeps."
+                ),
                 io.Float.Output(display_name="cfg", tooltip="The guidance to sample with."),
                 io.Int.Output(display_name="width", tooltip="Width of the result in pixels, for an empty latent."),
                 io.Int.Output(display_name="height", tooltip="Height of the result in pixels."),

@@ -47,12 +47,12 @@ class RMDSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=1.0,
+                    default=0.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance. Distilled students are made for 1.0, which also halves the work.",
+                    tooltip="Guidance. 0: the plan's, which is 1 for most distilled models and halves the work.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -71,7 +71,7 @@ class RMDSampler(io.ComfyNode):
         guider = comfy.samplers.CFGGuider(model)
         prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         guider.inner_set_conds(prompts)
-        guider.set_cfg(cfg)
+        guider.set_cfg(cfg or plan.cfg)
         callback = latent_preview.prepare_callback(model, len(plan.stage_plan.steps))
         if sampler_name in (RMD, None):
             sampler = rmd_step_sampler(plan.eta)

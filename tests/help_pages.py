@@ -1,4 +1,4 @@
-"""The help pages and how they are read: their sections, tables, quoted messages and blocks."""
+"""The help pages and how they are read: their sections, entries, quoted messages and blocks."""
 
 import ast
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
-TEMPLATES = {path.stem: path for path in (ROOT / "workflows").glob("*.json")}
+TEMPLATES = {path.stem.split(" (")[0]: path for path in (ROOT / "workflows").glob("*.json")}
+"""Template by its name without the brackets, behind which some languages cannot end bold text."""
 SECTIONS = ["Inputs", "Outputs", "What goes wrong", "Template"]
 
 
@@ -17,11 +18,29 @@ def sections(page):
     return dict(zip(parts[1::2], parts[2::2]))
 
 
-def rows(text):
-    """The cells of a table's body; its first cell is the bold name."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    assert all(len(line) == len(lines[0]) for line in lines), lines
-    return [[cells[0].strip("*"), *cells[1:]] for cells in lines[2:]]
+ENTRY = re.compile(r"(\*\*[^*]+\*\*(?: \([^)]*\))?)(?:: |\uff1a)(.+)")
+"""How a paragraph of an input or output begins: its bold name, in translations with the English one, and a colon."""
+
+
+def entry(text, parts):
+    """The name and the `parts` (3 of an input: default, what it takes, meaning; 2 of an output) of such a paragraph.
+
+    An input's is `**name**: default (takes). Meaning.`, an output's `**name**: type. Meaning.`; Chinese and Japanese
+    have their own marks.
+    """
+    name, rest = ENTRY.fullmatch(text).groups()
+    ascii_marks, wide_marks = (r"(.+?) \((.+?)\)\. (.+)", r"(.+?)\uff08(.+?)\uff09\u3002(.+)")
+    if parts == 2:
+        ascii_marks, wide_marks = r"(.+?)\. (.+)", r"(.+?)\u3002(.+)"
+    found = re.fullmatch(wide_marks if "\uff1a" in text[: len(name) + 1] else ascii_marks, rest)
+    assert found, f"no entry of {parts} parts: {text}"
+    return (name, *found.groups())
+
+
+def entries(text, parts):
+    """(name, *parts) of every entry of a section of an English page, names without their marks."""
+    chunks = [" ".join(chunk.split()) for chunk in text.strip().split("\n\n")]
+    return [(name.strip("*"), *rest) for name, *rest in (entry(chunk, parts) for chunk in chunks if chunk)]
 
 
 @cache
@@ -51,18 +70,12 @@ def quoted(text):
 
 
 def blocks(path):
-    """(kind, text on one line) of each heading, paragraph, item of a list and row of a table, from top to bottom."""
+    """(kind, text on one line) of each heading, paragraph, entry and item of a list, from top to bottom."""
     found = []
     for chunk in path.read_text(encoding="utf-8").strip().split("\n\n"):
-        if chunk.startswith("|"):
-            found += [("row", line) for line in chunk.split("\n")]
-        elif chunk.startswith("- "):
+        if chunk.startswith("- "):
             found += [("item", " ".join(item.split())) for item in re.split(r"\n(?=- )", chunk)]
         else:
-            marks = re.match("#*", chunk)[0]
-            found.append((marks or "paragraph", " ".join(chunk.split())))
+            marks, text = re.match("#*", chunk)[0], " ".join(chunk.split())
+            found.append((marks or ("entry" if ENTRY.fullmatch(text) else "paragraph"), text))
     return found
-
-
-def cells(row):
-    return [cell.strip() for cell in row.strip("|").split("|")]

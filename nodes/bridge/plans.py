@@ -6,6 +6,7 @@ profile), the last steps of a plan, sizes in pixels, and what the single widgets
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from ...rmd_core.recipe import Recipe
 from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size
 from ..profiles import NOT_DISTILLED, load_profiles
 from .model import ModelKind, ModelView, family_of, same_noise
+
+logger = logging.getLogger(__name__)
 
 LAST_STEP = 1e-4
 """The share of its last level by which a stage that RMD Stage Upscale follows stops lower."""
@@ -140,22 +143,34 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
         )
     for stage in plan.stage_plan.stages:
         check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
-    return replace(plan, notes=(*plan.notes, *_wasted_steps(plan)))
+    wasted = _wasted_steps(plan)
+    for note in wasted:
+        logger.warning("%s", note)
+    return replace(plan, notes=(*plan.notes, *wasted))
 
 
 LITTLE_SURVIVES = 0.05
-"""The image over the noise, in amplitude, below which a switch keeps almost nothing of the smaller image."""
+"""The share of the smaller image, by amplitude, below which a switch keeps almost nothing of it."""
+
+
+def surviving(plan: SamplingPlan, stage: Stage) -> float:
+    """The image's share, by amplitude, in the noisy state that a stage starts from: alpha / (alpha + sigma).
+
+    For a flow that is 1 - sigma.
+    """
+    signal_to_noise = math.exp(0.5 * plan.stage_plan.curve.logsnr(stage.sigmas[0]))
+    return signal_to_noise / (1.0 + signal_to_noise)
 
 
 def _wasted_steps(plan: SamplingPlan) -> list[str]:
     """A sentence for each change of size that happens so early that the steps before it do little."""
     notes = []
     for before, stage in zip(plan.stage_plan.stages, plan.stage_plan.stages[1:]):
-        left = math.exp(0.5 * plan.stage_plan.curve.logsnr(stage.sigmas[0]))
+        left = surviving(plan, stage)
         if left < LITTLE_SURVIVES and before.size != stage.size:
             notes.append(
-                f"at {pixels(plan.cell_px, stage.size)} px the image so far starts with {left:.1%} of the noise's "
-                "amplitude, so the smaller steps do little: give the smaller size more steps, or lower the shift"
+                f"the change to {pixels(plan.cell_px, stage.size)} px keeps {left:.1%} of the image so far, so the "
+                "smaller steps do little: give the smaller size more steps, or lower the shift"
             )
     return notes
 

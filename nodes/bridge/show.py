@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ...rmd_core.plan import Stage
-from ...rmd_core.schedule import FlowCurve, NoiseCurve, NoMap
-from .plans import SamplingPlan, pixels
+from ...rmd_core.schedule import FlowCurve, NoMap
+from .plans import LITTLE_SURVIVES, SamplingPlan, pixels, surviving
 
 
 def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
@@ -92,148 +89,79 @@ def boundary_line(plan: SamplingPlan) -> str:
     return f"x0 upsampled {rule.upsampler}, {rule.switch_noise} noise{share}"
 
 
+# The image
+
 Point = tuple[float, float]
 
-SCALE = 3
+WIDTH, HEIGHT = 460, 300
+"""Size of the image in the units below; RMD Schedule shows it about as wide in pixels."""
 
+SHARP, FINE = 2, 2
+"""Pixels of the image for one unit, for nodes that are zoomed in, and points drawn for one pixel."""
 
-class Canvas:
-    """Draws in pixels of the result; colours are `#rrggbb`, text sizes pixels of height."""
+SIDE, TOP, BOTTOM = 20, 90, 226
+"""The margin, and the room for the boxes of the stages: the highest one fills it."""
 
-    def __init__(self, width: int, height: int, background: str) -> None:
-        self._image = Image.new("RGB", (width * SCALE, height * SCALE), background)
-        self._draw = ImageDraw.Draw(self._image)
-
-    def box(self, left: float, top: float, right: float, bottom: float, fill: str, *, radius: float = 0.0) -> None:
-        """A filled rectangle, with round corners if a radius is given."""
-        corners = [left * SCALE, top * SCALE, right * SCALE - 1, bottom * SCALE - 1]
-        if corners[2] >= corners[0] and corners[3] >= corners[1]:
-            self._draw.rounded_rectangle(corners, radius=radius * SCALE, fill=fill)
-
-    def line(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
-        """A line through points; one that is level or upright lies on whole pixels, so that it is sharp."""
-        level, upright = (len({point[axis] for point in points}) == 1 for axis in (1, 0))
-        scaled = [(_middle(x) if upright else x * SCALE, _middle(y) if level else y * SCALE) for x, y in points]
-        if len(scaled) > 1:
-            self._draw.line(scaled, fill=colour, width=round(width * SCALE), joint="curve")
-
-    def dashes(self, start: Point, end: Point, colour: str, width: float = 1.0, *, dash: float = 6.0) -> None:
-        """A dashed line from one point to another."""
-        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
-        count = max(1, int(length // dash))
-        for place in range(0, count, 2):
-            shares = (place / count, min(1.0, (place + 1) / count))
-            self.line([tuple(a + share * (b - a) for a, b in zip(start, end)) for share in shares], colour, width)
-
-    def dot(self, centre: Point, radius: float, fill: str, *, outline: str, width: float = 1.5) -> None:
-        """A filled circle with an outline."""
-        x, y, reach = centre[0] * SCALE, centre[1] * SCALE, radius * SCALE
-        box = [x - reach, y - reach, x + reach, y + reach]
-        self._draw.ellipse(box, fill=fill, outline=outline, width=round(width * SCALE))
-
-    def arrow(self, start: Point, end: Point, colour: str, width: float = 2.0) -> None:
-        """A vertical line from one point to another with a head at its end."""
-        down = 1.0 if end[1] > start[1] else -1.0
-        self.line([start, (end[0], end[1] - 5.0 * down)], colour, width)
-        head = [(end[0] - 5.0, end[1] - 8.0 * down), (end[0] + 5.0, end[1] - 8.0 * down), end]
-        self._draw.polygon([(x * SCALE, y * SCALE) for x, y in head], fill=colour)
-
-    def text(
-        self, at: Point, words: str, size: float, colour: str, *, anchor: str = "la", halo: str | None = None
-    ) -> None:
-        """Words at a point; anchor is PIL's ("la" left top, "mm" the middle), halo a colour around the letters."""
-        self._draw.text(
-            (at[0] * SCALE, at[1] * SCALE),
-            words,
-            fill=colour,
-            font=_font(size),
-            anchor=anchor,
-            stroke_width=0 if halo is None else 3 * SCALE // 2,
-            stroke_fill=halo,
-        )
-
-    def text_width(self, words: str, size: float) -> float:
-        """Width of words in pixels."""
-        return self._draw.textlength(words, font=_font(size)) / SCALE
-
-    def fitted(self, words: str, size: float, width: float) -> str:
-        """The words, cut with an ellipsis where they are wider than `width`."""
-        if len(words) <= width and self.text_width(words, size) <= width:
-            return words
-        words = words[: int(width)]  # a letter is wider than a pixel; measuring again and again takes long
-        while words and self.text_width(f"{words}...", size) > width:
-            words = words[:-1]
-        return f"{words.rstrip(' ,')}..."
-
-    def tensor(self) -> torch.Tensor:
-        """The image as ComfyUI's IMAGE: (1, height, width, 3) float32 in 0..1."""
-        small = self._image.reduce(SCALE)
-        return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
-
-
-def _middle(place: float) -> int:
-    """The middle of the pixel of the result in which a place is."""
-    return round(place) * SCALE + SCALE // 2
-
-
-@lru_cache(maxsize=32)
-def _font(size: float) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size * SCALE)
-
-
-WIDTH, HEIGHT = 1000, 560
-BACKGROUND, PANEL, GRID, TEXT, MUTED, DARK = "#1d2026", "#262a32", "#383e4a", "#eceef2", "#a3abba", "#14161a"
+BACKGROUND, TEXT, MUTED, DARK, ALERT = "#1d2026", "#eceef2", "#a3abba", "#14161a", "#ff8a5c"
 STAGE_COLOURS = ("#56b4e9", "#f0a13c", "#4cc98a", "#e283b4", "#d8c95a", "#a594f0")
-THRESHOLD = "#e8e8e8"
-
-LEFT, TOP, RIGHT, BOTTOM = 62, 114, 640, 472
-"""The curves' panel; the costs are to the right of it."""
-
-MARGIN = 16.0
-"""Room in the panel around what is drawn, in pixels, so that no dot is cut."""
-
-BARS_LEFT, BARS_RIGHT = 672, 972
-
-FAR = 20.0
-"""Thresholds beyond this logSNR are not shown: they decide nothing on any model's table."""
-
-NEAR_NOISE = -6.0
-"""A logSNR that the axes hold when a plan starts from a flow's pure noise, whose own is -inf."""
 
 
 def plan_image(plan: SamplingPlan, costs: Sequence[float]) -> torch.Tensor:
-    """The plan as an IMAGE, (1, 560, 1000, 3) float32 in 0..1; the same plan gives the same values.
+    """The plan in large type as an IMAGE, (1, 600, 920, 3) float32 in 0..1: its steps, what a switch keeps, its saving.
 
-    costs are `StagePlan.step_costs`.
+    Each stage is a box in proportion to its size with the number of its steps in it. The arrow to a larger stage has
+    the share that `surviving` gives, in another colour where it is nearly nothing. costs are `StagePlan.step_costs`.
     """
-    canvas = Canvas(WIDTH, HEIGHT, BACKGROUND)
-    axes = Axes.of(plan)
-    _title(canvas, plan)
-    _panel(canvas, axes, plan)
-    for threshold in plan.thresholds:
-        if abs(threshold) < FAR:
-            y = axes.y(threshold)
-            canvas.dashes((LEFT, y), (RIGHT, y), THRESHOLD, 1.6)
-            label = f"threshold {threshold:g}"
-            canvas.text((RIGHT - 6, y + 3), label, 12, THRESHOLD, anchor="ra", halo=PANEL)
-    for stage in plan.stage_plan.stages:
-        pale = _mixed(stage_colour(stage.index), PANEL, 0.4)
-        canvas.line(_curve_points(axes, plan.stage_plan.curve, stage.ratio, 1.0, 0.0), pale, 1.5)
-    for stage in plan.stage_plan.stages:
-        start, end = (axes.position(sigma) for sigma in (stage.base_sigmas[0], stage.end_base_sigma))
-        points = _curve_points(axes, plan.stage_plan.curve, stage.ratio, start, end)
-        canvas.line(points, stage_colour(stage.index), 3.5)
-    for stage, following in zip(plan.stage_plan.stages, plan.stage_plan.stages[1:]):
-        _switch(canvas, axes, plan.stage_plan.curve, stage, following)
-    for stage in plan.stage_plan.stages:
-        left, right = _span(axes, stage)
-        size = pixels(plan.cell_px, stage.size)
-        if canvas.text_width(size, 14) + 12 <= right - left:
-            canvas.text((left + 8, TOP + 8), size, 14, stage_colour(stage.index), halo=PANEL)
-    _dots(canvas, axes, plan)
-    _legend(canvas, plan)
-    _bars(canvas, plan, costs)
+    canvas = Canvas(BACKGROUND)
+    canvas.text((SIDE, 14), f"{plan.kind.name}: {plan.origin}", 15, MUTED, room=WIDTH - 2 * SIDE)
+    canvas.text((SIDE, 40), steps_fact(plan), 28, TEXT, room=WIDTH - 2 * SIDE)
+    stages, boxes = plan.stage_plan.stages, stage_boxes(plan)
+    for stage, (left, top, right, bottom) in zip(stages, boxes):
+        canvas.box((left, top, right, bottom), stage_colour(stage.index))
+        number = min(44.0, 0.7 * (bottom - top), 0.7 * (right - left))
+        canvas.text(((left + right) / 2, (top + bottom) / 2), str(len(stage.sigmas)), number, DARK, anchor="mm")
+    for before, stage, (_, _, start, _), (end, _, _, _) in zip(stages, stages[1:], boxes, boxes[1:]):
+        y = (TOP + BOTTOM) / 2
+        canvas.arrow((start + 6, y), (end - 6, y), MUTED)
+        if end - start >= 50 and before.size != stage.size:
+            left = surviving(plan, stage)
+            colour = ALERT if left < LITTLE_SURVIVES else TEXT
+            canvas.text(((start + end) / 2, y - 10), f"{left:.0%}", 24, colour, anchor="ms")
+            canvas.text(((start + end) / 2, y + 10), "kept", 17, MUTED, anchor="ma")
+    canvas.text((SIDE, HEIGHT - 52), cost_fact(costs), 28, TEXT, room=WIDTH - 2 * SIDE)
     return canvas.tensor()
+
+
+def steps_fact(plan: SamplingPlan) -> str:
+    """How many steps run at each size, such as `2 steps at 64, 2 at 128 px`; a square has one number."""
+    stages = plan.stage_plan.stages
+    square = all(stage.height == stage.width for stage in stages)
+    sizes = [str(stage.width * plan.cell_px) if square else pixels(plan.cell_px, stage.size) for stage in stages]
+    if len(stages) > 3:
+        return f"{len(plan.stage_plan.steps)} steps at {len(stages)} sizes, {sizes[0]} to {sizes[-1]} px"
+    counts = [str(len(stage.sigmas)) for stage in stages]
+    counts[0] += " step" if counts[0] == "1" else " steps"
+    return f"{', '.join(f'{count} at {size}' for count, size in zip(counts, sizes))} px"
+
+
+def cost_fact(costs: Sequence[float]) -> str:
+    """How much less the plan costs than all its steps at the final size, such as `1.6 times fewer operations`."""
+    times = len(costs) / sum(costs)
+    return f"{times:.3g} times fewer operations" if times >= 1.005 else "every step at the full size"
+
+
+def stage_boxes(plan: SamplingPlan) -> list[tuple[float, float, float, float]]:
+    """(left, top, right, bottom) of each stage's box in units of the image, in proportion to its size."""
+    stages = plan.stage_plan.stages
+    gap = min(92.0, 240.0 / max(1, len(stages) - 1))
+    room = WIDTH - 2 * SIDE - gap * (len(stages) - 1)
+    scale = min((BOTTOM - TOP) / max(stage.height for stage in stages), room / sum(stage.width for stage in stages))
+    boxes, left, middle = [], float(SIDE), (TOP + BOTTOM) / 2
+    for stage in stages:
+        width, height = scale * stage.width, scale * stage.height
+        boxes.append((left, middle - height / 2, left + width, middle + height / 2))
+        left += width + gap
+    return boxes
 
 
 def stage_colour(index: int) -> str:
@@ -241,159 +169,59 @@ def stage_colour(index: int) -> str:
     return STAGE_COLOURS[index % len(STAGE_COLOURS)]
 
 
-@dataclass(frozen=True)
-class Axes:
-    """Where a level is in the image: to the right by base table position u, 1 to 0; upwards by logSNR."""
+class Canvas:
+    """Draws in units of the image; colours are `#rrggbb`, text sizes units of height."""
 
-    curve: NoiseCurve
-    lowest: float
-    highest: float
+    def __init__(self, background: str) -> None:
+        self._scale = SHARP * FINE
+        self._image = Image.new("RGB", (WIDTH * self._scale, HEIGHT * self._scale), background)
+        self._draw = ImageDraw.Draw(self._image)
 
-    @classmethod
-    def of(cls, plan: SamplingPlan) -> Axes:
-        """Axes that hold every finite level of a plan, every threshold, and some of the curves beyond them."""
-        levels = [step.logsnr if math.isfinite(step.logsnr) else NEAR_NOISE for step in plan.stage_plan.steps]
-        shown = [*levels, *(threshold for threshold in plan.thresholds if abs(threshold) < FAR)]
-        lowest = 2.0 * math.floor((min(shown) - 1.2) / 2.0)
-        return cls(plan.stage_plan.curve, lowest, max(2.0 * math.ceil((max(shown) + 1.5) / 2.0), lowest + 8.0))
+    def box(self, corners: tuple[float, float, float, float], fill: str) -> None:
+        """A filled rectangle with round corners: left, top, right, bottom."""
+        left, top, right, bottom = (round(place * self._scale) for place in corners)
+        radius = min(4 * self._scale, (right - left) // 6, (bottom - top) // 6)
+        self._draw.rounded_rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), radius=radius, fill=fill)
 
-    def position(self, base_sigma: float) -> float:
-        """u in [0, 1] of a level as the first size names it; 0 is clean."""
-        return 0.0 if base_sigma <= 0.0 else (self.curve.table_index(base_sigma) + 1.0) / self.curve.table_size
+    def arrow(self, start: Point, end: Point, colour: str) -> None:
+        """A level line from one point to another with a head at its end; none where there is no room."""
+        (x0, y), (x1, _) = ((x * self._scale, y * self._scale) for x, y in (start, end))
+        head = 7.0 * self._scale
+        if x1 - x0 > head:
+            self._draw.line([(x0, y), (x1 - head, y)], fill=colour, width=2 * self._scale)
+            self._draw.polygon([(x1 - head, y - 0.7 * head), (x1 - head, y + 0.7 * head), (x1, y)], fill=colour)
 
-    def x(self, u: float) -> float:
-        return LEFT + MARGIN + (1.0 - u) * (RIGHT - LEFT - 2.0 * MARGIN)
+    def text(
+        self, at: Point, words: str, size: float, colour: str, *, anchor: str = "la", room: float | None = None
+    ) -> None:
+        """Words at a point; anchor is PIL's ("la" left top, "mm" the middle).
 
-    def y(self, logsnr: float) -> float:
-        """Kept inside the panel: a flow's pure noise (-inf) is at its lower end."""
-        share = (min(max(logsnr, self.lowest), self.highest) - self.lowest) / (self.highest - self.lowest)
-        return BOTTOM - MARGIN - share * (BOTTOM - TOP - 2.0 * MARGIN)
+        Words that are wider than `room` are set smaller, down to 0.6 of the size, and then cut.
+        """
+        if room is not None and (width := self.text_width(words, size)) > room:
+            size = max(0.6 * size, 0.98 * size * room / width)
+            words = self.fitted(words, size, room)
+        place = (at[0] * self._scale, at[1] * self._scale)
+        self._draw.text(place, words, fill=colour, font=_font(size * self._scale), anchor=anchor)
 
-    def at(self, base_sigma: float, logsnr: float) -> Point:
-        return self.x(self.position(base_sigma)), self.y(logsnr)
+    def text_width(self, words: str, size: float) -> float:
+        """Width of words in units."""
+        return self._draw.textlength(words[:1000], font=_font(size * self._scale)) / self._scale
 
+    def fitted(self, words: str, size: float, width: float) -> str:
+        """The words, cut with an ellipsis where they are wider than `width`."""
+        if len(words) <= width and self.text_width(words, size) <= width:
+            return words
+        words = words[: int(width)]  # a letter is wider than a unit; measuring again and again takes long
+        while words and self.text_width(f"{words}...", size) > width:
+            words = words[:-1]
+        return f"{words.rstrip(' ,')}..."
 
-def _title(canvas: Canvas, plan: SamplingPlan) -> None:
-    canvas.text((28, 18), canvas.fitted(f"{plan.kind.name}: {sizes_line(plan)}", 21, WIDTH - 56), 21, TEXT)
-    several = len(plan.stage_plan.stages) > 1
-    first = f"{plan.origin}; mapping {mapping_line(plan)}" if several else plan.origin
-    second = f"{f'{boundary_line(plan)}; ' if several else ''}eta {plan.eta:g}, cfg {plan.cfg:g}"
-    canvas.text((28, 46), canvas.fitted(first, 13, WIDTH - 56), 13, MUTED)
-    canvas.text((28, 64), canvas.fitted(second, 13, WIDTH - 56), 13, MUTED)
-
-
-def _panel(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
-    canvas.box(LEFT, TOP, RIGHT, BOTTOM, PANEL)
-    for stage in plan.stage_plan.stages:
-        left, right = _span(axes, stage)
-        canvas.box(left, TOP, right, BOTTOM, _mixed(stage_colour(stage.index), PANEL, 0.09))
-    spacing = 2 ** max(1, math.ceil(math.log2((axes.highest - axes.lowest) / 8.0)))
-    for level in range(int(axes.lowest), int(axes.highest) + 1, spacing):
-        canvas.line([(LEFT, axes.y(level)), (RIGHT, axes.y(level))], GRID)
-        canvas.text((LEFT - 8, axes.y(level)), f"{level:d}", 13, MUTED, anchor="rm")
-    for tenths in range(0, 11, 2):
-        x = axes.x(tenths / 10)
-        canvas.line([(x, BOTTOM), (x, BOTTOM + 4)], MUTED)
-        canvas.text((x, BOTTOM + 8), f"{tenths / 10:g}", 13, MUTED, anchor="ma")
-    axis = "position on the noise table (1 is the noisiest level, 0 is clean)"
-    canvas.text(((LEFT + RIGHT) / 2, BOTTOM + 25), axis, 13, MUTED, anchor="ma")
-    canvas.text((LEFT, TOP - 6), "logSNR", 13, MUTED, anchor="lb")
+    def tensor(self) -> torch.Tensor:
+        """The image as ComfyUI's IMAGE: (1, height, width, 3) float32 in 0..1."""
+        return torch.from_numpy(np.asarray(self._image.reduce(FINE), dtype=np.float32) / 255.0)[None]
 
 
-def _curve_points(axes: Axes, curve: NoiseCurve, ratio: float, start: float, end: float) -> list[Point]:
-    """The curve of a size between two table positions, as far as it is inside the axes."""
-    points = []
-    for place in range(241):
-        u = start + (end - start) * place / 240
-        index = min(max(u * curve.table_size - 1.0, 0.0), curve.table_size - 1.0)
-        logsnr = curve.logsnr(curve.table_sigma(index)) - 2.0 * math.log(ratio)
-        if axes.lowest <= logsnr <= axes.highest:
-            points.append((axes.x(u), axes.y(logsnr)))
-    return points
-
-
-def _switch(canvas: Canvas, axes: Axes, curve: NoiseCurve, stage: Stage, following: Stage) -> None:
-    """From the level at which a stage ends, on its own curve, to where the next size starts."""
-    before = axes.at(stage.end_base_sigma, curve.logsnr(curve.with_ratio(stage.end_base_sigma, stage.ratio)))
-    after = axes.at(following.base_sigmas[0], curve.logsnr(following.sigmas[0]))
-    canvas.dashes((before[0], TOP), (before[0], BOTTOM), MUTED, 1.0, dash=3.0)
-    if abs(after[1] - before[1]) > 24.0:
-        canvas.arrow(before, (after[0], after[1] - math.copysign(11.0, after[1] - before[1])), TEXT)
-    label = f"r = {following.ratio / stage.ratio:.3g}"
-    left, right = _span(axes, following)
-    if canvas.text_width(label, 12) + 10 <= right - left:
-        canvas.text((before[0] + 6, BOTTOM - 6), label, 12, MUTED, anchor="lb", halo=PANEL)
-    canvas.dot(before, 5.0, PANEL, outline=stage_colour(stage.index), width=2.0)
-
-
-def _dots(canvas: Canvas, axes: Axes, plan: SamplingPlan) -> None:
-    steps = plan.stage_plan.steps
-    numbered = len(steps) <= 16
-    for step in steps:
-        centre = axes.at(step.base_sigma, step.logsnr)
-        canvas.dot(centre, 10.0 if numbered else 4.0, stage_colour(step.stage), outline=DARK)
-        if numbered:
-            canvas.text(centre, str(step.index + 1), 13, DARK, anchor="mm")
-        if not math.isfinite(step.logsnr):
-            canvas.text((centre[0] + 14, centre[1] + 6), "-inf", 12, MUTED, anchor="lb", halo=PANEL)
-
-
-def _legend(canvas: Canvas, plan: SamplingPlan) -> None:
-    x, y = float(LEFT), 538.0
-    for stage in plan.stage_plan.stages:
-        size = f"{pixels(plan.cell_px, stage.size)} px"
-        if x > 700.0:  # room for the rest of the legend
-            continue
-        canvas.line([(x, y), (x + 18, y)], stage_colour(stage.index), 3.5)
-        canvas.text((x + 24, y), size, 13, TEXT, anchor="lm")
-        x += 24 + canvas.text_width(size, 13) + 20
-    if len(plan.stage_plan.stages) > 1:
-        canvas.dot((x + 6, y), 5.0, PANEL, outline=TEXT, width=2.0)
-        canvas.text((x + 18, y), "hand-over", 13, TEXT, anchor="lm")
-        x += 18 + canvas.text_width("hand-over", 13) + 20
-    if plan.thresholds:
-        canvas.dashes((x, y), (x + 20, y), THRESHOLD, 1.6)
-        canvas.text((x + 26, y), "threshold", 13, TEXT, anchor="lm")
-
-
-def _bars(canvas: Canvas, plan: SamplingPlan, costs: Sequence[float]) -> None:
-    steps = plan.stage_plan.steps
-    canvas.text((BARS_LEFT, TOP - 6), "timestep and cost of each step (final size: 1)", 13, MUTED, anchor="lb")
-    canvas.box(BARS_LEFT, TOP, BARS_RIGHT, BOTTOM, PANEL)
-    room = BOTTOM - TOP - 80.0
-    row = min(34.0, room / len(steps))
-    for step, cost in zip(steps, costs):
-        left, right, top, bottom = bar_box(step.index, cost, row, max(costs))
-        canvas.box(left, top, right, bottom, stage_colour(step.stage), radius=min(2.0, (bottom - top) / 4))
-        if row >= 15.0:
-            middle = (top + bottom) / 2
-            canvas.text((BARS_LEFT + 24, middle), str(step.index + 1), 13, TEXT, anchor="rm")
-            canvas.text((BARS_LEFT + 76, middle), f"t {step.timestep:.0f}", 13, MUTED, anchor="rm")
-            canvas.text((right + 6, middle), f"{cost:.3f}", 13, TEXT, anchor="lm")
-    total = sum(costs)
-    y = BOTTOM - 64
-    canvas.line([(BARS_LEFT + 12, y), (BARS_RIGHT - 12, y)], GRID)
-    canvas.text((BARS_LEFT + 14, y + 10), f"{total:.2f}", 30, TEXT)
-    shift = canvas.text_width(f"{total:.2f}", 30) + 24
-    canvas.text((BARS_LEFT + shift, y + 13), f"full-size calls for {len(steps)} steps", 13, TEXT)
-    if len(steps) - total > 0.005:
-        final = pixels(plan.cell_px, plan.stage_plan.final_hw)
-        more = f"all at {final} would cost {len(steps) / total:.2f}x"
-        canvas.text((BARS_LEFT + shift, y + 31), more, 13, MUTED)
-
-
-def bar_box(index: int, cost: float, row: float, most: float) -> tuple[float, float, float, float]:
-    """(left, right, top, bottom) of a step's bar in pixels; its length is in proportion to the cost."""
-    left = BARS_LEFT + 88.0
-    top = TOP + 10.0 + index * row
-    return left, left + (BARS_RIGHT - 54.0 - left) * cost / most, top, top + max(1.0, 0.7 * row)
-
-
-def _span(axes: Axes, stage: Stage) -> tuple[float, float]:
-    left = LEFT if stage.index == 0 else axes.x(axes.position(stage.base_sigmas[0]))
-    return left, axes.x(axes.position(stage.end_base_sigma)) if stage.end_base_sigma else RIGHT
-
-
-def _mixed(colour: str, ground: str, share: float) -> str:
-    parts = ((int(colour[i : i + 2], 16), int(ground[i : i + 2], 16)) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(share * front + (1.0 - share) * back):02x}" for front, back in parts)
+@lru_cache(maxsize=32)
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

@@ -32,7 +32,7 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
 
 
 ARRANGE = """table => {
-  const gap = 56, pad = 20, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
+  const gap = 30, pad = 14, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
   graph.id = table.id;
   const note = LiteGraph.createNode("MarkdownNote");
   note.title = "Read me";
@@ -56,7 +56,8 @@ ARRANGE = """table => {
           const least = node.computeSize();
           node.pos = [x, top + title];
           node.setSize([Math.max(column.width, id === "note" ? 0 : least[0]), Math.max(height, least[1])]);
-          top += title + node.size[1] + gap;
+          if (height < 0) node.flags.collapsed = true;
+          top += title + (height < 0 ? 0 : node.size[1]) + gap;
           bottom = Math.max(bottom, top - gap + pad);
           placed.add(node);
         }

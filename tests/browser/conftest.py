@@ -13,10 +13,10 @@ from browser.session import open_frontend
 
 @pytest.fixture(scope="session")
 def frontend(tmp_path_factory):
-    """The frontend of a user with live previews on, and files (empty here) by the names that the workflows ask for."""
+    """The frontend, with files (empty here) by the names that the workflows ask for."""
     folder = tmp_path_factory.mktemp("browser") / "comfyui"
     models = [(kind, name) for name, (kind, _) in FILES.items()]
-    with open_frontend(folder, models=models, Comfy_Execution_PreviewMethod="latent2rgb") as opened:
+    with open_frontend(folder, models=models, Comfy_Execution_PreviewMethod="none") as opened:
         yield opened
 
 

@@ -122,7 +122,6 @@ class Frontend:
         """A PNG of the whole graph without the bars around it."""
         self.show_all()
         self.page.add_style_tag(content=NO_POPUPS)
-        self.page.evaluate("app.extensionManager.toast.removeAll()")
         self.page.wait_for_timeout(300)
         return self.page.screenshot(clip=self.page.evaluate(BOX_ON_PAGE))
 
@@ -132,7 +131,8 @@ class Frontend:
             self.errors.append(text)
 
 
-NO_POPUPS = '[data-testid="queue-notification-banner"], .p-tooltip { display: none }'
+POPUPS = '[data-testid="queue-notification-banner"], [data-testid="toast-viewport"], .p-toast, .p-tooltip'
+NO_POPUPS = f"{POPUPS} {{ display: none }}"
 BOUNDS = """() => {
   const boxes = [...app.graph._nodes, ...app.graph._groups].map(item => item.boundingRect ?? item._bounding);
   const low = axis => Math.min(...boxes.map(box => box[axis]));

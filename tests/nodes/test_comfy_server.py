@@ -65,7 +65,7 @@ def info(server):
 @pytest.fixture(scope="module")
 def demo(server):
     """(prompt, Run, pictures) of the demo's shipped prompt, run once."""
-    prompt = prompt_file("rmd_demo")
+    prompt = prompt_file("rmd_wired")
     run = server.run(prompt)
     assert run.errors == []
     return prompt, run, pixels(server, run, prompt)
@@ -235,6 +235,29 @@ def test_what_cannot_run_says_why_in_one_line(server, demo, node, change, words)
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_methods_that_are_not_offered_still_run_from_a_saved_workflow(server, info, demo):
+    source = {"source": "split", "source.split": "2+2", "source.sigmas": "", "source.earlier_sizes": "0.5"}
+    source |= {"source.mapping": "auto", "source.base_shift": 0.0, "source.method": "official-7gpu"}
+    prompt = copy.deepcopy(demo[0])
+    prompt[the(prompt, "RMD_Schedule")]["inputs"].update(source)
+    assert server.run(prompt).errors == []
+    prompt[the(prompt, "RMD_Schedule")]["inputs"]["source.method"] = "official-8gpu"
+    with pytest.raises(Refused, match="official-8gpu|value_not_in_list"):
+        server.run(prompt)
+    (choice,) = (
+        one for one in info["RMD_Schedule"]["input"]["required"]["source"][1]["options"] if one["key"] == "split"
+    )
+    assert not any("official-7gpu" in str(group) for group in choice["inputs"].values())
+
+
+def test_a_cfg_of_0_is_the_plans(server, demo):
+    prompt = copy.deepcopy(demo[0])
+    prompt[the(prompt, "RMD_Sampler")]["inputs"]["cfg"] = 0.0
+    run = server.run(prompt)
+    assert run.errors == [] and run.texts == []
+    assert (pixels(server, run, prompt) - demo[2]).abs().max() == 0
 
 
 def test_a_warning_is_shown_on_its_node(server, demo):

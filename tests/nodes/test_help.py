@@ -8,7 +8,7 @@ from urllib.error import HTTPError
 import pytest
 
 from english_locale import HAN, LANGUAGES, LOCALES, SCRIPTS, english, locale
-from help_pages import PAGES, ROOT, SECTIONS, TEMPLATES, blocks, cells, quoted, rows, sections, unknown
+from help_pages import PAGES, ROOT, SECTIONS, TEMPLATES, blocks, entries, entry, quoted, sections, unknown
 
 FIRST = "the first"  # the default of a drop-down that names none, as of files
 
@@ -22,7 +22,7 @@ def options(field):
 
 
 def default(field):
-    """What the default's cell says of an input."""
+    """What the page says of an input's default."""
     kind = field.get_io_type()
     if kind == "COMFY_DYNAMICCOMBO_V3":
         return f"`{field.options[0].key}`"
@@ -36,7 +36,7 @@ def default(field):
 
 
 def takes(field):
-    """What the cell of allowed values must hold."""
+    """What the page's words on allowed values must hold."""
     kind = field.get_io_type()
     if kind in ("INT", "FLOAT"):
         least, most = (value if isinstance(value, int) else f"{value:g}" for value in (field.min, field.max))
@@ -73,18 +73,17 @@ class TestPage:
                 wanted |= {f"{field.id}: {option.key}": option.inputs for option in field.options}
         assert found.keys() == wanted.keys()
         for section, fields in wanted.items():
-            table = rows(found[section])
-            assert [row[0] for row in table] == [field.id for field in fields], section
-            for (_, allowed, usual, meaning), field in zip(table, fields):
+            listed = entries(found[section], 3) if fields else []
+            assert [name for name, *_ in listed] == [field.id for field in fields], section
+            for (_, usual, allowed, meaning), field in zip(listed, fields):
                 assert usual == default(field), field.id
                 assert all(value in allowed for value in takes(field)), field.id
                 assert len(meaning) > 8, field.id
 
     def test_outputs_are_those_of_the_node(self, page, node_classes):
-        table = rows(sections(page)["Outputs"])
+        listed = entries(sections(page)["Outputs"], 2)
         told = node_classes[page.stem].GET_NODE_INFO_V1()
-        assert [row[0] for row in table] == told["output_name"]
-        assert [row[1] for row in table] == told["output"]
+        assert [(name, kind) for name, kind, _ in listed] == list(zip(told["output_name"], told["output"]))
 
     def test_bold_names_exist(self, page, schemas, node_classes):
         """An input, output or choice of any node, a node, or a template: nothing else is bold."""
@@ -114,7 +113,17 @@ class TestPage:
 
 
 def kinds(template):
-    return {node["type"] for node in json.loads(template.read_text(encoding="utf-8"))["nodes"]}
+    graph = json.loads(template.read_text(encoding="utf-8"))
+    inside = (subgraph["nodes"] for subgraph in graph.get("definitions", {}).get("subgraphs", []))
+    return {node["type"] for nodes in (graph["nodes"], *inside) for node in nodes}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "web" / "docs").rglob("*.md")), ids=lambda path: path.stem)
+def test_nothing_is_wider_than_the_panel(path):
+    """The panel opens 285 px wide: a table of more than two columns, or HTML with a width, is cut there."""
+    text = path.read_text(encoding="utf-8")
+    assert max((line.count("|") for line in text.splitlines() if line.startswith("|")), default=0) <= 3
+    assert not re.search(r"<[a-z]", prose(text))
 
 
 def test_the_server_gives_the_pages(server):
@@ -188,12 +197,6 @@ def test_the_server_gives_them(server):
     assert told == {language: {"nodeDefs": locale(language)} for language in LANGUAGES}
 
 
-COLUMNS = {"input", "takes", "default", "what it does", "output", "type", "what it is"}
-FIXED = {"required", "optional", "the first", "empty"}
-"""Cells, besides the names of columns, that are the same wherever they stand."""
-WIDE = '<span style="display:block;padding-left:14em"></span>'
-"""Behind the last column's name: these scripts break at any letter, and a narrow panel would leave one on a line. The
-frontend's sanitizer leaves few properties of a style, these two among them."""
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 TARGET = re.compile(r"\]\(([^)\s]+)|\ssrc=[\"']([^\"']+)")
 """Where a picture or a link points to. The page resolves relative pictures from docs/ in every language."""
@@ -203,10 +206,10 @@ def names(language):
     """English name -> the one that the interface shows, for every node, input and output."""
     found = {}
     mine = locale(language)
-    for node, entry in locale("en").items():
-        found[entry["display_name"]] = mine[node]["display_name"]
+    for node, texts_of in locale("en").items():
+        found[texts_of["display_name"]] = mine[node]["display_name"]
         for part in ("inputs", "outputs"):
-            found |= {one["name"]: mine[node][part][key]["name"] for key, one in entry[part].items()}
+            found |= {one["name"]: mine[node][part][key]["name"] for key, one in texts_of[part].items()}
     return found
 
 
@@ -231,7 +234,7 @@ def prose(text):
 
 
 def beside(name, own):
-    """A name as a table gives it: the interface's, with the English one beside it where that is another."""
+    """A name as an entry gives it: the interface's, with the English one beside it where that is another."""
     return f"**{own}**" if name == own else f"**{own}** ({name})"
 
 
@@ -273,16 +276,16 @@ class TestTranslation:
             wanted = [known.get(name, name) for name in BOLD.findall(text)]
             assert Counter(BOLD.findall(mine)) == Counter(wanted), text
 
-    def test_tables_keep_names_and_values(self, page, language):
-        known = names(language)
-        for row, mine in pairs(page, language, "row"):
-            (name, *values), (own, *others) = cells(row), cells(mine)
-            assert len(values) == len(others)
-            if name.startswith("**"):
-                assert own == beside(name.strip("*"), known[name.strip("*")])
-            assert [quoted(value) for value in values[:-1]] == [quoted(other) for other in others[:-1]]
-            assert others[-1].endswith(WIDE) == (name in COLUMNS)
+    def test_entries_keep_names_and_values(self, page, language):
+        known, parts = names(language), 3
+        for text, mine in pairs(page, language, "##", "entry"):
+            if text.startswith("#"):
+                parts = 2 if text == "## Outputs" else 3
+                continue
+            (name, *values, _), (own, *others, _) = entry(text, parts), entry(mine, parts)
+            assert own == beside(name.strip("*"), known[name.strip("*")])
             for value, other in zip(values, others):
+                assert quoted(value) == quoted(other)
                 assert re.search("[a-z]", prose(value)) or other == value
 
     def test_pictures_and_links_are_the_same(self, page, language):

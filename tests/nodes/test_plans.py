@@ -315,10 +315,11 @@ def test_given_sigmas_are_the_levels_of_the_first_size(plan):
 
 
 @pytest.mark.parametrize(("sigma", "warned"), [(0.95, True), (0.8, False)])
-def test_a_switch_that_keeps_almost_nothing_is_noted(plan, sigma, warned):
+def test_a_switch_that_keeps_almost_nothing_is_noted(plan, caplog, sigma, warned):
     """r = 2 makes 38 parts of noise to 1 of the image out of 0.95, and 8 to 1 out of 0.8."""
     made = plan("wan", (256, 256), by_split("1+1", sigmas=f"1, {sigma}"))
     assert any("the smaller steps do little" in note for note in made.notes) == warned
+    assert ("the smaller steps do little" in caplog.text) == warned  # what is logged is also shown on the node
 
 
 def test_a_later_stage_at_pure_noise_is_refused(refused):

@@ -1,6 +1,5 @@
-"""The plan as a image and as a table: what is drawn where, in which colour, and the numbers beside it."""
+"""The plan as an image and as a table: its facts, what is where in which colour, and every step's numbers."""
 
-import math
 import re
 from dataclasses import replace
 
@@ -36,75 +35,63 @@ def rgb(colour):
     return torch.tensor([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
 
 
-def pixels_of(image, colour, left=0, right=None):
-    """How many pixels of an area are of a colour, to what reading a byte allows."""
-    return ((image[0, :, left:right] - rgb(colour)).abs().amax(-1) < 0.02).sum().item()
+def are_of(image, colour):
+    """Which pixels of an image are of a colour, to what reading a byte allows."""
+    return (image[0] - rgb(colour)).abs().amax(-1) < 0.02
 
 
-@pytest.mark.parametrize(("name", "split"), [("sdxl", "2+0+2"), ("sdxl", "1+1+2"), ("wan", "1+0+0"), ("wan", "9+9+12")])
+@pytest.mark.parametrize("split", ["2+0+2", "1+1+2", "0+0+1", "9+9+12"])
+@pytest.mark.parametrize("name", ["sdxl", "wan"])
 def test_the_plan_is_an_image_and_repeats(plan, drawing, costs, name, split):
-    made = replace(plan(name, split), thresholds=(-5.0, -2.5))
+    made = replace(plan(name, split), origin="a long origin, " * 40)
     image = drawing.plan_image(made, costs(made))
-    assert image.shape == (1, 560, 1000, 3) and image.dtype == torch.float32
+    assert image.shape == (1, 600, 920, 3) and image.dtype == torch.float32
     assert 0 <= image.min() and image.max() <= 1
     assert torch.equal(image, drawing.plan_image(made, costs(made)))
+    side = drawing.SIDE * drawing.SHARP - 4  # nothing is written beyond the margins
+    assert (
+        are_of(image[:, :, :side], drawing.BACKGROUND).all() and are_of(image[:, :, -side:], drawing.BACKGROUND).all()
+    )
 
 
-@pytest.mark.parametrize("name", ["sdxl", "wan", "pixart"])
-def test_steps_are_drawn_at_their_levels_in_the_colour_of_their_stage(plan, drawing, costs, name):
-    made = plan(name)
-    image = drawing.plan_image(made, costs(made))
-    axes = drawing.Axes.of(made)
-    for step in made.stage_plan.steps:
-        # u of the base level by hand: the shifted flow solved for u, the entry of a VP table
-        sigma = step.base_sigma
-        shift = getattr(made.stage_plan.curve, "shift", None)
-        u = sigma / (shift - (shift - 1) * sigma) if shift else (made.stage_plan.curve.timestep(sigma) + 1) / 1000
-        x, y = axes.at(sigma, step.logsnr)
-        assert x == pytest.approx(axes.x(1) + (1 - u) * (axes.x(0) - axes.x(1)), abs=1e-6)
-        if math.isfinite(step.logsnr):
-            share = (step.logsnr - axes.lowest) / (axes.highest - axes.lowest)
-            assert y == pytest.approx(axes.y(axes.lowest) + share * (axes.y(axes.highest) - axes.y(axes.lowest)))
-        ring = image[0, round(y) - 6, round(x) - 5]  # inside the dot, beside its number
-        assert (ring - rgb(drawing.stage_colour(step.stage))).abs().max() < 0.02
+@pytest.mark.parametrize("sizes", [SIZES, [(15, 26), (30, 52), (60, 104)], [(8, 64), (8, 64), (16, 128)]])
+def test_each_stage_is_a_box_in_proportion_to_its_size(plan, drawing, costs, sizes):
+    made = plan("wan", sizes=sizes)
+    image, boxes = drawing.plan_image(made, costs(made)), drawing.stage_boxes(made)
+    scale = (boxes[-1][2] - boxes[-1][0]) / sizes[-1][1]
+    for (left, top, right, bottom), stage in zip(boxes, made.stage_plan.stages):
+        assert (right - left, bottom - top) == pytest.approx((scale * stage.width, scale * stage.height))
+        rows, columns = are_of(image, drawing.stage_colour(stage.index)).nonzero(as_tuple=True)
+        found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert [int(place) / drawing.SHARP for place in found] == pytest.approx([left, top, right, bottom], abs=1.5)
+    assert boxes[-1][2] <= drawing.WIDTH - drawing.SIDE
 
 
-def test_every_finite_level_and_threshold_is_inside_the_axes(plan, drawing):
-    for name in ("sdxl", "wan", "pixart"):
-        # the last threshold decides nothing on any table and is not shown
-        made = replace(plan(name), thresholds=(-19.0, 9.0, 1e9))
-        axes = drawing.Axes.of(made)
-        levels = [step.logsnr for step in made.stage_plan.steps if math.isfinite(step.logsnr)]
-        assert axes.lowest < min(*levels, -19) and max(*levels, 9) < axes.highest < 20
+def test_facts_in_words(plan, drawing, costs):
+    made = plan("wan", "2+2", [(8, 8), (16, 16)])
+    assert drawing.steps_fact(made) == "2 steps at 64, 2 at 128 px"
+    assert drawing.cost_fact(costs(made)) == "1.6 times fewer operations"  # 4 / (2 / 4 + 2)
+    one = plan("wan", "1", [(8, 12)])
+    assert drawing.steps_fact(one) == "1 step at 96x64 px" and "full size" in drawing.cost_fact(costs(one))
+    four = plan("wan", "1+1+1+1", [(8, 8), (10, 10), (12, 12), (16, 16)])
+    assert drawing.steps_fact(four) == "4 steps at 4 sizes, 64 to 128 px"
 
 
-def test_bars_are_as_long_as_the_steps_cost(plan, drawing, costs):
-    made = plan()
-    image = drawing.plan_image(made, costs(made))
-    room = image[:, :, drawing.BARS_LEFT :]
-    row = min(34.0, (drawing.BOTTOM - drawing.TOP - 80.0) / 4)
-    for index, (stage, cost) in enumerate([(0, 1 / 16), (1, 1 / 4), (2, 1), (2, 1)]):
-        left, right, top, bottom = drawing.bar_box(index, cost, row, 1.0)
-        middle = room[:, round((top + bottom) / 2)][:, None]
-        assert pixels_of(middle, drawing.stage_colour(stage)) == pytest.approx(right - left, abs=2)
-    lengths = [drawing.bar_box(0, cost, row, 1.0)[1] - drawing.bar_box(0, cost, row, 1.0)[0] for cost in (0.25, 1.0)]
-    assert lengths[1] == pytest.approx(4 * lengths[0])
-
-
-def test_thresholds_are_dashed_lines_at_their_level(plan, drawing, costs):
-    without = plan("wan")
-    shown = replace(without, thresholds=(-2.5,))
-    axes = drawing.Axes.of(shown)
-    y = round(axes.y(-2.5))
-    assert drawing.Axes.of(without) == axes
-    images = [drawing.plan_image(made, costs(made)) for made in (without, shown)]
-    row = slice(drawing.LEFT, drawing.RIGHT)
-    bright = [(image[0, y - 1 : y + 2, row].amin(-1).amax(0) > 0.7).float().mean() for image in images]
-    assert bright[0] < 0.1 and 0.35 < bright[1] < 0.75
+@pytest.mark.parametrize("name", ["pixart", "wan"])
+def test_a_switch_that_keeps_almost_nothing_is_in_another_colour(pack, plan, drawing, costs, name):
+    plans = pack.nodes.bridge.plans
+    for split, little in (("1+1", True), ("2+2", False)):
+        made = plan(name, split, [(16, 16), (128, 128)] if little else [(16, 16), (32, 32)])
+        stage = made.stage_plan.stages[1]
+        sigma = made.stage_plan.curve.comfy_sigma(stage.sigmas[0])
+        by_hand = 1 - sigma if name == "wan" else 1 / (1 + sigma)
+        assert plans.surviving(made, stage) == pytest.approx(by_hand, abs=1e-9)
+        assert (by_hand < plans.LITTLE_SURVIVES) == little
+        assert are_of(drawing.plan_image(made, costs(made)), drawing.ALERT).any() == little
 
 
 def test_long_words_are_cut_to_the_image(pack):
-    canvas = pack.nodes.bridge.show.Canvas(200, 40, "#000000")
+    canvas = pack.nodes.bridge.show.Canvas("#000000")
     for words in ("thresholds and sizes, " * 9, "x" * 1_000_000):  # the second without taking long
         cut = canvas.fitted(words, 13, 180)
         assert cut.endswith("...") and canvas.text_width(cut, 13) <= 190

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from browser.blueprints import BLUEPRINTS, SAVED_BY, SMALL
-from browser.layouts import LAYOUTS
+from browser.layouts import LAYOUTS, TITLE_OF
 from browser.model_files import FILES, SHIPPED, files_named
 from comfy_prompts import complaints
 from comfy_server import PACK
@@ -93,7 +93,7 @@ def test_its_nodes_exist_and_run_on_the_demos_models(server, name):
 
 API_FORMAT = Path(__file__).parents[1] / "workflows"
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
-NAMES = sorted(LAYOUTS)
+WIDEST, HIGHEST = 1750, 1000  # of a graph whose text the page still shows when it opens at 1366 x 768
 
 
 def prompt(name):
@@ -101,16 +101,26 @@ def prompt(name):
 
 
 def workflow(name):
-    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((WORKFLOWS / f"{TITLE_OF[name]}.json").read_text(encoding="utf-8"))
 
 
 def test_there_is_a_layout_a_workflow_and_a_thumbnail_for_every_prompt():
-    assert {path.stem for path in API_FORMAT.glob("*.json")} == set(NAMES)
-    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(NAMES)
-    assert {path.stem for path in WORKFLOWS.glob("*.jpg")} == set(NAMES)
+    assert {path.stem for path in API_FORMAT.glob("*.json")} == LAYOUTS.keys() == TITLE_OF.keys()
+    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(TITLE_OF.values())
+    assert {path.stem for path in WORKFLOWS.glob("*.jpg")} == set(TITLE_OF.values())
+    assert len({path.read_bytes() for path in WORKFLOWS.glob("*.jpg")}) == len(TITLE_OF)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_names_sort_and_search():
+    """The demo comes first wherever names sort, those that need no download before the others; `rmd` finds all."""
+    listed = sorted(TITLE_OF.values())
+    assert listed == list(TITLE_OF.values()) and listed[0] == TITLE_OF["rmd_demo"]
+    assert all(name.startswith("RMD ") for name in listed)
+    for key, name in TITLE_OF.items():
+        assert name.endswith("(runs anywhere)") == (set(files_named(prompt(key))) <= SHIPPED)
+
+
+@pytest.mark.parametrize("name", TITLE_OF)
 def test_every_file_is_shipped_or_says_where_it_is_public(name):
     files = set(files_named(prompt(name)))
     assert files <= SHIPPED | FILES.keys()
@@ -118,14 +128,17 @@ def test_every_file_is_shipped_or_says_where_it_is_public(name):
     assert all(FILES[file][1] in note and FILES[file][0] in note for file in files - SHIPPED)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TITLE_OF)
 def test_nodes_do_not_overlap_and_lie_in_groups(name):
     graph = workflow(name)
     boxes = {}
     for node in graph["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
+        height = 0 if node["flags"].get("collapsed") else height
         boxes[node["id"]] = (x, y - 30, x + width, y + height)
     frames = [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in graph["groups"])]
+    assert max(frame[2] for frame in frames) - min(frame[0] for frame in frames) <= WIDEST
+    assert max(frame[3] for frame in frames) - min(frame[1] for frame in frames) <= HIGHEST
     for one, (left, top, right, bottom) in boxes.items():
         assert any(f[0] < left and f[1] < top and right < f[2] and bottom < f[3] for f in frames), one
         for other, box in boxes.items():

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 PYTHONPATH=tests python -m perf.marathon [--prompts 100] [--seed 0]
 
 Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI) and Linux (/proc tells the memory). The prompt is the shipped demo,
-tests/workflows/rmd_demo.json, with one of a few seeds; each seed is first run twice without disturbance, and both
+tests/workflows/rmd_wired.json, with one of a few seeds; each seed is first run twice without disturbance, and both
 images must be equal: that is its reference. Then every image that comes out, before, after or in spite of an
 interrupt (POST /interrupt) or a cancel (POST /queue, delete), is compared with the reference of its seed, bit for bit.
 The server's resident memory after the references is the level to which the end is compared.
@@ -29,7 +29,7 @@ from comfyui_checkout import find_comfyui
 from demo.comparison import table
 
 RESULTS = FOLDER / "marathon.json"
-PROMPT = Path(__file__).parents[1] / "workflows" / "rmd_demo.json"
+PROMPT = Path(__file__).parents[1] / "workflows" / "rmd_wired.json"
 SEEDS = 5  # different seeds of one marathon, so that every one comes again and again
 GROWTH_MB = 50.0  # what the server's memory may grow by between the references and the end
 INTERRUPTS, CANCELS = 0.35, 0.2  # shares of the prompts: interrupted while they run, cancelled while they wait
