@@ -221,9 +221,9 @@ def marked_rows(student, seed):
     return [student_row(student, seed, mark) for mark in student.marks]
 
 
-def long_row():
-    """RMD after a training twice as long."""
-    return student_row(FULL.rmd_area, 0, LONG)
+def long_rows():
+    """RMD with and without the mapping after a training twice as long."""
+    return [student_row(student, 0, LONG) for student in (FULL.rmd_none, FULL.rmd_area)]
 
 
 @cache
@@ -236,7 +236,7 @@ def all_groups():
             groups.append(marked_rows(world.single, seed) + (untouched_rows(world, seed) if tuned else []))
             groups[-1] += [row for student in tuned for row in marked_rows(student, seed)]
             groups += [marked_rows(student, seed) for student in (world.rmd_area, world.rmd_none)]
-        groups += [[long_row()]] if world is FULL else []
+        groups += [[row] for row in long_rows()] if world is FULL else []
         groups += [marked_rows(world.rmd_half, 0), *(student_rows(student) for student in world.options)]
     return [*groups, damaged_rows()]
 

@@ -74,7 +74,7 @@ class Tables:
         for student in world.main[1:]:
             lines.append(self.line(f"{student.title}, {student.marks[-1]} updates", rows.student_rows(student)))
         if world is FULL:
-            lines.append(self.line(f"{world.rmd_area.title}, {LONG} updates, seed 0", [rows.long_row()]))
+            lines += [self.line(f"{row.title}, {LONG} updates, seed 0", [row]) for row in rows.long_rows()]
         return self._text(lines)
 
     def paired(self):
