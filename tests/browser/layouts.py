@@ -48,7 +48,7 @@ TITLE_OF = {
 """The name that ComfyUI shows of each workflow, which is that of its file; in brackets what there is to download."""
 
 BLUEPRINT_OF = {"rmd_demo": "RMD text to image"}
-"""The blueprint whose node stands in a workflow for those with a colon in their id, such as `10:1`."""
+"""The blueprint that a workflow uses: its node holds those with a colon in their id, such as `10:1`."""
 
 
 def _by_columns(

@@ -110,7 +110,7 @@ def test_the_templates_are_listed_and_served(server, info):
 
 
 def kinds(workflow):
-    """The types of a workflow's nodes, with what a blueprint's node stands for in its place."""
+    """The types of a workflow's nodes, with those inside a blueprint in place of its node."""
     inside = {one["id"]: one for one in workflow.get("definitions", {}).get("subgraphs", [])}
     found = []
     for node in workflow["nodes"]:
