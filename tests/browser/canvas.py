@@ -32,7 +32,7 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
 
 
 ARRANGE = """table => {
-  const gap = 30, pad = 14, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
+  const gap = 30, below = 56, pad = 14, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
   graph.id = table.id;
   const note = LiteGraph.createNode("MarkdownNote");
   note.title = "Read me";
@@ -57,8 +57,8 @@ ARRANGE = """table => {
           node.pos = [x, top + title];
           node.setSize([Math.max(column.width, id === "note" ? 0 : least[0]), Math.max(height, least[1])]);
           if (height < 0) node.flags.collapsed = true;
-          top += title + (height < 0 ? 0 : node.size[1]) + gap;
-          bottom = Math.max(bottom, top - gap + pad);
+          top += title + (height < 0 ? 0 : node.size[1]) + below;
+          bottom = Math.max(bottom, top - below + pad);
           placed.add(node);
         }
         x += column.width + gap;

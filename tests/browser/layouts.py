@@ -48,7 +48,7 @@ TITLE_OF = {
 """The name that ComfyUI shows of each workflow, which is that of its file; in brackets what there is to download."""
 
 BLUEPRINT_OF = {"rmd_demo": "RMD text to image"}
-"""The blueprint whose node stands in a workflow for those with a colon in their id, such as `10:1`."""
+"""The blueprint that a workflow uses: its node holds those with a colon in their id, such as `10:1`."""
 
 
 def _by_columns(
@@ -67,23 +67,23 @@ def _by_columns(
 
 _STUDENT = ("1", 130)
 _PICTURE = (("8", 560),)
-_DEMO = (_STUDENT, "3", ("2", 110), (NOTE, 390))
-_SCHEDULE_AND_NOTE = (("4", 540), (NOTE, 290))
+_DEMO = (_STUDENT, "3", ("2", 130), (NOTE, 300))
+_SCHEDULE_AND_NOTE = (("4", 540), (NOTE, 270))
 _TEXT = ("2", 160)
 
 LAYOUTS: dict[str, Rows] = {
     "rmd_demo": (
         (
-            _group("Prompt and VAE", BLUE, (330, ("11", 110), "12", (NOTE, 330))),
+            _group("Prompt and VAE", BLUE, (330, ("11", 130), "12", (NOTE, 300))),
             _group("Sample", ORANGE, (330, ("10", 300), ("14", 90))),
             _group("Result", PURPLE, (520, ("13", 590))),
         ),
     ),
-    "rmd_wired": _by_columns(_DEMO, (("4", 560), ("9", 260)), "5", (("8", 500),), widths=(520, 400)),
+    "rmd_wired": _by_columns(_DEMO, (("4", 560), ("9", 250)), "5", (("8", 500),), widths=(520, 400)),
     "rmd_few_step_and_rmd": (
         (
             _group("Read me", GREY, (270, (NOTE, 440))),
-            _group("For all three", BLUE, (310, _STUDENT, ("11", 130), ("2", 110), "3", "5")),
+            _group("For all three", BLUE, (310, _STUDENT, ("11", 130), ("2", 120), ("3", FOLDED), "5")),
             *(
                 _group(title, colour, (290, (f"{n}0", FOLDED), (f"{n}1", 280), (f"{n}2", FOLDED), (f"{n}3", 360)))
                 for n, title, colour in (
@@ -94,12 +94,12 @@ LAYOUTS: dict[str, Rows] = {
             ),
         ),
     ),
-    "rmd_three_sizes": _by_columns(_DEMO, (("4", 560), ("9", 260)), "5", _PICTURE),
+    "rmd_three_sizes": _by_columns(_DEMO, (("4", 560), ("9", 250)), "5", _PICTURE),
     "rmd_hand_built": (
         (
-            _group("1 Model and prompt", BLUE, (310, _STUDENT, ("2", 110), "3", (NOTE, 330))),
-            _group("2 For both stages", GREEN, (340, ("4", 480), "7", "6", "5")),
-            _group("3 Stage 1: the small size", ORANGE, (260, "10", "11", "12", ("30", FOLDED), ("31", 270))),
+            _group("1 Model and prompt", BLUE, (310, _STUDENT, ("2", 130), "3", (NOTE, 300))),
+            _group("2 For both stages", GREEN, (340, ("4", 450), "7", "6", "5")),
+            _group("3 Stage 1: the small size", ORANGE, (260, "10", "11", "12", ("30", FOLDED), ("31", 200))),
             _group("4 Stage 2: the final size", PURPLE, (280, "20", "21", "22"), (310, ("32", FOLDED), ("33", 420))),
         ),
     ),

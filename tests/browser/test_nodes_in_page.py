@@ -97,6 +97,7 @@ def test_every_node_is_in_the_users_language(frontend, keep_picture, language):
 
 
 KIND = "RMD_StageOverride"
+CLOSE_PANEL = "() => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)"
 
 
 def seen(path):
@@ -107,6 +108,7 @@ def seen(path):
 @pytest.mark.parametrize("language, name", [("zh", f"{KIND}/zh.md"), ("fr", f"{KIND}.md")])
 def test_the_help_is_in_the_users_language(frontend, keep_picture, language, name):
     frontend.page.evaluate(SET_LANGUAGE, language)
+    frontend.page.evaluate(CLOSE_PANEL)  # another test's would cover nodes
     page = frontend.page.context.browser.new_page(viewport=WINDOW)
     try:
         opened = Frontend(page, frontend.server)
