@@ -108,7 +108,6 @@ def seen(path):
 @pytest.mark.parametrize("language, name", [("zh", f"{KIND}/zh.md"), ("fr", f"{KIND}.md")])
 def test_the_help_is_in_the_users_language(frontend, keep_picture, language, name):
     frontend.page.evaluate(SET_LANGUAGE, language)
-    frontend.page.evaluate(CLOSE_PANEL)  # another test's would cover nodes
     page = frontend.page.context.browser.new_page(viewport=WINDOW)
     try:
         opened = Frontend(page, frontend.server)
@@ -130,5 +129,6 @@ def test_the_help_is_in_the_users_language(frontend, keep_picture, language, nam
         assert opened.errors == []
         keep_picture(f"help_{language}", page.screenshot())
     finally:
+        page.evaluate(CLOSE_PANEL)  # it would cover nodes of the next page
         page.close()
         frontend.page.evaluate(SET_LANGUAGE, "en")
