@@ -106,7 +106,7 @@ class SharedStart(SeededNoise):
 @torch.no_grad()
 def full_size_cascade_rmd(shipped):
     """The PIL image: a row for each setup, a column for each prompt, one noise for all setups."""
-    labels, head, gap = 172, 30, 6
+    labels, head, gap = 190, 30, 6
     noise = SharedStart(7, tuple(range(len(COLUMNS))), shipped.student.plan.final_hw)
     setups, rows = (shipped.few_step, shipped.cascade, shipped.student), []
     for setup in setups:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-IMAGE = (1, 560, 1000, 3)
+IMAGE = (1, 600, 920, 3)
 
 
 def contract(node_id):

@@ -23,6 +23,7 @@ REVISION = 1  # raise it when the trainer or the sampler is changed so that the 
 COST = 240  # updates of RMD 2+2 that cost as much as any student of the main tables
 OPTION_COST = 160  # and of the table of options
 LONG = 480  # updates of one long training
+TWO = 213  # updates of the student of two steps, at equal cost
 
 # What every student shares, written out so that a change of the project's defaults moves no row.
 BASE = (
@@ -223,15 +224,19 @@ class World:
         marks = (80, 160, COST)
         one_size = (NONE, "plan.split=4", "plan.sizes=[[16,16]]")
         self.single = main("single", "one resolution, 4 steps", *one_size, marks=(64, 128, 192))
+        # The control: the two full-size steps alone. Is the small stage of any use?
+        two = ("plan.steps=2", "plan.split=2", "plan.sizes=[[16,16]]")
+        self.two_steps = _student(teacher, "two_steps", "one resolution, 2 steps", NONE, *two, marks=(TWO,))
         self.rmd_area = main("rmd_area", "RMD, area mapping", AREA, marks=marks)
         self.rmd_none = main("rmd_none", "RMD, no mapping", NONE, marks=marks)
         self.rmd_half = _student(teacher, "rmd_half", "RMD, half of the mapping", HALF, marks=marks)
-        tuned = {"start": self.single, "marks": (40, 80, 160, COST)}
+        start = {"start": self.single, "marks": (40, 80, 160, COST)}
         self.tuned_area = _student(
-            teacher, "tuned_area", "one resolution, then tuned, area mapping", AREA, seeds=tuned_seeds, **tuned
+            teacher, "tuned_area", "one resolution, then tuned, area mapping", AREA, seeds=tuned_seeds, **start
         )
-        self.tuned_none = _student(teacher, "tuned_none", "one resolution, then tuned, no mapping", NONE, **tuned)
-        self.main = (self.single, self.tuned_none, self.tuned_area, self.rmd_none, self.rmd_half, self.rmd_area)
+        self.tuned_none = _student(teacher, "tuned_none", "one resolution, then tuned, no mapping", NONE, **start)
+        tuned = self.tuned_none, self.tuned_area
+        self.main = (self.single, self.two_steps, *tuned, self.rmd_none, self.rmd_half, self.rmd_area)
         self.base = self.rmd_none if mapping == NONE else self.rmd_area
         self.options = [
             _student(teacher, name, title, mapping, *changes, marks=(updates,), cost=OPTION_COST)

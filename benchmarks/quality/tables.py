@@ -207,6 +207,7 @@ def against_cost(axes, store, name):
         ("teacher", "#0072b2", "s", [[row] for row in teacher[:3]]),
         ("teacher in the cascade", "#56b4e9", "o", [[row] for row in teacher[3:]]),
         ("one resolution, 4 steps", "#009e73", "D", [rows.student_rows(FULL.single)]),
+        ("one resolution, 2 steps", "#66c2a5", "D", [rows.student_rows(FULL.two_steps)]),
         ("the same untouched in the cascade", "#999999", "o", untouched),
         ("the same, tuned, area mapping", "#cc79a7", "^", [rows.student_rows(FULL.tuned_area)]),
         ("RMD, no mapping", "#e69f00", "^", [rows.student_rows(FULL.rmd_none)]),
@@ -229,7 +230,8 @@ def against_cost(axes, store, name):
 
 def during_training(axes, store, name):
     """Distance against training cost with a gap between the sizes; a thin line a seed, a thick one for their mean."""
-    for student, colour in zip(FULL.main, ("#009e73", "#cc79a7", "#8c6bb1", "#d55e00", "#e69f00", "#0072b2")):
+    colours = ("#009e73", "#66c2a5", "#8c6bb1", "#cc79a7", "#e69f00", "#0072b2", "#d55e00")
+    for student, colour in zip(FULL.main, colours):
         seeds = zip(*(rows.student_rows(student, mark) for mark in student.marks))
         curves = [[figures[name] for figures in values_of(store, found)] for found in seeds]
         curves = [curve for curve in curves if len(curve) == len(student.marks)]

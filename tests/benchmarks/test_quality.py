@@ -60,7 +60,7 @@ def test_tables_show_every_row_and_none_that_is_never_made(tmp_path):
 
 def test_students_cost_as_much_training_as_rmd():
     rmd = cost_of_an_update(FULL.rmd_area)
-    for student in (FULL.single, *FULL.options):
+    for student in (FULL.single, FULL.two_steps, *FULL.options):
         # Any other change leaves the cost of an update as it is.
         if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):
             assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * rmd, rel=0.01)

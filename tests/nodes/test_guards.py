@@ -17,7 +17,8 @@ SIZES = ((8, 8), (16, 16))
 def test_guidance_without_a_negative(nodes, tiny, refused, cfg):
     model = tiny("sdxl")
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.sample(model, plan, cfg=cfg), f"cfg is {cfg:g}", "negative", "1.0")
+    if cfg:  # 0 is the plan's own in RMD Sampler
+        refused(lambda: nodes.sample(model, plan, cfg=cfg), f"cfg is {cfg:g}", "negative", "1.0")
     refused(lambda: nodes.advanced(model, plan, guider=nodes.guider(model, cfg=cfg)), f"cfg is {cfg:g}", "negative")
 
 

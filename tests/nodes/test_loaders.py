@@ -35,6 +35,7 @@ def test_core_loaders_list_the_demo_files(node_classes):
     import nodes
 
     assert nodes.UNETLoader.INPUT_TYPES()["required"]["unet_name"][0] == [
+        "rmd_tiny_wan_few_step.safetensors",
         "rmd_tiny_wan_student.safetensors",
         "rmd_tiny_wan_teacher.safetensors",
     ]
