@@ -53,8 +53,8 @@ class Setup:
     validation_prompts: tuple
     memory: Memory
     teacher: torch.nn.Module
-    start: torch.nn.Module | None  # what the student starts from, if not the teacher
     vae: torch.nn.Module | None
+    start: torch.nn.Module | None = None  # what the student starts from, if not the teacher
 
     def embed(self, prompts):
         """The conditioning of prompts, on the CPU."""

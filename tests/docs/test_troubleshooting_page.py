@@ -4,10 +4,17 @@ import re
 
 import pytest
 
-from help_pages import ROOT, quoted, rows, sections, unknown
+from help_pages import ROOT, quoted, sections, unknown
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 TABLES = {name: text for name, text in sections(PAGE).items() if "\n|" in text}
+
+
+def rows(text):
+    """The cells of a table's body; its first cell is the bold name."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert all(len(line) == len(lines[0]) for line in lines), lines
+    return [[cells[0].strip("*"), *cells[1:]] for cells in lines[2:]]
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -98,7 +98,7 @@ def test_full_student(folder, load):
         "nearest, exact noise, eta 0.5",
         "CFG: 1",
         "rmd-demo-words-3x64",
-        "trained: 260 updates",
+        "trained: 480 updates",
         "checked: the size of the network, WAN21 of width 128, depth 8",
         "checked: all 231 weights",
     ):

@@ -270,7 +270,8 @@ def test_ctrl_c_ends_a_download_at_once_and_the_same_command_continues_it(world,
     with Hub({ID: {"main": model}}, slow="text_encoder/model.safetensors") as hub:
         hub_settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(world / "home"), "HF_HUB_DISABLE_XET": "1"}
         settings = {"env": {**os.environ, **hub_settings}, "cwd": Path(__file__).parents[2], "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, **settings)
+        # A shell's background jobs ignore SIGINT, and so would this program.
+        process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **settings)
         while not any(name.endswith(hub.slow) for name in hub.downloads):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
