@@ -23,8 +23,7 @@ from demo.sampling import make_latents
 from rmd_core.errors import RMDError
 from training.prompts import PromptCache
 
-from .jobs import make_rows
-from .rows import SampledRow, Store, all_groups, backbone, made_here
+from .rows import SampledRow, Store, all_groups, backbone, made_here, make_rows
 from .scoring import PROMPTS
 from .tables import draw, report, timing_key, update_page
 

@@ -68,7 +68,7 @@ def latent_statistics(frame_vae, count=2304):
     images = Drawings(TEACHER_STYLES).to(device)
     generator = torch.Generator().manual_seed(3)
     latents = torch.cat([tiny.encode(frame_vae, images.sample(32, generator, side=128)[0]) for _ in range(count // 32)])
-    return reduce(latents, "b c h w -> c", "mean").double().cpu(), latents.std((0, 2, 3)).double().cpu()
+    return reduce(latents, "b c h w -> c", "mean").cpu().double(), latents.std((0, 2, 3)).cpu().double()
 
 
 @torch.no_grad()
