@@ -243,7 +243,9 @@ def all_groups():
             groups[-1] += [row for student in tuned for row in marked_rows(student, seed)]
             groups += [marked_rows(student, seed) for student in (world.rmd_area, world.rmd_none)]
         groups += [[row] for row in long_rows()] if world is FULL else []
-        groups += [marked_rows(student, 0) for student in (world.two_steps, world.rmd_half)]
+        groups += [
+            marked_rows(student, seed) for student in (world.rmd_half, world.two_steps) for seed in student.seeds
+        ]
         groups += [*(student_rows(student) for student in world.options)]
     return [*groups, damaged_rows()]
 
