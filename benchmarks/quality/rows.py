@@ -246,7 +246,7 @@ def all_groups():
         groups += [
             marked_rows(student, seed) for student in (world.rmd_half, world.two_steps) for seed in student.seeds
         ]
-        groups += [*(student_rows(student) for student in world.options)]
+        groups += [student_rows(student) for student in (*(world.few if world is FULL else ()), *world.options)]
     return [*groups, damaged_rows()]
 
 

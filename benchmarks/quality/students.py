@@ -23,7 +23,7 @@ REVISION = 1  # raise it when the trainer or the sampler is changed so that the 
 COST = 240  # updates of RMD 2+2 that cost as much as any student of the main tables
 OPTION_COST = 160  # and of the table of options
 LONG = 480  # updates of one long training
-TWO = 213  # updates of the student of two steps, at equal cost
+ONE, TWO = 224, 213  # updates of the students of one and of two steps at the full size, at equal cost
 
 # What every student shares, written out so that a change of the project's defaults moves no row.
 BASE = (
@@ -212,6 +212,7 @@ OPTIONS = (
     (("weighting_min_snr5", "fake weighting min_snr5", "loss.fake_weighting=min_snr5"), 160),
     (("fake_steps_5", "5 fake-score steps", "train.fake_steps=5"), 54),
     (_preset("paper-literal"), 160),
+    (("mixed_stages", "a stage for each half of an update", "train.accumulation=2", "train.batch=8"), 160),
 )  # fmt: skip
 
 
@@ -235,6 +236,13 @@ class World:
         )
         self.rmd_area = main("rmd_area", "RMD, area mapping", AREA, marks=marks)
         self.rmd_none = main("rmd_none", "RMD, no mapping", NONE, marks=marks)
+        # With one large step, does a small one before it help?
+        one = ("plan.steps=1", "plan.split=1", "plan.sizes=[[16,16]]")
+        self.few = (
+            _student(teacher, "one_step", "one resolution, 1 step", NONE, *one, marks=(ONE,)),
+            _student(teacher, "rmd_1+1", "RMD 1+1", AREA, "plan.steps=2", "plan.split=1+1", marks=(253,)),
+            _student(teacher, "rmd_2+1", "RMD 2+1", AREA, "plan.steps=3", "plan.split=2+1", marks=(247,)),
+        )
         self.rmd_half = _student(teacher, "rmd_half", "RMD, half of the mapping", HALF, marks=marks)
         start = {"start": self.single, "marks": (40, 80, 160, COST)}
         self.tuned_area = _student(

@@ -59,6 +59,7 @@ class Tables:
             "Teacher trained at the full size only: a gap between the sizes": lambda: self.main(FULL),
             "Teacher trained at both sizes: no gap": lambda: self.main(BOTH),
             "Differences from RMD with area mapping, at the same training seed and cost": self.paired,
+            "Are the small steps of use? Teacher trained at the full size only": self.small_steps,
             "One change of RMD at a time, with a gap and without": self.options,
             "During training": self.curves,
             "The metric on damaged real images": self.check,
@@ -91,6 +92,12 @@ class Tables:
         return "\n".join(
             [table(["minus RMD, area mapping, seed by seed", "FD", "KID", "SWD"], lines), *_not_run(missing)]
         )
+
+    def small_steps(self):
+        """Students of the full size alone beside RMD with small steps before as many or fewer large ones."""
+        one_step, *cascades = FULL.few
+        students = (one_step, *cascades, FULL.two_steps, FULL.rmd_area, FULL.single)
+        return self._text([self.line(f"{s.title}, {s.marks[-1]} updates", rows.student_rows(s)) for s in students])
 
     def options(self):
         """One change at a time, in both worlds, beside RMD at equal training cost."""

@@ -41,7 +41,7 @@ def test_every_student_and_row_is_there_once():
     made = [row for group in rows.all_groups() for row in group]
     for values in ([row.name for row in made], [rows.key_of(row) for row in made]):
         assert len(set(values)) == len(values)
-    students = [(s, seed) for world in WORLDS for s in (*world.main, *world.options) for seed in s.seeds]
+    students = [(s, seed) for world in WORLDS for s in (*world.main, *world.few, *world.options) for seed in s.seeds]
     assert len({weights_key(*run) for run in students}) == len(students)
 
 
@@ -60,7 +60,7 @@ def test_tables_show_every_row_and_none_that_is_never_made(tmp_path):
 
 def test_students_cost_as_much_training_as_rmd():
     rmd = cost_of_an_update(FULL.rmd_area)
-    for student in (FULL.single, FULL.two_steps, *FULL.options):
+    for student in (FULL.single, FULL.two_steps, *FULL.few, *FULL.options):
         # Any other change leaves the cost of an update as it is.
         if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):
             assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * rmd, rel=0.01)
@@ -135,7 +135,7 @@ def test_tables_come_from_kept_rows_and_name_what_is_missing(tmp_path):
         store.keep(row, FIGURES | {"fd": 0.2 + 0.1 * number})
     times = {"ms": {"2x8x8+2x16x16": {"1": 30.25, "32": 12.0}}}
     text = Tables(store, times).main(FULL)
-    (line,) = [line for line in text.splitlines() if line.startswith("RMD, area mapping, 240 updates (2 of 3 seeds)")]
+    (line,) = [line for line in text.splitlines() if line.startswith("RMD, area mapping, 240 updates (2 of 5 seeds)")]
     assert "0.250 (0.200..0.300)" in line and "30.2" in line.split() and "12.0" in line.split()
     assert FULL.rmd_none.title in text.partition("not run yet: ")[2].replace("\n", " ")
     assert "ms at 1" in text and "ms at 1" not in Tables(store).main(FULL)
