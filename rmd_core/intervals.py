@@ -120,7 +120,7 @@ def _floor(index: float) -> int:
 
 
 class StageSampler:
-    """The random choice of a stage for a whole batch, and of one of its steps for each sample.
+    """The random choice of a stage for a micro-batch, and of one of its steps for each sample.
 
     During the first `warmup_updates` updates every stage but the last is chosen, with equal chances; afterwards every
     stage (with two stages: the authors' coin). A plan of one stage has that one. Nothing but the plan, the update and
@@ -134,7 +134,7 @@ class StageSampler:
         self._warmup = warmup_updates
 
     def sample_stage(self, update: int, generator: torch.Generator) -> int:
-        """The stage of a batch; `update` counts finished updates, so the first one is 0."""
+        """The stage of a micro-batch; `update` counts finished updates, so the first one is 0."""
         choices = len(self._calls)
         if update < self._warmup:
             choices = max(1, choices - 1)

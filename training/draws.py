@@ -1,9 +1,10 @@
-"""The batch of one phase of one update: stage, steps, noise levels, prompts and noise, all sampled.
+"""The micro-batches of one phase of one update: stage, steps, noise levels, prompts and noise, all sampled.
 
-Every batch is a function of the run's seed, the update, the phase and the number of the sample in the whole batch. So a
-resumed run needs no generator state, and dividing a batch among processes or into micro-batches changes nothing.
+A micro-batch of all processes together is a function of the run's seed, the update, the phase and its own number. So a
+resumed run needs no generator state, and dividing a micro-batch among processes changes nothing.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from rmd_core.noise import SeededNoise, derive_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The samples ``items`` of the whole batch of one phase.
+    """The samples ``items`` of a micro-batch, which is number ``part`` of its phase.
 
     ``stage``: index in the plan, one for all samples. ``steps``: step indices in the plan, (B,). ``t`` and ``s``: the
     levels to which the state is noised and from which, sigmas at the final size, (B,) float64, t > s.
@@ -26,6 +27,7 @@ class Batch:
     prompts: tuple
     seed: int
     items: tuple
+    part: int = 0
     last_step: int | None = None  # the step that trajectories are made up to; None: the last one of ``steps``
 
     def rows(self, start, stop):
@@ -40,15 +42,6 @@ class Batch:
             items=self.items[part],
         )
 
-    def micro_batches(self, count):
-        """The batch as consecutive micro-batches of ``count`` samples."""
-        return [self.rows(start, start + count) for start in range(0, len(self.steps), count)]
-
-    def describe(self):
-        """The batch in words."""
-        prompts = ", ".join(repr(prompt) for prompt in self.prompts[:4]) + (", ..." if len(self.prompts) > 4 else "")
-        return f"in stage {self.stage + 1}, for the batch of {len(self.prompts)} prompts {prompts}"
-
     def up_to(self, step):
         """The batch with trajectories made up to a step (or further)."""
         return replace(self, last_step=step)
@@ -56,6 +49,15 @@ class Batch:
     def noise(self, purpose):
         """White noise for ``purpose`` as a NoiseSource of the cascade."""
         return SeededNoise(derive_seed(self.seed, purpose), self.items)
+
+
+def describe(batches):
+    """The micro-batches of a phase in words."""
+    stages = sorted({batch.stage + 1 for batch in batches})
+    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    shown = ", ".join(repr(prompt) for prompt in prompts[:4]) + (", ..." if len(prompts) > 4 else "")
+    where = f"stage{'s' * (len(stages) > 1)} {' and '.join(map(str, stages))}"
+    return f"in {where}, for the batch of {len(prompts)} prompts {shown}"
 
 
 class PromptOrder:
@@ -83,27 +85,46 @@ class PromptOrder:
 
 
 class BatchSampler:
-    """The batches of a run, by update and phase."""
+    """The micro-batches of a run, by update and phase.
 
-    def __init__(self, *, stages, intervals, order, seed, size):
+    ``size``: samples of a micro-batch, of all processes together. ``parts``: micro-batches of a phase.
+    """
+
+    def __init__(self, *, stages, intervals, order, seed, size, parts=1):
         self._stages = stages
         self._intervals = intervals
         self._order = order
         self._seed = seed
-        self._size = size  # of a whole update: micro-batch times accumulation times processes
+        self._size = size
+        self._parts = parts
+        self._only = None
 
-    def batch(self, update, phase, *, round_number):
-        """The batch of a ``phase`` of ``update`` (counted from 1); rounds with one number share their prompts."""
-        seed = derive_seed(self._seed, "phase", update, phase)
+    def of_stage(self, stage):
+        """A sampler like this one whose micro-batches are all of one stage."""
+        sampler = copy(self)
+        sampler._only = stage
+        return sampler
+
+    def batches(self, update, phase, *, round_number):
+        """The micro-batches of a ``phase`` of ``update`` (counted from 1); rounds of one number share their prompts."""
+        return [self.batch(update, phase, round_number=round_number, part=part) for part in range(self._parts)]
+
+    def batch(self, update, phase, *, round_number, part=0):
+        """One of the ``batches``."""
+        seed = self._derived("phase", update, phase, part)
         generator = torch.Generator().manual_seed(seed)
-        stage = self._stages.sample_stage(update - 1, generator)
+        stage = self._stages.sample_stage(update - 1, generator) if self._only is None else self._only
         steps = self._stages.sample_steps(stage, self._size, generator)
         t, s = self._intervals.sample(steps, generator)
-        prompts = tuple(self._order.take(round_number * self._size, self._size))
-        return Batch(stage=stage, steps=steps, t=t, s=s, prompts=prompts, seed=seed, items=tuple(range(self._size)))
+        prompts = tuple(self._order.take((round_number * self._parts + part) * self._size, self._size))
+        items = tuple(range(self._size))
+        return Batch(stage=stage, steps=steps, t=t, s=s, prompts=prompts, seed=seed, items=items, part=part)
 
     def other_levels(self, batch, update, phase):
         """The same samples with new noise levels, for a phase that reuses their student forward."""
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "levels", update, phase))
+        generator = torch.Generator().manual_seed(self._derived("levels", update, phase, batch.part))
         t, s = self._intervals.sample(batch.steps, generator)
         return replace(batch, t=t, s=s)
+
+    def _derived(self, what, update, phase, part):
+        return derive_seed(self._seed, what, update, phase, *([part] if part else []))

@@ -96,46 +96,45 @@ class Objective:
         self.boundary = training_boundary(config.method)  # at a change of size while trajectories are made
         self.loss_boundary = loss_boundary(config.method)  # from a low-resolution estimate to the final size
         self.guidance_calls = config.train.guidance_calls
-        self.micro_batch = config.train.batch
         self.device = device
         self.null = to_device(self.embed([NULL_PROMPT]), device)
 
-    def fake_phase(self, batch, *, share):
-        """Gradients of the fake score's loss: ``(loss, samples)``, a StudentSample for each micro-batch.
+    def fake_phase(self, batches, *, share):
+        """Gradients of the fake score's loss over micro-batches: ``(loss, samples)``, a StudentSample for each.
 
         The loss stays on the device: to read it would let the device wait.
-        With ``share`` the samples serve ``student_phase`` too, else there are none. If the batch is one micro-batch its
-        student forward is kept with its graph; else only the states the student received are kept.
+        With ``share`` the samples serve ``student_phase`` too, else there are none. Of a single micro-batch the student
+        forward is kept with its graph; of several only the states the student received are kept.
         """
-        parts = batch.micro_batches(self.micro_batch)
-        keep_graph = share and len(parts) == 1
+        keep_graph = share and len(batches) == 1
         total, samples = 0.0, []
-        for part in parts:
-            conditioning = self.conditioning(part)
-            x_in = self.student_input(part, conditioning)
+        for batch in batches:
+            conditioning = self.conditioning(batch)
+            x_in = self.student_input(batch, conditioning)
             with torch.set_grad_enabled(keep_graph):
-                estimate = self.estimate(part, x_in, conditioning)
-            loss = self.fake_loss(estimate, self.noised(estimate, part, "fake"), conditioning)
-            total += _backward(loss, len(parts))
+                estimate = self.estimate(batch, x_in, conditioning)
+            loss = self.fake_loss(estimate, self.noised(estimate, batch, "fake"), conditioning)
+            total += _backward(loss, len(batches))
             samples.append(StudentSample(x_in, conditioning, estimate if keep_graph else None))
         return total, samples if share else []
 
-    def student_phase(self, batch, samples=()):
-        """Gradients of the student's loss: ``(loss, estimates)`` with the estimates (B, C, [T,] H, W) detached.
+    def student_phase(self, batches, samples=()):
+        """Gradients of the student's loss over micro-batches: ``(loss, estimates)``, which are detached.
+
+        The estimates of all micro-batches are one tensor (B, C, [T,] H, W).
 
         ``samples``: those of a fake phase over the same stage, steps and noise; new ones are made where there are none.
         """
-        parts = batch.micro_batches(self.micro_batch)
         total, estimates = 0.0, []
-        for number, part in enumerate(parts):
+        for number, batch in enumerate(batches):
             if samples:
                 x_in, conditioning, estimate = samples[number]
             else:
-                conditioning, estimate = self.conditioning(part), None
-                x_in = self.student_input(part, conditioning)
-            estimate = estimate or self.estimate(part, x_in, conditioning)
-            loss = self.student_loss(estimate, self.noised(estimate, part, "student"), conditioning)
-            total += _backward(loss, len(parts))
+                conditioning, estimate = self.conditioning(batch), None
+                x_in = self.student_input(batch, conditioning)
+            estimate = estimate or self.estimate(batch, x_in, conditioning)
+            loss = self.student_loss(estimate, self.noised(estimate, batch, "student"), conditioning)
+            total += _backward(loss, len(batches))
             estimates.append(estimate.x0.detach())
         return total, torch.cat(estimates)
 

@@ -25,15 +25,15 @@ def probe(trainer, *, price=None):
 
     ``price``: of one device for an hour, in any currency; None leaves the cost out. All processes call it together.
     """
-    config, sampler = trainer.config, trainer.sampler
-    stages = [[] for _ in trainer.setup.plan.stages]
+    config, sampler, updates = trainer.config, trainer.sampler, []
     number = max(config.train.warmup_updates, config.train.fake_only_updates)
-    while any(len(measured) < EACH for measured in stages):
-        number += 1
-        stage = sampler.batch(number, "fake-0", round_number=0).stage
-        if len(stages[stage]) < EACH:
-            stages[stage].append(_measured(trainer.device, partial(trainer.update, number)))
-    updates = [measured[-1] for measured in stages]
+    for stage in trainer.setup.plan.stages:
+        trainer.sampler = sampler.of_stage(stage.index)
+        for _ in range(EACH):
+            number += 1
+            measured = _measured(trainer.device, partial(trainer.update, number))
+        updates.append(measured)
+    trainer.sampler = sampler
     validation, times = None, 0
     if trainer.validation is not None:
         validation = _measured(trainer.device, trainer.show)

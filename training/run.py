@@ -165,12 +165,16 @@ def _differences(config, folder):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read: the update it was made after, by how many processes, and its tensors by part."""
+    """A checkpoint that was read: the update it was made after, by how many processes, and its tensors by part.
+
+    ``mixes_stages``: each micro-batch had its own stage; in old checkpoints all of an update share one.
+    """
 
     update: int
     path: Path
     parts: dict
     processes: int
+    mixes_stages: bool
 
 
 class StoredPart(Mapping):
@@ -249,7 +253,7 @@ class CheckpointStore:
                     save_safetensors(partial / _file_name(part, self.rank, shards), own)
             with self._raise_together(), writing(final):
                 if self.rank == 0:
-                    state = {"version": self.VERSION, "update": update, "parts": sorted(parts)}
+                    state = {"version": self.VERSION, "update": update, "parts": sorted(parts), "mixes_stages": True}
                     write_json(partial / "state.json", state | {"shards": shards, "processes": self.count})
                     if final.exists():
                         shutil.rmtree(final)
@@ -274,6 +278,7 @@ class CheckpointStore:
             state = read_json(file)
             version, stored, found = state["version"], state["update"], sorted(state["parts"])
             shards, processes = int(state.get("shards", 1)), int(state.get("processes", 1))
+            mixes_stages = state.get("mixes_stages", False)
         except (RMDError, KeyError, TypeError, ValueError):
             raise RMDError(f"{file} is damaged; {instead}") from None
         if version != self.VERSION:
@@ -286,7 +291,7 @@ class CheckpointStore:
         stored_parts = {
             part: StoredPart([path / _file_name(part, number, shards) for number in range(shards)]) for part in parts
         }
-        return Checkpoint(update, path, stored_parts, processes)
+        return Checkpoint(update, path, stored_parts, processes, mixes_stages)
 
     def _remove_partial(self):
         for path in self.folder.glob(".part-*"):

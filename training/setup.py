@@ -61,14 +61,15 @@ class Setup:
         return self.backbone.conditioning(self.cache, prompts)
 
     def sampler(self, processes=1):
-        """The BatchSampler of the run, whose batches are the samples of all processes together."""
+        """The BatchSampler of the run, whose micro-batches are those of all processes together."""
         train = self.config.train
         return BatchSampler(
             stages=StageSampler(self.plan, train.warmup_updates),
             intervals=self.intervals,
             order=PromptOrder(self.prompts, train.seed),
             seed=train.seed,
-            size=train.batch * train.accumulation * processes,
+            size=train.batch * processes,
+            parts=train.accumulation,
         )
 
 

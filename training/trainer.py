@@ -13,6 +13,7 @@ from tqdm import tqdm
 from rmd_core.errors import RMDError
 from rmd_core.files import writing
 
+from .draws import describe
 from .memory import cost_of_run
 from .networks import make_networks
 from .objective import Objective
@@ -118,22 +119,25 @@ class Trainer:
         mine, norms, samples = {}, {}, []
         for turn in range(train.fake_steps):
             share = with_student and train.share_forward and turn == train.fake_steps - 1
-            batch = self.sampler.batch(number, f"fake-{turn}", round_number=self._round(number, turn))
-            mine["loss_fake"], samples = self.objective.fake_phase(self._own(batch), share=share)
-            norms["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", batch, number)
+            batches = self.sampler.batches(number, f"fake-{turn}", round_number=self._round(number, turn))
+            mine["loss_fake"], samples = self.objective.fake_phase(self._own(batches), share=share)
+            norms["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", batches, number)
         if with_student:
             if samples:  # the same samples and student forward, other noise levels
-                batch = self.sampler.other_levels(batch, number, "student")
+                batches = [self.sampler.other_levels(batch, number, "student") for batch in batches]
             else:
-                batch = self.sampler.batch(number, "student", round_number=self._round(number, train.fake_steps - 1))
-            mine["loss_student"], x0 = self.objective.student_phase(self._own(batch), samples)
-            norms["norm_student"] = self._step("student", settings.clip_student, "student", batch, number)
+                last = self._round(number, train.fake_steps - 1)
+                batches = self.sampler.batches(number, "student", round_number=last)
+            mine["loss_student"], x0 = self.objective.student_phase(self._own(batches), samples)
+            norms["norm_student"] = self._step("student", settings.clip_student, "student", batches, number)
             mine |= latent_figures(x0)
             if not self.skipped["student"]:
                 self.networks.update_ema()
         rates = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}
         mine = {name: float(value) for name, value in mine.items()}
-        figures = rates | norms | combine(self.processes.gather(mine)) | {"stage": batch.stage + 1}
+        figures = rates | norms | combine(self.processes.gather(mine))
+        if len(stages := {batch.stage for batch in batches}) == 1:
+            figures["stage"] = stages.pop() + 1
         if any(self.skipped.values()):
             figures["skipped"] = sum(map(bool, self.skipped.values()))
         return {name: value for name, value in figures.items() if math.isfinite(value)}
@@ -142,13 +146,13 @@ class Trainer:
         """The number of a fake-score step in the whole run, which its prompts follow."""
         return (number - 1) * self.config.train.fake_steps + turn
 
-    def _own(self, batch):
-        """This process's samples of a batch for all."""
-        own = batch.rows(*self.processes.rows(len(batch.steps)))
+    def _own(self, batches):
+        """This process's samples of micro-batches for all."""
+        own = [batch.rows(*self.processes.rows(len(batch.steps))) for batch in batches]
         # Calls of sharded networks are made by all processes together, so all make as many.
-        return own.up_to(int(batch.steps.max())) if self.processes.sharded else own
+        return [m.up_to(int(b.steps.max())) for m, b in zip(own, batches)] if self.processes.sharded else own
 
-    def _step(self, role, limit, name, batch, number):
+    def _step(self, role, limit, name, batches, number):
         """Clip, step and clear, or clear alone where the gradient is not finite; returns its norm before clipping."""
         parameters = list(self.networks.trained[role].parameters())
         self.processes.average_gradients(parameters)
@@ -160,7 +164,7 @@ class Trainer:
         # Gradients were averaged, so all processes see the same norm.
         self.networks.skip(role)
         self.skipped[role] += 1
-        problem = f"update {number}: the {name}'s gradient norm is {norm} {batch.describe()}"
+        problem = f"update {number}: the {name}'s gradient norm is {norm} {describe(batches)}"
         if self.skipped[role] == MOST_SKIPPED:
             latest = self.store.latest_path()
             kept = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
@@ -222,6 +226,12 @@ class Trainer:
                 self.networks.load(checkpoint)
                 self.done = checkpoint.update
                 log.info("resuming after update %d from %s", self.done, checkpoint.path)
+                if not checkpoint.mixes_stages and self.config.train.accumulation > 1:
+                    log.warning(
+                        "warning: this run took one stage for a whole update until update %d; from here on each "
+                        "micro-batch has its own, so the samples of an update change",
+                        self.done,
+                    )
                 if checkpoint.processes != self.processes.count:
                     log.warning(
                         "warning: this run had %d processes until update %d and has %d from here on, and with them "

@@ -102,10 +102,10 @@ def test_gradients_equal_those_of_three_separate_networks(tmp_path, share, check
             for adapter in (fake, student):
                 for parameter in adapter.parameters():
                     parameter.grad = None
-            _, samples = objective.fake_phase(draw, share=share)
+            _, samples = objective.fake_phase([draw], share=share)
             fakes = gradients(fake)
             assert fakes and not gradients(student)
-            objective.student_phase(later, samples)
+            objective.student_phase([later], samples)
             assert equal(gradients(fake), fakes)
             found.append((fakes, gradients(student)))
         for a, b in zip(*found):

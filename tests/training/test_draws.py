@@ -16,13 +16,13 @@ WAN = ("backbone.shift=3.0", "plan.steps=6", "plan.split=3+3", "plan.sizes=[[60,
 AUTHORS = [(870, 979), (745, 979), (620, 979), (367, 664), (216, 664), (66, 664)]
 
 
-def make_draws(folder, *overrides, batch=32, seed=0):
+def make_draws(folder, *overrides, batch=32, seed=0, parts=1):
     config = load_config(write_world(folder), overrides).resolved()
     plan = build_plan(config, make_backbone("wan", shift=config.backbone.shift))
     intervals = build_intervals(config, plan)
     stages = StageSampler(plan, config.train.warmup_updates)
     order = PromptOrder([str(i) for i in range(7)], seed)
-    return BatchSampler(stages=stages, intervals=intervals, order=order, seed=seed, size=batch), plan
+    return BatchSampler(stages=stages, intervals=intervals, order=order, seed=seed, size=batch, parts=parts), plan
 
 
 def test_levels_lie_in_the_authors_table_for_the_authors_setting(tmp_path):
@@ -64,6 +64,27 @@ def test_parts_of_a_draw_see_the_noise_of_the_whole(tmp_path):
         assert torch.equal(part.noise(purpose).sample(1, "level", (2, 3, 2, 2)), whole[2:4])
     level = [draw.noise(purpose).sample(1, "level", (6, 3, 2, 2)) for purpose in ("fake", "student")]
     assert not torch.equal(*level)
+
+
+def test_micro_batches_have_their_own_stage_and_noise_and_the_next_prompts(tmp_path):
+    one, three = (make_draws(tmp_path, "train.warmup_updates=0", batch=2, parts=parts)[0] for parts in (1, 3))
+    mixed = 0
+    for update in range(1, 9):
+        draws = three.batches(update, "fake-0", round_number=update)
+        mixed += len({draw.stage for draw in draws}) > 1
+        assert (
+            sum((draw.prompts for draw in draws), ())
+            == make_draws(tmp_path, batch=6)[0].batch(update, "fake-0", round_number=update).prompts
+        )
+        assert len({draw.seed for draw in draws}) == 3
+        first, same = draws[0], one.batch(update, "fake-0", round_number=update)
+        assert (first.stage, first.seed) == (same.stage, same.seed)  # one micro-batch is sampled as ever
+        assert torch.equal(first.t, same.t) and torch.equal(first.steps, same.steps)
+        later = [three.other_levels(draw, update, "student") for draw in draws]
+        assert len({tuple(draw.t.tolist()) for draw in later}) == 3
+        only = three.of_stage(1).batches(update, "fake-0", round_number=update)
+        assert {draw.stage for draw in only} == {1}
+    assert mixed > 1
 
 
 def test_other_levels_keep_the_samples(tmp_path):

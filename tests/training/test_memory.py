@@ -81,9 +81,9 @@ def test_weights_gradients_and_optimiser_are_counted_to_the_byte(trainer, overri
     draw = run.sampler.batch(1, "fake-0", round_number=0)
     for role in ("fake", "student"):
         if role == "fake":
-            run.objective.fake_phase(draw, share=False)
+            run.objective.fake_phase([draw], share=False)
         else:
-            run.objective.student_phase(draw)
+            run.objective.student_phase([draw])
         assert gradients_of(parameters) == counted.gradients
         networks.optimisers[role].step()
         networks.optimisers[role].zero_grad()

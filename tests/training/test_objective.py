@@ -133,23 +133,24 @@ class Plain:
     ("plan", "micro_batch", "share"), [*((plan, 4, True) for plan in PLANS), ("1+1+2", 2, True), ("2+2", 2, False)]
 )
 def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
-    setup = make_setup(tmp_path, *PLANS[plan], "train.batch=4", "train.warmup_updates=0")
+    """Also where micro-batches are of different stages: their losses count alike."""
+    sizes = (f"train.batch={micro_batch}", f"train.accumulation={4 // micro_batch}")
+    setup = make_setup(tmp_path, *PLANS[plan], *sizes, "train.warmup_updates=0")
     plain, sampler = Plain(setup), setup.sampler()
-    stages = set()
+    seen = set()
     for update in range(1, 20):
-        draw = sampler.batch(update, "fake-0", round_number=update)
-        if draw.stage in stages:
+        draws = sampler.batches(update, "fake-0", round_number=update)
+        stages = tuple(sorted(draw.stage for draw in draws))
+        if stages in seen:
             continue
-        stages.add(draw.stage)
+        seen.add(stages)
         objective = make_objective(setup)
-        objective.micro_batch = micro_batch
         student, fake = objective.student, objective.fake
-        _, samples = objective.fake_phase(draw, share=share)
+        _, samples = objective.fake_phase(draws, share=share)
         ours = gradients(fake)
         assert not gradients(student) and not gradients(setup.teacher)
         fake.zero_grad()
-        loss = plain.fake_loss(student, fake, draw)
-        loss.backward()
+        sum(plain.fake_loss(student, fake, draw) / len(draws) for draw in draws).backward()
         assert_equal_gradients(ours, gradients(fake))
         assert not gradients(student)
 
@@ -157,21 +158,23 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
             for parameter in fake.parameters():
                 parameter -= 0.05 * parameter.grad
         fake.zero_grad()
-        draw = (
-            sampler.other_levels(draw, update, "student")
+        draws = (
+            [sampler.other_levels(draw, update, "student") for draw in draws]
             if share
-            else sampler.batch(update, "student", round_number=update)
+            else sampler.batches(update, "student", round_number=update)
         )
-        value, x0 = objective.student_phase(draw, samples)
+        value, x0 = objective.student_phase(draws, samples)
         ours = gradients(student)
         assert not gradients(fake) and not gradients(setup.teacher)
         student.zero_grad()
-        loss = plain.student_loss(student, fake, setup.teacher, draw, cfg=setup.config.loss.cfg)
+        cfg = setup.config.loss.cfg
+        loss = sum(plain.student_loss(student, fake, setup.teacher, draw, cfg) / len(draws) for draw in draws)
         loss.backward()
         assert value == pytest.approx(loss.item(), rel=1e-4)
         assert_equal_gradients(ours, gradients(student))
         assert x0.shape == (4, 16, 1, 8, 8) and not x0.requires_grad
-    assert stages == set(range(len(setup.plan.stages)))
+    assert {stage for stages in seen for stage in stages} == set(range(len(setup.plan.stages)))
+    assert micro_batch == 4 or any(len(set(stages)) > 1 for stages in seen)
 
 
 def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(tmp_path):
@@ -224,7 +227,7 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
     if where == "training":
         objective.student = student
         for update in range(1, 9):
-            objective.fake_phase(sampler.batch(update, "fake-0", round_number=0), share=False)
+            objective.fake_phase(sampler.batches(update, "fake-0", round_number=0), share=False)
     else:
         validation = Validation(setup, tmp_path, decodes=False)
         validation.sample(student)
@@ -240,7 +243,7 @@ def test_subinterval_target_trains_the_fake_score_only(tmp_path):
     setup = make_setup(tmp_path, "loss.fake_target=subinterval")
     objective = make_objective(setup)
     draw = setup.sampler().batch(1, "fake-0", round_number=0)
-    loss, _ = objective.fake_phase(draw, share=False)
+    loss, _ = objective.fake_phase([draw], share=False)
     with torch.no_grad():
         conditioning = objective.conditioning(draw)
         x_in = objective.student_input(draw, conditioning)

@@ -1,5 +1,6 @@
 """Whole runs of distill.py on a tiny random world: what a run writes, refuses, and how it stops."""
 
+import json
 import math
 
 import pytest
@@ -111,14 +112,18 @@ def test_only_what_should_move_moves(world):
     assert not tensors(folder / "student_optimiser.safetensors") and "loss_student" not in metrics(world / "out")[0]
 
 
-def test_accumulated_micro_batches_train_like_one_batch(world):
-    one = ("train.updates=2", "train.batch=4", "train.ema=null")
-    assert distill(world, *one, f"output.folder={world}/a") == 0
-    assert distill(world, *one, "train.batch=2", "train.accumulation=2", f"output.folder={world}/b") == 0
-    a, b = (metrics(world / name) for name in "ab")
-    assert a[0]["loss_fake"] == pytest.approx(b[0]["loss_fake"], rel=1e-4)
-    assert a[0]["loss_student"] == pytest.approx(b[0]["loss_student"], rel=1e-3)
-    assert a[0]["norm_student"] == pytest.approx(b[0]["norm_student"], rel=1e-2)
+def test_accumulation_mixes_stages_and_an_older_run_says_that_it_did_not(world, caplog):
+    accumulated = ("train.warmup_updates=0", "train.batch=1", "train.accumulation=4", "output.checkpoint_every=1")
+    assert distill(world, *accumulated, "train.updates=3") == 0
+    assert sum("stage" not in entry for entry in metrics(world / "out")) > 0
+    assert distill(world, *accumulated, "train.updates=4", flags=["--resume"]) == 0
+    assert "one stage for a whole update" not in caplog.text
+    state = world / "out" / "checkpoints" / "step_000004" / "state.json"
+    kept = json.loads(state.read_text())
+    assert kept.pop("mixes_stages")
+    state.write_text(json.dumps(kept))
+    assert distill(world, *accumulated, "train.updates=5", flags=["--resume"]) == 0
+    assert "one stage for a whole update until update 4" in caplog.text
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(world, capsys):
