@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from comfy_models import CONTEXT, TinyModel, ltxv, net, patcher_of, pixart, qwen, sd3, unet, wan
 from comfyui_checkout import find_comfyui
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- table begins: made by tests/zoo.py -->", "<!-- table ends -->"
 SEED = 5
-CONTEXT = 24
 
 
 @dataclass(frozen=True)
@@ -39,192 +39,117 @@ class Animal:
     refused: str = ""
 
 
-def unet(channels=4, context=CONTEXT, adm=None, **others):
-    """A UNet of two sizes."""
-    config = {
-        "image_size": 32,
-        "in_channels": channels,
-        "out_channels": 4,
-        "model_channels": 32,
-        "num_res_blocks": [1, 1],
-        "channel_mult": [1, 2],
-        "transformer_depth": [0, 1],
-        "transformer_depth_output": [0, 0, 1, 1],
-        "transformer_depth_middle": 1,
-        "context_dim": context,
-        "adm_in_channels": adm,
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": True,
-        "use_temporal_attention": False,
-        "legacy": False,
-    }
-    return config | ({} if adm is None else {"num_classes": "sequential"}) | others
+def flux(kind="flux", names="", **own):
+    names += " context_in_dim hidden_size num_heads depth depth_single_blocks"
+    config = {"in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "mlp_ratio": 2.0, "axes_dim": [8, 8, 8]}
+    config |= {"theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "txt_ids_dims": []}
+    return net(kind, names, **config | own)
 
 
-def wan(kind="t2v", **others):
-    config = {
-        "image_model": "wan2.1",
-        "model_type": kind,
-        "dim": 48,
-        "ffn_dim": 32,
-        "freq_dim": 32,
-        "text_dim": CONTEXT,
-        "num_heads": 2,
-        "num_layers": 1,
-    }
-    return config | others
-
-
-def flux(**others):
-    config = {
-        "image_model": "flux",
-        "in_channels": 16,
-        "out_channels": 16,
-        "vec_in_dim": CONTEXT,
-        "context_in_dim": CONTEXT,
-        "hidden_size": 48,
-        "mlp_ratio": 2.0,
-        "num_heads": 2,
-        "depth": 1,
-        "depth_single_blocks": 1,
-        "axes_dim": [8, 8, 8],
-        "theta": 10000,
-        "patch_size": 2,
-        "qkv_bias": True,
-        "guidance_embed": False,
-        "txt_ids_dims": [],
-    }
-    return config | others
-
-
-def chroma(**others):
-    own = {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 48}
-    config = flux(**own, hidden_dim=32, n_layers=1, vec_in_dim=None, **others)
+def chroma(kind="chroma", channels=64, **own):
+    config = flux(kind, "n_layers", in_dim=64, out_dim=48, hidden_dim=32, vec_in_dim=None)
     del config["guidance_embed"]
-    return config
+    return config | {"in_channels": channels, "out_channels": channels} | own
 
 
-def hunyuan(**others):
-    config = {
-        "image_model": "hunyuan_video",
-        "in_channels": 16,
-        "out_channels": 16,
-        "vec_in_dim": None,
-        "context_in_dim": CONTEXT,
-        "hidden_size": 48,
-        "mlp_ratio": 2.0,
-        "num_heads": 2,
-        "depth": 1,
-        "depth_single_blocks": 1,
-        "axes_dim": [8, 8, 8],
-        "theta": 256,
-        "patch_size": [1, 2, 2],
-        "qkv_bias": True,
-        "guidance_embed": False,
-        "byt5": False,
-        "meanflow": False,
-        "use_cond_type_embedding": False,
-        "vision_in_dim": None,
-        "meanflow_sum": False,
-    }
-    return config | others
+NERF = {"nerf_hidden_size": 8, "nerf_mlp_ratio": 2, "nerf_depth": 1, "nerf_max_freqs": 4, "nerf_tile_size": 0}
+NERF |= {"nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32}
+NERF |= {"use_x0": False, "use_sequential_txt_ids": False}
 
 
-def lumina(**others):
-    config = {
-        "image_model": "lumina2",
-        "patch_size": 2,
-        "in_channels": 16,
-        "dim": 48,
-        "cap_feat_dim": CONTEXT,
-        "n_layers": 1,
-        "n_refiner_layers": 1,
-        "qk_norm": True,
-        "n_heads": 2,
-        "n_kv_heads": 2,
-        "axes_dims": [8, 8, 8],
-        "axes_lens": [300, 512, 512],
-        "multiple_of": 16,
-        "ffn_dim_multiplier": 1.0,
-    }
-    return config | others
+def hunyuan(channels=16, out=16, patch=(1, 2, 2), **own):
+    config = flux("hunyuan_video", in_channels=channels, out_channels=out, patch_size=list(patch), theta=256)
+    config |= {"byt5": False, "meanflow": False, "use_cond_type_embedding": False}
+    config |= {"vec_in_dim": None, "vision_in_dim": None, "meanflow_sum": False}
+    del config["txt_ids_dims"]
+    return config | own
+
+
+def hunyuan15(channels):
+    known = {"vision_in_dim": CONTEXT, "meanflow_sum": True, "use_cond_type_embedding": True, "byt5": True}
+    return Animal(hunyuan(channels, 32, (1, 1, 1), **known), extra={"pooled_output": None}, **VIDEO)
+
+
+def lumina(kind="lumina2", **own):
+    config = {"patch_size": 2, "in_channels": 16, "qk_norm": True, "ffn_dim_multiplier": 1.0}
+    config |= {"axes_dims": [8, 8, 8], "axes_lens": [300, 512, 512]}
+    return net(kind, "dim cap_feat_dim n_layers n_refiner_layers n_heads n_kv_heads multiple_of", **config | own)
 
 
 Z_IMAGE = {"dim": 256, "axes_dims": [32, 48, 48], "z_image_modulation": True, "time_scale": 1000.0}
+Z_PIXELS = {"decoder_hidden_size": 16, "decoder_num_res_blocks": 1, "decoder_max_freqs": 4, "decoder_in_channels": 768}
 
 
-def cosmos(**others):
-    config = {
-        "image_model": "cosmos_predict2",
-        "max_img_h": 240,
-        "max_img_w": 240,
-        "max_frames": 128,
-        "concat_padding_mask": True,
-        "in_channels": 16,
-        "out_channels": 16,
-        "patch_spatial": 2,
-        "patch_temporal": 1,
-        "model_channels": 48,
-        "num_blocks": 1,
-        "num_heads": 2,
-        "crossattn_emb_channels": CONTEXT,
-        "pos_emb_cls": "rope3d",
-        "pos_emb_learnable": True,
-        "use_adaln_lora": True,
-        "adaln_lora_dim": 8,
-        "rope_enable_fps_modulation": False,
-    }
-    return {name: value for name, value in (config | others).items() if value is not None}
+def cosmos(kind, channels=16, **own):
+    config = {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "concat_padding_mask": True}
+    config |= {"in_channels": channels, "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1}
+    config |= {"pos_emb_cls": "rope3d", "pos_emb_learnable": True, "use_adaln_lora": True, "adaln_lora_dim": 8}
+    return net(kind, "model_channels num_blocks num_heads crossattn_emb_channels", **config | own)
 
 
-def pixart(kind):
-    config = {
-        "image_model": kind,
-        "hidden_size": 48,
-        "num_heads": 2,
-        "depth": 1,
-        "input_size": 64,
-        "caption_channels": CONTEXT,
-        "model_max_length": 16,
-        "mlp_ratio": 2.0,
-        "pe_interpolation": 1,
-        "micro_condition": kind == "pixart_alpha",
-    }
-    return config
+def predict2(kind="cosmos_predict2", channels=16):
+    return cosmos(kind, channels, rope_enable_fps_modulation=False)
 
 
-def heads(**others):
-    """The sizes that many transformers name alike."""
-    return {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 1} | others
+def cascade(stage, hidden, heads, blocks, **own):
+    config = {"stable_cascade_stage": stage, "c_hidden": hidden, "nhead": heads, "blocks": [blocks, blocks]}
+    return Animal(config | {"c_cond": 64} | own, refused="StableCascadeSampling")
 
 
-MT5 = {name: torch.ones(1, 5) for name in ("attention_mask", "attention_mask_mt5xl")}
-MT5["conditioning_mt5xl"] = torch.ones(1, 5, CONTEXT)
+def hydit(kind, **own):
+    names = "num_attention_heads attention_head_dim num_layers num_heads text_states_dim text_states_dim_t5"
+    config = net(kind, names, hidden_size=64, depth=2, text_len=5, text_len_t5=5, mlp_ratio=2.0, **own)
+    mt5 = {name: torch.ones(1, 5) for name in ("attention_mask", "attention_mask_mt5xl")}
+    return Animal(config, pooled=1024, extra=mt5 | {"conditioning_mt5xl": torch.ones(1, 5, CONTEXT)})
+
+
+def omnigen(kind, names):
+    names += " hidden_size num_layers num_refiner_layers num_attention_heads num_kv_heads multiple_of axes_dim_rope"
+    return Animal(net(kind, names), extra={"attention_mask": torch.ones(1, 5, dtype=torch.int64)})
+
+
+def kandinsky(**own):
+    names = "in_text_dim in_text_dim2 model_dim ff_dim num_text_blocks num_visual_blocks"
+    return net("kandinsky5", names, time_dim=16, axes_dims=(8, 8, 8), **own)
 
 
 def cogvideo(channels):
-    return Animal(
-        heads(image_model="cogvideox", in_channels=channels, text_embed_dim=CONTEXT), refused="V_PREDICTION_DDPM"
-    )
+    config = net("cogvideox", f"{HEADS} text_embed_dim", in_channels=channels)
+    return Animal(config, refused="V_PREDICTION_DDPM")
 
 
-def audio_video(config):
-    return Animal(config, frames=5, refused="several tensors")
-
-
+HEADS = "num_attention_heads attention_head_dim num_layers"
 SDXL = {"config": unet(adm=2816), "pooled": 1280}
-SD3 = {
-    "in_channels": 16,
-    "patch_size": 2,
-    "depth": 1,
-    "input_size": None,
-    "adm_in_channels": CONTEXT,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": 64}},
-    "num_patches": 32**2,
-    "pos_embed_max_size": 32,
-    "pos_embed_scaling_factor": None,
-}
+EDM = {"refused": "ModelSamplingContinuousEDM"}
 VIDEO = {"frames": 9, "px": 128}
+X4_SIZES = {"num_res_blocks": [1] * 4, "channel_mult": [1] * 4}
+X4_SIZES |= {"transformer_depth": [0, 0, 0, 1], "transformer_depth_output": [0] * 6 + [1, 1]}
+PROJECTION = {"cc_projection.weight": torch.zeros(768, 772), "cc_projection.bias": torch.zeros(768)}
+FLUX2 = {"in_channels": 128, "out_channels": 128, "vec_in_dim": None, "patch_size": 1, "axes_dim": [6, 6, 6, 6]}
+FLUX2 |= {"guidance_embed": True, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True}
+FLUX2 |= {"qkv_bias": False, "ops_bias": False, "default_ref_method": "index"}
+MOCHI = {"depth": 2, "patch_size": 2, "mlp_ratio_x": 256.0, "mlp_ratio_y": 2.0, "in_channels": 12, "qk_norm": True}
+MOCHI |= {"learn_sigma": False, "qkv_bias": False, "out_bias": True, "posenc_preserve_area": True}
+MOCHI |= {"timestep_scale": 1000.0, "use_t5": True, "t5_token_length": 5}
+LTXAV = (
+    "cross_attention_dim audio_cross_attention_dim audio_attention_head_dim audio_num_attention_heads "
+    "caption_channels connector_num_attention_heads connector_num_layers"
+)
+MINIMAX = "hidden_size token_refiner_num_layers ffn_hidden_size text_dim time_embed_hidden_size time_embed_dim"
+DANCER = {"music_dim": 16, "music_heads": 2, "music_feature_dim": 35, "music_latent_dim": 16}
+HIDREAM = {"axes_dims_rope": [8, 8, 8], "caption_channels": [CONTEXT, CONTEXT], "max_resolution": [128, 128]}
+HIDREAM |= {"in_channels": 16, "out_channels": 16, "llama_layers": [0, 0], "num_routed_experts": 2, "patch_size": 2}
+O1_TEXT = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1}
+O1_TEXT |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+O1_EYES = {"hidden_size": 32, "depth": 1, "intermediate_size": 32, "num_heads": 2}
+ACE = {"audio_model": "ace", "num_layers": 1, "inner_dim": 48, "attention_head_dim": 24, "num_attention_heads": 2}
+ACE |= {"text_embedding_dim": CONTEXT, "speaker_embedding_dim": 8, "lyric_encoder_vocab_size": 8}
+ACE |= {"lyric_hidden_size": 16, "ssl_latent_dims": [8, 8]}
+SEEDVR = {"num_layers": 2, "mm_layers": 2, "norm_eps": 1e-5, "rope_type": "rope3d", "rope_dim": 12}
+SEEDVR |= {"mlp_type": "normal"}
+PIXELDIT = {"pixel_hidden_size": 16, "pixel_attn_hidden_size": 32, "txt_max_length": 8}
+AURA = {"n_layers": 2, "n_double_layers": 1, "max_seq": 1024}
+LENS = {"multi_layer_encoder_feature": False, "selected_layer_index": (0,)}
 
 ZOO = {
     "SD15": Animal(unet()),
@@ -240,282 +165,58 @@ ZOO = {
     "KOALA_1B": Animal(**SDXL),
     "SDXLRefiner": Animal(unet(adm=2560), pooled=1280),
     "SDXL_instructpix2pix": Animal(unet(8, adm=2816), pooled=1280),
-    "SVD_img2vid": Animal(unet(8, adm=768), refused="ModelSamplingContinuousEDM"),
-    "SV3D_u": Animal(unet(8, adm=256), refused="ModelSamplingContinuousEDM"),
-    "SV3D_p": Animal(unet(8, adm=1280), refused="ModelSamplingContinuousEDM"),
-    "Stable_Zero123": Animal(
-        unet(8, context=768),
-        context=768,
-        state={"cc_projection.weight": torch.zeros(768, 772), "cc_projection.bias": torch.zeros(768)},
+    "SVD_img2vid": Animal(unet(8, adm=768), **EDM),
+    "SV3D_u": Animal(unet(8, adm=256), **EDM),
+    "SV3D_p": Animal(unet(8, adm=1280), **EDM),
+    "Stable_Zero123": Animal(unet(8, context=768), context=768, state=PROJECTION),
+    "SD_X4Upscaler": Animal(unet(7, num_classes=1000, **X4_SIZES), px=256),
+    "Stable_Cascade_C": cascade(
+        "c", [64, 64], [2, 2], [1, 1], **dict.fromkeys(("c_clip_text", "c_clip_text_pooled", "c_clip_img"), CONTEXT)
     ),
-    "SD_X4Upscaler": Animal(
-        unet(
-            7,
-            num_classes=1000,
-            num_res_blocks=[1] * 4,
-            channel_mult=[1] * 4,
-            transformer_depth=[0, 0, 0, 1],
-            transformer_depth_output=[0, 0, 0, 0, 0, 0, 1, 1],
-        ),
-        px=256,
-    ),
-    "Stable_Cascade_C": Animal(
-        {"stable_cascade_stage": "c"}
-        | {
-            "c_hidden": [64, 64],
-            "nhead": [2, 2],
-            "blocks": [[1, 1], [1, 1]],
-            "c_cond": 64,
-            "c_clip_text": CONTEXT,
-            "c_clip_text_pooled": CONTEXT,
-            "c_clip_img": CONTEXT,
-        },
-        refused="StableCascadeSampling",
-    ),
-    "Stable_Cascade_B": Animal(
-        {"stable_cascade_stage": "b"}
-        | {
-            "c_hidden": [32, 32, 64, 64],
-            "nhead": [-1, -1, 2, 2],
-            "blocks": [[1, 1, 1, 1], [1, 1, 1, 1]],
-            "c_cond": 64,
-            "c_clip": CONTEXT,
-        },
-        refused="StableCascadeSampling",
-    ),
-    "SD3": Animal(SD3, pooled=CONTEXT),
-    "AuraFlow": Animal(
-        {
-            "cond_seq_dim": CONTEXT,
-            "dim": 48,
-            "n_layers": 2,
-            "n_double_layers": 1,
-            "n_heads": 2,
-            "global_conddim": 48,
-            "max_seq": 1024,
-        }
-    ),
+    "Stable_Cascade_B": cascade("b", [32, 32, 64, 64], [-1, -1, 2, 2], [1, 1, 1, 1], c_clip=CONTEXT),
+    "SD3": Animal(sd3(32, pooled=CONTEXT), pooled=CONTEXT),
+    "AuraFlow": Animal(net("", "cond_seq_dim dim n_heads global_conddim", **AURA)),
     "PixArtAlpha": Animal(pixart("pixart_alpha"), px=576),
     "PixArtSigma": Animal(pixart("pixart_sigma"), px=576),
-    "HunyuanDiT": Animal(
-        heads(
-            image_model="hydit",
-            hidden_size=64,
-            depth=2,
-            num_heads=2,
-            text_states_dim=CONTEXT,
-            text_states_dim_t5=CONTEXT,
-            text_len=5,
-            text_len_t5=5,
-            mlp_ratio=2.0,
-        ),
-        pooled=1024,
-        extra=MT5,
-    ),
-    "HunyuanDiT1": Animal(
-        heads(
-            image_model="hydit1",
-            hidden_size=64,
-            depth=2,
-            num_heads=2,
-            text_states_dim=CONTEXT,
-            text_states_dim_t5=CONTEXT,
-            text_len=5,
-            text_len_t5=5,
-            mlp_ratio=2.0,
-            size_cond=True,
-            use_style_cond=True,
-        ),
-        pooled=1024,
-        extra=MT5,
-    ),
+    "HunyuanDiT": hydit("hydit"),
+    "HunyuanDiT1": hydit("hydit1", size_cond=True, use_style_cond=True),
     "Flux": Animal(flux(guidance_embed=True), pooled=CONTEXT),
     "FluxInpaint": Animal(flux(guidance_embed=True, in_channels=96), pooled=CONTEXT),
     "FluxSchnell": Animal(flux(), pooled=CONTEXT),
     "LongCatImage": Animal(flux(vec_in_dim=None, txt_ids_dims=[1, 2])),
-    "Flux2": Animal(
-        flux(
-            image_model="flux2",
-            in_channels=128,
-            out_channels=128,
-            vec_in_dim=None,
-            patch_size=1,
-            axes_dim=[6, 6, 6, 6],
-            guidance_embed=True,
-            txt_ids_dims=[3],
-            global_modulation=True,
-            mlp_silu_act=True,
-            qkv_bias=False,
-            ops_bias=False,
-            default_ref_method="index",
-        )
-    ),
+    "Flux2": Animal(flux("flux2", **FLUX2)),
     "Chroma": Animal(chroma()),
-    "ChromaRadiance": Animal(
-        chroma()
-        | {
-            "image_model": "chroma_radiance",
-            "in_channels": 3,
-            "out_channels": 3,
-            "patch_size": 16,
-            "nerf_hidden_size": 8,
-            "nerf_mlp_ratio": 2,
-            "nerf_depth": 1,
-            "nerf_max_freqs": 4,
-            "nerf_tile_size": 0,
-            "nerf_final_head_type": "conv",
-            "nerf_embedder_dtype": torch.float32,
-            "use_x0": False,
-            "use_sequential_txt_ids": False,
-        },
-        px=128,
-    ),
+    "ChromaRadiance": Animal(chroma("chroma_radiance", 3, patch_size=16, **NERF)),
     "GenmoMochi": Animal(
-        {
-            "image_model": "mochi_preview",
-            "depth": 2,
-            "patch_size": 2,
-            "num_heads": 2,
-            "hidden_size_x": 48,
-            "hidden_size_y": 48,
-            "mlp_ratio_x": 256.0,
-            "mlp_ratio_y": 2.0,
-            "learn_sigma": False,
-            "in_channels": 12,
-            "qk_norm": True,
-            "qkv_bias": False,
-            "out_bias": True,
-            "posenc_preserve_area": True,
-            "timestep_scale": 1000.0,
-            "use_t5": True,
-            "t5_feat_dim": CONTEXT,
-            "t5_token_length": 5,
-        },
+        net("mochi_preview", "num_heads hidden_size_x hidden_size_y t5_feat_dim", **MOCHI),
         extra={"attention_mask": torch.ones(1, 5, dtype=torch.int64)},
         **VIDEO,
     ),
-    "LTXV": Animal(
-        {
-            "image_model": "ltxv",
-            "cross_attention_dim": 48,
-            "attention_head_dim": 24,
-            "num_attention_heads": 2,
-            "caption_channels": CONTEXT,
-            "num_layers": 1,
-        },
-        frames=17,
-        extra={"attention_mask": torch.ones(1, 5)},
-    ),
+    "LTXV": Animal(ltxv(), frames=17, extra={"attention_mask": torch.ones(1, 5)}),
     "LTXAV": Animal(
-        {
-            "image_model": "ltxav",
-            "cross_attention_dim": 48,
-            "attention_head_dim": 24,
-            "num_attention_heads": 2,
-            "audio_cross_attention_dim": 48,
-            "audio_attention_head_dim": 24,
-            "audio_num_attention_heads": 2,
-            "caption_channels": CONTEXT,
-            "num_layers": 1,
-            "connector_attention_head_dim": 12,
-            "connector_num_attention_heads": 2,
-            "connector_num_layers": 1,
-        },
+        net("ltxav", f"{HEADS} {LTXAV}", connector_attention_head_dim=12),
         context=2 * CONTEXT,
         extra={"attention_mask": torch.ones(1, 5)},
         frames=17,
     ),
-    "MiniMaxH3": audio_video(
-        {
-            "image_model": "minimax_h3",
-            "hidden_size": 48,
-            "num_layers": 1,
-            "token_refiner_num_layers": 1,
-            "num_attention_heads": 2,
-            "attention_head_dim": 24,
-            "ffn_hidden_size": 32,
-            "text_dim": CONTEXT,
-            "time_embed_hidden_size": 48,
-            "time_embed_dim": 24,
-        }
-    ),
+    "MiniMaxH3": Animal(net("minimax_h3", f"{HEADS} {MINIMAX}"), frames=5, refused="several tensors"),
     "HunyuanVideo": Animal(hunyuan(vec_in_dim=CONTEXT, guidance_embed=True), pooled=CONTEXT, **VIDEO),
-    "HunyuanVideoI2V": Animal(hunyuan(vec_in_dim=CONTEXT, in_channels=33), pooled=CONTEXT, **VIDEO),
-    "HunyuanVideoSkyreelsI2V": Animal(hunyuan(vec_in_dim=CONTEXT, in_channels=32), pooled=CONTEXT, **VIDEO),
-    "HunyuanVideo15": Animal(
-        hunyuan(
-            in_channels=65,
-            out_channels=32,
-            vision_in_dim=CONTEXT,
-            meanflow_sum=True,
-            use_cond_type_embedding=True,
-            byt5=True,
-            patch_size=[1, 1, 1],
-        ),
-        extra={"pooled_output": None},
-        **VIDEO,
-    ),
-    "HunyuanVideo15_SR_Distilled": Animal(
-        hunyuan(
-            in_channels=98,
-            out_channels=32,
-            vision_in_dim=CONTEXT,
-            meanflow_sum=True,
-            use_cond_type_embedding=True,
-            byt5=True,
-            patch_size=[1, 1, 1],
-        ),
-        extra={"pooled_output": None},
-        **VIDEO,
-    ),
-    "HunyuanImage21": Animal(
-        hunyuan(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[12, 12], byt5=True), px=512
-    ),
-    "HunyuanImage21Refiner": Animal(
-        hunyuan(in_channels=128, out_channels=64, patch_size=[1, 1, 1], byt5=True), **VIDEO
-    ),
-    "CosmosT2V": Animal(
-        cosmos(image_model="cosmos", patch_spatial=2, rope_enable_fps_modulation=None),
-        refused="ModelSamplingContinuousEDM",
-        **VIDEO,
-    ),
-    "CosmosI2V": Animal(
-        cosmos(image_model="cosmos", in_channels=17, rope_enable_fps_modulation=None),
-        refused="ModelSamplingContinuousEDM",
-        **VIDEO,
-    ),
-    "CosmosT2IPredict2": Animal(cosmos(), refused="COSMOS_RFLOW"),
-    "CosmosI2VPredict2": Animal(cosmos(in_channels=17), refused="COSMOS_RFLOW", **VIDEO),
-    "Anima": Animal(cosmos(image_model="anima")),
+    "HunyuanVideoI2V": Animal(hunyuan(33, vec_in_dim=CONTEXT), pooled=CONTEXT, **VIDEO),
+    "HunyuanVideoSkyreelsI2V": Animal(hunyuan(32, vec_in_dim=CONTEXT), pooled=CONTEXT, **VIDEO),
+    "HunyuanVideo15": hunyuan15(65),
+    "HunyuanVideo15_SR_Distilled": hunyuan15(98),
+    "HunyuanImage21": Animal(hunyuan(64, 64, (1, 1), axes_dim=[12, 12], byt5=True), px=512),
+    "HunyuanImage21Refiner": Animal(hunyuan(128, 64, (1, 1, 1), byt5=True), **VIDEO),
+    "CosmosT2V": Animal(cosmos("cosmos"), **EDM, **VIDEO),
+    "CosmosI2V": Animal(cosmos("cosmos", 17), **EDM, **VIDEO),
+    "CosmosT2IPredict2": Animal(predict2(), refused="COSMOS_RFLOW"),
+    "CosmosI2VPredict2": Animal(predict2(channels=17), refused="COSMOS_RFLOW", **VIDEO),
+    "Anima": Animal(predict2("anima")),
     "Lumina2": Animal(lumina()),
     "ZImage": Animal(lumina(**Z_IMAGE)),
-    "ZImagePixelSpace": Animal(
-        lumina(
-            image_model="zimage_pixel",
-            in_channels=3,
-            patch_size=16,
-            decoder_hidden_size=16,
-            decoder_num_res_blocks=1,
-            decoder_max_freqs=4,
-            decoder_in_channels=768,
-            **Z_IMAGE,
-        ),
-        px=128,
-    ),
+    "ZImagePixelSpace": Animal(lumina("zimage_pixel", **Z_IMAGE | Z_PIXELS | {"in_channels": 3, "patch_size": 16})),
     "PixelDiTT2I": Animal(
-        {
-            "image_model": "pixeldit_t2i",
-            "num_groups": 2,
-            "hidden_size": 48,
-            "pixel_hidden_size": 16,
-            "pixel_attn_hidden_size": 32,
-            "pixel_num_groups": 2,
-            "patch_depth": 1,
-            "pixel_depth": 1,
-            "txt_embed_dim": CONTEXT,
-            "txt_max_length": 8,
-        },
-        px=128,
+        net("pixeldit_t2i", "num_groups hidden_size pixel_num_groups patch_depth pixel_depth txt_embed_dim", **PIXELDIT)
     ),
     "WAN21_T2V": Animal(wan(), **VIDEO),
     "WAN21_CausalAR_T2V": Animal(wan(), **VIDEO),
@@ -532,198 +233,38 @@ ZOO = {
     "WAN21_FlowRVS": Animal(wan("flow_rvs"), refused="IMG_TO_IMG_FLOW", **VIDEO),
     "WAN21_SCAIL": Animal(wan("scail"), **VIDEO),
     "WAN21_SCAIL2": Animal(wan("scail2"), **VIDEO),
-    "WAN22_WanDancer": Animal(
-        wan(
-            "wandancer",
-            in_dim=36,
-            audio_inject_layers=[0],
-            music_dim=16,
-            music_heads=2,
-            music_feature_dim=35,
-            music_latent_dim=16,
-        ),
-        **VIDEO,
-    ),
+    "WAN22_WanDancer": Animal(wan("wandancer", in_dim=36, audio_inject_layers=[0], **DANCER), **VIDEO),
     "HiDream": Animal(
-        heads(
-            image_model="hidream",
-            axes_dims_rope=[8, 8, 8],
-            caption_channels=[CONTEXT, CONTEXT],
-            max_resolution=[128, 128],
-            in_channels=16,
-            out_channels=16,
-            llama_layers=[0, 0],
-            num_routed_experts=2,
-            num_activated_experts=1,
-            num_single_layers=1,
-            patch_size=2,
-            text_emb_dim=CONTEXT,
-        ),
+        net("hidream", f"{HEADS} num_single_layers num_activated_experts text_emb_dim", **HIDREAM),
         pooled=CONTEXT,
         extra={"conditioning_llama3": torch.ones(1, 1, 5, CONTEXT)},
     ),
     "HiDreamO1": Animal(
-        {
-            "image_model": "hidream_o1",
-            "text_config_overrides": {
-                "hidden_size": 64,
-                "intermediate_size": 32,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-            },
-            "vision_config_overrides": {"hidden_size": 32, "depth": 1, "intermediate_size": 32, "num_heads": 2},
-        },
+        net("hidream_o1", text_config_overrides=O1_TEXT, vision_config_overrides=O1_EYES),
         extra={"text_input_ids": torch.ones(1, 5, dtype=torch.int64)},
     ),
-    "ACEStep": Animal(
-        {
-            "audio_model": "ace",
-            "num_layers": 1,
-            "inner_dim": 48,
-            "attention_head_dim": 24,
-            "num_attention_heads": 2,
-            "text_embedding_dim": CONTEXT,
-            "speaker_embedding_dim": 8,
-            "lyric_encoder_vocab_size": 8,
-            "lyric_hidden_size": 16,
-            "ssl_latent_dims": [8, 8],
-        },
-        refused="without height and width",
-    ),
+    "ACEStep": Animal(ACE, refused="without height and width"),
     "SeedVR2": Animal(
-        {
-            "image_model": "seedvr2",
-            "vid_dim": 48,
-            "heads": 2,
-            "head_dim": 24,
-            "num_layers": 2,
-            "mm_layers": 2,
-            "norm_eps": 1e-5,
-            "rope_type": "rope3d",
-            "rope_dim": 12,
-            "mlp_type": "normal",
-            "txt_in_dim": CONTEXT,
-        },
+        net("seedvr2", "vid_dim heads head_dim txt_in_dim", **SEEDVR),
         extra={"condition": torch.ones(1, 17, 3, 16, 16)},
         **VIDEO,
     ),
-    "Omnigen2": Animal(
-        {
-            "image_model": "omnigen2",
-            "hidden_size": 48,
-            "num_layers": 1,
-            "num_refiner_layers": 1,
-            "num_attention_heads": 2,
-            "num_kv_heads": 2,
-            "multiple_of": 16,
-            "axes_dim_rope": (8, 8, 8),
-            "text_feat_dim": CONTEXT,
-        },
-        extra={"attention_mask": torch.ones(1, 5, dtype=torch.int64)},
-    ),
-    "Boogu": Animal(
-        {
-            "image_model": "boogu",
-            "hidden_size": 48,
-            "num_layers": 1,
-            "num_double_stream_layers": 1,
-            "num_refiner_layers": 1,
-            "num_attention_heads": 2,
-            "num_kv_heads": 2,
-            "multiple_of": 16,
-            "axes_dim_rope": (8, 8, 8),
-            "instruction_feat_dim": CONTEXT,
-        },
-        extra={"attention_mask": torch.ones(1, 5, dtype=torch.int64)},
-    ),
-    "MageFlow": Animal(heads(image_model="mage_flow", joint_attention_dim=CONTEXT, axes_dims_rope=(8, 8, 8))),
-    "QwenImage": Animal(
-        heads(image_model="qwen_image", in_channels=64, joint_attention_dim=CONTEXT, axes_dims_rope=(8, 8, 8))
-    ),
+    "Omnigen2": omnigen("omnigen2", "text_feat_dim"),
+    "Boogu": omnigen("boogu", "num_double_stream_layers instruction_feat_dim"),
+    "MageFlow": Animal(net("mage_flow", f"{HEADS} joint_attention_dim axes_dims_rope")),
+    "QwenImage": Animal(qwen()),
     "JoyImage": Animal(
-        {
-            "image_model": "joyimage",
-            "hidden_size": 48,
-            "num_attention_heads": 2,
-            "text_dim": CONTEXT,
-            "num_layers": 1,
-            "rope_dim_list": [8, 8, 8],
-            "theta": 10000,
-        }
+        net("joyimage", "hidden_size num_attention_heads num_layers text_dim", rope_dim_list=[8, 8, 8], theta=10000)
     ),
     "Ideogram4": Animal(
-        heads(
-            image_model="ideogram4",
-            intermediate_size=32,
-            adaln_dim=16,
-            llm_features_dim=CONTEXT,
-            mrope_section=[4, 4, 4],
-        )
+        net("ideogram4", f"{HEADS} intermediate_size llm_features_dim", adaln_dim=16, mrope_section=[4, 4, 4])
     ),
-    "Krea2": Animal(
-        {
-            "image_model": "krea2",
-            "features": 48,
-            "tdim": 16,
-            "txtdim": CONTEXT,
-            "heads": 2,
-            "kvheads": 2,
-            "layers": 1,
-            "txtlayers": 1,
-            "txtheads": 2,
-            "txtkvheads": 2,
-        }
-    ),
-    "Lens": Animal(
-        heads(
-            image_model="lens",
-            enc_hidden_dim=CONTEXT,
-            axes_dims_rope=(8, 8, 8),
-            multi_layer_encoder_feature=False,
-            selected_layer_index=(0,),
-        )
-    ),
-    "Kandinsky5": Animal(
-        {
-            "image_model": "kandinsky5",
-            "in_text_dim": CONTEXT,
-            "in_text_dim2": CONTEXT,
-            "time_dim": 16,
-            "model_dim": 48,
-            "ff_dim": 32,
-            "num_text_blocks": 1,
-            "num_visual_blocks": 1,
-            "axes_dims": (8, 8, 8),
-        },
-        pooled=CONTEXT,
-        **VIDEO,
-    ),
-    "Kandinsky5Image": Animal(
-        {
-            "image_model": "kandinsky5",
-            "in_text_dim": CONTEXT,
-            "in_text_dim2": CONTEXT,
-            "time_dim": 16,
-            "model_dim": 48,
-            "ff_dim": 32,
-            "visual_embed_dim": 64,
-            "num_text_blocks": 1,
-            "num_visual_blocks": 1,
-            "axes_dims": (8, 8, 8),
-        },
-        pooled=CONTEXT,
-    ),
+    "Krea2": Animal(net("krea2", "features txtdim heads kvheads layers txtlayers txtheads txtkvheads", tdim=16)),
+    "Lens": Animal(net("lens", f"{HEADS} enc_hidden_dim axes_dims_rope", **LENS)),
+    "Kandinsky5": Animal(kandinsky(), pooled=CONTEXT, **VIDEO),
+    "Kandinsky5Image": Animal(kandinsky(visual_embed_dim=64), pooled=CONTEXT),
     "ErnieImage": Animal(
-        {
-            "image_model": "ernie",
-            "hidden_size": 48,
-            "num_attention_heads": 2,
-            "num_layers": 1,
-            "ffn_hidden_size": 32,
-            "text_in_dim": CONTEXT,
-            "rope_axes_dim": (8, 8, 8),
-        }
+        net("ernie", "hidden_size num_attention_heads num_layers ffn_hidden_size text_in_dim rope_axes_dim")
     ),
     "CogVideoX_T2V": cogvideo(16),
     "CogVideoX_I2V": cogvideo(32),
@@ -745,10 +286,8 @@ class Row:
 
 def tiny_model(name):
     """The TinyModel of a class of comfy.supported_models."""
-    from comfy_models import TinyModel, _patcher
-
     animal = ZOO[name]
-    patcher = _patcher(name, dict(animal.config), dict(animal.state))
+    patcher = patcher_of(name, dict(animal.config), dict(animal.state))
     channels = patcher.get_model_object("latent_format").latent_channels
     return TinyModel(patcher, channels, animal.context, animal.pooled, video=bool(animal.frames))
 
