@@ -5,7 +5,14 @@ from comfy_api.latest import ComfyExtension, io
 from .folders import register_folders
 from .loader_nodes import RMDLoadPromptEmbeddings, RMDLoadStudent
 from .plan_nodes import RMDSchedule
-from .sampler_nodes import RMDGuider, RMDSampler, RMDSamplerAdvanced, RMDStageOverride, RMDStepSampler
+from .sampler_nodes import (
+    RMDGuider,
+    RMDSampler,
+    RMDSamplerAdvanced,
+    RMDStageOverride,
+    RMDStepSampler,
+    RMDUpsampler,
+)
 from .stage_nodes import RMDNoise, RMDStageSigmas, RMDStageUpscale
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -17,6 +24,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     RMDGuider,
     RMDStageOverride,
     RMDStepSampler,
+    RMDUpsampler,
     RMDStageSigmas,
     RMDStageUpscale,
     RMDNoise,

@@ -19,6 +19,7 @@ from ..rmd_core.errors import RMDError, short_repr
 from ..rmd_core.recipe import Recipe
 from .bridge.plans import SamplingPlan
 from .bridge.sampling import StageOverride
+from .bridge.upsampling import Upsampler
 
 Plan = io.Custom("RMD_PLAN")
 """A `SamplingPlan`: what runs at which size and level, and by which rules."""
@@ -28,6 +29,12 @@ RecipeSocket = io.Custom("RMD_RECIPE")
 
 Overrides = io.Custom("RMD_OVERRIDES")
 """A tuple of `StageOverride`s: what one stage does otherwise than the plan."""
+
+UpsamplerSocket = io.Custom("RMD_UPSAMPLER")
+"""An `Upsampler`: a learned way to enlarge the clean estimate at a switch."""
+
+UpscaleModel = io.Custom("LATENT_UPSCALE_MODEL")
+"""Core's latent upscale model; its class is in `io` only since core has some."""
 
 CATEGORY = "RMD"
 
@@ -108,6 +115,15 @@ def stage_inputs() -> list[io.Input]:
         ),
         Overrides.Input("overrides", optional=True, tooltip="Settings of single stages, from RMD Stage Override."),
     ]
+
+
+def upsampler_input() -> io.Input:
+    """A learned upsampler in place of the plan's."""
+    return UpsamplerSocket.Input(
+        "learned_upsampler",
+        optional=True,
+        tooltip="Enlarges the clean estimate at each switch in place of the plan's upsampler, from RMD Upsampler.",
+    )
 
 
 # The check of values over links
@@ -259,6 +275,10 @@ def _is_sigmas(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(torch.isfinite(value).all())
 
 
+def _is_upscale_model(value: Any) -> bool:
+    return _has(value, "model") and (hasattr(value, "resample_latent") or _has(value, "model_dtype", "load_device"))
+
+
 def _are_overrides(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(one, StageOverride) for one in value)
 
@@ -276,5 +296,8 @@ _SOCKETS: dict[str, tuple[Callable[[Any], bool], str]] = {
     Plan.io_type: (lambda value: isinstance(value, SamplingPlan), "connect the plan of RMD Schedule"),
     RecipeSocket.io_type: (lambda value: isinstance(value, Recipe), "connect the recipe of RMD Load Student"),
     Overrides.io_type: (_are_overrides, "connect RMD Stage Override"),
+    UpsamplerSocket.io_type: (lambda value: isinstance(value, Upsampler), "connect RMD Upsampler"),
+    UpscaleModel.io_type: (_is_upscale_model, "connect Load Latent Upscale Model"),
+    io.Vae.io_type: (lambda one: _has(one, "decode", "encode", "first_stage_model"), ""),
 }
 """ComfyUI's type -> the check of a value over a link, and what to connect."""

@@ -2,7 +2,7 @@
 
 RMD Sampler does it in one node, RMD Sampler (Advanced) with a guider and a sampler of the user's own, RMD Guider inside
 core's SamplerCustomAdvanced. RMD Step Sampler is the SAMPLER a student is trained with, RMD Stage Override what one
-stage does otherwise.
+stage does otherwise, RMD Upsampler a learned upsampler for the changes of size.
 """
 
 import comfy.samplers
@@ -12,7 +12,20 @@ from comfy_api.latest import io
 from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError, short_repr
 from .bridge.sampling import OWN_STEPS, CascadeGuider, StageOverride, rmd_step_sampler, sample_cascade
-from .inputs import CATEGORY, Overrides, Plan, boundary_inputs, checked, latent_image_input, seed_input, stage_inputs
+from .bridge.upsampling import Upsampler
+from .inputs import (
+    CATEGORY,
+    Overrides,
+    Plan,
+    UpsamplerSocket,
+    UpscaleModel,
+    boundary_inputs,
+    checked,
+    latent_image_input,
+    seed_input,
+    stage_inputs,
+    upsampler_input,
+)
 
 RMD = "rmd"
 """The choice of `sampler_name` for our own sampler."""
@@ -61,13 +74,25 @@ class RMDSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="rmd: the plan's own, with its eta. Others make the noise between steps in their own way.",
                 ),
+                upsampler_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The result at the final size.")],
         )
 
     @classmethod
     @checked
-    def execute(cls, model, positive, latent_image, plan, seed, cfg, negative=None, sampler_name=RMD) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        positive,
+        latent_image,
+        plan,
+        seed,
+        cfg,
+        negative=None,
+        sampler_name=RMD,
+        learned_upsampler=None,
+    ) -> io.NodeOutput:
         guider = comfy.samplers.CFGGuider(model)
         prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         guider.inner_set_conds(prompts)
@@ -79,7 +104,15 @@ class RMDSampler(io.ComfyNode):
             sampler = comfy.samplers.sampler_object(sampler_name)
         else:
             raise RMDError(f"the sampler {short_repr(sampler_name)} is unknown; use rmd or one of KSamplerSelect")
-        result = sample_cascade(plan, latent_image, guider=guider, sampler=sampler, seed=seed, callback=callback)
+        result = sample_cascade(
+            plan,
+            latent_image,
+            guider=guider,
+            sampler=sampler,
+            seed=seed,
+            upsampler=learned_upsampler,
+            callback=callback,
+        )
         return io.NodeOutput(result.latent)
 
 
@@ -108,6 +141,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
                     "noise_seed", "The same seed gives the same picture. Every stage draws its own noise from it."
                 ),
                 *stage_inputs(),
+                upsampler_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="output", tooltip="The result at the final size."),
@@ -121,7 +155,17 @@ class RMDSamplerAdvanced(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, guider, sampler, plan, latent_image, noise_seed, later_guider=None, overrides=()) -> io.NodeOutput:
+    def execute(
+        cls,
+        guider,
+        sampler,
+        plan,
+        latent_image,
+        noise_seed,
+        later_guider=None,
+        overrides=(),
+        learned_upsampler=None,
+    ) -> io.NodeOutput:
         callback = latent_preview.prepare_callback(guider.model_patcher, len(plan.stage_plan.steps))
         result = sample_cascade(
             plan,
@@ -131,6 +175,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
             seed=noise_seed,
             later_guider=later_guider,
             overrides=overrides or (),
+            upsampler=learned_upsampler,
             callback=callback,
         )
         return io.NodeOutput(result.latent, result.stages)
@@ -155,6 +200,7 @@ class RMDGuider(io.ComfyNode):
                 io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 *stage_inputs(),
+                upsampler_input(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
@@ -166,8 +212,10 @@ class RMDGuider(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, guider, plan, later_guider=None, overrides=()) -> io.NodeOutput:
-        cascade = CascadeGuider(guider, plan, later_guider=later_guider, overrides=overrides or ())
+    def execute(cls, guider, plan, later_guider=None, overrides=(), learned_upsampler=None) -> io.NodeOutput:
+        cascade = CascadeGuider(
+            guider, plan, later_guider=later_guider, overrides=overrides or (), upsampler=learned_upsampler
+        )
         return io.NodeOutput(cascade, cascade.sigmas)
 
 
@@ -247,3 +295,42 @@ class RMDStageOverride(io.ComfyNode):
             rule = Boundary(boundary["upsampler"], boundary["switch_noise"], boundary["eta_switch"])
         own = StageOverride(stage=stage - 1, guider=guider, sampler=sampler, boundary=rule)
         return io.NodeOutput((*(overrides or ()), own))
+
+
+class RMDUpsampler(io.ComfyNode):
+    """A latent upscale model or a VAE in, an upsampler for the changes of size out."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RMD_Upsampler",
+            display_name="RMD Upsampler",
+            category=CATEGORY,
+            description=(
+                "Enlarges the clean estimate at a change of size with a latent upscale model, or through the pixels of "
+                "the VAE. A model of a fixed scale is followed by a resize to the stage's size."
+            ),
+            search_aliases=["latent upscale model", "learned upsampler", "spatial upscaler"],
+            inputs=[
+                UpscaleModel.Input(
+                    "upscale_model",
+                    optional=True,
+                    tooltip="From Load Latent Upscale Model, made for this model's latents: LTX or HunyuanVideo 1.5.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The model's VAE. Alone: decode, resize, encode. LTX upscale models need it too.",
+                ),
+            ],
+            outputs=[
+                UpsamplerSocket.Output(
+                    display_name="learned_upsampler", tooltip="For RMD Sampler and the nodes that change the size."
+                )
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, upscale_model=None, vae=None) -> io.NodeOutput:
+        return io.NodeOutput(Upsampler(upscale_model, vae))

@@ -13,7 +13,8 @@ from .bridge.latents import final_latent, to_output
 from .bridge.model import ModelView, NoiseForm
 from .bridge.plans import LAST_STEP, SamplingPlan, final_cells, pixels
 from .bridge.sampling import StageSeed, StartNoise, SwitchNoise, batch_items
-from .inputs import CATEGORY, Plan, boundary_inputs, checked, seed_input, size_inputs
+from .bridge.upsampling import with_upsampler
+from .inputs import CATEGORY, Plan, boundary_inputs, checked, seed_input, size_inputs, upsampler_input
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class RMDStageUpscale(io.ComfyNode):
                 Plan.Input(
                     "plan", optional=True, tooltip="If connected, its rule is used in place of the three above."
                 ),
+                upsampler_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The enlarged clean estimate."),
@@ -118,6 +120,7 @@ class RMDStageUpscale(io.ComfyNode):
         switch_noise,
         eta_switch,
         plan=None,
+        learned_upsampler=None,
     ) -> io.NodeOutput:
         view = ModelView.of(model)
         size = final_cells(view, width=width, height=height)
@@ -162,9 +165,11 @@ class RMDStageUpscale(io.ComfyNode):
                 f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the "
                 "sigmas that the stage has run, and output and denoised_output of the same node"
             )
-        boundary = Boundary(upsampler, switch_noise, eta_switch)
-        if plan is not None:
-            boundary = plan.boundary.between(tuple(x0.shape[-2:]), size, eta=plan.eta)
+        boundary = Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary
+        if x0.shape[-2:] != size:
+            boundary = with_upsampler(boundary, learned_upsampler, model, student=plan is not None and plan.student)
+        elif plan is not None:
+            boundary = boundary.between(size, size, eta=plan.eta)
         # A NOISE may serve several samplers, so the batch items are the LATENT's.
         seed = StageSeed(started.cascade, stage + 1, batch_items(output))
         switched = boundary.switch(x0, eps, size, seed.fresh)

@@ -1,12 +1,14 @@
 """The boundary between two stages: how a clean estimate and its noise reach a larger size.
 
-`Boundary.switch` is the whole of it: `upsample` for the estimate, `Boundary.noise` for the noise. `step_noise` is the
-noise between the steps of one stage.
+`Boundary.switch` is the whole of it: `Boundary.enlarged` for the estimate, `Boundary.noise` for the noise. `step_noise`
+is the noise between the steps of one stage.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import sqrt
 from typing import NamedTuple
@@ -22,6 +24,9 @@ from .noising import to_compute_dtype
 UPSAMPLERS = ("nearest", "bicubic", "bilinear", "area")
 SWITCH_NOISES = ("exact", "mix", "fresh")
 
+Learned = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
+"""A learned upsampler: a clean estimate `(B, C, [T,] h, w)` and a larger (height, width), the estimate at that size."""
+
 
 class SwitchResult(NamedTuple):
     """The start of a larger size: the upsampled clean estimate `x0` and the `noise` to mix it with."""
@@ -34,22 +39,30 @@ class SwitchResult(NamedTuple):
 class Boundary:
     """The rule at a switch, one object for the sampler, the losses and validation.
 
-    upsampler is one of `UPSAMPLERS`, switch_noise one of `SWITCH_NOISES`, eta_switch the share of predicted noise in
-    [0, 1]. Raises RMDError for anything else. Source: docs/method.md, the boundary operation.
+    upsampler is one of `UPSAMPLERS` or the `learned_name` of a network, switch_noise one of `SWITCH_NOISES`, eta_switch
+    the share of predicted noise in [0, 1]. Raises RMDError for anything else. `learned`, where given, enlarges the
+    estimate in place of the named upsampler. Source: docs/method.md, the boundary operation.
     """
 
     upsampler: str = "nearest"
     switch_noise: str = "exact"
     eta_switch: float = 0.5
+    learned: Learned | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("upsampler", self.upsampler, UPSAMPLERS),
-            ("switch noise", self.switch_noise, SWITCH_NOISES),
-        ):
-            if value not in allowed:
-                raise RMDError(f"{name} {short_repr(value)} is unknown; use one of {', '.join(allowed)}")
+        if self.upsampler not in UPSAMPLERS and self.learned_sha256 is None:
+            raise RMDError(f"upsampler {short_repr(self.upsampler)} is unknown; use one of {', '.join(UPSAMPLERS)}")
+        if self.switch_noise not in SWITCH_NOISES:
+            raise RMDError(
+                f"switch noise {short_repr(self.switch_noise)} is unknown; use one of {', '.join(SWITCH_NOISES)}"
+            )
         object.__setattr__(self, "eta_switch", check_eta(self.eta_switch, "eta_switch"))
+
+    @property
+    def learned_sha256(self) -> str | None:
+        """The digest of the network that `upsampler` names (see `learned_name`), None for one of `UPSAMPLERS`."""
+        match = re.search(r" sha256:([0-9a-f]{64})\Z", str(self.upsampler))
+        return match and match[1]
 
     @property
     def uses_prediction(self) -> bool:
@@ -58,7 +71,7 @@ class Boundary:
 
     def between(self, low_hw: tuple[int, int], high_hw: tuple[int, int], *, eta: float) -> Boundary:
         """The rule from one size to another: this one, or at equal size an ordinary step with eta predicted noise."""
-        return self if low_hw != high_hw else Boundary(self.upsampler, "exact", eta)
+        return self if low_hw != high_hw else replace(self, switch_noise="exact", eta_switch=eta)
 
     def switch(
         self, x0: torch.Tensor, eps: torch.Tensor | None, size_hw: tuple[int, int], fresh: FreshNoise
@@ -74,7 +87,28 @@ class Boundary:
                 "use a sampler that reports it, or set eta_switch to 0 or switch_noise to fresh"
             )
         noise = self.noise(x0.detach() if eps is None else eps, size_hw, fresh)
-        return SwitchResult(upsample(x0, size_hw, self.upsampler), noise)
+        return SwitchResult(self.enlarged(x0, size_hw), noise)
+
+    def enlarged(self, x0: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+        """The clean estimate `(B, C, [T,] h, w)` at `size_hw`, by `learned` where given; at equal size `x0` itself.
+
+        Raises RMDError for a target smaller than x0, a network that is named and not given, or a result of another
+        shape.
+        """
+        size = check_enlargement(x0, size_hw)
+        if x0.shape[-2:] == size:
+            return x0
+        if self.learned is None:
+            if self.learned_sha256 is not None:
+                raise RMDError(f"the switch needs the learned upsampler {self.upsampler}; load it and give it here")
+            return upsample(x0, size, self.upsampler)
+        result = self.learned(x0, size)
+        if result.shape != (*x0.shape[:-2], *size):
+            raise RMDError(
+                f"the learned upsampler made {tuple(result.shape)} out of {tuple(x0.shape)}, not "
+                f"{(*x0.shape[:-2], *size)}; use one for the latents of this model"
+            )
+        return result.to(x0)
 
     def noise(self, eps: torch.Tensor, size_hw: tuple[int, int], fresh: FreshNoise) -> torch.Tensor:
         """Noise for the first state at a larger size, from the noise predicted at the smaller one.
@@ -85,7 +119,8 @@ class Boundary:
         - `exact`: `Q^T (eta eps + sqrt(1-eta^2) zeta) + (I - Q^T Q) xi` with the orthonormal rows Q of
           `orthonormal_rows` per axis. White for every ratio and every eta when eps is; reading it back with Q returns
           what went in.
-        - `mix`: `eta upsample(eps) + sqrt(1-eta^2) xi`, the authors' interpolated noise, coloured for eta > 0.
+        - `mix`: `eta upsample(eps) + sqrt(1-eta^2) xi`, the authors' interpolated noise, coloured for eta > 0 (bicubic
+          where `upsampler` names a network).
         - `fresh`: xi alone.
 
         xi is `fresh("switch", shape at size_hw)` and zeta `fresh("switch-low", eps.shape)`; only what a rule uses is
@@ -105,9 +140,15 @@ class Boundary:
         elif rule == "fresh" or eta == 0.0:
             noise = fresh("switch", high_shape).to(working)
         else:
-            predicted = upsample(working, (height, width), self.upsampler)
+            kernel = "bicubic" if self.learned_sha256 else self.upsampler
+            predicted = upsample(working, (height, width), kernel)
             noise = step_noise(predicted, eta, None if eta == 1.0 else fresh("switch", high_shape))
         return noise.to(eps.dtype)
+
+
+def learned_name(name: str, sha256: str) -> str:
+    """How a boundary and a recipe name a learned upsampler: its name and the `files.weights_digest` of its weights."""
+    return f"{name} sha256:{sha256}"
 
 
 def check_eta(eta: float, name: str = "eta") -> float:
@@ -160,6 +201,16 @@ def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Te
     align = None if method == "nearest" else False
     enlarged = F.interpolate(maps, size=(height, width), mode=_TORCH_MODES[method], align_corners=align)
     return unpack(enlarged, inner, "b * h w")[0].to(x.dtype)
+
+
+def resize(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """A latent `(B, C, [T,] H, W)` at any size: an axis that grows is interpolated, bicubic, one that shrinks averaged.
+
+    It brings the result of a learned upsampler of a fixed scale to a stage's size. At equal size `x` itself comes back.
+    """
+    height, width = size_hw
+    grown = (max(height, x.shape[-2]), max(width, x.shape[-1]))
+    return area_average(upsample(x, grown, "bicubic"), size_hw)
 
 
 def check_enlargement(x: torch.Tensor, size_hw: tuple[int, int]) -> tuple[int, int]:

@@ -215,6 +215,15 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(_tensor_bytes(tensor)).hexdigest()
 
 
+def weights_digest(tensors: Iterable[torch.Tensor]) -> str:
+    """SHA-256 of the weights of a network, as 64 hex digits, whatever they are called and however they are stored.
+
+    It is that of the sorted shapes and digests of all weights in bfloat16, to which a loader may have brought them.
+    """
+    parts = sorted(f"{tuple(one.shape)} {tensor_digest(one.to(torch.bfloat16))}" for one in tensors)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data
 

@@ -36,8 +36,8 @@ class Recipe:
     split is the number of steps at each size (0 where none runs) and sigmas the base level of every step; thresholds
     are the logSNR thresholds they came from, None if the split was given outright. final_hw is the size of the result
     in training, and ratios the (height, width) of each size over it, (1, 1) at the last that runs; multiple is the
-    patch size in cells and pixels_per_cell the autoencoder's factor. eta mixes noise inside a stage, eta_switch at a
-    switch.
+    patch size in cells and pixels_per_cell the autoencoder's factor. upsampler is one of `UPSAMPLERS` or the
+    `learned_name` of a network. eta mixes noise inside a stage, eta_switch at a switch.
     size_conditioning gives the network the size of the `stage`, the `final` size, or `none`. cfg is the guidance to
     sample with (1.0 without); adapter_alpha is the LoRA alpha, None for a full model; config_digest identifies the
     resolved training configuration.

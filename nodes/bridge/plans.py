@@ -43,7 +43,8 @@ class SamplingPlan:
     eta is the share of predicted noise inside a stage, cfg the guidance to sample with, size_conditioning what SDXL is
     given as the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
     cell. origin says in a few words where the plan comes from, shift_of whose its flow shift is, thresholds are the
-    logSNR thresholds that it was made with (empty for a split), notes are sentences for the user.
+    logSNR thresholds that it was made with (empty for a split), student says that weights were trained on the plan,
+    notes are sentences for the user.
     """
 
     stage_plan: StagePlan
@@ -56,6 +57,7 @@ class SamplingPlan:
     origin: str
     shift_of: str = ""
     thresholds: tuple[float, ...] = ()
+    student: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -200,6 +202,7 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> Sampling
         origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
         shift_of="the recipe's, for the first size",
         thresholds=recipe.thresholds or (),
+        student=True,
         notes=notes,
     )
 

@@ -34,6 +34,7 @@ from .conditioning import StageView, unknown_tensors
 from .latents import SourceImage, final_latent, to_output
 from .model import ModelView, NoiseForm, references_on_grid
 from .plans import SamplingPlan, check_levels, pixels
+from .upsampling import Upsampler, with_upsampler
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def sample_cascade(
     seed: int,
     later_guider: Any | None = None,
     overrides: Sequence[StageOverride] = (),
+    upsampler: Upsampler | None = None,
     callback: Callback | None = None,
 ) -> Sampled:
     """Sample a plan into a LATENT of the final size, with one `guider.sample` a stage.
@@ -66,7 +68,9 @@ def sample_cascade(
     step, numbered over all stages. Raises RMDError for whatever `check_cascade` refuses and for a latent of another
     size than the plan's, before anything runs.
     """
-    settings = stage_settings(plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides)
+    settings = stage_settings(
+        plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides, upsampler=upsampler
+    )
     check_cascade(plan, settings)
     model, total = guider.model_patcher, len(plan.stage_plan.steps)
     latent = final_latent(model, latent)
@@ -337,9 +341,17 @@ class StageSettings(NamedTuple):
 
 
 def stage_settings(
-    plan: SamplingPlan, guider: Any, *, sampler: Any, later_guider: Any | None, overrides: Sequence[StageOverride]
+    plan: SamplingPlan,
+    guider: Any,
+    *,
+    sampler: Any,
+    later_guider: Any | None,
+    overrides: Sequence[StageOverride],
+    upsampler: Upsampler | None = None,
 ) -> tuple[StageSettings, ...]:
     """The settings of every stage; an override wins over `later_guider`, which is for all stages but the first.
+
+    The `upsampler` takes the place of the plan's; a boundary of an override keeps its own.
 
     Where the size stays as it is, such as to change the model, the step is an ordinary one with the plan's eta. Raises
     RMDError for an override of a stage that the plan does not have, or two of the same stage.
@@ -347,7 +359,10 @@ def stage_settings(
     stages = plan.stage_plan.stages
     count = len(stages)
     later = guider if later_guider is None else later_guider
-    rules = [plan.boundary.between(low.size, high.size, eta=plan.eta) for low, high in zip(stages, stages[1:])]
+    rule = plan.boundary
+    if stages[0].size != stages[-1].size:
+        rule = with_upsampler(rule, upsampler, guider.model_patcher, student=plan.student)
+    rules = [rule.between(low.size, high.size, eta=plan.eta) for low, high in zip(stages, stages[1:])]
     settings = [StageSettings(guider, sampler, None), *(StageSettings(later, sampler, rule) for rule in rules)]
     taken = set()
     for override in overrides:
@@ -569,13 +584,20 @@ class CascadeGuider:
     """
 
     def __init__(
-        self, guider: Any, plan: SamplingPlan, *, later_guider: Any | None, overrides: Sequence[StageOverride]
+        self,
+        guider: Any,
+        plan: SamplingPlan,
+        *,
+        later_guider: Any | None,
+        overrides: Sequence[StageOverride],
+        upsampler: Upsampler | None = None,
     ) -> None:
         self.model_patcher = guider.model_patcher
         self._plan = plan
         levels = [sigma for stage in plan.stage_plan.stages for sigma in plan.sigmas(stage)[:-1]]
         self.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)
-        self._inputs = {"guider": guider, "later_guider": later_guider, "overrides": tuple(overrides)}
+        self._inputs = {"guider": guider, "later_guider": later_guider, "upsampler": upsampler}
+        self._inputs["overrides"] = tuple(overrides)
 
     def sample(
         self,

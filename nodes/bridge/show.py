@@ -86,7 +86,7 @@ def boundary_line(plan: SamplingPlan) -> str:
     """The rule at a change of size in a few words."""
     rule = plan.boundary
     share = f", eta {rule.eta_switch:g}" if rule.switch_noise != "fresh" else ""
-    return f"x0 upsampled {rule.upsampler}, {rule.switch_noise} noise{share}"
+    return f"x0 upsampled {rule.upsampler.partition(' sha256:')[0]}, {rule.switch_noise} noise{share}"
 
 
 # The image

@@ -1,5 +1,6 @@
 """The switch: torch's kernels, exact boxes, time left alone; noise white for every ratio, and nothing read at eta 0."""
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -14,9 +15,12 @@ from rmd_core.boundary import (
     SWITCH_NOISES,
     UPSAMPLERS,
     Boundary,
+    area_average,
     box_average,
     embed_noise,
+    learned_name,
     orthonormal_rows,
+    resize,
     step_noise,
     upsample,
 )
@@ -384,3 +388,39 @@ def test_presets_cannot_be_changed():
         PRESETS["default"] = None
     with pytest.raises(AttributeError):
         PRESETS["default"].eta = 0.1
+
+
+NETWORK = learned_name("network", 64 * "a")
+
+
+def test_a_learned_upsampler_enlarges_the_estimate_and_not_the_noise():
+    """Here a box average, as `area` is; the noise is that of the rule without it."""
+    x0, eps = randn(2, 4, 3, 5, 6), randn(2, 4, 3, 5, 6, seed=1)
+    learned = [replace(Boundary(name, "mix"), learned=area_average) for name in ("bicubic", NETWORK)]
+    known = Boundary("bicubic", "mix").switch(x0, eps, (10, 9), lambda _, shape: randn(*shape, seed=2))
+    for rule in learned:
+        mine = rule.switch(x0, eps, (10, 9), lambda _, shape: randn(*shape, seed=2))
+        assert torch.equal(mine.x0, upsample(x0, (10, 9), "area"))
+        assert torch.equal(mine.noise, known.noise)
+        assert rule.between((5, 6), (10, 9), eta=0.2) is rule
+        assert rule.enlarged(x0, (5, 6)) is x0
+    assert learned[0] == Boundary("bicubic", "mix")
+
+
+def test_a_learned_upsampler_that_is_missing_or_of_another_shape_is_refused():
+    x0 = randn(1, 4, 5, 6)
+    for rule, words in (
+        (Boundary(NETWORK), "needs the learned upsampler network"),
+        (replace(Boundary(), learned=lambda x, _: x), "not .1, 4, 10, 9."),
+    ):
+        with pytest.raises(RMDError, match=words):
+            rule.enlarged(x0, (10, 9))
+    with pytest.raises(RMDError, match="unknown"):
+        Boundary("network sha256:" + 63 * "a")
+
+
+def test_a_resize_grows_and_averages():
+    x = randn(2, 4, 6, 8)
+    assert torch.equal(resize(x, (9, 8)), upsample(x, (9, 8), "bicubic"))
+    assert torch.equal(resize(x, (3, 4)), area_average(x, (3, 4)))
+    assert resize(x, (12, 4)).shape == (2, 4, 12, 4)

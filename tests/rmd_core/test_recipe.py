@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_world import FLOW3, PIXART, SDXL
-from rmd_core.boundary import Boundary
+from rmd_core.boundary import UPSAMPLERS, Boundary, learned_name
 from rmd_core.errors import RMDError
 from rmd_core.files import read_metadata, save_safetensors
 from rmd_core.plan import plan_from_split, plan_from_thresholds, stage_sizes
@@ -52,7 +52,7 @@ def recipes(draw):
     return plan, make_recipe(
         plan,
         boundary=Boundary(
-            draw(st.sampled_from(["bicubic", "nearest", "bilinear", "area"])),
+            draw(st.sampled_from([*UPSAMPLERS, learned_name("upscaler x2.safetensors", 64 * "0")])),
             draw(st.sampled_from(["exact", "mix", "fresh"])),
             draw(share),
         ),
