@@ -6,7 +6,7 @@ import uuid
 from dataclasses import asdict
 
 from browser.layouts import SHOWN, Rows
-from browser.model_files import FILES, files_named, files_note
+from browser.real_models import FILES, files_named
 from browser.session import Frontend
 
 
@@ -16,20 +16,71 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
     models = {}
     for file in files_named(prompt):
         if file in FILES:
-            folder, url = FILES[file]
-            models[file] = {"name": file, "directory": folder, "url": url}
+            models[file] = {"name": file, "directory": FILES[file].folder, "url": FILES[file].url}
     table = {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-RMD/{name}")),
         "rows": [[asdict(group) for group in row] for row in rows],
-        "note": note + files_note(prompt),
+        "note": note,
         "models": models,
         "shown": SHOWN.get(name, {}),
     }
-    left_out = page.evaluate(ARRANGE, table)
+    left_out = page.evaluate(f"table => {{ {ROUTE} return ({ARRANGE})(table); }}", table)
     if left_out:
         raise RuntimeError(f"{name}: no group of its layout holds {', '.join(left_out)}")
     page.wait_for_timeout(500)
 
+
+ROUTE = """
+// Wires that would pass behind the nodes of other columns go through the gaps between those nodes.
+function route(graph, columns) {
+  const title = LiteGraph.NODE_TITLE_HEIGHT, apart = 18, used = new Map();
+  const top = node => node.pos[1] - title, bottom = node => node.pos[1] + (node.flags.collapsed ? 0 : node.size[1]);
+  const columnOf = new Map(columns.flatMap((stack, index) => stack.map(node => [node.id, index])));
+  const left = columns.map(stack => stack[0].pos[0]);
+  const right = columns.map(stack => Math.max(...stack.map(node => node.pos[0] + node.size[0])));
+  const gaps = columns.map(stack => stack.map((node, place) => {
+    const next = stack[place + 1];
+    return [bottom(node), next ? top(next) : bottom(node) + 70];
+  }));
+  const lane = (index, wanted) => {
+    const away = ([low, high]) => Math.max(low - wanted, wanted - high, 0);
+    const gap = gaps[index].reduce((best, one) => away(one) < away(best) ? one : best);
+    const taken = used.get(gap) ?? 0;
+    used.set(gap, taken + 1);
+    return (gap[0] + gap[1]) / 2 - 6 + apart * Math.ceil(taken / 2) * (taken % 2 ? 1 : -1);
+  };
+  const outputs = new Map();
+  for (const link of graph._links.values()) {
+    const from = columnOf.get(link.origin_id), to = columnOf.get(link.target_id);
+    if (to <= from + 1) continue;
+    const key = `${link.origin_id}.${link.origin_slot}`;
+    outputs.set(key, [...(outputs.get(key) ?? []), {link, from, to}]);
+  }
+  const height = ({link}) => {
+    const node = graph.getNodeById(link.target_id);
+    return node.flags.collapsed ? node.pos[1] - title / 2 : node.getInputPos(link.target_slot)[1];
+  };
+  for (const wires of outputs.values()) {
+    wires.sort((one, other) => other.to - one.to);
+    let before = graph.getNodeById(wires[0].link.origin_id).getOutputPos(wires[0].link.origin_slot)[1];
+    for (let index = wires[0].from + 1; index < wires[0].to; index++) {
+      const beyond = wires.filter(({to}) => to > index);
+      const wanted = (before + beyond.reduce((sum, wire) => sum + height(wire), 0) / beyond.length) / 2;
+      const y = lane(index, wanted);
+      const [roomBefore, roomAfter] = [left[index] - right[index - 1], left[index + 1] - right[index]];
+      for (const x of [left[index] - 0.45 * roomBefore, right[index] + 0.45 * roomAfter]) {
+        if (x < left[index] && before === y) continue;
+        const knot = graph.createReroute([x, y], beyond[0].link);
+        for (const {link} of beyond.slice(1)) {
+          link.parentId = knot.id;
+          knot.linkIds.add(link.id);
+        }
+      }
+      before = y;
+    }
+  }
+}
+"""
 
 ARRANGE = """table => {
   const gap = 30, below = 56, pad = 14, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
@@ -40,7 +91,7 @@ ARRANGE = """table => {
   note.bgcolor = "#101010";
   graph.add(note);
   note.widgets[0].value = table.note;
-  const placed = new Set();
+  const placed = new Set(), columns = [];
   let y = 0;
   for (const row of table.rows) {
     let x = 0, bottom = y;
@@ -50,6 +101,7 @@ ARRANGE = """table => {
       x += pad;
       for (const column of frame.columns) {
         let top = y + head + pad;
+        const stack = [];
         for (const entry of column.nodes) {
           const [id, height] = Array.isArray(entry) ? entry : [entry, 0];
           const node = id === "note" ? note : graph.getNodeById(id);
@@ -60,7 +112,9 @@ ARRANGE = """table => {
           top += title + (height < 0 ? 0 : node.size[1]) + below;
           bottom = Math.max(bottom, top - below + pad);
           placed.add(node);
+          stack.push(node);
         }
+        columns.push(stack);
         x += column.width + gap;
       }
       x += pad - gap;
@@ -76,6 +130,7 @@ ARRANGE = """table => {
     }
     y = bottom + gap;
   }
+  route(graph, columns);
   for (const node of graph._nodes) {
     for (const widget of node.widgets ?? []) {
       const shown = table.shown[node.id]?.[widget.name];

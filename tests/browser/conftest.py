@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from browser.model_files import FILES
+from browser.real_models import FILES
 from browser.session import open_frontend
 
 
@@ -15,7 +15,7 @@ from browser.session import open_frontend
 def frontend(tmp_path_factory):
     """The frontend, with files (empty here) by the names that the workflows ask for."""
     folder = tmp_path_factory.mktemp("browser") / "comfyui"
-    models = [(kind, name) for name, (kind, _) in FILES.items()]
+    models = [(file.folder, name) for name, file in FILES.items()]
     with open_frontend(folder, models=models, Comfy_Execution_PreviewMethod="none") as opened:
         yield opened
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+
+from browser.real_models import TEMPLATES, Template, loaders, note_of, prompt_of
+
+API_FORMAT = Path(__file__).parents[1] / "workflows"
+NOTES = Path(__file__).parent / "notes"
 
 BLUE, GREEN, ORANGE, GREY, PURPLE = "#3f789e", "#5a8a5a", "#b58b2a", "#6a6a6a", "#7a5a9a"
 NOTE = "note"
@@ -39,16 +46,24 @@ TITLE_OF = {
     "rmd_few_step_and_rmd": "RMD 3 few-step model and student (runs anywhere)",
     "rmd_three_sizes": "RMD 4 three sizes (runs anywhere)",
     "rmd_hand_built": "RMD 5 stage by stage (runs anywhere)",
-    "sdxl_dmd2_lora": "RMD 6 SDXL with DMD2 LoRA (7 GB)",
-    "sdxl_lightning": "RMD 6 SDXL-Lightning (7 GB)",
-    "pixart_lcm": "RMD 7 PixArt LCM (8 GB)",
-    "sd35_large_turbo": "RMD 8 SD3.5 Large Turbo (23 GB)",
-    "wan21_480p_to_720p": "RMD 9 Wan2.1 480p to 720p (22 GB)",
+    **{key: template.name for key, template in sorted(TEMPLATES.items(), key=lambda entry: entry[1].name)},
 }
 """The name that ComfyUI shows of each workflow, which is that of its file; in brackets what there is to download."""
 
 BLUEPRINT_OF = {"rmd_demo": "RMD text to image"}
 """The blueprint that a workflow uses: its node holds those with a colon in their id, such as `10:1`."""
+
+
+def read_prompt(name: str) -> dict:
+    """A workflow in API format."""
+    if name in TEMPLATES:
+        return prompt_of(TEMPLATES[name], name)
+    return json.loads((API_FORMAT / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read_note(name: str) -> str:
+    """The Markdown of a workflow's note."""
+    return note_of(TEMPLATES[name]) if name in TEMPLATES else (NOTES / f"{name}.md").read_text(encoding="utf-8")
 
 
 def _by_columns(
@@ -68,8 +83,28 @@ def _by_columns(
 _STUDENT = ("1", 130)
 _PICTURE = (("8", 560),)
 _DEMO = (_STUDENT, "3", ("2", 130), (NOTE, 300))
-_SCHEDULE_AND_NOTE = (("4", 540), (NOTE, 270))
-_TEXT = ("2", 160)
+
+
+def _public(template: Template) -> Rows:
+    """The form of a template for a public model; its models have a column of their own where there are many nodes."""
+    found = sorted(loaders(template)[0], key=lambda id: (id in ("3", "13"), int(id)))
+    usual = {*found, *"245678", "10"}
+    others = [id for id in template.nodes if id not in usual]
+    plan = (("4", 540), (NOTE, 270))
+    result = ("10", ("8", 460)) if template.frames else _PICTURE
+    if len(found) + len(others) <= 4:
+        return _by_columns((*found, *others, ("2", 160)), plan, "5", result)
+    models = [id for id in found if id not in ("3", "13")]
+    rest = [id for id in found if id not in models]
+    return (
+        (
+            _group("1 Models and prompt", BLUE, (280, *models), (280, *rest, *others, ("2", 160))),
+            _group("2 Plan: what runs at which size", GREEN, (340, *plan)),
+            _group("3 Sample", ORANGE, (280, "5", ("6", 300), "7")),
+            _group("4 Result", PURPLE, (330, *result)),
+        ),
+    )
+
 
 LAYOUTS: dict[str, Rows] = {
     "rmd_demo": (
@@ -103,24 +138,20 @@ LAYOUTS: dict[str, Rows] = {
             _group("4 Stage 2: the final size", PURPLE, (280, "20", "21", "22"), (310, ("32", FOLDED), ("33", 420))),
         ),
     ),
-    "sdxl_dmd2_lora": _by_columns(("1", "11", _TEXT), _SCHEDULE_AND_NOTE, "5", _PICTURE),
-    "sdxl_lightning": _by_columns(("1", _TEXT), _SCHEDULE_AND_NOTE, "5", _PICTURE),
-    "pixart_lcm": _by_columns(("1", "3", "13", _TEXT), _SCHEDULE_AND_NOTE, "5", _PICTURE),
-    "sd35_large_turbo": _by_columns(("1", "3", _TEXT), _SCHEDULE_AND_NOTE, "5", _PICTURE),
-    "wan21_480p_to_720p": _by_columns(("1", "11", "3", "13", _TEXT), _SCHEDULE_AND_NOTE, "5", ("10", ("8", 460))),
+    **{key: _public(template) for key, template in TEMPLATES.items()},
 }
-"""The layout of each workflow, by the name of its file in API format."""
+"""The layout of each workflow, by its name in TITLE_OF."""
 
 _DEMO_SIZE = {"5": {"width": 128, "height": 128}}
-_FULL_SIZE = {"5": {"width": 1024, "height": 1024}}
 SHOWN: dict[str, dict[str, dict[str, int]]] = {
     "rmd_wired": _DEMO_SIZE,
     "rmd_three_sizes": _DEMO_SIZE,
     "rmd_hand_built": {"11": {"width": 64, "height": 64}, "21": {"width": 128, "height": 128}},
     "rmd_few_step_and_rmd": _DEMO_SIZE,
-    "sdxl_lightning": _FULL_SIZE,
-    "sdxl_dmd2_lora": _FULL_SIZE,
-    "sd35_large_turbo": _FULL_SIZE,
-    "pixart_lcm": _FULL_SIZE,
+    **{
+        key: {"5": dict(zip(("width", "height"), template.sizes[-1]))}
+        for key, template in TEMPLATES.items()
+        if not template.frames
+    },
 }
 """Values of widgets that a wire overrules, by workflow, node and name: what the frontend shows greyed out."""

@@ -1,4 +1,6 @@
-"""Makes workflows/*.json and their thumbnails from tests/workflows/*.json with the real frontend.
+"""Makes workflows/*.json and their thumbnails with the real frontend.
+
+Their sources: tests/workflows/*.json, notes/, layouts.py and real_models.py.
 
 PYTHONPATH=tests python -m browser.make_workflows [name ...]
 """
@@ -13,21 +15,14 @@ from pathlib import Path
 
 from browser.blueprints import BLUEPRINTS
 from browser.canvas import arrange
-from browser.layouts import BLUEPRINT_OF, LAYOUTS, TITLE_OF
+from browser.layouts import BLUEPRINT_OF, LAYOUTS, TITLE_OF, read_note, read_prompt
 from browser.make_subgraphs import SUBGRAPHS
-from browser.model_files import FILES, SHIPPED, files_named
+from browser.real_models import FILES, SHIPPED, files_named
 from browser.session import Frontend, open_frontend
 from browser.thumbnails import picture_thumbnail, title_thumbnail
 
 ROOT = Path(__file__).parents[2]
-API_FORMAT = ROOT / "tests" / "workflows"
-NOTES = Path(__file__).parent / "notes"
 WORKFLOWS = ROOT / "workflows"
-
-
-def read_prompt(name: str) -> dict:
-    """A workflow in API format."""
-    return json.loads((API_FORMAT / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def workflow_file(name: str, kind: str = "json") -> Path:
@@ -84,8 +79,7 @@ def make(frontend: Frontend, name: str) -> None:
     """Write the JSON file and the thumbnail of a workflow."""
     prompt = read_prompt(name)
     load(frontend, name, prompt)
-    note = (NOTES / f"{name}.md").read_text(encoding="utf-8")
-    arrange(frontend, name, prompt=prompt, rows=LAYOUTS[name], note=note)
+    arrange(frontend, name, prompt=prompt, rows=LAYOUTS[name], note=read_note(name))
     frontend.show_all()
     text = json.dumps(frontend.serialised(), indent=2, ensure_ascii=False)
     workflow_file(name).write_text(text + "\n", encoding="utf-8")
@@ -101,7 +95,7 @@ def make(frontend: Frontend, name: str) -> None:
 def main() -> None:
     names = sys.argv[1:] or list(LAYOUTS)
     WORKFLOWS.mkdir(exist_ok=True)
-    models = [(folder, name) for name, (folder, _) in FILES.items()]
+    models = [(file.folder, name) for name, file in FILES.items()]
     with tempfile.TemporaryDirectory() as folder, open_frontend(Path(folder, "comfyui"), models=models) as frontend:
         for name in names:
             make(frontend, name)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from browser.blueprints import BLUEPRINTS, SAVED_BY, SMALL
-from browser.layouts import LAYOUTS, TITLE_OF
-from browser.make_workflows import read_prompt, workflow_file
-from browser.model_files import SHIPPED, files_named
+from browser.layouts import LAYOUTS, TITLE_OF, read_prompt
+from browser.make_workflows import workflow_file
+from browser.real_models import SHIPPED, files_named
 from browser.session import WINDOW, Frontend
 
 NAMES = sorted(LAYOUTS)

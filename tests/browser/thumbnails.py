@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
+from browser.real_models import TEMPLATES, words_of
+
 SIZE = (480, 360)
 DARK, LIGHT, MUTED = (30, 32, 38), (236, 238, 242), (163, 171, 186)
 CAPTIONED = {
@@ -14,14 +16,6 @@ CAPTIONED = {
     "rmd_few_step_and_rmd": (("23", "full size"), ("33", "cascade"), ("43", "RMD")),
 }
 """Which output nodes a thumbnail shows, and what is written under each."""
-TITLES = {
-    "sdxl_lightning": ("SDXL-Lightning", "#5b4bb7", (512, 512), (1024, 1024)),
-    "sdxl_dmd2_lora": ("SDXL + DMD2 LoRA", "#2f6fb5", (512, 512), (1024, 1024)),
-    "sd35_large_turbo": ("SD3.5 Large Turbo", "#a8503a", (512, 512), (1024, 1024)),
-    "pixart_lcm": ("PixArt-alpha LCM", "#2f7d5b", (512, 512), (1024, 1024)),
-    "wan21_480p_to_720p": ("Wan2.1 + lightx2v", "#8a3f7d", (832, 480), (1280, 720)),
-}
-"""Title, colour and the two sizes in pixels of a workflow that needs files of the user's; two steps run at each."""
 
 
 def picture_thumbnail(name: str, shown: dict[str, Image.Image]) -> Image.Image:
@@ -44,15 +38,16 @@ def picture_thumbnail(name: str, shown: dict[str, Image.Image]) -> Image.Image:
 
 def title_thumbnail(name: str) -> Image.Image:
     """The name of a model over a box for each size with its steps, on SIZE."""
-    title, colour, *sizes = TITLES[name]
+    template = TEMPLATES[name]
     canvas = Image.new("RGB", SIZE, DARK)
     draw = ImageDraw.Draw(canvas)
-    draw.rectangle((0, 0, SIZE[0], 84), fill=colour)
-    draw.text((SIZE[0] // 2, 42), title, fill=LIGHT, font=ImageFont.load_default(44), anchor="mm")
-    for (width, height), middle in zip(sizes, (130, 330)):
-        half_wide, half_high = (side * 190 / max(sizes[-1]) / 2 for side in (width, height))
-        draw.rectangle((middle - half_wide, 200 - half_high, middle + half_wide, 200 + half_high), fill=colour)
-        draw.text((middle, 200), "2", fill=LIGHT, font=ImageFont.load_default(54), anchor="mm")
-        words = str(width) if width == height else f"{width}x{height}"
-        draw.text((middle, 328), f"{words} px", fill=MUTED, font=ImageFont.load_default(28), anchor="mm")
+    draw.rectangle((0, 0, SIZE[0], 84), fill=template.colour)
+    width = ImageFont.load_default(44).getlength(template.model)
+    font = ImageFont.load_default(44 * min(1, 450 / width))
+    draw.text((SIZE[0] // 2, 42), template.model, fill=LIGHT, font=font, anchor="mm")
+    for size, steps, middle in zip(template.sizes, template.steps, (130, 330)):
+        half_wide, half_high = (side * 190 / max(template.sizes[-1]) / 2 for side in size)
+        draw.rectangle((middle - half_wide, 200 - half_high, middle + half_wide, 200 + half_high), fill=template.colour)
+        draw.text((middle, 200), str(steps), fill=LIGHT, font=ImageFont.load_default(54), anchor="mm")
+        draw.text((middle, 328), words_of(size), fill=MUTED, font=ImageFont.load_default(28), anchor="mm")
     return canvas

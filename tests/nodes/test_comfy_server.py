@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from browser.layouts import TITLE_OF
+from browser.layouts import TITLE_OF, read_prompt
 from comfy_prompts import complaints, missing_files
 from comfy_server import Refused
 from demo import files
@@ -22,7 +22,6 @@ from training.backbones import make_backbone
 from training.prompts import PromptCache
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = sorted((ROOT / "tests" / "workflows").glob("*.json"))
 TEMPLATES = ROOT / "workflows"
 NOTES = {"MarkdownNote", "Note"}
 NODE_IDS = {
@@ -37,11 +36,8 @@ NODE_IDS = {
     "RMD_StageSigmas",
     "RMD_StageUpscale",
     "RMD_StepSampler",
+    "RMD_Upsampler",
 }
-
-
-def prompt_file(name):
-    return json.loads((ROOT / "tests" / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def the(prompt, kind):
@@ -67,7 +63,7 @@ def info(server):
 @pytest.fixture(scope="module")
 def demo(server):
     """(prompt, Run, pictures) of the demo's shipped prompt, run once."""
-    prompt = prompt_file("rmd_wired")
+    prompt = read_prompt("rmd_wired")
     run = server.run(prompt)
     assert run.errors == []
     return prompt, run, pixels(server, run, prompt)
@@ -120,17 +116,15 @@ def kinds(workflow):
 
 
 def test_every_template_is_tested_as_a_prompt_of_the_same_nodes():
-    assert {TITLE_OF[path.stem] for path in PROMPTS} == {path.stem for path in TEMPLATES.glob("*.json")}
-    for path in PROMPTS:
-        template = json.loads((TEMPLATES / f"{TITLE_OF[path.stem]}.json").read_text("utf-8"))
-        prompt = json.loads(path.read_text("utf-8"))
-        assert sorted(kinds(template)) == sorted(entry["class_type"] for entry in prompt.values())
+    for name, title in TITLE_OF.items():
+        template = json.loads((TEMPLATES / f"{title}.json").read_text("utf-8"))
+        assert sorted(kinds(template)) == sorted(entry["class_type"] for entry in read_prompt(name).values())
 
 
-@pytest.mark.parametrize("path", PROMPTS, ids=lambda path: path.stem)
-def test_a_shipped_prompt_fits_the_servers_nodes(server, info, path):
+@pytest.mark.parametrize("name", TITLE_OF)
+def test_a_shipped_prompt_fits_the_servers_nodes(server, info, name):
     """Our own check of names and types, and ComfyUI's validation: only files that are not there may be missed."""
-    prompt = json.loads(path.read_text(encoding="utf-8"))
+    prompt = read_prompt(name)
     assert complaints(prompt, info) == []
     missing = missing_files(prompt, info)
     if missing:
@@ -141,13 +135,12 @@ def test_a_shipped_prompt_fits_the_servers_nodes(server, info, path):
         assert {error["extra_info"]["received_value"] for error in errors} == missing
 
 
-DEMOS = [path for path in PROMPTS if path.stem.startswith("rmd_") and path.stem != "rmd_wired"]  # that one is `demo`
+DEMOS = [name for name in TITLE_OF if name.startswith("rmd_") and name != "rmd_wired"]  # that one is `demo`
 
 
-@pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
-def test_a_prompt_over_the_demos_files_runs(server, path):
-    prompt = json.loads(path.read_text(encoding="utf-8"))
-    run = server.run(prompt)
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_prompt_over_the_demos_files_runs(server, name):
+    run = server.run(read_prompt(name))
     assert run.errors == [] and run.of("execution_success")
     assert all(entry for entry in run.outputs.values())
 
@@ -207,7 +200,7 @@ def test_a_new_seed_draws_anew_and_loads_nothing_again(server, demo):
 
 def test_the_hand_built_graph_draws_the_demos_picture(server, demo):
     _, _, pictures = demo
-    prompt = prompt_file("rmd_hand_built")
+    prompt = read_prompt("rmd_hand_built")
     run = server.run(prompt)
     assert run.errors == []
     assert (pixels(server, run, prompt) - pictures).abs().max() <= 1.01 / 255

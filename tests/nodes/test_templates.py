@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from browser.blueprints import BLUEPRINTS, SAVED_BY, SMALL
-from browser.layouts import LAYOUTS, TITLE_OF
-from browser.model_files import FILES, SHIPPED, files_named
+from browser.layouts import API_FORMAT, LAYOUTS, TITLE_OF, read_prompt
+from browser.real_models import FILES, SHIPPED, TEMPLATES, files_named
 from comfy_prompts import complaints
 from comfy_server import PACK
 
@@ -91,13 +91,8 @@ def test_its_nodes_exist_and_run_on_the_demos_models(server, name):
     assert run.outputs["save"]
 
 
-API_FORMAT = Path(__file__).parents[1] / "workflows"
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 WIDEST, HIGHEST = 1750, 1000  # of a graph whose text the page still shows when it opens at 1366 x 768
-
-
-def prompt(name):
-    return json.loads((API_FORMAT / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def workflow(name):
@@ -105,7 +100,7 @@ def workflow(name):
 
 
 def test_there_is_a_layout_a_workflow_and_a_thumbnail_for_every_prompt():
-    assert {path.stem for path in API_FORMAT.glob("*.json")} == LAYOUTS.keys() == TITLE_OF.keys()
+    assert {path.stem for path in API_FORMAT.glob("*.json")} | TEMPLATES.keys() == LAYOUTS.keys() == TITLE_OF.keys()
     assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(TITLE_OF.values())
     assert {path.stem for path in WORKFLOWS.glob("*.jpg")} == set(TITLE_OF.values())
     assert len({path.read_bytes() for path in WORKFLOWS.glob("*.jpg")}) == len(TITLE_OF)
@@ -117,15 +112,15 @@ def test_names_sort_and_search():
     assert listed == list(TITLE_OF.values()) and listed[0] == TITLE_OF["rmd_demo"]
     assert all(name.startswith("RMD ") for name in listed)
     for key, name in TITLE_OF.items():
-        assert name.endswith("(runs anywhere)") == (set(files_named(prompt(key))) <= SHIPPED)
+        assert name.endswith("(runs anywhere)") == (set(files_named(read_prompt(key))) <= SHIPPED)
 
 
 @pytest.mark.parametrize("name", TITLE_OF)
 def test_every_file_is_shipped_or_says_where_it_is_public(name):
-    files = set(files_named(prompt(name)))
+    files = set(files_named(read_prompt(name)))
     assert files <= SHIPPED | FILES.keys()
     note = next(node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
-    assert all(FILES[file][1] in note and FILES[file][0] in note for file in files - SHIPPED)
+    assert all(FILES[file].url in note and FILES[file].folder in note for file in files - SHIPPED)
 
 
 @pytest.mark.parametrize("name", TITLE_OF)
@@ -144,3 +139,25 @@ def test_nodes_do_not_overlap_and_lie_in_groups(name):
         for other, box in boxes.items():
             apart = right <= box[0] or box[2] <= left or bottom <= box[1] or box[3] <= top
             assert one == other or apart, f"{one} and {other} overlap"
+
+
+@pytest.mark.parametrize("name", TITLE_OF)
+def test_no_wire_passes_behind_a_node_of_another_column(name):
+    graph = workflow(name)
+    nodes = {node["id"]: (*node["pos"], *node["size"], node["flags"].get("collapsed")) for node in graph["nodes"]}
+    knots = {knot["id"]: knot for knot in graph["extra"].get("reroutes", [])}
+    last = {entry["id"]: entry["parentId"] for entry in graph["extra"].get("linkExtensions", [])}
+    for link, origin, _, target, *_ in graph["links"]:
+        points, knot = [], knots.get(last.get(link))
+        while knot:
+            points.insert(0, knot["pos"])
+            knot = knots.get(knot.get("parentId"))
+        (x, _, width, *_), (end, *_) = nodes[origin], nodes[target]
+        stops = [(x + width, None), *points, (end, None)]
+        for (begin, one), (stop, other) in zip(stops, stops[1:]):
+            heights = [y for y in (one, other) if y is not None]
+            for node, (left, top, wide, high, folded) in nodes.items():
+                between = begin <= left and left + wide <= stop and node not in (origin, target)
+                bottom = top if folded else top + high
+                clear = heights and (max(heights) < top - 30 or min(heights) > bottom)
+                assert clear or not between, f"the wire from {origin} to {target} passes behind {node}"
