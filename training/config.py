@@ -48,6 +48,8 @@ _UNDECISIVE = {  # keys that decide no trained weight, besides all of the output
     "train.guidance_calls",
     "train.offload",
 }
+# Keys that came later, with their defaults: a run of before them keeps its digest.
+_LATER = {"model.init_from": None, "optimiser.lr_warmup": 0, "optimiser.lr_decay": "none"}
 File = Annotated[Path, AfterValidator(_a_path)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
@@ -188,6 +190,8 @@ class OptimiserSection(Section):
     kind: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: both moments in 8 bits")
     student_lr: Positive = 5e-6
     fake_lr: Positive = 2e-5
+    lr_warmup: Natural = Field(0, description="updates of a network over which its rate rises")
+    lr_decay: Literal["none", "linear", "cosine"] = Field("none", description="of both rates, to 0 at train.updates")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     eps: Positive = 1e-8
@@ -301,9 +305,11 @@ class Config(Section):
 def decisive(tree):
     """The keys of a dumped configuration that decide the trained weights, as ``{"section.key": value}``."""
     flat = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
-    if flat.get("model.init_from") is None:  # so that a run of before this key existed has its digest still
-        flat.pop("model.init_from", None)
-    return {n: value for n, value in flat.items() if not n.startswith("output.") and n not in _UNDECISIVE}
+    for name, default in _LATER.items():
+        if flat.get(name) == default:
+            flat.pop(name, None)
+    undecisive = _UNDECISIVE - ({"train.updates"} if "optimiser.lr_decay" in flat else set())
+    return {n: value for n, value in flat.items() if not n.startswith("output.") and n not in undecisive}
 
 
 def _filled(section, choices):

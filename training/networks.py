@@ -6,6 +6,7 @@ as plain tensors, sharded over processes, or wait in system memory until it is n
 
 import contextlib
 import copy
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -62,6 +63,17 @@ class Networks(ABC):
     @abstractmethod
     def export(self, path, *, update):
         """Write the student as a file that ComfyUI loads, as it is now. Raises RMDError."""
+
+    def set_rates(self, update):
+        """Give both optimisers their rates for an update, counted from 1; returns ``{"lr_student": rate, ...}``."""
+        settings, train = self.config.optimiser, self.config.train
+        rates = {}
+        for role, rate in {"student": settings.student_lr, "fake": settings.fake_lr}.items():
+            own = update - train.fake_only_updates if role == "student" else update
+            rates[f"lr_{role}"] = rate * rate_factor(settings, own, update, train.updates)
+            for group in self.optimisers[role].param_groups:
+                group["lr"] = rates[f"lr_{role}"]
+        return rates
 
     def step(self, role):
         """Step and clear the optimiser of a role."""
@@ -265,6 +277,17 @@ def make_optimiser(network, *, lr, settings):
     if settings.kind == "adamw8bit":
         return bitsandbytes_for("optimiser.kind: adamw8bit").optim.AdamW8bit(parameters, **common)
     return torch.optim.AdamW(parameters, **common, fused=True)
+
+
+def rate_factor(settings, own, update, updates):
+    """The share of a learning rate at an update of ``updates``, which is number ``own`` of the network's; all from 1.
+
+    It rises to 1 over ``lr_warmup`` own updates; times the decay, which starts at 1 and would be 0 after the last one.
+    """
+    warm = min(1.0, max(own, 0) / settings.lr_warmup) if settings.lr_warmup else 1.0
+    left = 1 - min(1.0, (update - 1) / updates)
+    decay = {"none": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[settings.lr_decay]
+    return warm * decay
 
 
 def state_sizes(numels, kind):

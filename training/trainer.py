@@ -116,6 +116,7 @@ class Trainer:
         """
         train, settings = self.config.train, self.config.optimiser
         with_student = number > train.fake_only_updates
+        rates = self.networks.set_rates(number)
         mine, norms, samples = {}, {}, []
         for turn in range(train.fake_steps):
             share = with_student and train.share_forward and turn == train.fake_steps - 1
@@ -133,7 +134,6 @@ class Trainer:
             mine |= latent_figures(x0)
             if not self.skipped["student"]:
                 self.networks.update_ema()
-        rates = {"lr_student": settings.student_lr, "lr_fake": settings.fake_lr}
         mine = {name: float(value) for name, value in mine.items()}
         figures = rates | norms | combine(self.processes.gather(mine))
         if len(stages := {batch.stage for batch in batches}) == 1:

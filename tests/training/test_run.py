@@ -112,6 +112,39 @@ def test_only_what_should_move_moves(world):
     assert not tensors(folder / "student_optimiser.safetensors") and "loss_student" not in metrics(world / "out")[0]
 
 
+@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+def test_rates_rise_and_fall_as_configured(world, capsys, decay):
+    settings = ("train.updates=4", "optimiser.lr_warmup=2", f"optimiser.lr_decay={decay}", "train.fake_only_updates=1")
+    rates = ("optimiser.student_lr=1e-3", "optimiser.fake_lr=2e-3", "train.ema=null")
+    assert distill(world, *settings, *rates, "output.checkpoint_every=3") == 0
+    left = {
+        "none": [1, 1, 1, 1],
+        "linear": [1, 0.75, 0.5, 0.25],
+        "cosine": [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)],
+    }[decay]
+    record = metrics(world / "out")
+    assert [e["lr_fake"] for e in record] == pytest.approx([2e-3 * w * d for w, d in zip([0.5, 1, 1, 1], left)])
+    assert [e["lr_student"] for e in record] == pytest.approx([1e-3 * w * d for w, d in zip([0, 0.5, 1, 1], left)])
+    longer = (*settings, *rates, "train.updates=5")
+    if decay == "none":
+        assert distill(world, *longer, flags=["--resume"]) == 0
+    else:  # the rates before would have been others
+        assert distill(world, *longer, flags=["--resume"]) == refused(capsys, 2, "train.updates")
+
+
+def test_rates_are_those_the_optimisers_step_with(world):
+    """The first step of AdamW moves each weight by its rate, whatever its gradient."""
+    moved = {}
+    for name, warmup in (("whole", 0), ("tenth", 10)):
+        exact = ("train.updates=1", "optimiser.eps=1e-30", "optimiser.weight_decay=0", "output.dtype=float32")
+        run = ("train.ema=null", f"optimiser.lr_warmup={warmup}", f"output.folder={world}/{name}")
+        assert distill(world, *exact, *run) == 0
+        start, end = tiny_wan().state_dict(), tensors(world / name / "checkpoints" / "step_000001" / "fake.safetensors")
+        moved[name] = torch.cat([(end[n] - start[n]).flatten().abs() for n in start])
+    usual = moved["whole"] > 0
+    assert torch.allclose(moved["tenth"][usual].median() * 10, moved["whole"][usual].median(), rtol=1e-2)
+
+
 def test_accumulation_mixes_stages_and_an_older_run_says_that_it_did_not(world, caplog):
     accumulated = ("train.warmup_updates=0", "train.batch=1", "train.accumulation=4", "output.checkpoint_every=1")
     assert distill(world, *accumulated, "train.updates=3") == 0
