@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from backbone_world import random_network
+from benchmarks.training_runs import CONFIGS
 from comfy_students import STUDENTS, comfy_output, relative_error
 from training.backbones import make_backbone
-from training.config import ModelSection
+from training.config import ModelSection, load_config
 from training.export import native_factors, save_lora
 from training.networks import adapt
 
@@ -18,7 +19,8 @@ def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, na
     family, kind, config, width, pooled_width, _, sizes = STUDENTS[name]
     backbone, network = make_backbone(family), random_network(kind, config)
     backbone.export(network, tmp_path / "base.safetensors", dtype=torch.float32, metadata={})
-    base = adapt(network, backbone, ModelSection(rank=3, alpha=1.5))
+    shipped = next(path for path in sorted(CONFIGS.glob("*.yaml")) if f"name: {family}\n" in path.read_text())
+    base = adapt(network, backbone, ModelSection(rank=3, alpha=1.5, targets=load_config(shipped).model.targets))
     generator = torch.Generator().manual_seed(5)
     for parameter in base.adapters["student"].parameters():
         size = parameter[0].numel() ** -0.5
@@ -51,3 +53,5 @@ def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, na
     print(f"{name}: {len(factors)} layers, {len(native)} native, difference {relative_error(got, student):.1e}")
     assert relative_error(got, student) < 1e-4 and relative_error(merged, student) < 1e-4
     assert relative_error(teacher, student) > 1e-2
+    convolutions = [name for name, value in factors.items() if value.down.ndim == 4]
+    assert bool(convolutions) == (family == "sdxl")

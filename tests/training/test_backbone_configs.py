@@ -22,8 +22,8 @@ PLANS = {  # name: (timesteps the network is told in order, frames, the backbone
     "pixart_sigma": ([999, 749, 616, 386], 1, "pixart_sigma", "PixArt Sigma", {"num_layers": 2}),
     "sd35_medium": ([1000, 900, 750, 500], 1, "sd3", "SD3.5 Medium", {"num_layers": 2}),
     "sd35_large": ([1000, 900, 857.143, 666.667], 1, "sd3", "SD3.5 Large", {"num_layers": 2}),
-    "wan21_1.3b": ([1000, 937.361, 857.143, 750, 599.640, 373.874], 21, "wan", "Wan2.1 1.3B", {"num_layers": 2}),
-    "wan21_14b": ([1000, 937.361, 857.143, 750, 599.640, 373.874], 21, "wan", "Wan2.1 14B", {"num_layers": 2}),
+    "wan21_1.3b": ([1000, 937.359, 856.775, 833.333, 713.979, 498.798], 21, "wan", "Wan2.1 1.3B", {"num_layers": 2}),
+    "wan21_14b": ([1000, 937.359, 856.775, 833.333, 713.979, 498.798], 21, "wan", "Wan2.1 14B", {"num_layers": 2}),
 }
 
 
