@@ -13,6 +13,7 @@ from rmd_core.files import read_metadata, save_safetensors
 from rmd_core.prompt_cache import METADATA_KEY, PromptCache, prompt_key
 from training.draws import PromptOrder
 from training.prompts import read_prompts, write_prompt_cache
+from training.write_prompts import write_lists
 from training_world import make_setup, write_world
 
 
@@ -211,7 +212,8 @@ def test_a_cache_with_only_the_null_prompt_is_refused(tmp_path):
         make_setup(tmp_path)
 
 
-SHIPPED = {"pictures": 300, "videos": 150}  # lines of training/prompts/*.txt
+SHIPPED = {"pictures": 300, "videos": 150}  # lines of training/prompts/*.txt, written by hand
+LONG = {"images_2000": "pictures", "videos_1000": "videos"}  # and those that write_prompts makes
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -223,3 +225,17 @@ def test_a_shipped_list_is_plain_and_varied(name):
     words = [set(re.findall(r"[a-z0-9]+", line.lower())) for line in lines]
     assert all(len(a & b) <= 0.7 * min(len(a), len(b)) for a, b in combinations(words, 2))
     assert len(set().union(*words)) > 4 * len(lines)
+
+
+def test_the_long_lists_are_what_their_command_writes(tmp_path):
+    folder = Path(__file__).parents[2] / "training" / "prompts"
+    paths = write_lists(tmp_path)
+    assert {path.stem for path in paths} == LONG.keys()
+    for path in paths:
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+        lines = read_prompts(path)
+        assert len({line.lower() for line in lines}) == len(lines) == int(path.stem.split("_")[1])
+        assert set(read_prompts(folder / f"{LONG[path.stem]}.txt")) <= set(lines)
+        for line in lines:
+            assert line.isascii() and line.isprintable() and len(line) <= 300 and line == " ".join(line.split()), line
+            assert not re.search(r"\ba (?!eu)[aeio]|[{}]|^[a-z]", line), line
