@@ -36,8 +36,17 @@ def safetensors_files(key: str) -> list[str]:
 
 def student_files(key: str) -> list[str]:
     """Those of the safetensors files under a folder key that carry a recipe; each header is read once."""
+    return _by_recipe(key, True)
+
+
+def plain_files(key: str) -> list[str]:
+    """Those of them that carry none."""
+    return _by_recipe(key, False)
+
+
+def _by_recipe(key: str, wanted: bool) -> list[str]:
     paths = ((name, folder_paths.get_full_path(key, name)) for name in safetensors_files(key))
-    return [name for name, path in paths if path is not None and _has_recipe(path, _stamp(path))]
+    return [name for name, path in paths if path is not None and _has_recipe(path, _stamp(path)) == wanted]
 
 
 @lru_cache(maxsize=4096)

@@ -11,21 +11,24 @@ from comfy_api.latest import io
 from ..rmd_core.errors import RMDError, short_repr
 from ..rmd_core.prompt_cache import PromptCache
 from ..rmd_core.recipe import read_recipe
+from .bridge.model import ModelView
 from .bridge.plans import pixels
-from .bridge.student import WEIGHT_DTYPES, StudentChecks, apply_lora, load_full
-from .folders import cache_fingerprint, find_cache, find_file, fingerprint, prompt_caches, student_files
+from .bridge.student import WEIGHT_DTYPES, StudentChecks, apply_lora, load_full, profile_recipe
+from .folders import cache_fingerprint, find_cache, find_file, fingerprint, plain_files, prompt_caches, student_files
 from .inputs import CATEGORY, RecipeSocket, checked
+from .profiles import FewStepProfile, load_profiles
 
 FULL = "full model"
 LORA = "LoRA"
-KIND_FOLDERS = {FULL: "diffusion_models", LORA: "loras"}
-STUDENT_FILE = "A student's file, from models/diffusion_models or, a LoRA, models/loras; it carries the recipe."
+PUBLIC = "LoRA without recipe"
+KIND_FOLDERS = {FULL: "diffusion_models", LORA: "loras", PUBLIC: "loras"}
+STUDENT_FILE = "A student's file, from models/diffusion_models or, a LoRA, models/loras. A recipe is read from it."
 
 
 class RMDLoadStudent(io.ComfyNode):
-    """A student file -> MODEL, the Recipe in its header, and a report.
+    """A student file -> MODEL, the Recipe in its header or of a profile, and a report.
 
-    Raises RMDError for a file without a recipe, a student of the other kind, or one whose recipe names another base
+    Raises RMDError for a file without a recipe, a student of another kind, or one whose recipe names another base
     than the model is. Source: docs/method.md, the recipe.
     """
 
@@ -39,6 +42,11 @@ class RMDLoadStudent(io.ComfyNode):
             tooltip="As in Load Diffusion Model: default keeps the file's precision, fp8 saves memory.",
         )
         base = io.Model.Input("model", tooltip="The base model that the LoRA was distilled from.")
+        profile = io.Combo.Input(
+            "profile",
+            options=list(_student_profiles()),
+            tooltip="Which public student the file is. It says the sizes, the levels and the base.",
+        )
         strength = io.Float.Input(
             "strength",
             default=1.0,
@@ -46,7 +54,7 @@ class RMDLoadStudent(io.ComfyNode):
             max=10.0,
             step=0.01,
             advanced=True,
-            tooltip="1 is what the student was trained with; anything else is another model.",
+            tooltip="1 is what the student was trained with; a PEFT file may need lora_alpha / r instead.",
         )
         return io.Schema(
             node_id="RMD_LoadStudent",
@@ -61,6 +69,7 @@ class RMDLoadStudent(io.ComfyNode):
                     options=[
                         io.DynamicCombo.Option(FULL, [_student_input(FULL), weight_dtype]),
                         io.DynamicCombo.Option(LORA, [_student_input(LORA), base, strength]),
+                        io.DynamicCombo.Option(PUBLIC, [_student_input(PUBLIC), base, strength, profile]),
                     ],
                     tooltip="A full model from models/diffusion_models, or a LoRA from models/loras on its base model.",
                 )
@@ -82,6 +91,8 @@ class RMDLoadStudent(io.ComfyNode):
     def execute(cls, kind: dict[str, Any], **_left_over: Any) -> io.NodeOutput:
         chosen, student = kind["kind"], kind["student"]
         path = find_file(KIND_FOLDERS[chosen], student)
+        if chosen == PUBLIC:
+            return cls._public(path, kind)
         recipe = read_recipe(path)
         is_lora = recipe.adapter_alpha is not None
         if is_lora != (chosen == LORA):
@@ -100,9 +111,31 @@ class RMDLoadStudent(io.ComfyNode):
             applied += "" if strength == 1.0 else ": the student was trained at strength 1"
         return io.NodeOutput(model, recipe, student_report(checks, applied=applied))
 
+    @classmethod
+    def _public(cls, path: str, kind: dict[str, Any]) -> io.NodeOutput:
+        """A LoRA whose recipe is that of a profile."""
+        profiles = _student_profiles()
+        if kind["profile"] not in profiles:
+            raise RMDError(
+                f"no profile {short_repr(kind['profile'])} of a student; use one of {'; '.join(profiles) or '(none)'}"
+            )
+        profile, strength = profiles[kind["profile"]], kind["strength"]
+        recipe = profile_recipe(profile, ModelView.of(kind["model"]))
+        checks = StudentChecks(recipe, kind["student"])
+        model = apply_lora(kind["model"], path, checks, strength=strength)
+        checks.unchecked.append(f"whether the file is {profile.title}: it has no recipe, the profile is your choice")
+        applied = f"LoRA of the profile {profile.title}, strength {strength:g}"
+        return io.NodeOutput(model, recipe, student_report(checks, applied=applied))
+
+
+def _student_profiles() -> dict[str, FewStepProfile]:
+    """The profiles of LoRAs that were distilled for a cascade, by title."""
+    return {title: one for title, one in load_profiles().items() if one.sizes and one.folder == KIND_FOLDERS[PUBLIC]}
+
 
 def _student_input(kind: str) -> io.Combo.Input:
-    return io.Combo.Input("student", options=student_files(KIND_FOLDERS[kind]), tooltip=STUDENT_FILE)
+    listed = plain_files if kind == PUBLIC else student_files
+    return io.Combo.Input("student", options=listed(KIND_FOLDERS[kind]), tooltip=STUDENT_FILE)
 
 
 SIZE_CONDITIONING = {
@@ -129,8 +162,9 @@ def student_report(checks: StudentChecks, *, applied: str) -> str:
         f"CFG: {recipe.cfg:g}",
         f"prompt encoder: {recipe.prompt_encoder}",
         f"told about the size: {SIZE_CONDITIONING[recipe.size_conditioning]}",
-        f"trained: {recipe.training_step} updates, configuration {recipe.config_digest[:12]}",
     ]
+    if recipe.training_step:
+        lines.append(f"trained: {recipe.training_step} updates, configuration {recipe.config_digest[:12]}")
     if recipe.thresholds is not None:
         levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
         lines.insert(4, f"thresholds: {levels} (logSNR)")

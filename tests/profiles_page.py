@@ -1,4 +1,4 @@
-"""The table and the sources of docs/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
+"""The tables and the sources of docs/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
 
 Run as a program (python tests/profiles_page.py) it writes them into the page.
 """
@@ -13,6 +13,7 @@ PAGE = ROOT / "docs" / "profiles.md"
 HEAD = (
     "key,file(s),folder,steps,timesteps (beta table) or sigmas,shift,CFG,LoRA strength,split,mapping,eta,at the switch"
 )
+STUDENTS_HEAD = "key,base,file,steps,timesteps (beta table) or sigmas,sizes over the final one,CFG"
 EMPTY = Path("no user folder")
 MADE = "<!-- {} {}: made by tests/profiles_page.py from nodes/profiles/*.yaml -->"
 
@@ -36,10 +37,13 @@ def timesteps(profile):
 
 
 def table(profiles):
-    """The table in Markdown, one row a profile."""
-    return "\n".join(
-        [_row(HEAD.split(",")), "|" + "---|" * (HEAD.count(",") + 1), *(_row(_cells(one)) for one in profiles)]
-    )
+    """The table in Markdown of models that were not distilled for a cascade, one row a profile."""
+    return _table(HEAD, [_cells(one) for one in profiles if not one.sizes])
+
+
+def students(profiles):
+    """The table in Markdown of those that were."""
+    return _table(STUDENTS_HEAD, [_student_cells(one) for one in profiles if one.sizes])
 
 
 def sources(profiles):
@@ -56,8 +60,13 @@ def sources(profiles):
 
 
 def page(text, profiles):
-    """The page with both parts made again."""
-    for name, part in (("table", table(profiles)), ("sources", sources(profiles))):
+    """The page with all parts made again."""
+    profiles = list(profiles)
+    for name, part in (
+        ("students", students(profiles)),
+        ("table", table(profiles)),
+        ("sources", sources(profiles)),
+    ):
         begin, end = MADE.format(name, "begins"), MADE.format(name, "ends")
         before, rest = text.split(begin)
         text = f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end)[1]}"
@@ -68,14 +77,34 @@ def _row(cells):
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(one):
+def _table(head, rows):
+    return "\n".join([_row(head.split(",")), "|" + "---|" * (head.count(",") + 1), *map(_row, rows)])
+
+
+def _levels(one):
     told = [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
+    return ", ".join(told) + (" (at 1024 x 1024)" if one.levels else "")
+
+
+def _student_cells(one):
+    return [
+        f"`{one.key}`",
+        f"`{one.base}`",
+        f"`{one.files[0]}`",
+        str(len(one.sigmas)),
+        _levels(one),
+        ", ".join(f"{size:g}" for size in one.sizes),
+        f"{one.cfg:g}",
+    ]
+
+
+def _cells(one):
     return [
         f"`{one.key}`",
         ", ".join(f"`{name}`" for name in one.files),
         one.folder,
         str(len(one.sigmas)),
-        ", ".join(told),
+        _levels(one),
         "-" if one.shift is None else f"{one.shift:g}",
         f"{one.cfg:g}",
         "-" if one.lora_strength is None else f"{one.lora_strength:g}",

@@ -27,7 +27,7 @@ from ...rmd_core.plan import (
 from ...rmd_core.presets import MethodPreset, preset
 from ...rmd_core.recipe import Recipe
 from ...rmd_core.schedule import AreaMap, FlowCurve, NoiseCurve, NoMap, ResolutionMap, ShiftPairMap, Size
-from ..profiles import NOT_DISTILLED, load_profiles
+from ..profiles import NOT_DISTILLED, FewStepProfile, load_profiles
 from .model import ModelKind, ModelView, family_of, same_noise
 
 logger = logging.getLogger(__name__)
@@ -188,6 +188,7 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> Sampling
             "connect the student's own model"
         )
     notes = _shift_notes(view, recipe.curve, "the recipe's")
+    updates = recipe.training_step
     if final_hw != recipe.final_hw:
         trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))
         notes += (f"the student was trained for {trained} px; at {now} px its size ratios and levels are kept",)
@@ -199,7 +200,7 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> Sampling
         cfg=recipe.cfg,
         size_conditioning=recipe.size_conditioning,
         cell_px=view.cell_px,
-        origin=f"recipe of a student of {recipe.base_model}, {recipe.training_step} updates",
+        origin=f"recipe of a student of {recipe.base_model}{f', {updates} updates' if updates else ''}",
         shift_of="the recipe's, for the first size",
         thresholds=recipe.thresholds or (),
         student=True,
@@ -283,10 +284,11 @@ def _by_method(view: ModelView, rules: MethodPreset, stage_plan: StagePlan, **ot
 
 
 def _profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, earlier_sizes: str) -> SamplingPlan:
-    """A plan of a profile's own levels over two sizes or more; the model was not distilled for the cascade.
+    """A plan of a profile's own levels: at the sizes it was distilled for, else over those of `earlier_sizes`.
 
-    profile is a title of `load_profiles`; split "auto" is the profile's own, or all steps at one size where
-    `earlier_sizes` is empty. Raises RMDError for a profile of another family and for a split into other steps.
+    profile is a title of `load_profiles`. split "auto" is the profile's own, with its own sizes where it has any and
+    all steps at one size where there is none. Raises RMDError for a profile of another family and for a split into
+    other steps.
     """
     fitting = {
         title: one
@@ -296,24 +298,45 @@ def _profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, 
     if profile not in fitting:
         listed = "; ".join(fitting) or "none so far, so choose thresholds or a split"
         raise RMDError(f"the profile {profile!r} is not for this model, {view.kind}; those that fit it: {listed}")
-    chosen = fitting[profile]
-    sizes = stage_cells(view, final_hw, earlier_sizes)
-    counts = chosen.split_over(len(sizes)) if split.strip().lower() == "auto" else split_counts(split)
+    height, width = (cells * view.cell_px for cells in final_hw)
+    chosen, auto = fitting[profile].at(height, width), split.strip().lower() == "auto"
+    if chosen.sizes and auto:
+        sizes, counts = stage_sizes(final_hw, chosen.sizes, multiple=view.multiple), chosen.split
+    else:
+        sizes = stage_cells(view, final_hw, earlier_sizes)
+        counts = chosen.split_over(len(sizes)) if auto else split_counts(split)
     mapping = NoMap() if chosen.mapping == "none" else AreaMap()
-    strength = f" at strength {chosen.lora_strength:g}" if chosen.lora_strength is not None else ""
-    files = f"made for {' or '.join(chosen.files)} in models/{chosen.folder}{strength}"
     return SamplingPlan(
         stage_plan=plan_from_split(chosen.curve, counts, sizes=sizes, mapping=mapping, steps=chosen.sigmas),
         kind=view.kind,
         boundary=chosen.boundary,
         eta=chosen.eta,
         cfg=chosen.cfg,
-        size_conditioning=_default_size_conditioning(view),
+        size_conditioning=chosen.size_conditioning or _default_size_conditioning(view),
         cell_px=view.cell_px,
-        origin=f"profile {chosen.title}, {NOT_DISTILLED}",
+        origin=f"profile {chosen.title}, {_distilled_for(chosen, own_sizes=auto)}",
         shift_of="the profile's",
-        notes=(*_shift_notes(view, chosen.curve, "the profile's"), files, *chosen.notes),
+        notes=(*_shift_notes(view, chosen.curve, "the profile's"), *_profile_notes(chosen), *chosen.notes),
     )
+
+
+def _distilled_for(profile: FewStepProfile, *, own_sizes: bool) -> str:
+    if not profile.sizes:
+        return NOT_DISTILLED
+    return "distilled for these sizes" if own_sizes else "distilled for other sizes; split auto gives them"
+
+
+def _profile_notes(profile: FewStepProfile) -> list[str]:
+    """What a profile's own fields say to the user: its files, its sizes and its second model."""
+    strength = f" at strength {profile.lora_strength:g}" if profile.lora_strength is not None else ""
+    notes = [f"made for {' or '.join(profile.files)} in models/{profile.folder}{strength}"]
+    if profile.base:
+        notes.append(f"the LoRA goes on {profile.base}")
+    if profile.sizes:
+        notes.append("with split auto the sizes are the profile's own, and earlier_sizes is not used")
+    if profile.second_model_sigma is not None:
+        notes.append(f"two models: the second one takes over below sigma {profile.second_model_sigma:g}")
+    return notes
 
 
 def _default_size_conditioning(view: ModelView) -> str:

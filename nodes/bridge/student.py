@@ -1,4 +1,4 @@
-"""Students in ComfyUI: the base models they come from, whether a student fits a MODEL, and both kinds loaded.
+"""Students in ComfyUI: the base models they come from, whether a student fits a MODEL, and all kinds loaded.
 
 ComfyUI's own loaders do the loading. What they let pass, such as a weight missing in the file, is refused here in one
 line; what cannot be compared is said in the report (`StudentChecks`).
@@ -25,7 +25,9 @@ from safetensors import SafetensorError
 from ...rmd_core.errors import RMDError, one_line, short_repr
 from ...rmd_core.files import read_header, read_metadata
 from ...rmd_core.recipe import RECIPE_KEY, Recipe
-from .model import ModelView, class_names, family_of, same_noise
+from ...rmd_core.schedule import AreaMap, NoMap
+from ..profiles import MEGAPIXEL, FewStepProfile
+from .model import FAMILIES, FLOW, ModelView, class_names, family_of, same_noise
 
 
 class Base(NamedTuple):
@@ -64,6 +66,8 @@ BASES = (
     Base("PixArt-Sigma XL 1024", _SIGMA, ("pixartsigmaxl21024",)),
     Base("PixArt-Sigma XL 512", _SIGMA, ("pixartsigmaxl2512",)),
     Base("PixArt-alpha XL 1024", _ALPHA, ("pixartxl21024",)),
+    Base("FLUX.1 dev", "Flux of width 3072, depth 19+38, guidance", ("flux1dev",)),
+    Base("FLUX.1 schnell", "Flux of width 3072, depth 19+38", ("flux1schnell",)),
 )
 
 
@@ -103,6 +107,10 @@ def structure_of(model: Any) -> str | None:
         elif "PixArt" in names:
             network, width, depth = "PixArt", config["hidden_size"], config["depth"]
             variant = config["image_model"].removeprefix("pixart_")
+        elif type(model.model).__name__ == "Flux":
+            network, width = "Flux", config["hidden_size"]
+            depth = f"{config['depth']}+{config['depth_single_blocks']}"
+            variant = "guidance" if config["guidance_embed"] else ""
         else:
             return None
     except (KeyError, TypeError):
@@ -115,6 +123,9 @@ DOWN = re.compile(
     r"|\.lora\.down\.weight|\.lora_linear_layer\.down\.weight)$"
 )
 """The names that the first matrix of a pair goes by, after the name of what it changes."""
+
+UP = re.compile(r"^(.+?)(\.lora_B\.weight|\.lora_B\.default\.weight)$")
+"""The same for the second matrix of a pair, as PEFT names it."""
 
 HALF_PRECISION = 1e-2
 """Relative difference that storing an alpha in half precision can make, and more."""
@@ -253,8 +264,13 @@ class StudentChecks:
         )
 
     def with_alpha(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors of a LoRA, and the recipe's alpha for every pair that has none: ComfyUI would take the rank."""
+        """The tensors of a LoRA, and the recipe's alpha for every pair that has none: ComfyUI would take the rank.
+
+        So it does for a LoRA that was published without a recipe.
+        """
         alpha = self.recipe.adapter_alpha
+        if alpha is None:
+            return dict(tensors)
         stored = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
         other = sorted(value for value in stored if not math.isclose(value, alpha, rel_tol=HALF_PRECISION))
         if other:
@@ -269,13 +285,15 @@ class StudentChecks:
         """Every pair of a LoRA against its weight; patches of other kinds than pairs are not checked."""
         other = set()
         for target, patch in patches.items():
-            key = target if isinstance(target, str) else target[0]
-            if not isinstance(target, str) or getattr(patch, "name", None) != "lora" or patch.weights[3] is not None:
+            key, *part = (target,) if isinstance(target, str) else target
+            if getattr(patch, "name", None) != "lora" or patch.weights[3] is not None:
                 other.add(key)
                 continue
             up, down = patch.weights[:2]
             weight = comfy.utils.get_attr(model.model, key)
-            shape = tuple(getattr(weight, "tensor_shape", weight.shape))  # packed formats store another one
+            shape = list(getattr(weight, "tensor_shape", weight.shape))  # packed formats store another one
+            if part and part[0] is not None:  # (axis, start, length) of a projection in a stacked weight
+                axis, _, shape[axis] = part[0]
             fits = (up.shape[0], prod(down.shape[1:])) == (shape[0], prod(shape[1:]))
             if not fits or prod(up.shape[1:]) != down.shape[0]:
                 raise RMDError(
@@ -354,6 +372,62 @@ def load_full(path: str, checks: StudentChecks, *, weight_dtype: str) -> Any:
     return model
 
 
+PEFT = "base_model.model."
+"""What PEFT puts before a module's name when it saves an adapter."""
+
+
+def core_names(tensors: Mapping[str, torch.Tensor], known: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA by names that ComfyUI knows: those of PEFT renamed, all others as they are.
+
+    known are ComfyUI's names of the modules of a MODEL. It has `base_model.model.X` for SD3 alone, and the same module
+    of others as `transformer.X` (Flux), `lora_unet_X` with underscores (SDXL) or `diffusion_model.X`.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        match = DOWN.match(name) or UP.match(name)
+        if match and match[1].startswith(PEFT) and match[1] not in known:
+            module = match[1].removeprefix(PEFT)
+            others = (f"transformer.{module}", f"lora_unet_{module.replace('.', '_')}", f"diffusion_model.{module}")
+            name = next((other for other in others if other in known), match[1]) + match[2]
+        renamed[name] = tensor
+    return renamed
+
+
+def profile_recipe(profile: FewStepProfile, view: ModelView) -> Recipe:
+    """The recipe of a student that was published without one, for a MODEL of its family.
+
+    profile is one with sizes, which are taken for those of a result of 1024 x 1024 px. RMDError for another family.
+    """
+    architecture = next((family.architectures[0] for family in FAMILIES if family.network == profile.family), "")
+    if not architecture or profile.family != view.kind.family:
+        raise RMDError(f"the profile {profile.title!r} is for {profile.family}, the model is {view.kind}; use its base")
+    side = MEGAPIXEL // view.cell_px
+    return Recipe(
+        base_model=str(profile.base),
+        architecture=architecture,
+        prediction="flow" if profile.noise == FLOW else "eps",
+        curve=profile.curve,
+        split=profile.split,
+        thresholds=None,
+        sigmas=profile.sigmas,
+        ratios=tuple((size, size) for size in profile.sizes),
+        final_hw=(side, side),
+        multiple=view.multiple,
+        pixels_per_cell=view.cell_px,
+        mapping=NoMap() if profile.mapping == "none" else AreaMap(),
+        upsampler=profile.boundary.upsampler,
+        switch_noise=profile.boundary.switch_noise,
+        eta=profile.eta,
+        eta_switch=profile.boundary.eta_switch,
+        size_conditioning=profile.size_conditioning or "none",
+        prompt_encoder="the base's own",
+        cfg=profile.cfg,
+        adapter_alpha=None,
+        training_step=0,
+        config_digest="",
+    )
+
+
 def apply_lora(model: Any, path: str, checks: StudentChecks, *, strength: float) -> Any:
     """A clone of a MODEL with a LoRA student on it; the MODEL itself stays as it is.
 
@@ -364,9 +438,10 @@ def apply_lora(model: Any, path: str, checks: StudentChecks, *, strength: float)
     checks.network(model)
     checks.source(model)
     with checks.reading():
+        known = comfy.lora.model_lora_keys_unet(model.model, {})
         tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        weights = checks.with_alpha(tensors)
-        patches = comfy.lora.load_lora(weights, comfy.lora.model_lora_keys_unet(model.model, {}))
+        tensors = core_names(tensors, known)
+        patches = comfy.lora.load_lora(checks.with_alpha(tensors), known)
     used = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
     unused = sorted(name for name in tensors if name not in used)
     base = f"it is for {recipe.base_model} ({recipe.architecture})"

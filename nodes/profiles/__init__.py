@@ -6,9 +6,10 @@ docs/profiles.md says what each key of an entry means. Nothing here is bound to 
 from __future__ import annotations
 
 import logging
+import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from numbers import Real
 from pathlib import Path
@@ -18,6 +19,8 @@ import yaml
 
 from ...rmd_core.boundary import SWITCH_NOISES, UPSAMPLERS, Boundary
 from ...rmd_core.errors import RMDError, one_line
+from ...rmd_core.plan import split_text
+from ...rmd_core.recipe import SIZE_CONDITIONINGS
 from ...rmd_core.schedule import FlowCurve, NoiseCurve
 from ..bridge.model import FLOW, LINEAR, SCALED_LINEAR, vp_tables
 
@@ -27,7 +30,10 @@ SHIPPED = Path(__file__).parent
 MODEL_FOLDERS = ("checkpoints", "diffusion_models", "loras")
 
 NOT_DISTILLED = "not distilled for the cascade"
-"""What must be said wherever a profile is offered: its model never saw a change of size in training."""
+"""What must be said of a profile without sizes of its own: its model never saw a change of size in training."""
+
+MEGAPIXEL = 1024
+"""Side in pixels at which the levels of a rule are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +41,13 @@ class FewStepProfile:
     """The levels, guidance and noise rules of a published few-step model, with where they were found.
 
     family is ComfyUI's class name of the model; folder the one under `models` where `files` go, each file a choice that
-    samples alike. lora_strength is None for a whole model. Levels are `timesteps` or `comfy_sigmas`, the other one is
-    empty. split is their division over two sizes, mapping "area" or "none": how levels move with the size. eta is the
-    share of predicted noise inside a stage, boundary the rule at a change of size, cfg the guidance (1 is without).
+    samples alike. lora_strength is None for a whole model; base is the Hugging Face id of the model a LoRA goes on,
+    None where it does not matter. Levels are `timesteps` or `comfy_sigmas`, the other one is empty; where they follow
+    from the size, `levels` names the rule and `at` gives those of a size. split is their division over sizes, mapping
+    "area" or "none": how levels move with the size. sizes are those a student was distilled for, over the final one
+    and smallest first, empty for a model of one size. eta is the share of predicted noise inside a stage, boundary the
+    rule at a change of size, cfg the guidance (1 is without), size_conditioning what SDXL is told about the size, None
+    for the model's own. From second_model_sigma down another model takes over, None without one.
     sources are "URL - what it says".
     Source: docs/profiles.md.
     """
@@ -48,15 +58,20 @@ class FewStepProfile:
     folder: str
     files: tuple[str, ...]
     lora_strength: float | None
+    base: str | None
     noise: str
     shift: float | None
     timesteps: tuple[float, ...]
     comfy_sigmas: tuple[float, ...]
-    split: tuple[int, int]
+    levels: str | None
+    split: tuple[int, ...]
+    sizes: tuple[float, ...]
     mapping: str
     eta: float
     boundary: Boundary
     cfg: float
+    size_conditioning: str | None
+    second_model_sigma: float | None
     sources: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -72,22 +87,48 @@ class FewStepProfile:
             return tuple(map(self.curve.sigma_from_timestep, self.timesteps))
         return tuple(self.curve.from_comfy_sigma(sigma) for sigma in self.comfy_sigmas)
 
+    def at(self, height: int, width: int) -> FewStepProfile:
+        """The profile for a result of a size in pixels: itself, unless its levels follow from the size."""
+        if self.levels is None:
+            return self
+        steps = sum(self.split)
+        curve = FlowCurve(LEVEL_RULES[self.levels](height, width, steps))
+        return replace(self, shift=curve.shift, comfy_sigmas=tuple(map(curve.comfy_sigma, curve.grid(steps))))
+
     def split_over(self, stages: int) -> tuple[int, ...]:
         """The profile's own split over a number of sizes: the last keeps its steps, the earlier ones share the rest.
 
         Where the rest cannot be shared evenly, the smaller sizes take more. Raises RMDError for no size, or for more
         than there are steps.
         """
-        before = stages - 1
-        if not 0 <= before <= self.split[0]:
+        before, early = stages - 1, sum(self.split[:-1])
+        if not 0 <= before <= early:
             raise RMDError(
-                f"{self.title} cannot share its steps {self.split[0]}+{self.split[1]} over {stages} sizes; "
-                f"use 1 to {self.split[0] + 1} sizes, or give a split of its {sum(self.split)} steps"
+                f"{self.title} cannot share its steps {split_text(self.split)} over {stages} sizes; "
+                f"use 1 to {early + 1} sizes, or give a split of its {sum(self.split)} steps"
             )
         if before == 0:
             return (sum(self.split),)
-        each, more = divmod(self.split[0], before)
-        return (*(each + 1 if place < more else each for place in range(before)), self.split[1])
+        each, more = divmod(early, before)
+        return (*(each + 1 if place < more else each for place in range(before)), self.split[-1])
+
+
+def flux2_shift(height: int, width: int, steps: int) -> float:
+    """FLUX.2's flow shift for a size in pixels and a number of steps.
+
+    Source: black-forest-labs/flux2, src/flux2/sampling.py, compute_empirical_mu; ComfyUI's Flux2Scheduler.
+    """
+    tokens = round(height * width / 16**2)
+    many = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return math.exp(many)
+    few = 8.73809524e-05 * tokens + 1.89833333
+    slope = (many - few) / 190.0
+    return math.exp(slope * steps + many - 200.0 * slope)
+
+
+LEVEL_RULES: dict[str, Callable[[int, int, int], float]] = {"flux2": flux2_shift}
+"""Rules by which levels follow from the size: the flow shift for height and width in pixels and the steps."""
 
 
 def load_profiles(own: Path | None = None) -> Mapping[str, FewStepProfile]:
@@ -152,7 +193,7 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
         raise RMDError(f"{place} is {_shown(entry)}; use keys with values, such as title: My model, 4 steps (LoRA)")
     if unknown := [name for name in entry if name not in _KEYS]:
         raise RMDError(f"{place}: the key {_shown(unknown[0])} is unknown; use {', '.join(_KEYS)}")
-    is_lora, is_flow = entry.get("folder") == "loras", entry.get("noise") == FLOW
+    is_lora, is_flow = entry.get("folder") == "loras", entry.get("noise") == FLOW and "levels" not in entry
     for name, (allowed, fits) in _KEYS.items():
         unused = (name == "lora_strength" and not is_lora) or (name == "shift" and not is_flow)
         if name not in entry:
@@ -162,12 +203,19 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
             raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out, as it is {allowed}")
         elif not fits(entry[name]):
             raise RMDError(f"{place}: {name} is {_shown(entry[name])}; use {allowed}")
-    levels = [name for name in ("timesteps", "sigmas") if name in entry]
+    levels = [name for name in ("timesteps", "sigmas", "levels") if name in entry]
     if len(levels) != 1:
         raise RMDError(f"{place}: the levels come as {' and '.join(levels) or 'nothing'}; give timesteps or sigmas")
+    if levels == ["levels"] and entry["noise"] != FLOW:
+        raise RMDError(f"{place}: levels is {entry['levels']}, a rule for noise: {FLOW}; give timesteps or sigmas")
     split = tuple(int(part) for part in entry["split"].split("+"))
-    if sum(split) != len(entry[levels[0]]):
+    if levels != ["levels"] and sum(split) != len(entry[levels[0]]):
         raise RMDError(f"{place}: split is {entry['split']} for {len(entry[levels[0]])} levels; give one step each")
+    sizes = tuple(map(float, entry.get("sizes", ())))
+    if len(split) != (len(sizes) or 2):
+        raise RMDError(f"{place}: split is {entry['split']} for {len(sizes) or 2} sizes; give steps for each of them")
+    if sizes and is_lora and "base" not in entry:
+        raise RMDError(f"{place}: base is missing; give {_KEYS['base'][0]}, as a student goes on that alone")
     return FewStepProfile(
         key=entry["key"],
         title=entry["title"],
@@ -175,18 +223,23 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
         folder=entry["folder"],
         files=tuple(entry["files"]),
         lora_strength=float(entry["lora_strength"]) if is_lora else None,
+        base=entry.get("base"),
         noise=entry["noise"],
         shift=float(entry["shift"]) if is_flow else None,
         timesteps=tuple(map(float, entry.get("timesteps", ()))),
         comfy_sigmas=tuple(map(float, entry.get("sigmas", ()))),
+        levels=entry.get("levels"),
         split=split,
+        sizes=sizes,
         mapping=entry.get("mapping", "area"),
         eta=float(entry["eta"]),
         boundary=Boundary(entry["upsampler"], entry["switch_noise"], float(entry["eta_switch"])),
         cfg=float(entry["cfg"]),
+        size_conditioning=entry.get("size_conditioning"),
+        second_model_sigma=float(entry["second_model_sigma"]) if "second_model_sigma" in entry else None,
         sources=tuple(entry.get("sources", ())),
         notes=tuple(entry.get("notes", ())),
-    )
+    ).at(MEGAPIXEL, MEGAPIXEL)
 
 
 _SHORT = reprlib.Repr()
@@ -225,7 +278,11 @@ def _one_of(names: Iterable[str]) -> tuple[str, Callable[[Any], bool]]:
 
 def _is_split(value: Any) -> bool:
     parts = value.split("+") if isinstance(value, str) else ()
-    return len(parts) == 2 and all(part.isascii() and part.isdecimal() and 0 < int(part) < 1000 for part in parts)
+    return len(parts) >= 2 and all(part.isascii() and part.isdecimal() and 0 < int(part) < 1000 for part in parts)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and _falling(1e-3, 1.0)(value[::-1]) and value[-1] == 1
 
 
 _SHARE = ("a number from 0 to 1", _number(0.0, 1.0))
@@ -236,20 +293,36 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "folder": _one_of(MODEL_FOLDERS),
     "files": ("a list of file names", lambda value: _are_texts(value) and bool(value)),
     "lora_strength": ("a number, for a LoRA alone", _number(-10.0, 10.0)),
+    "base": ("the Hugging Face id of the model that a LoRA goes on", _is_text),
     "noise": _one_of((FLOW, SCALED_LINEAR, LINEAR)),
-    "shift": ("a number above 0, for flow alone", _number(1e-3, 1e3)),
+    "shift": ("a number above 0, for flow with levels of its own alone", _number(1e-3, 1e3)),
     "timesteps": ("a list of two falling numbers or more, from 0 to 1000", _falling(0.0, 1000.0)),
     "sigmas": ("a list of two falling numbers or more, above 0, as ComfyUI names them", _falling(1e-9, 1e4)),
-    "split": ("the steps at two sizes, such as 2+2", _is_split),
+    "levels": _one_of(LEVEL_RULES),
+    "split": ("the steps at two sizes, such as 2+2, or at each of sizes", _is_split),
+    "sizes": ("a list of rising shares of the final sides that ends in 1", _are_sizes),
     "mapping": _one_of(("area", "none")),
     "cfg": ("a number from 0 to 100", _number(0.0, 100.0)),
     "eta": _SHARE,
     "upsampler": _one_of(UPSAMPLERS),
     "switch_noise": _one_of(SWITCH_NOISES),
     "eta_switch": _SHARE,
+    "size_conditioning": _one_of(SIZE_CONDITIONINGS),
+    "second_model_sigma": ("a number above 0 and below 1", _number(1e-3, 0.999)),
     "sources": ("a list of texts", _are_texts),
     "notes": ("a list of texts", _are_texts),
 }
 """Every key of an entry: what it takes in words, and the check of it."""
 
-_OPTIONAL = {"timesteps", "sigmas", "mapping", "sources", "notes"}
+_OPTIONAL = {
+    "base",
+    "timesteps",
+    "sigmas",
+    "levels",
+    "sizes",
+    "mapping",
+    "size_conditioning",
+    "second_model_sigma",
+    "sources",
+    "notes",
+}

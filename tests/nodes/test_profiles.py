@@ -1,5 +1,7 @@
 """The profiles of few-step models: published numbers, their page, RMD Schedule on them, files of the user's own."""
 
+import dataclasses
+import functools
 import logging
 import math
 import re
@@ -8,12 +10,23 @@ import pytest
 import yaml
 
 import profiles_page
-from rmd_core.plan import plan_from_split
+import zoo
+from cascade_rig import Recorder
+from rmd_core.plan import plan_from_split, stage_sizes
 from rmd_core.schedule import AreaMap, NoMap
-from schedule_rig import Schedules, by_profile, pixel_sizes
+from schedule_rig import Schedules, by_profile
 
 PROFILES = profiles_page.shipped()
-FAMILIES = {"SDXL", "PixArt", "SD3", "WAN21", "Flux", "Lumina2", "QwenImage"}  # in ComfyUI's comfy/model_base.py
+STUDENTS = {key: one for key, one in PROFILES.items() if one.sizes}
+NETWORKS = {  # family, ComfyUI's class of comfy/model_base.py -> the class of comfy/supported_models.py that makes one
+    "SDXL": "SDXL",
+    "PixArt": "PixArtAlpha",
+    "SD3": "SD3",
+    "WAN21": "WAN21_T2V",
+    "Flux": "Flux",
+    "Lumina2": "ZImage",
+    "QwenImage": "QwenImage",
+}
 
 FOUR, EIGHT = (999, 749, 499, 249), (999, 874, 749, 624, 499, 374, 249, 124)
 # key: what the network is told, or the sigmas as fractions of the published lists; CFG; LoRA strength; eta
@@ -27,7 +40,9 @@ TIMESTEPS = {
     "sdxl-hyper-8-lora": (EIGHT, 1.0, 1.0, 1.0),
     "sdxl-lcm-lora": ((999, 759, 499, 259), 1.0, 1.0, 0.0),
     "pixart-lcm": ((999, 759, 519, 279), 1.0, None, 0.0),
+    "swd-sdxl-4-lora": ((999, 800, 600, 400), 1.0, 1.0, 0.0),
 }
+SWD = (1.0, 0.8959, 0.7371, 0.6022)
 SHIFT3_OF_8 = (1, 21 / 22, 9 / 10, 5 / 6, 3 / 4, 9 / 14, 1 / 2, 3 / 10)  # 3 u / (1 + 2 u) at u = 8/8 .. 1/8
 SIGMAS = {
     # u = 1, .750748.., .501497.., .252245..: a quarter of the way each from 1 to the cleanest level, 3 / 1002
@@ -40,6 +55,10 @@ SIGMAS = {
     "z-image-turbo": (SHIFT3_OF_8, 1.0, None, 1.0),
     "qwen-image-lightning-4-lora": (SHIFT3_OF_8[::2], 1.0, 1.0, 1.0),
     "qwen-image-lightning-8-lora": (SHIFT3_OF_8, 1.0, 1.0, 1.0),
+    "swd-sd35-medium-6-lora": ((1.0, 0.9454, 0.8959, 0.7904, 0.7371, 0.6022), 1.0, 1.0, 0.0),
+    "swd-sd35-medium-4-lora": (SWD, 1.0, 1.0, 0.0),
+    "swd-sd35-large-4-lora": (SWD, 1.0, 1.0, 0.0),
+    "swd-flux1-dev-4-lora": (SWD, 1.0, 1.0, 0.0),
 }
 
 
@@ -53,7 +72,7 @@ def alpha_bar(start, end, timestep, *, root):
 
 
 def test_there_are_no_others():
-    assert list(PROFILES) == [*TIMESTEPS, *SIGMAS]  # the order of the drop-down
+    assert PROFILES.keys() == TIMESTEPS.keys() | SIGMAS.keys()
 
 
 @pytest.mark.parametrize("key", TIMESTEPS)
@@ -75,7 +94,7 @@ def test_flow_models_have_the_published_sigmas(key):
 @pytest.mark.parametrize("one", PROFILES.values(), ids=PROFILES)
 class TestEach:
     def test_says_what_it_is(self, one):
-        assert one.key.isascii() and one.key == one.key.lower() and one.family in FAMILIES
+        assert one.key.isascii() and one.key == one.key.lower() and one.family in NETWORKS
         kind = {"loras": "(LoRA)", "checkpoints": "(checkpoint)", "diffusion_models": "(diffusion model)"}[one.folder]
         assert one.title.isascii() and one.title.endswith(f", {len(one.sigmas)} steps {kind}")
         assert all(name.endswith((".safetensors", ".bin")) and "/" not in name for name in one.files)
@@ -86,18 +105,22 @@ class TestEach:
         assert one.boundary.uses_prediction == (one.eta == 1.0)
 
     def test_the_split_is_the_threshold_but_at_most_half(self, one):
+        if one.sizes:
+            assert one.split == (1,) * len(one.sizes)
+            return
         below = sum(one.curve.logsnr(sigma) < -2.5 for sigma in one.sigmas)
         assert one.split == (min(below, len(one.sigmas) // 2), len(one.sigmas) - one.split[0])
 
     def test_its_own_split_over_other_numbers_of_sizes(self, one):
-        assert one.split_over(1) == (len(one.sigmas),) and one.split_over(2) == one.split
-        for stages in range(3, one.split[0] + 2):
+        assert one.split_over(1) == (len(one.sigmas),) and one.split_over(len(one.split)) == one.split
+        early = len(one.sigmas) - one.split[-1]
+        for stages in range(3, early + 2):
             counts = one.split_over(stages)
-            assert len(counts) == stages and sum(counts) == len(one.sigmas) and counts[-1] == one.split[1]
+            assert len(counts) == stages and sum(counts) == len(one.sigmas) and counts[-1] == one.split[-1]
             assert min(counts) >= 1 and sorted(counts[:-1], reverse=True) == list(counts[:-1])
             assert counts[0] - counts[-2] <= 1
-        for stages in (0, one.split[0] + 2):
-            with pytest.raises(ValueError, match=f"use 1 to {one.split[0] + 1} sizes"):
+        for stages in (0, early + 2):
+            with pytest.raises(ValueError, match=f"use 1 to {early + 1} sizes"):
                 one.split_over(stages)
 
 
@@ -114,7 +137,6 @@ def test_profiles_cannot_be_changed():
 def test_the_page_is_made_from_the_data():
     text = profiles_page.PAGE.read_text(encoding="utf-8")
     assert text == profiles_page.page(text, PROFILES.values()), "run python tests/profiles_page.py"
-    assert "None of these models was distilled for the cascade" in text
 
 
 @pytest.fixture
@@ -127,21 +149,91 @@ def refused(pack, tiny):
     return Schedules(pack, tiny).refused
 
 
-def test_every_profile_makes_its_plan_on_its_family(pack, plan):
-    sizes = {"SDXL": "sdxl", "SD3": "sd3", "WAN21": "wan"}
-    for profile in pack.nodes.profiles.load_profiles().values():
-        if profile.family not in sizes:
-            continue
-        made = plan(sizes[profile.family], (256, 256), by_profile(profile))
-        assert pixel_sizes(made) == [(128, 128), (256, 256)]
-        cells, mapping = [(16, 16), (32, 32)], AreaMap() if profile.mapping == "area" else NoMap()
-        assert str(made.stage_plan) == str(
-            plan_from_split(profile.curve, profile.split, sizes=cells, mapping=mapping, steps=profile.sigmas)
-        )
-        assert made.stage_plan.base_sigmas == pytest.approx(profile.sigmas, rel=1e-12)
-        assert (made.eta, made.cfg, made.boundary) == (profile.eta, profile.cfg, profile.boundary)
-        assert made.origin == f"profile {profile.title}, not distilled for the cascade"
-        assert set(profile.notes) < set(made.notes) and any(profile.files[0] in note for note in made.notes)
+@pytest.fixture(scope="session")
+def network(comfy):
+    """A function that gives the TinyModel of a family, always the same, and an empty latent for it."""
+    return functools.cache(lambda family: (zoo.tiny_model(NETWORKS[family]), zoo.empty_latent(NETWORKS[family])))
+
+
+def planned(pack, model, latent, profile, **others):
+    """(RMD_PLAN of a profile on a TinyModel at the size of a latent, the model's ModelView)."""
+    bridge = pack.nodes.bridge
+    view = bridge.model.ModelView.of(model.patcher)
+    size = tuple(bridge.latents.final_latent(model.patcher, latent)["samples"].shape[-2:])
+    return bridge.plans.sampling_plan(view, size, by_profile(profile, **others)), view
+
+
+@pytest.mark.parametrize("key", PROFILES)
+def test_its_levels_reach_a_network_of_its_family(pack, nodes, network, key):
+    profile, (model, latent) = PROFILES[key], network(PROFILES[key].family)
+    animal = zoo.ZOO[NETWORKS[profile.family]]
+    plan, view = planned(pack, model, latent, profile)
+    stages, final = plan.stage_plan.stages, plan.stage_plan.final_hw
+    shares = profile.sizes or (0.5, 1.0)
+    assert [stage.size for stage in stages] == list(stage_sizes(final, shares, multiple=view.multiple))
+    assert plan.stage_plan.calls_per_stage == profile.split
+    expected = profile.at(*plan.final_px)
+    mapping = AreaMap() if profile.mapping == "area" else NoMap()
+    made = plan_from_split(
+        expected.curve, profile.split, sizes=[stage.size for stage in stages], mapping=mapping, steps=expected.sigmas
+    )
+    assert str(plan.stage_plan) == str(made)
+    assert plan.stage_plan.base_sigmas == pytest.approx(expected.sigmas, rel=1e-12)
+    assert (plan.eta, plan.cfg) == (profile.eta, profile.cfg) and str(plan.boundary) == str(profile.boundary)
+    assert set(profile.notes) < set(plan.notes) and any(profile.files[0] in note for note in plan.notes)
+    recorder = Recorder()
+    positive = model.conditioning(1, tokens=animal.tokens, **animal.extra)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive, latent=latent)
+    assert recorder.sizes == [step.size for step in plan.stage_plan.steps]
+    told = [call.sigma for call in recorder.calls]
+    if profile.mapping == "none":
+        assert told == pytest.approx(list(map(expected.curve.comfy_sigma, expected.sigmas)), rel=1e-6)
+    assert told == pytest.approx([made.curve.comfy_sigma(step.sigma) for step in made.steps], rel=1e-6)
+
+
+@pytest.mark.parametrize("key", PROFILES)
+def test_only_students_of_a_cascade_are_said_to_be_distilled_for_one(pack, network, key):
+    profile, (model, latent) = PROFILES[key], network(PROFILES[key].family)
+    plan, _ = planned(pack, model, latent, profile)
+    told = f"{plan.origin} {' '.join(plan.notes)}"
+    assert ("not distilled" in told) == (not profile.sizes)
+    if profile.sizes:
+        assert plan.origin == f"profile {profile.title}, distilled for these sizes"
+        count = len(profile.sigmas)
+        own, _ = planned(pack, model, latent, profile, split=f"{count - 1}+1")
+        assert own.stage_plan.calls_per_stage == (count - 1, 1) and "distilled for other sizes" in own.origin
+
+
+@pytest.mark.parametrize("key", STUDENTS)
+def test_a_student_runs_at_its_own_cells(pack, comfy, key):
+    """The published sizes at 1024 px; the same shares, in whole patches, at another size."""
+    profile, bridge = PROFILES[key], pack.nodes.bridge
+    cells = [32, 48, 64, 80, 96, 128][-len(profile.sizes) :] if len(profile.sizes) == 6 else [64, 80, 96, 128]
+    model = zoo.tiny_model(NETWORKS[profile.family])
+    view = dataclasses.replace(bridge.model.ModelView.of(model.patcher), network=None)
+    plan = bridge.plans.sampling_plan(view, (128, 128), by_profile(profile))
+    assert [stage.size for stage in plan.stage_plan.stages] == [(side, side) for side in cells]
+    wide = bridge.plans.sampling_plan(view, (96, 168), by_profile(profile))
+    for stage, share in zip(wide.stage_plan.stages, profile.sizes, strict=True):
+        assert all(abs(side - share * last) <= view.multiple / 2 for side, last in zip(stage.size, (96, 168)))
+    expected = "final" if profile.family == "SDXL" else "none"
+    assert plan.size_conditioning == expected and plan.boundary == pack.rmd_core.boundary.Boundary(
+        "bicubic", "fresh", 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "boundaries"), [((32, 48, 64, 80, 96, 128), (0, 4, 7, 12, 14, 18)), ((64, 80, 96, 128), (0, 7, 14, 18))]
+)
+def test_swd_sigmas_are_those_of_its_training_timesteps(sizes, boundaries):
+    """diffusers' 28 flow timesteps at shift 3: evenly from 1 to the shifted 0.001, then shifted again."""
+
+    def shifted(u):
+        return 3.0 * u / (1.0 + 2.0 * u)
+
+    levels = [shifted(1.0 - index * (1.0 - shifted(0.001)) / 27) for index in boundaries]
+    (one, *_) = (one for one in STUDENTS.values() if one.family == "SD3" and len(one.sizes) == len(sizes))
+    assert one.sigmas == pytest.approx(levels, abs=5.1e-5) and one.sizes == tuple(side / 128 for side in sizes)
 
 
 def test_profile_splits(pack, plan, refused):
