@@ -75,7 +75,7 @@ def source_input() -> io.DynamicCombo.Input:
     profile = io.Combo.Input(
         "profile",
         options=list(load_profiles()),
-        tooltip="A public few-step model with its own levels. These models were not distilled for the cascade.",
+        tooltip="A public few-step model with its own levels. Only SwD's were distilled for a cascade.",
     )
     method = [
         io.Combo.Input(
