@@ -66,6 +66,7 @@ BASES = (
     Base("PixArt-Sigma XL 1024", _SIGMA, ("pixartsigmaxl21024",)),
     Base("PixArt-Sigma XL 512", _SIGMA, ("pixartsigmaxl2512",)),
     Base("PixArt-alpha XL 1024", _ALPHA, ("pixartxl21024",)),
+    Base("FLUX.1 Kontext dev", "Flux of width 3072, depth 19+38, guidance", ("flux1 kontext",)),
     Base("FLUX.1 dev", "Flux of width 3072, depth 19+38, guidance", ("flux1dev",)),
     Base("FLUX.1 schnell", "Flux of width 3072, depth 19+38", ("flux1schnell",)),
 )

@@ -228,6 +228,20 @@ def test_every_layer_of_the_full_size_network_has_its_place(pack, comfy, name):
         assert shape == list(found[module]), module
 
 
+def test_every_students_base_is_known_by_name_and_structure(pack, comfy):
+    """So a file on another base of the family is refused; the full-size networks are those that the profiles name."""
+    import comfy.model_patcher
+
+    student, device = pack.nodes.bridge.student, torch.device("meta")
+    names = {"swd-sd35-medium-6-lora": "SD3.5 Medium", "swd-sd35-large-4-lora": "SD3.5 Large"}
+    names |= {"swd-flux1-dev-4-lora": "FLUX.1 dev", "swd-sdxl-4-lora": "SDXL"}
+    profiles = {one.key: one for one in pack.nodes.profiles.load_profiles().values()}
+    for key, name in names.items():
+        model = full_size(comfy, name)[1]
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+        assert student.known_base(profiles[key].base).structure == student.structure_of(patcher)
+
+
 def test_the_recipe_gives_the_profiles_plan(pack, nodes, folders, load):
     title = own_profile(pack, folders, "swd-flux1-dev-4-lora")
     slices = flux_slices()

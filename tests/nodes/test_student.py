@@ -421,6 +421,10 @@ def entry(bases, title):
         ("stabilityai/stable-diffusion-3.5-large-turbo", "Stable Diffusion 3.5 Large Turbo"),
         ("PixArt-alpha/PixArt-XL-2-1024-MS", "PixArt-alpha XL 1024"),
         ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "PixArt-Sigma XL 1024"),
+        ("black-forest-labs/FLUX.1-dev", "FLUX.1 dev"),
+        ("flux1-dev-fp8.safetensors", "FLUX.1 dev"),
+        ("flux1-dev-kontext_fp8_scaled.safetensors", "FLUX.1 Kontext dev"),
+        ("flux1-schnell.safetensors", "FLUX.1 schnell"),
         ("C:\\models\\rmd_tiny_wan_teacher.safetensors", "the demo's rmd_tiny_wan_teacher"),
     ],
 )
@@ -433,7 +437,7 @@ def test_ways_to_write_one_name(bases, name):
     assert bases.plain_name(name) == "mymodel"
 
 
-@pytest.mark.parametrize("name", ["", "rmd_tiny_wan_student", "my_wan_1.3B", "juggernautXL_v9", "flux1-dev", "wan2.1"])
+@pytest.mark.parametrize("name", ["", "rmd_tiny_wan_student", "my_wan_1.3B", "juggernautXL_v9", "flux2-dev", "wan2.1"])
 def test_names_of_no_known_base(bases, name):
     assert bases.known_base(name) is None
 
