@@ -14,6 +14,28 @@ HEAD = (
     "key,file(s),folder,steps,timesteps (beta table) or sigmas,shift,CFG,LoRA strength,split,mapping,eta,at the switch"
 )
 STUDENTS_HEAD = "key,base,file,steps,timesteps (beta table) or sigmas,sizes over the final one,CFG"
+MODELS_HEAD = "your model,profile in RMD Schedule,load it with,template,work,what to expect"
+MODELS = {  # ComfyUI's class of the model: its name for people
+    "SD3": "SD3 and SD3.5",
+    "Flux": "FLUX.1",
+    "SDXL": "SDXL",
+    "PixArt": "PixArt-alpha",
+    "WAN21": "Wan2.1 and Wan2.2 A14B",
+    "WAN22": "Wan2.2 5B",
+    "Flux2": "FLUX.2",
+    "Lumina2": "Z-Image",
+    "QwenImage": "Qwen-Image",
+    "Krea2": "Krea 2",
+    "Anima": "Anima",
+    "HunyuanVideo15": "HunyuanVideo 1.5",
+    "LTXAV": "LTX-2",
+    "MiniMaxH3": "MiniMax H3",
+}
+LOADERS = {
+    "checkpoints": "Load Checkpoint",
+    "diffusion_models": "Load Diffusion Model",
+    "loras": "LoraLoaderModelOnly",
+}
 EMPTY = Path("no user folder")
 MADE = "<!-- {} {}: made by tests/profiles_page.py from nodes/profiles/*.yaml -->"
 
@@ -46,6 +68,14 @@ def students(profiles):
     return _table(STUDENTS_HEAD, [_student_cells(one) for one in profiles if one.sizes])
 
 
+def models(profiles):
+    """The table in Markdown of what to use for a model, one row a profile, those of one model together."""
+    order = list(MODELS)
+    used = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("workflows/*.json"))}
+    rows = [_model_cells(one, used) for one in sorted(profiles, key=lambda one: order.index(one.family))]
+    return _table(MODELS_HEAD, rows)
+
+
 def sources(profiles):
     """Sources and notes as a list in Markdown; profiles with the same sources share one entry."""
     groups = {}
@@ -63,6 +93,7 @@ def page(text, profiles):
     """The page with all parts made again."""
     profiles = list(profiles)
     for name, part in (
+        ("models", models(profiles)),
         ("students", students(profiles)),
         ("table", table(profiles)),
         ("sources", sources(profiles)),
@@ -84,6 +115,21 @@ def _table(head, rows):
 def _levels(one):
     told = [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
     return ", ".join(told) + (" (at 1024 x 1024)" if one.levels else "")
+
+
+def _model_cells(one, workflows):
+    shares = one.sizes or (0.5, 1.0)
+    work = sum(count * share**2 for count, share in zip(one.split, shares, strict=True)) / sum(one.split)
+    load = "RMD Load Student" if one.sizes else LOADERS[one.folder]
+    expect = "sampled as it was distilled" if one.sizes else "not distilled for two sizes: faster, not better"
+    return [
+        MODELS[one.family],
+        one.title,
+        load + (", two models" if one.second_model_sigma is not None else ""),
+        ", ".join(name for name, text in workflows.items() if f'"{one.title}"' in text) or "-",
+        f"{work:.0%}",
+        expect,
+    ]
 
 
 def _student_cells(one):
