@@ -4,6 +4,7 @@ prompt cache (RMD Load Prompt Embeddings).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,7 +17,7 @@ from .bridge.plans import pixels
 from .bridge.student import WEIGHT_DTYPES, StudentChecks, apply_lora, load_full, profile_recipe
 from .folders import cache_fingerprint, find_cache, find_file, fingerprint, plain_files, prompt_caches, student_files
 from .inputs import CATEGORY, RecipeSocket, checked
-from .profiles import FewStepProfile, load_profiles
+from .profiles import FewStepProfile, load_profiles, profile_stamps
 
 FULL = "full model"
 LORA = "LoRA"
@@ -84,7 +85,8 @@ class RMDLoadStudent(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, kind: dict[str, Any] | None = None, **_: Any) -> str:
         chosen = kind if isinstance(kind, dict) else {}
-        return fingerprint(KIND_FOLDERS.get(chosen.get("kind"), ""), chosen.get("student"))
+        stamp = fingerprint(KIND_FOLDERS.get(chosen.get("kind"), ""), chosen.get("student"))
+        return f"{stamp}\n{profile_stamps()}" if chosen.get("kind") == PUBLIC else stamp
 
     @classmethod
     @checked
@@ -125,7 +127,7 @@ class RMDLoadStudent(io.ComfyNode):
         model = apply_lora(kind["model"], path, checks, strength=strength)
         checks.unchecked.append(f"whether the file is {profile.title}: it has no recipe, the profile is your choice")
         applied = f"LoRA of the profile {profile.title}, strength {strength:g}"
-        return io.NodeOutput(model, recipe, student_report(checks, applied=applied))
+        return io.NodeOutput(model, recipe, student_report(checks, applied=applied, notes=profile.notes))
 
 
 def _student_profiles() -> dict[str, FewStepProfile]:
@@ -145,8 +147,11 @@ SIZE_CONDITIONING = {
 }
 
 
-def student_report(checks: StudentChecks, *, applied: str) -> str:
-    """The recipe line by line, then what was checked and what could not be; `applied` says how it was loaded."""
+def student_report(checks: StudentChecks, *, applied: str, notes: Sequence[str] = ()) -> str:
+    """The recipe line by line, then what was checked and what could not be.
+
+    `applied` says how it was loaded, `notes` are sentences of its profile.
+    """
     recipe = checks.recipe
     used = [size for size, count in zip(recipe.stage_sizes(), recipe.split) if count]
     sizes = " to ".join(pixels(recipe.pixels_per_cell, size) for size in used)
@@ -168,6 +173,7 @@ def student_report(checks: StudentChecks, *, applied: str) -> str:
     if recipe.thresholds is not None:
         levels = ", ".join(f"{value:g}" for value in recipe.thresholds) or "none"
         lines.insert(4, f"thresholds: {levels} (logSNR)")
+    lines += [f"note: {note}" for note in notes]
     lines += [f"checked: {sentence}" for sentence in checks.checked]
     lines += [f"NOT checked: {sentence}" for sentence in checks.unchecked]
     return "\n".join(lines)

@@ -261,6 +261,7 @@ def test_the_recipe_gives_the_profiles_plan(pack, nodes, folders, load):
         "steps: 1+1+1+1 at 512x512 to 640x640 to 768x768 to 1024x1024 px",
         "sigmas: 1, 0.8959, 0.7371, 0.6022",
         "bicubic, fresh noise",
+        "note: FluxGuidance is 4.5, the guidance inside the network; CFG stays 1",
         "NOT checked: whether the file is Mine, 4 steps (LoRA)",
     ):
         assert words in report
@@ -283,6 +284,15 @@ def test_wrong_files_bases_and_profiles_are_refused(pack, folders, load, refused
     wide = save(loras / "c.safetensors", whole | pairs({"transformer_blocks.0.attn.to_q": (48, 96)}))
     refused(lambda: load(wide, base, title), "is 48x48 in this model, but the LoRA changes one of 48x96")
     refused(lambda: load("gone.safetensors", base, title), "no file 'gone.safetensors' in models/loras")
+
+
+def test_a_changed_profile_is_read_again(pack, node_classes, folders):
+    stamp = node_classes["RMD_LoadStudent"].fingerprint_inputs
+    chosen = {"student": "a.safetensors", "kind": "LoRA without recipe"}
+    own_profile(pack, folders, "swd-flux1-dev-4-lora")
+    before = stamp(kind=chosen), stamp(kind=chosen | {"kind": "LoRA"})
+    own_profile(pack, folders, "swd-flux1-dev-4-lora", title="Mine, with another title (LoRA)")
+    assert stamp(kind=chosen) != before[0] and stamp(kind=chosen | {"kind": "LoRA"}) == before[1]
 
 
 def test_each_list_has_its_own_files(node_classes, folders):
