@@ -335,7 +335,7 @@ def _profile_notes(profile: FewStepProfile) -> list[str]:
     if profile.sizes:
         notes.append("with split auto the sizes are the profile's own, and earlier_sizes is not used")
     if profile.second_model_sigma is not None:
-        notes.append(f"two models: the second one takes over below sigma {profile.second_model_sigma:g}")
+        notes.append(f"two models: the second takes over below second_model_sigma {profile.second_model_sigma:g}")
     return notes
 
 

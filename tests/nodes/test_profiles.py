@@ -256,8 +256,8 @@ def test_levels_that_follow_from_the_size_are_those_of_cores_scheduler(pack, com
     assert profile.sigmas == pytest.approx(Flux2Scheduler.execute(steps, 1024, 1024).args[0].tolist()[:-1], abs=2e-7)
 
 
-def test_each_of_two_models_has_its_own_size():
-    """Levels at the boundary and above are the first model's."""
+def test_each_of_two_models_has_its_own_size(pack, network):
+    """Levels at the boundary and above are the first model's; a note says where the second begins."""
     both = {one.key: one for one in PROFILES.values() if one.second_model_sigma is not None}
     assert {key: one.second_model_sigma for key, one in both.items()} == {
         "wan22-t2v-lightx2v-lora": 0.875,
@@ -265,6 +265,8 @@ def test_each_of_two_models_has_its_own_size():
     }
     for one in both.values():
         assert sum(sigma >= one.second_model_sigma for sigma in one.sigmas) == one.split[0]
+        plan, _ = planned(pack, *network(one.family), one)
+        assert f"two models: the second takes over below second_model_sigma {one.second_model_sigma:g}" in plan.notes
 
 
 @pytest.mark.parametrize("key", STUDENTS)
