@@ -178,7 +178,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
             upsampler=learned_upsampler,
             callback=callback,
         )
-        return io.NodeOutput(result.latent, result.stages)
+        return io.NodeOutput(result.latent, list(result.stages))
 
 
 class RMDGuider(io.ComfyNode):

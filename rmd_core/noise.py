@@ -21,8 +21,8 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     for part in (seed, *parts):
         if isinstance(part, bool) or not isinstance(part, (int, str)):
             raise RMDError(f"a seed cannot be derived from {part!r}; use integers and text")
-    address = json.dumps([seed, *parts], separators=(",", ":")).encode("ascii")
-    return int.from_bytes(hashlib.sha256(address).digest()[:8], "big") >> 1
+    address = ",".join(json.dumps(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(f"[{address}]".encode("ascii")).digest()[:8], "big") >> 1
 
 
 FreshNoise = Callable[[str, tuple[int, ...]], torch.Tensor]
@@ -57,7 +57,7 @@ class SeededNoise:
         result = torch.empty(tuple(shape), dtype=torch.float32)
         for row, item in zip(result, items):
             generator = torch.Generator().manual_seed(derive_seed(self._seed, stage, purpose, int(item)))
-            row.copy_(torch.randn(tuple(shape[1:]), generator=generator, dtype=torch.float32))
+            torch.randn(row.shape, generator=generator, out=row)
         return result
 
     def of_stage(self, stage: int) -> FreshNoise:

@@ -33,7 +33,7 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
         )
     if samples.numel() == 0:
         raise RMDError(f"the latent of shape {tuple(samples.shape)} is empty of items; give it a batch of at least 1")
-    if not torch.isfinite(samples).all():
+    if samples.any() and not torch.isfinite(samples).all():
         raise RMDError("the latent holds values that are not finite (nan or inf); make or encode it again")
     samples = comfy.sample.fix_empty_latent_channels(model, samples, *(latent.get(key) for key in RATIO_KEYS))
     _check_one_tensor(samples)  # an empty video becomes two tensors for a model of video and audio
@@ -70,11 +70,13 @@ class SourceImage:
     def __init__(self, latent: dict[str, Any], model: Any) -> None:
         self._samples = latent["samples"]
         self._format = model.model
-        self.empty = bool(torch.count_nonzero(self._samples) == 0)
+        self.empty = not self._samples.any()
         self.mask = latent.get("noise_mask")
 
     def resized(self, size_hw: tuple[int, int]) -> torch.Tensor:
         """The samples at a stage's size, else unchanged."""
+        if self.empty:
+            return self._samples.new_zeros((*self._samples.shape[:-2], *size_hw))
         return area_average(self._samples, size_hw)
 
     def stage_input(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,7 +16,12 @@ from ...rmd_core.schedule import FlowCurve, NoiseCurve, VPCurve
 
 def class_names(value: Any) -> tuple[str, ...]:
     """The name of an object's class, then of those it derives from, the nearest first."""
-    return tuple(base.__name__ for base in type(value).__mro__)
+    return _names_of(type(value))
+
+
+@lru_cache(maxsize=64)
+def _names_of(kind: type) -> tuple[str, ...]:
+    return tuple(base.__name__ for base in kind.__mro__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class NoiseForm:
 
     def state(self, x0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """The state at sigma of a clean image and noise."""
-        return (1.0 - sigma) * x0 + sigma * (self.scale * eps) if self.flow else x0 + sigma * eps
+        noise = eps if self.scale == 1.0 else self.scale * eps
+        return (1.0 - sigma) * x0 + sigma * noise if self.flow else x0 + sigma * noise
 
     def eps(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """The noise in a state at sigma > 0, given its clean image."""
@@ -191,11 +198,17 @@ def references_on_grid(model: Any) -> bool:
     return "WAN21" in class_names(model.model)
 
 
+_LOADER_SHIFTS: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+
 def _loader_shift(network: Any) -> float:
     """The flow shift that a model's loader gave it, whatever nodes have patched since."""
     import comfy.model_base  # not at the top: the page of profiles is made without a ComfyUI
 
-    return _flow_shift(comfy.model_base.model_sampling(network.model_config, network.model_type))
+    if network not in _LOADER_SHIFTS:  # ComfyUI makes a whole table for it
+        sampling = comfy.model_base.model_sampling(network.model_config, network.model_type)
+        _LOADER_SHIFTS[network] = _flow_shift(sampling)
+    return _LOADER_SHIFTS[network]
 
 
 def _flow_shift(sampling: Any) -> float:

@@ -14,7 +14,7 @@ import math
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple
@@ -43,11 +43,14 @@ Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 
 
 class Sampled(NamedTuple):
-    """The result as the last stage's guider gave it, the same as a LATENT, and every stage's clean estimate as one."""
+    """The result as the last stage's guider gave it, the same as a LATENT, and the clean estimates of the stages.
+
+    `stages` makes a LATENT of each when it is asked for, once.
+    """
 
     samples: torch.Tensor
     latent: dict[str, Any]
-    stages: list[dict[str, Any]]
+    stages: Iterator[dict[str, Any]]
 
 
 def sample_cascade(
@@ -82,8 +85,9 @@ def sample_cascade(
             "RMD Schedule, or give both the same width and height"
         )
     seed = StageSeed.of(seed)
-    if seed.items is None:
-        seed = StageSeed(seed.cascade, 0, batch_items(latent))
+    items = batch_items(latent)
+    if seed.items is None and items is not None:
+        seed = StageSeed(seed.cascade, 0, items)
     source = SourceImage(latent, model)
     _warn(plan, settings, source)
     if later_guider is not None and len(settings) == 1:
@@ -102,7 +106,7 @@ def sample_cascade(
             nonlocal output
             stage = job.stage.index
             recover = stage < len(rules) and rules[stage].uses_prediction
-            stage_seed = StageSeed(seed.cascade, stage, seed.items)
+            stage_seed = seed if seed.stage == stage else StageSeed(seed.cascade, stage, seed.items)
             output, end = _sample_stage(
                 job, plan, settings[stage], source=source, seed=stage_seed, on_step=on_step, recover=recover
             )
@@ -126,9 +130,8 @@ def sample_cascade(
         )
     estimates = (to_output(model.model.process_latent_out(x0)) for x0 in result.stage_x0)
     others = {key: value for key, value in latent.items() if key != "noise_mask"}  # the mask is of the final size
-    return Sampled(
-        output, {**latent, "samples": to_output(output)}, [{**others, "samples": estimate} for estimate in estimates]
-    )
+    stages = ({**others, "samples": estimate} for estimate in estimates)
+    return Sampled(output, {**latent, "samples": to_output(output)}, stages)
 
 
 def _sample_stage(
@@ -189,9 +192,10 @@ def _sample_stage(
             f"the guider or sampler of stage {number} reported no last step, so there is no image for the "
             "next; use RMD Step Sampler or euler, with a guider of ComfyUI's"
         )
-    for call in calls:
+    for call in reversed(calls):
         if call.sigma.max().item() >= sigmas[last].item() * (1.0 - 1e-4):
             x0, eps = call.x0, form.eps(call.x, call.x0, call.sigma.flatten()[0])
+            break
     if not torch.isfinite(x0).all():
         raise RMDError(
             f"the network of stage {number} gave values that are not finite (nan or inf); check the weights and the "
@@ -398,8 +402,10 @@ def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> No
             )
         view.check_size(stage.size)
         check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
-        check_guidance(setting.guider, setting.sampler)
-        check_sampler(setting.sampler)
+        before = settings[stage.index - 1]
+        if not stage.index or setting.guider is not before.guider or setting.sampler is not before.sampler:
+            check_guidance(setting.guider, setting.sampler)
+            check_sampler(setting.sampler)
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:
@@ -559,14 +565,14 @@ def sample_rmd(
     form = NoiseForm.of(model.inner_model.model_patcher)
     seed = StageSeed.of(extra_args.get("seed") or 0)
     batch = x.new_ones([x.shape[0]])
-    last = len(sigmas) - 2
+    last, levels = len(sigmas) - 2, sigmas.tolist()
     for index in trange(len(sigmas) - 1, disable=disable):
         comfy.model_management.throw_exception_if_processing_interrupted()
         sigma, following = sigmas[index], sigmas[index + 1]
         x0 = model(x, sigma * batch, **extra_args)
         if callback is not None:
             callback({"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
-        if following == 0:
+        if levels[index + 1] == 0.0:
             x = x0
             continue
         share = 1.0 if index == last else eta

@@ -82,6 +82,8 @@ class Pair:
         self.tiny = getattr(comfy_models, f"tiny_{case.model}")()
         self.plan = nodes.plan(self.tiny, sizes=case.sizes, split=case.split)
         self.positive = self.tiny.conditioning(1)
+        self.sampler = nodes.classes["RMD_Sampler"]
+        self.sampler.GET_SCHEMA()  # as ComfyUI does when it starts
         self.sampling = importlib.import_module("comfy_extras.nodes_custom_sampler")
         self.upscale = importlib.import_module("nodes").LatentUpscale().upscale
         self.inside = 0.0
@@ -98,7 +100,9 @@ class Pair:
             self.shown += 1
 
     def rmd(self, model):
-        return self.nodes.sample(self.tiny, self.plan, patcher=model, positive=self.positive, seed=SEED)["samples"]
+        inputs = {"model": model, "positive": self.positive, "plan": self.plan, "seed": SEED, "cfg": 1.0}
+        latent = self.tiny.latent(*self.plan.stage_plan.final_hw)
+        return self.sampler.execute(latent_image=latent, **inputs).args[0]["samples"]
 
     def core(self, model):
         (guider,) = self.sampling.BasicGuider.execute(model, self.positive).args
