@@ -5,11 +5,14 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     WanTransformer3DModel,
+    ZImageTransformer2DModel,
 )
 from torch.nn import Parameter
 
@@ -45,11 +48,19 @@ WAN_1_3B = {  # Wan-AI/Wan2.1-T2V-1.3B-Diffusers, transformer/config.json
     "ffn_dim": 8960,
     "num_layers": 30,
 }
+WAN22_5B = {  # Wan-AI/Wan2.2-TI2V-5B-Diffusers, transformer/config.json
+    "num_attention_heads": 24,
+    "ffn_dim": 14336,
+    "num_layers": 30,
+    "in_channels": 48,
+    "out_channels": 48,
+}
 WAN_14B = {  # Wan-AI/Wan2.1-T2V-14B-Diffusers, transformer/config.json
     "num_attention_heads": 40,
     "ffn_dim": 13824,
     "num_layers": 40,
 }
+Z_IMAGE = {"axes_lens": [1536, 512, 512]}  # Tongyi-MAI/Z-Image, transformer/config.json
 
 KL_VAE = {  # stabilityai/stable-diffusion-xl-base-1.0, vae/config.json; PixArt's is the same network
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -73,6 +84,9 @@ ARCHITECTURES = {  # name: (backbone, class of the network, its configuration)
     "SD3.5 Large": ("sd3", SD3Transformer2DModel, SD35_LARGE),
     "Wan2.1 1.3B": ("wan", WanTransformer3DModel, WAN_1_3B),
     "Wan2.1 14B": ("wan", WanTransformer3DModel, WAN_14B),
+    "Wan2.2 5B": ("wan22_5b", WanTransformer3DModel, WAN22_5B),
+    "Z-Image": ("z_image", ZImageTransformer2DModel, Z_IMAGE),
+    "Qwen-Image": ("qwen_image", QwenImageTransformer2DModel, {}),  # Qwen/Qwen-Image: the class's own defaults
 }
 VAES = {  # backbone: (class of the autoencoder, its configuration)
     "sdxl": (AutoencoderKL, KL_VAE),
@@ -80,6 +94,8 @@ VAES = {  # backbone: (class of the autoencoder, its configuration)
     "pixart_sigma": (AutoencoderKL, KL_VAE),
     "sd3": (AutoencoderKL, SD3_VAE),
     "wan": (AutoencoderKLWan, WAN_VAE),
+    "qwen_image": (AutoencoderKLQwenImage, {}),
+    "z_image": (AutoencoderKL, SD3_VAE),  # FLUX.1's, of the same sizes
 }
 
 TINY = {  # name: what the tiny network of its class has otherwise

@@ -26,8 +26,11 @@ CASES = {  # by the configuration's name: the network, and the tokens of a promp
         ("pixart_sigma", "PixArt Sigma", 300),
         ("sd35_medium", "SD3.5 Medium", 154),
         ("sd35_large", "SD3.5 Large", 154),
+        ("z_image", "Z-Image", 128),
+        ("qwen_image", "Qwen-Image", 128),
         ("wan21_1.3b", "Wan2.1 1.3B", 512),
         ("wan21_14b", "Wan2.1 14B", 512),
+        ("wan22_5b", "Wan2.2 5B", 512),
     )
 }
 

@@ -1,7 +1,17 @@
 """Tiny random networks of every backbone, and a world to train each in: a Diffusers folder and a prompt cache."""
 
 import torch
-from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+    PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    WanTransformer3DModel,
+    ZImageTransformer2DModel,
+)
 
 from training.backbones import make_backbone
 from training.config import load_config
@@ -10,6 +20,20 @@ from training.setup import outline_run, prepare
 from training_world import PROMPTS, tiny_wan
 
 TINY = {  # name: (diffusers class, configuration, text width, pooled width)
+    "wan22_5b": (
+        WanTransformer3DModel,
+        {
+            "num_attention_heads": 1,
+            "in_channels": 48,
+            "out_channels": 48,
+            "text_dim": 16,
+            "freq_dim": 16,
+            "ffn_dim": 32,
+            "num_layers": 1,
+        },
+        16,
+        None,
+    ),
     "sdxl": (
         UNet2DConditionModel,
         {
@@ -58,6 +82,26 @@ TINY = {  # name: (diffusers class, configuration, text width, pooled width)
         24,
         20,
     ),
+    "qwen_image": (
+        QwenImageTransformer2DModel,
+        {"num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 16},
+        16,
+        None,
+    ),
+    "z_image": (
+        ZImageTransformer2DModel,
+        {
+            "dim": 128,
+            "n_layers": 2,
+            "n_refiner_layers": 1,
+            "n_heads": 1,
+            "n_kv_heads": 1,
+            "cap_feat_dim": 24,
+            "axes_lens": (1536, 512, 512),
+        },
+        24,
+        None,
+    ),
 }
 _ALPHA = TINY["pixart_alpha"]
 TINY["pixart_sigma"] = (_ALPHA[0], _ALPHA[1] | {"use_additional_conditions": False}, *_ALPHA[2:])
@@ -97,19 +141,23 @@ def tiny_network(name):
 
 
 def tiny_kl_vae(backbone):
-    """An AutoencoderKL of a few channels with a backbone's latents."""
-    latents = {"sd3": (1.5305, 0.0609), "sdxl": (0.13025, None)}
-    scaling, shift = latents[backbone.name] if backbone.name in latents else (backbone.scaling, None)
+    """An autoencoder of a few channels with a backbone's latents."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
+        if backbone.name == "qwen_image":
+            return AutoencoderKLQwenImage(base_dim=4, num_res_blocks=1)
+        if backbone.name == "wan22_5b":
+            sizes = {"base_dim": 4, "num_res_blocks": 1, "z_dim": 48, "in_channels": 12, "out_channels": 12}
+            scale = {"latents_mean": [0.1] * 48, "latents_std": [2.0] * 48}
+            return AutoencoderKLWan(**sizes, **scale, patch_size=2, is_residual=True, scale_factor_spatial=16)
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(4,) * 4,
             norm_num_groups=2,
             latent_channels=backbone.channels,
-            scaling_factor=scaling,
-            shift_factor=shift,
+            scaling_factor=backbone.scaling,
+            shift_factor=backbone.latent_shift or None,
         )
 
 
@@ -118,7 +166,7 @@ def write_prompts(name, path):
     _, _, width, pooled = TINY.get(name, (None, None, 16, None))
     generator = torch.Generator().manual_seed(1)
     texts = ("", *PROMPTS)
-    masked = name.startswith("pixart")
+    masked = make_backbone(name).masked
     lengths = {text: 1 + i if masked else 6 for i, text in enumerate(texts)}
     embeddings = {text: torch.randn(lengths[text], width, generator=generator) for text in texts}
     extra = {} if pooled is None else {"pooled": {text: torch.randn(pooled, generator=generator) for text in texts}}

@@ -6,15 +6,22 @@ import torch
 from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
+    QwenImagePipeline,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     WanPipeline,
+    ZImagePipeline,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -40,6 +47,32 @@ def t5_tokenizer():
     """A T5 tokenizer that knows single letters."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
     return T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+
+
+def qwen_tokenizer():
+    """A Qwen tokenizer that knows single letters, with the template of a chat of Qwen3 that Z-Image uses."""
+    pieces = [*LETTERS, "\u0120", "\u010a", "<", ">", "|", "_"]
+    tokenizer = Qwen2Tokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n' }}"
+    )
+    return tokenizer
+
+
+def qwen(width):
+    """A Qwen3 language model."""
+    sizes = {"vocab_size": 64, "hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 3, "head_dim": 8}
+    return Qwen3Model(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=2))
+
+
+def qwen_vl(width):
+    """A Qwen2.5-VL language and vision model."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "rope_scaling": {"mrope_section": [1, 1, 2]}}
+    text = {"vocab_size": 64, "hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 2, **heads}
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": width}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
 
 
 def clip(width, projection=None):
@@ -86,7 +119,7 @@ def write_model(name, folder, *, seed=0):
 
 def _pipeline(name):
     network = tiny_network(name)
-    if name == "wan":
+    if name.startswith("wan"):
         encoder = t5(16, (UMT5Config, UMT5EncoderModel))
         return WanPipeline(
             tokenizer=t5_tokenizer(), text_encoder=encoder, transformer=network, vae=None, scheduler=None
@@ -115,5 +148,8 @@ def _pipeline(name):
             text_encoder_3=t5(24),
             tokenizer_3=t5_tokenizer(),
         )
+    if name in ("qwen_image", "z_image"):
+        kind, encoder = (ZImagePipeline, qwen(24)) if name == "z_image" else (QwenImagePipeline, qwen_vl(16))
+        return kind(scheduler=None, vae=vae, text_encoder=encoder, tokenizer=qwen_tokenizer(), transformer=network)
     kind = PixArtAlphaPipeline if name == "pixart_alpha" else PixArtSigmaPipeline
     return kind(tokenizer=t5_tokenizer(), text_encoder=t5(24), vae=vae, transformer=network, scheduler=None)

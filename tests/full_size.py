@@ -13,6 +13,9 @@ DETECTED = {  # the class that ComfyUI should detect
     "SD3.5 Large": "SD3",
     "Wan2.1 1.3B": "WAN21_T2V",
     "Wan2.1 14B": "WAN21_T2V",
+    "Wan2.2 5B": "WAN22_T2V",
+    "Z-Image": "ZImage",
+    "Qwen-Image": "QwenImage",
 }
 STUDENTS = tuple(DETECTED)
 

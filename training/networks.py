@@ -324,6 +324,9 @@ def load_optimiser_tensors(optimiser, tensors, source):
     else:
         kinds = ("exp_avg", "exp_avg_sq", "step")
         shapes = {f"{n}.{kind}": () if kind == "step" else p.shape for n, p in enumerate(parameters) for kind in kinds}
+    # A parameter on which no output depends, such as the text's in a last block, never got a state.
+    numbers = {name.partition(".")[0] for name in tensors}
+    shapes = {name: shape for name, shape in shapes.items() if name.partition(".")[0] in numbers}
     if tensors and (tensors.keys() != shapes.keys() or any(tensors[n].shape != s for n, s in shapes.items())):
         raise RMDError(f"{source}: its optimiser state belongs to another network; start in a new output folder")
     state = {}

@@ -16,7 +16,7 @@ from rmd_core.prompt_cache import NULL_PROMPT
 from .hub import ENCODER_STEM, INDEX, index_parts, refuse_packed, weight_files, weights_variant
 from .offload import ran_out_of_memory
 
-_READ = (".json", ".txt", ".model", ".safetensors")  # what is read of encoders and tokenizers
+_READ = (".json", ".jinja", ".txt", ".model", ".safetensors")  # what is read of encoders and tokenizers
 _VOCABULARIES = ({"tokenizer.json"}, {"spiece.model"}, {"vocab.json", "merges.txt"})  # any of them is enough
 # What loading a broken folder raises.
 _LOADING = (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, AttributeError, SafetensorError)
@@ -47,6 +47,8 @@ FAMILIES = {  # by the pipeline's class
     # T5's part; the CLIPs' 77 come first. ComfyUI gives a prompt of up to 77 tokens the same length.
     "StableDiffusion3Pipeline": Family("sd3", 77, (*Family.unused, "image_encoder", "feature_extractor")),
     "WanPipeline": Family("wan", 512),
+    "QwenImagePipeline": Family("qwen-image", 1024, masked=True),
+    "ZImagePipeline": Family("z-image", 512, masked=True),
 }
 
 
@@ -152,7 +154,9 @@ class TextEncoders:
     @torch.inference_mode()
     def encode(self, texts):
         """The ``Encoded`` of every text, in one batch, on the CPU in float32."""
-        settings = {"device": self.device, "do_classifier_free_guidance": False}
+        settings = {"device": self.device}
+        if self.family.name != "qwen-image":  # which has no such choice
+            settings["do_classifier_free_guidance"] = False
         if self._tokens is not None:
             settings["max_sequence_length"] = self._tokens
         if self.family.name in ("sdxl", "sd3"):
@@ -160,7 +164,9 @@ class TextEncoders:
             embeddings, _, pooled, _ = self._pipeline.encode_prompt(list(texts), *further, **settings)
             return [Encoded(_on_cpu(row), _on_cpu(one)) for row, one in zip(embeddings, pooled)]
         embeddings, mask, *_ = self._pipeline.encode_prompt(list(texts), **settings)
-        if self.masked:
+        if self.family.name == "z-image" or mask is None:  # no padding is left
+            lengths = [len(row) for row in embeddings]
+        elif self.masked:
             lengths = [int(row.sum()) for row in mask]
         else:  # Wan's padding is zeros
             lengths = [int(row.any(-1).nonzero().max()) + 1 for row in embeddings]

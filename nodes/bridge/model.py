@@ -107,10 +107,13 @@ class Family(NamedTuple):
 
 FAMILIES = (
     Family("Wan2.1", ("wan2.1", "wan-2.1"), "WAN21"),
+    Family("Wan2.2 5B", ("wan2.2-5b",), "WAN22"),
     Family("Stable Diffusion XL", ("stable-diffusion-xl",), "SDXL"),
     Family("Stable Diffusion 3", ("stable-diffusion-v3", "stable-diffusion-3"), "SD3"),
     Family("PixArt", ("pixart",), "PixArt"),
     Family("Flux", ("flux-1", "flux.1"), "Flux"),
+    Family("Qwen-Image", ("qwen-image",), "QwenImage"),
+    Family("Z-Image", ("z-image",), "Lumina2"),
 )
 
 

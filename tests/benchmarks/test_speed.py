@@ -78,8 +78,8 @@ def test_what_the_arithmetic_allows(stored):
     assert sdxl.decode / 2e12 == pytest.approx(5.24, rel=0.01)  # known of the image decoder
 
 
-def test_every_architecture_but_one_pixart_is_measured():
-    assert set(ARCHITECTURES) - set(FULL_BY_NAME) == {"PixArt alpha"}  # the same network but for two small inputs
+def test_every_architecture_of_the_paper_and_more_is_measured():
+    assert set(ARCHITECTURES) - set(FULL_BY_NAME) == {"PixArt alpha", "Wan2.2 5B", "Z-Image", "Qwen-Image"}
 
 
 def test_a_run_makes_the_plans_calls_through_the_cascade(small):

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 
 from backbone_world import random_network
 from comfy_students import KEY_COMPLAINTS, STUDENTS, comfy_output, load_in_comfy, relative_error, tell_difference
-from rmd_core.files import save_safetensors
+from full_size import meta_student
+from rmd_core.files import read_tensors, save_safetensors
 from training.backbones import make_backbone
 from training.backbones.files import load_kl_vae
 
@@ -41,6 +42,41 @@ def test_a_student_is_detected_and_runs_alike(comfy, caplog, tmp_path, name):
                 own = text[i : i + 1, :length]
                 pooled = conditioning["pooled"][i : i + 1] if pooled_width else None
                 got = comfy_output(model, backbone, x[i : i + 1], sigma[i], own, pooled)
+                worst = max(worst, relative_error(got, expected[i : i + 1]))
+    tell_difference(name, worst)
+
+
+NARROWER = {  # the width of text among them is that of the test
+    "Z-Image": {"dim": 1152, "n_heads": 9, "n_kv_heads": 9, "n_layers": 1, "n_refiner_layers": 1, "cap_feat_dim": 32},
+    "Qwen-Image": {"num_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 32},
+}
+
+
+@pytest.mark.parametrize("name", NARROWER)
+def test_what_comfyui_detects_in_one_width_runs_alike_in_a_smaller_one(comfy, tmp_path, name):
+    """ComfyUI detects the width of the releases alone, so its configuration for that is made narrower here."""
+    import comfy.model_detection
+
+    backbone, full, _ = meta_student(name)
+    less = NARROWER[name]
+    network = random_network(type(full), dict(full.config) | less)
+    backbone.export(network, tmp_path / "student.safetensors", dtype=torch.float32)
+    config = comfy.model_detection.model_config_from_unet(backbone.native_state(full), "")
+    config.unet_config.update(less)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    missing, foreign = model.diffusion_model.load_state_dict(read_tensors(tmp_path / "student.safetensors")[0])
+    assert not missing and not foreign
+    generator, lengths, worst = torch.Generator().manual_seed(7), (40, 3), 0.0
+    text, sigma = torch.randn(2, 40, 32, generator=generator), [0.95, 0.3]
+    for size in ((8, 8), (12, 20)):
+        x = torch.randn(*backbone.latent_shape(2, 1), *size, generator=generator)
+        mask = (torch.arange(40) < torch.tensor(lengths)[:, None]).float()
+        conditioning = {"text": text, "mask": mask, "lengths": torch.tensor(lengths)}
+        with torch.no_grad():
+            expected = backbone.predict(network, x, torch.tensor(sigma, dtype=torch.float64), conditioning)
+            for i, length in enumerate(lengths):
+                got = comfy_output(model, backbone, x[i : i + 1], sigma[i], text[i : i + 1, :length], None)
                 worst = max(worst, relative_error(got, expected[i : i + 1]))
     tell_difference(name, worst)
 

@@ -30,9 +30,13 @@ PARAMETERS = {  # as published, in thousand millions; a few thousand of differen
     "SD3.5 Large": 8.06,
     "Wan2.1 1.3B": 1.419,
     "Wan2.1 14B": 14.288,
+    "Wan2.2 5B": 5.0,
+    "Z-Image": 6.155,
+    "Qwen-Image": 20.43,
 }
 CONVERTERS = {  # diffusers' own, to its names
     "wan": convert_wan_transformer_to_diffusers,
+    "wan22_5b": convert_wan_transformer_to_diffusers,
     "sd3": convert_sd3_transformer_checkpoint_to_diffusers,
     "sdxl": convert_ldm_unet_checkpoint,
 }
@@ -129,7 +133,7 @@ def test_native_names_are_those_of_diffusers_own_converter(name):
     assert equal(backbone.keys(network.config).to_diffusers(native), state)
 
 
-@pytest.mark.parametrize("name", ["sd3", "pixart_alpha", "pixart_sigma"])
+@pytest.mark.parametrize("name", ["sd3", "pixart_alpha", "pixart_sigma", "qwen_image", "z_image"])
 def test_a_native_file_gives_the_same_network_as_the_folder(tmp_path, name):
     """PixArt's heads are 72 wide in every release, which a native file does not tell."""
     kind, config, *_ = TINY[name]
@@ -365,7 +369,7 @@ def test_a_folder_that_says_it_is_quantised(tmp_path):
         make_backbone("sd3").outline(tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "wan"])
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(make_backbone(name), "scaling")])
 def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_path, name):
     write_backbone_world(name, tmp_path)
     backbone = make_backbone(name)

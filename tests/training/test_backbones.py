@@ -27,13 +27,16 @@ from training.prompts import PromptCache, write_prompt_cache
 from training.trainer import Trainer
 from training_world import distill, equal, metrics, refused, tensors, tiny_wan
 
-PICTURES = [name for name in NAMES if name != "wan"]
+PICTURES = [name for name in NAMES if not name.startswith("wan")]
 ARCHITECTURES = {
     "wan": "wan2.1",
+    "wan22_5b": "wan2.2-5b",
     "sdxl": "stable-diffusion-xl-v1-base",
     "pixart_alpha": "pixart-alpha-xl-2",
     "pixart_sigma": "pixart-ms-sigma-xl-2",
     "sd3": "stable-diffusion-v3.5-medium",
+    "qwen_image": "qwen-image",
+    "z_image": "z-image",
 }
 
 
@@ -56,7 +59,16 @@ def used_parameters(backbone, network, cache, size):
 
 
 def test_names_are_those_of_the_configuration():
-    assert tuple(BACKBONES) == ("wan", "sdxl", "pixart_alpha", "pixart_sigma", "sd3")
+    assert tuple(BACKBONES) == (
+        "wan",
+        "wan22_5b",
+        "sdxl",
+        "pixart_alpha",
+        "pixart_sigma",
+        "sd3",
+        "qwen_image",
+        "z_image",
+    )
     assert all(make_backbone(name).name == name for name in BACKBONES)
 
 
@@ -146,7 +158,20 @@ def test_half_precision_weights_predict_nearly_the_same(world):
             assert got.dtype == torch.float32 and ((got - expected).norm() / expected.norm()) < 0.05
 
 
-@pytest.mark.parametrize("name", PICTURES)
+def test_z_image_is_told_one_minus_sigma_and_takes_prompts_without_padding(tmp_path):
+    cache = write_prompts("z_image", tmp_path / "c.safetensors")
+    backbone, network = make_backbone("z_image"), tiny_network("z_image")
+    conditioning = backbone.conditioning(cache, cache.texts[:3])
+    assert conditioning["lengths"].tolist() == [len(cache.embedding(text)[0]) for text in cache.texts[:3]]
+    x = torch.randn(3, 16, 6, 10, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([1.0, 0.75, 0.25], dtype=torch.float64)
+    got = backbone.predict(network, x, sigma, conditioning)
+    for i, text in enumerate(cache.texts[:3]):
+        (own,) = network([x[i, :, None]], 1 - sigma[i : i + 1].float(), [cache.embedding(text)[0].float()]).sample
+        assert torch.allclose(got[i], -own[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart_alpha", "pixart_sigma", "sd3"])
 def test_vp_models_are_told_the_table_index_and_flows_1000_sigma(name):
     backbone, told = make_backbone(name), {}
 
@@ -204,7 +229,7 @@ def test_the_count_of_operations_is_the_formula():
 def test_the_count_of_operations_is_that_of_a_real_forward(tmp_path, name):
     backbone, network = make_backbone(name), tiny_network(name)
     cache = write_prompts(name, tmp_path / "c.safetensors")
-    x = torch.randn(1, backbone.channels, 8, 12)
+    x = torch.randn(*backbone.latent_shape(1, 1), 8, 12)
     # The counter knows attention written out, not the CPU's fused kernel.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         backbone.predict(network, x, torch.tensor([0.5]).double(), backbone.conditioning(cache, ["a red apple"]))

@@ -17,6 +17,7 @@ from encoder_world import encode_slowly, write_model
 from process_world import server
 from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import PromptCache, shard_files
+from training.backbones import make_backbone
 from training.encode_prompts import encode_prompts, main
 from training.text_encoders import TextEncoders
 from training_world import distill, metrics, refused
@@ -60,11 +61,19 @@ def by_hand(name, pipeline, text):
         padding = {} if length is None else {"padding": "max_length", "max_length": length, "truncation": True}
         return tokenizer([value], return_tensors="pt", **padding).input_ids
 
-    if name == "wan":
+    if name.startswith("wan"):
         value = html.unescape(text)
         return pipeline.text_encoder(ids(pipeline.tokenizer, value))[0][0], None
     if name.startswith("pixart"):
         return pipeline.text_encoder(ids(pipeline.tokenizer, text.lower()))[0][0], None
+    if name == "qwen_image":
+        tokens = ids(pipeline.tokenizer, pipeline.prompt_template_encode.format(text))
+        states = pipeline.text_encoder(tokens, output_hidden_states=True).hidden_states
+        return states[-1][0, pipeline.prompt_template_encode_start_idx :], None
+    if name == "z_image":
+        value = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        states = pipeline.text_encoder(ids(pipeline.tokenizer, value), output_hidden_states=True).hidden_states
+        return states[-2][0], None
     clips = [
         encoder(ids(tokenizer, text, 77), output_hidden_states=True)
         for encoder, tokenizer in (
@@ -96,18 +105,18 @@ def test_the_cache_holds_what_the_encoders_say(models, prompts, tmp_path, name):
     assert run(models(name), prompts, out) == 0
     cache = PromptCache(out)
     assert cache.texts == tuple(sorted(TEXTS)) and shard_names(out) == ["prompts-00000.safetensors"]
-    assert cache.tokens == {"sdxl": 77, "sd3": 154, "wan": 512, "pixart_alpha": 120, "pixart_sigma": 300}[name]
-    others = {"scheduler": None} | ({"vae": None} if name == "wan" else {})
+    assert cache.tokens == make_backbone(name).prompt_tokens
+    others = {"scheduler": None} | ({"vae": None} if name.startswith("wan") else {})
     pipeline = DiffusionPipeline.from_pretrained(models(name), **others)
     for text in TEXTS:
         with torch.no_grad():
             embedding, pooled = by_hand(name, pipeline, text)
         own = cache.embedding(text)[0]
         assert torch.allclose(own[: len(embedding)], embedding, atol=2e-3) and not own[len(embedding) :].any()
-        assert len(own) == {"wan": 512, "sdxl": 77, "sd3": 154}.get(name, len(embedding))
+        assert len(own) == {"wan": 512, "wan22_5b": 512, "sdxl": 77, "sd3": 154}.get(name, len(embedding))
         if pooled is not None:
             assert torch.allclose(cache.pooled([text])[0], pooled, atol=2e-3)
-    assert cache.masked == name.startswith("pixart") and (cache.pooled_dim is None) == (name not in ("sdxl", "sd3"))
+    assert cache.masked == make_backbone(name).masked and (cache.pooled_dim is None) == (name not in ("sdxl", "sd3"))
     assert cache.embedding("").any() != (name == "sdxl")  # SDXL is guided away from zeros
 
 

@@ -8,10 +8,13 @@ from .base import Backbone
 
 BACKBONES = {  # name: module and class
     "wan": ("wan", "WanBackbone"),
+    "wan22_5b": ("wan", "Wan22Backbone"),
     "sdxl": ("sdxl", "SDXLBackbone"),
     "pixart_alpha": ("pixart", "PixArtAlphaBackbone"),
     "pixart_sigma": ("pixart", "PixArtSigmaBackbone"),
     "sd3": ("sd3", "SD3Backbone"),
+    "qwen_image": ("qwen_image", "QwenImageBackbone"),
+    "z_image": ("z_image", "ZImageBackbone"),
 }
 
 __all__ = ["BACKBONES", "Backbone", "make_backbone"]

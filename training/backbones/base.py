@@ -45,6 +45,7 @@ class Backbone:
     pixels_per_cell: int  # of the autoencoder
     size_conditioning: str = "none"  # "none", "stage" or "final": which size is given to the network
     temporal: bool = False  # latents are (B, C, T, H, W), not (B, C, H, W)
+    prompts_of: str | None = None  # the backbone with the same text encoders, where it is another
     prompt_tokens: int  # to which our text encoders pad a prompt; at most so many where they pad to the longest
     masked: bool = False  # the network masks the padding of prompts
     pooled: bool = False  # the network takes a pooled text embedding too
@@ -252,8 +253,8 @@ def concat(first, second):
 
 
 def to_device(conditioning, device):
-    """The conditioning on a device."""
-    return {name: tensor.to(device) for name, tensor in conditioning.items()}
+    """The conditioning on a device; ``lengths`` of prompts stay on the CPU, where a network call reads them."""
+    return {name: tensor if name == "lengths" else tensor.to(device) for name, tensor in conditioning.items()}
 
 
 def warn_of_another_shift(backbone, path):
@@ -273,7 +274,7 @@ def refuse_other_family(backbone, cache):
     """Raise RMDError for a cache that says it was made by the text encoders of another model family."""
     families = "|".join(family.name for family in FAMILIES.values())
     made = re.fullmatch(rf"({families})(-\d+)?-[0-9a-f]{{12}}", cache.encoder)  # see TextEncoders.identity
-    if made is not None and made[1] != backbone.name.replace("_", "-"):
+    if made is not None and made[1] != (backbone.prompts_of or backbone.name).replace("_", "-"):
         raise RMDError(
             f"{cache.path} was made by the text encoders of {made[1]} ({cache.encoder}), not by those of "
             f"{backbone.name}; use a cache of its own"

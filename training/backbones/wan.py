@@ -1,4 +1,4 @@
-"""Wan2.1 text-to-video (and, with one frame, text-to-image)."""
+"""Wan2.1 text-to-video (and, with one frame, text-to-image), and Wan2.2 5B."""
 
 import json
 import math
@@ -111,29 +111,58 @@ class WanBackbone(Backbone):
         return 2 * (patch + config.num_layers * (linear + attention))
 
     def load_vae(self, path):
-        """The ``AutoencoderKLWan`` of a folder or file, frozen, in float32 on the CPU.
-
-        Of a file the base width is read, as ComfyUI reads it; everything else is Wan2.1's. Raises RMDError for any
-        other autoencoder.
-        """
+        """The ``AutoencoderKLWan`` of a folder or file, frozen, in float32 on the CPU. Raises RMDError for another."""
         from diffusers import AutoencoderKLWan
-        from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-        def config_of(tensors):
-            return {"base_dim": tensors["decoder.head.0.gamma"].shape[0], "z_dim": self.channels}
+        return load_wan_vae(path, AutoencoderKLWan, channels=self.channels)
 
-        if is_folder(path):
-            vae = load_component(AutoencoderKLWan, path, component="vae", dtype=torch.float32)
-        else:
-            vae = load_vae_file(AutoencoderKLWan, path, config_of=config_of, convert=convert_wan_vae_to_diffusers)
-        return vae.requires_grad_(False)
-
-    @torch.no_grad()
     def decode(self, vae, latents):
         """Images (B, 3, T, 8h, 8w) in 0..1 from normalised latents (B, 16, t, h, w), as float32."""
-        mean, std = (
-            rearrange(torch.tensor(values, dtype=torch.float32, device=latents.device), "c -> c 1 1 1")
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
-        return (decoded.float() * 0.5 + 0.5).clamp(0, 1)
+        return decode_normalised(vae, latents)
+
+
+class Wan22Backbone(WanBackbone):
+    """Wan2.2 5B, which makes videos of text: 48 latent channels of 16 px, the text encoder of Wan2.1."""
+
+    name = "wan22_5b"
+    prompts_of = "wan"
+    architecture = "wan2.2-5b"
+    channels = 48
+    pixels_per_cell = 16
+
+    def load_vae(self, path):
+        """The ``AutoencoderKLWan`` of a folder, frozen, in float32 on the CPU. Raises RMDError for a file."""
+        if not is_folder(path):
+            raise RMDError(f"backbone.vae: {path} is a file; give the Diffusers-format folder of Wan2.2 5B")
+        return super().load_vae(path)
+
+
+def load_wan_vae(path, kind, *, channels):
+    """The autoencoder of Wan2.1's network, of diffusers class ``kind``, frozen, in float32 on the CPU.
+
+    Of a file the base width is read, as ComfyUI reads it; everything else is Wan2.1's. Raises RMDError for any other
+    autoencoder.
+    """
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    def config_of(tensors):
+        return {"base_dim": tensors["decoder.head.0.gamma"].shape[0], "z_dim": channels}
+
+    if is_folder(path):
+        vae = load_component(kind, path, component="vae", dtype=torch.float32)
+    else:
+        vae = load_vae_file(kind, path, config_of=config_of, convert=convert_wan_vae_to_diffusers)
+    if vae.config.z_dim != channels:
+        raise RMDError(f"{path}: its latents have {vae.config.z_dim} channels, the network's {channels}")
+    return vae.requires_grad_(False)
+
+
+@torch.no_grad()
+def decode_normalised(vae, latents):
+    """Images (B, 3, T, 8h, 8w) in 0..1 from latents (B, C, t, h, w) of mean 0 and deviation 1, as float32."""
+    mean, std = (
+        rearrange(torch.tensor(values, dtype=torch.float32, device=latents.device), "c -> c 1 1 1")
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
+    return (decoded.float() * 0.5 + 0.5).clamp(0, 1)
