@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 import re
 
 import pytest
 import yaml
+from torch.nn import functional
 
 import profiles_page
 import zoo
-from cascade_rig import Recorder
+from cascade_rig import Recorder, alpha_sigma, fresh_noise, relative
 from rmd_core.plan import plan_from_split, stage_sizes
 from rmd_core.schedule import AreaMap, NoMap
 from schedule_rig import Schedules, by_profile
@@ -285,6 +287,21 @@ def test_a_student_runs_at_its_own_cells(pack, comfy, key):
     assert plan.size_conditioning == expected and plan.boundary == pack.rmd_core.boundary.Boundary(
         "bicubic", "fresh", 0
     )
+
+
+@pytest.mark.parametrize("key", STUDENTS)
+def test_a_student_is_sampled_as_by_its_own_sampler(pack, nodes, network, key):
+    """At each change of size: the clean estimate, torch's bicubic, new noise at the next level, and nothing else."""
+    profile, (model, latent) = PROFILES[key], network(PROFILES[key].family)
+    plan, _ = planned(pack, model, latent, profile)
+    recorder = Recorder()
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), latent=latent)
+    assert len(recorder.calls) == len(profile.sizes)
+    for stage, (before, after) in enumerate(itertools.pairwise(recorder.calls), 1):
+        alpha, sigma = alpha_sigma(plan, after.sigma)
+        enlarged = functional.interpolate(before.x0.double(), size=after.x.shape[-2:], mode="bicubic")
+        noise = fresh_noise(after.x.shape, stage, "switch")
+        assert relative(after.x, alpha * enlarged + sigma * noise) < 1e-5
 
 
 @pytest.mark.parametrize(
