@@ -28,7 +28,7 @@ MODELS = {  # ComfyUI's class of the model: its name for people
     "Krea2": "Krea 2",
     "Anima": "Anima",
     "HunyuanVideo15": "HunyuanVideo 1.5",
-    "LTXAV": "LTX-2",
+    "LTXAV": "LTX-2 and LTX-2.3",
     "MiniMaxH3": "MiniMax H3",
 }
 LOADERS = {

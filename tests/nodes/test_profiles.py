@@ -87,13 +87,14 @@ SIGMAS = {
     "hunyuan15-t2v-lightx2v": (SHIFT5_OF_4, 1.0, None, 1.0),
     "hunyuan15-i2v-step-distilled": (SHIFT7_OF_8, 1.0, None, 1.0),
     "ltx2-distilled": ((1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875), 1.0, None, 1.0),
+    "ltx23-distilled-lora": ((1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875), 1.0, 0.5, 1.0),
     "minimax-h3-turbo-768p-lora": ((1, 18 / 19, 6 / 7, 2 / 3), 1.0, 1.0, 1.0),
     "minimax-h3-turbo-544p-lora": (SHIFT12_OF_8[::2], 1.0, 1.0, 1.0),
     "minimax-h3-turbo-8-lora": (SHIFT12_OF_8, 1.0, 1.0, 1.0),
     "minimax-h3-fasth3": (SHIFT10_OF_8, 1.0, None, 1.0),
 }
 BY_SIZE = {"flux2-klein"}  # levels that follow from the size
-OWN_SPLIT = {"ltx2-distilled": (5, 3)}  # its publisher's larger size starts at the sixth level
+OWN_SPLIT = {"ltx2-distilled": (5, 3), "ltx23-distilled-lora": (5, 3)}  # their larger size starts at the sixth level
 
 
 def alpha_bar(start, end, timestep, *, root):
