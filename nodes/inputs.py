@@ -126,6 +126,28 @@ def upsampler_input() -> io.Input:
     )
 
 
+def second_model_inputs() -> list[io.Input]:
+    """A second model and where it takes over; both are optional."""
+    return [
+        io.Model.Input(
+            "second_model",
+            optional=True,
+            tooltip="Samples the steps of low noise, such as Wan2.2's low noise model. It needs its own LoRA.",
+        ),
+        io.Float.Input(
+            "second_model_sigma",
+            default=0.0,
+            min=0.0,
+            max=100000.0,
+            step=0.005,
+            round=0.0001,
+            optional=True,  # workflows from before have none
+            advanced=True,
+            tooltip="Steps below this sigma are the second model's. 0: Wan2.2's own, 0.875 for text, 0.9 for images.",
+        ),
+    ]
+
+
 # The check of values over links
 
 

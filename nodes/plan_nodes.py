@@ -166,6 +166,8 @@ class RMDSchedule(io.ComfyNode):
                 io.Float.Output(display_name="cfg", tooltip="The guidance to sample with."),
                 io.Int.Output(display_name="width", tooltip="Width of the result in pixels, for an empty latent."),
                 io.Int.Output(display_name="height", tooltip="Height of the result in pixels."),
+                io.Int.Output(display_name="small_width", tooltip="Width of the first size, to encode images at it."),
+                io.Int.Output(display_name="small_height", tooltip="Height of the first size in pixels."),
             ],
             is_output_node=True,
         )
@@ -201,6 +203,7 @@ class RMDSchedule(io.ComfyNode):
         costs = plan.stage_plan.step_costs(lambda height, width: view.relative_cost(height, width, frames))
         image = plan_image(plan, costs)
         result_height, result_width = plan.final_px
+        first = plan.stage_plan.stages[0]
         return io.NodeOutput(
             plan,
             plan_table(plan, costs),
@@ -208,5 +211,7 @@ class RMDSchedule(io.ComfyNode):
             plan.cfg,
             result_width,
             result_height,
+            first.width * plan.cell_px,
+            first.height * plan.cell_px,
             ui=ui.PreviewImage(image, cls=cls),
         )

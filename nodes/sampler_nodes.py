@@ -11,7 +11,15 @@ from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError, short_repr
-from .bridge.sampling import OWN_STEPS, CascadeGuider, StageOverride, rmd_step_sampler, sample_cascade
+from .bridge.calls import SecondModel
+from .bridge.sampling import (
+    OWN_STEPS,
+    CascadeGuider,
+    StageOverride,
+    rmd_step_sampler,
+    sample_cascade,
+    small_overrides,
+)
 from .bridge.upsampling import Upsampler
 from .inputs import (
     CATEGORY,
@@ -22,6 +30,7 @@ from .inputs import (
     boundary_inputs,
     checked,
     latent_image_input,
+    second_model_inputs,
     seed_input,
     stage_inputs,
     upsampler_input,
@@ -75,6 +84,17 @@ class RMDSampler(io.ComfyNode):
                     tooltip="rmd: the plan's own, with its eta. Others make the noise between steps in their own way.",
                 ),
                 upsampler_input(),
+                *second_model_inputs(),
+                *(
+                    io.Conditioning.Input(
+                        f"small_{name}",
+                        optional=True,
+                        tooltip=(
+                            f"The {name} prompt with images encoded at the small size, for all sizes but the last."
+                        ),
+                    )
+                    for name in ("positive", "negative")
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The result at the final size.")],
         )
@@ -92,11 +112,22 @@ class RMDSampler(io.ComfyNode):
         negative=None,
         sampler_name=RMD,
         learned_upsampler=None,
+        second_model=None,
+        second_model_sigma=0.0,
+        small_positive=None,
+        small_negative=None,
     ) -> io.NodeOutput:
-        guider = comfy.samplers.CFGGuider(model)
-        prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
-        guider.inner_set_conds(prompts)
-        guider.set_cfg(cfg or plan.cfg)
+        def guider_of(**prompts):
+            guider = comfy.samplers.CFGGuider(model)
+            guider.inner_set_conds({name: prompt for name, prompt in prompts.items() if prompt is not None})
+            guider.set_cfg(cfg or plan.cfg)
+            return guider
+
+        guider, overrides = guider_of(positive=positive, negative=negative), ()
+        small = {"small_positive": small_positive, "small_negative": small_negative}
+        if small := {name: prompt for name, prompt in small.items() if prompt is not None}:
+            own = guider_of(positive=small_positive or positive, negative=small_negative or negative)
+            overrides = small_overrides(plan, own, small)
         callback = latent_preview.prepare_callback(model, len(plan.stage_plan.steps))
         if sampler_name in (RMD, None):
             sampler = rmd_step_sampler(plan.eta)
@@ -111,9 +142,15 @@ class RMDSampler(io.ComfyNode):
             sampler=sampler,
             seed=seed,
             upsampler=learned_upsampler,
+            overrides=overrides,
+            second=_second(second_model, second_model_sigma, model),
             callback=callback,
         )
         return io.NodeOutput(result.latent)
+
+
+def _second(model, sigma, first) -> SecondModel | None:
+    return None if model is None else SecondModel.of(model, sigma or 0.0, first)
 
 
 class RMDSamplerAdvanced(io.ComfyNode):
@@ -142,6 +179,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
                 ),
                 *stage_inputs(),
                 upsampler_input(),
+                *second_model_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="output", tooltip="The result at the final size."),
@@ -165,6 +203,8 @@ class RMDSamplerAdvanced(io.ComfyNode):
         later_guider=None,
         overrides=(),
         learned_upsampler=None,
+        second_model=None,
+        second_model_sigma=0.0,
     ) -> io.NodeOutput:
         callback = latent_preview.prepare_callback(guider.model_patcher, len(plan.stage_plan.steps))
         result = sample_cascade(
@@ -176,6 +216,7 @@ class RMDSamplerAdvanced(io.ComfyNode):
             later_guider=later_guider,
             overrides=overrides or (),
             upsampler=learned_upsampler,
+            second=_second(second_model, second_model_sigma, guider.model_patcher),
             callback=callback,
         )
         return io.NodeOutput(result.latent, list(result.stages))
@@ -201,6 +242,7 @@ class RMDGuider(io.ComfyNode):
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 *stage_inputs(),
                 upsampler_input(),
+                *second_model_inputs(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
@@ -212,9 +254,23 @@ class RMDGuider(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, guider, plan, later_guider=None, overrides=(), learned_upsampler=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        guider,
+        plan,
+        later_guider=None,
+        overrides=(),
+        learned_upsampler=None,
+        second_model=None,
+        second_model_sigma=0.0,
+    ) -> io.NodeOutput:
         cascade = CascadeGuider(
-            guider, plan, later_guider=later_guider, overrides=overrides or (), upsampler=learned_upsampler
+            guider,
+            plan,
+            later_guider=later_guider,
+            overrides=overrides or (),
+            upsampler=learned_upsampler,
+            second=_second(second_model, second_model_sigma, guider.model_patcher),
         )
         return io.NodeOutput(cascade, cascade.sigmas)
 

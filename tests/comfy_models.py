@@ -110,6 +110,12 @@ def tiny_wan_image():
     return TinyModel(patcher_of("WAN21_I2V", config), channels=16, context=CONTEXT, video=True)
 
 
+def tiny_wan22_image():
+    """Wan2.2 A14B image-to-video, which ComfyUI finds to be text-to-video with 36 input channels."""
+    config = wan(**_WAN21 | {"in_dim": 36})
+    return TinyModel(patcher_of("WAN21_T2V", config), channels=16, context=CONTEXT, video=True)
+
+
 def tiny_wan22():
     """Wan2.2 5B, latents of 48 channels; its class derives from Wan2.1's."""
     config = wan(**_WAN21 | {"in_dim": 48, "out_dim": 48})
@@ -178,10 +184,27 @@ def patcher_of(name, config, state_dict=None):
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
 
 
+def tiny_wan_vae():
+    """The autoencoder of Wan2.1, 8 px a cell and 4 frames, with few channels."""
+    import comfy.ldm.wan.vae
+    import comfy.sd
+
+    network = comfy.ldm.wan.vae.WanVAE(dim=4, z_dim=16, temperal_downsample=[False, True, True])
+    _fill(network)
+    return comfy.sd.VAE(sd=network.state_dict())
+
+
+def second_of(name):
+    """The TinyModel of a name, such as "wan", with other weights."""
+    model = globals()[f"tiny_{name}"]()
+    _fill(model.patcher.model.diffusion_model, seed=WEIGHTS_SEED + 1)
+    return model
+
+
 @torch.no_grad()
-def _fill(network):
+def _fill(network, seed=WEIGHTS_SEED):
     """Random weights that keep activations of order 1: matrices by their fan-in, scales near 1, the rest small."""
-    generator = torch.Generator().manual_seed(WEIGHTS_SEED)
+    generator = torch.Generator().manual_seed(seed)
     for name, weight in (*network.named_parameters(), *network.named_buffers()):
         if isinstance(weight, torch.nn.Parameter) or "pos_embed" in name:
             values = torch.randn(weight.shape, generator=generator)

@@ -76,6 +76,17 @@ def tiny(comfy):
     return functools.lru_cache(maxsize=None)(lambda name: getattr(comfy_models, f"tiny_{name}")())
 
 
+@pytest.fixture
+def progress(comfy):
+    """What ComfyUI's progress bar is told: (value, total, preview) of each event."""
+    events = []
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: events.append((value, total, preview))
+    )
+    yield events
+    comfy.utils.set_progress_bar_global_hook(None)
+
+
 @pytest.fixture(scope="session")
 def shipped():
     """The paths of the package's files: all that .comfyignore, which git reads as comfy-cli does, leaves in."""

@@ -51,8 +51,10 @@ def _stageupscale(inputs, outputs):
 
 
 def _schedule(inputs, outputs):
-    plan, table, picture, cfg, width, height = outputs
+    plan, table, picture, cfg, width, height, *small = outputs
     check_plan(plan)
+    first = plan.stage_plan.stages[0]
+    assert small == [first.width * plan.cell_px, first.height * plan.cell_px]
     if inputs.get("latent") is None:
         assert (width, height) == (inputs["width"], inputs["height"])
     assert plan.final_px == (height, width) and cfg == plan.cfg and math.isfinite(cfg)

@@ -72,9 +72,10 @@ class StageView:
     def entry(self, entry: Entry) -> Entry:
         """One entry at this stage's size.
 
-        Absolute areas and SDXL sizes are scaled, tensors on the latent's grid (I2V and inpaint latents, VACE frames)
-        are averaged over area. Percentage areas, masks, ControlNet hints and references need nothing: ComfyUI sizes
-        them in each stage. Raises RMDError for what cannot follow.
+        Absolute areas and SDXL sizes are scaled. Tensors on the latent's grid (I2V and inpaint latents, VACE frames)
+        are averaged over area, or left as they are where they were made for this stage. Percentage areas, masks,
+        ControlNet hints and references need nothing: ComfyUI sizes them in each stage. Raises RMDError for what cannot
+        follow.
         """
         changed = self._sizes(entry)
         if self.stage_hw == self.final_hw:
@@ -84,13 +85,33 @@ class StageView:
         self._check_guides(entry)
         if "area" in entry:
             changed["area"] = self._area(entry["area"])
-        unchanged = UNCHANGED | REFERENCES | GUIDES
-        if self.references_on_grid:
-            unchanged = unchanged - {"reference_latents"}
+        unchanged = UNCHANGED | GUIDES | (REFERENCES - self._on_grid)
         for name in entry:
             if name not in unchanged:
                 changed[name] = self._image(name, changed[name])
         return changed
+
+    def check_made_for(self, conditioning: Any, source: str) -> None:
+        """Raise RMDError for a CONDITIONING with tensors on the latent's grid of another size than the stage's.
+
+        source is the input that it came from.
+        """
+        for name, value in ((name, entry[name]) for _, entry in conditioning for name in self._on_grid & entry.keys()):
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                size = tuple(tensor.shape[-2:])
+                if size != self.stage_hw:
+                    given, needed = (
+                        f"{width * self.cell_px}x{height * self.cell_px}" for height, width in (size, self.stage_hw)
+                    )
+                    raise RMDError(
+                        f"the conditioning {name!r} of {source} was made at {given} px, and the stage is {needed} px; "
+                        "make it with small_width and small_height of RMD Schedule, or with more than two sizes give "
+                        "each stage a guider of its own: RMD Stage Override and RMD Sampler (Advanced)"
+                    )
+
+    @property
+    def _on_grid(self) -> set[str]:
+        return ON_THE_GRID | {"concat_latent_image"} | ({"reference_latents"} if self.references_on_grid else set())
 
     def _sizes(self, entry: Entry) -> Entry:
         changed = dict(entry)
@@ -126,8 +147,8 @@ class StageView:
         if (height, width) != expected:
             raise RMDError(
                 f"the guides of LTXVAddGuide were made at {width}x{height} px and cannot follow to a stage of "
-                f"{expected[1]}x{expected[0]} px; make a guider for that size with guides of its own, and connect "
-                "this one to later_guider of RMD Sampler (Advanced)"
+                f"{expected[1]}x{expected[0]} px; make prompts with guides of that size, and connect them to "
+                "small_positive of RMD Sampler, or give RMD Sampler (Advanced) a guider and a later_guider"
             )
 
     def _image(self, name: str, value: Any) -> Any:
@@ -136,8 +157,12 @@ class StageView:
         if not isinstance(value, torch.Tensor) or value.ndim < 4:
             return value
         size = tuple(value.shape[-2:])
+        if size == self.stage_hw:
+            return value
         if size == self.final_hw:
             return area_average(value, self.stage_hw)
+        if size == tuple(side * self.cell_px for side in self.stage_hw):
+            return value
         in_pixels = size == tuple(side * self.cell_px for side in self.final_hw)
         if name in ON_THE_GRID or (in_pixels and name not in FREE_PIXELS):
             expected = " x ".join(str(side) for side in self.final_hw)

@@ -8,7 +8,6 @@ NOISE objects, our own sampler, and the cascade as a GUIDER.
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 import math
 import os
@@ -30,6 +29,7 @@ from ...rmd_core.cascade import StageEnd, StageJob, run_cascade
 from ...rmd_core.errors import RMDError, one_line
 from ...rmd_core.noise import FreshNoise, SeededNoise
 from ...rmd_core.plan import Stage
+from .calls import HandOver, NetworkCall, SecondModel, watched
 from .conditioning import StageView, unknown_tensors
 from .latents import SourceImage, final_latent, to_output
 from .model import ModelView, NoiseForm, references_on_grid
@@ -63,17 +63,24 @@ def sample_cascade(
     later_guider: Any | None = None,
     overrides: Sequence[StageOverride] = (),
     upsampler: Upsampler | None = None,
+    second: SecondModel | None = None,
     callback: Callback | None = None,
 ) -> Sampled:
     """Sample a plan into a LATENT of the final size, with one `guider.sample` a stage.
 
-    Noise comes from the seed by stage, purpose and batch item (`batch_index`). The callback is called once for each
-    step, numbered over all stages. Raises RMDError for whatever `check_cascade` refuses and for a latent of another
-    size than the plan's, before anything runs.
+    A second model takes over below its sigma, in every stage and whatever guider that has. Where that is inside a
+    stage, each model has a `guider.sample` of its own, one after the other. Noise comes from the seed by stage, purpose
+    and batch item (`batch_index`). The callback is called once for each step, numbered over all stages. Raises RMDError
+    for whatever `check_cascade` refuses and for a latent of another size than the plan's, before anything runs.
     """
     settings = stage_settings(
         plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides, upsampler=upsampler
     )
+    if second is not None:
+        settings = tuple(
+            with_second(setting, plan.sigmas(stage)[:-1], second)
+            for setting, stage in zip(settings, plan.stage_plan.stages)
+        )
     check_cascade(plan, settings)
     model, total = guider.model_patcher, len(plan.stage_plan.steps)
     latent = final_latent(model, latent)
@@ -92,6 +99,8 @@ def sample_cascade(
     _warn(plan, settings, source)
     if later_guider is not None and len(settings) == 1:
         logger.warning("the plan runs one stage, so later_guider is not used")
+    if second is not None:
+        _warn_of_levels(plan, second)
     output = None
     with tqdm(total=total, disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
 
@@ -153,40 +162,55 @@ def _sample_stage(
     stage, number = job.stage, job.stage.index + 1
     sigmas = torch.tensor(plan.sigmas(stage), dtype=torch.float32)
     form = NoiseForm.of(settings.guider.model_patcher)
+    sampler = settings.sampler
     if job.x0 is None:
         image, noise = source.resized(stage.size), job.noise
     else:
         image, noise = source.stage_input(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
-    first, last = job.steps[0].index, len(sigmas) - 2
+    first, last, done = job.steps[0].index, len(sigmas) - 2, 0
     x0 = eps = None
     calls: deque[NetworkCall] = deque(maxlen=2)  # a sampler may call once more below the last level
+    if recover:
+        sampler = watched(sampler, calls)
 
-    def callback(step: int, step_x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
-        nonlocal x0
-        if step == last:
-            x0 = step_x0
-        on_step(first + step, step_x0, x)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+    def run(guider: Any, sampler: Any) -> torch.Tensor:
+        shown = done  # a second model's run repeats the steps of the first
 
-    on_grid = references_on_grid(settings.guider.model_patcher)
-    view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, on_grid)
-    guider = _with_whole_thresholds(view.guider(settings.guider), plan, stage)
-    try:
-        output = guider.sample(
-            noise,
-            image,
-            watched(settings.sampler, calls) if recover else settings.sampler,
-            sigmas,
-            denoise_mask=source.mask,
-            callback=callback,
-            disable_pbar=True,
-            seed=seed,
-        )
-    except Exception as error:
-        blamed = _blamed_patch(error, settings.guider.model_patcher, stage=number)
-        if blamed is None:
-            raise
-        raise blamed from error
+        def callback(step: int, step_x0: torch.Tensor, x: torch.Tensor, _steps: int) -> None:
+            nonlocal x0, done
+            if step == last:
+                x0 = step_x0
+            if step >= shown:
+                on_step(first + step, step_x0, x)
+                done = step + 1
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        on_grid = references_on_grid(guider.model_patcher)
+        view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, on_grid)
+        try:
+            return _with_whole_thresholds(view.guider(guider), plan, stage).sample(
+                noise,
+                image,
+                sampler,
+                sigmas,
+                denoise_mask=source.mask,
+                callback=callback,
+                disable_pbar=True,
+                seed=seed,
+            )
+        except Exception as error:
+            blamed = _blamed_patch(error, guider.model_patcher, stage=number)
+            if blamed is None:
+                raise
+            raise blamed from error
+
+    if settings.second is None:
+        output = run(settings.guider, sampler)
+    else:
+        models = HandOver(settings.second)
+        output = run(settings.guider, models.first(sampler))
+        if models.stopped:
+            output = run(settings.second.guider(settings.guider), models.second(sampler))
     if x0 is None:
         raise RMDError(
             f"the guider or sampler of stage {number} reported no last step, so there is no image for the "
@@ -252,45 +276,6 @@ def _functions(value: Any) -> list[Any]:
     return [function for function in found if hasattr(function, "__code__")]
 
 
-class NetworkCall(NamedTuple):
-    """What a sampler function gave the network, a state at a sigma, and the clean estimate that came back."""
-
-    x: torch.Tensor
-    sigma: torch.Tensor
-    x0: torch.Tensor
-
-
-def watched(sampler: Any, calls: deque[NetworkCall]) -> Any:
-    """A copy of a SAMPLER whose network calls are added to `calls`; one without a sampler function as it is."""
-    function = getattr(sampler, "sampler_function", None)
-    if function is None:
-        return sampler
-
-    @functools.wraps(function)
-    def watching(model: Any, *arguments: Any, **options: Any) -> Any:
-        return function(WatchedModel(model, calls), *arguments, **options)
-
-    changed = copy.copy(sampler)
-    changed.sampler_function = watching
-    return changed
-
-
-class WatchedModel:
-    """The model that a sampler function calls, with all that it has; its calls are added to `calls`."""
-
-    def __init__(self, model: Any, calls: deque[NetworkCall]) -> None:
-        self._model, self._calls = model, calls
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
-        given = x.clone()  # a sampler may go on in the same memory
-        x0 = self._model(x, sigma, **options)
-        self._calls.append(NetworkCall(given, sigma, x0))
-        return x0
-
-
 def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
     """Warn of settings that are allowed and seldom meant, once each."""
     for scale in dict.fromkeys(getattr(setting.guider, "cfg", plan.cfg) for setting in settings):
@@ -319,6 +304,25 @@ def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: Sourc
         logger.warning("the plan starts from an image, but the latent is empty; encode one, or set denoise to 1")
 
 
+def _warn_of_levels(plan: SamplingPlan, second: SecondModel) -> None:
+    """Warn of a second model that makes no step, and of steps that only the mapping gives to the first one."""
+    steps, curve = plan.stage_plan.steps, plan.stage_plan.curve
+    if not any(second.takes(curve.comfy_sigma(step.sigma)) for step in steps):
+        logger.warning("no step runs below sigma %g, so the second model is not used", second.sigma)
+    for step in steps:
+        base, mapped = curve.comfy_sigma(step.base_sigma), curve.comfy_sigma(step.sigma)
+        if second.takes(base) and not second.takes(mapped):
+            logger.warning(
+                "step %d is at sigma %.4g: the mapping to %s px lifts it from %.4g past %g, so the first model makes "
+                "it; use a plan without mapping, or another second_model_sigma",
+                step.index + 1,
+                mapped,
+                pixels(plan.cell_px, step.size),
+                base,
+                second.sigma,
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageOverride:
     """Settings of one stage (0 is the first); None means as in the rest of the cascade.
@@ -336,12 +340,32 @@ class StageOverride:
             raise RMDError("stage 1 has no switch before it; set the boundary of stage 2 or later")
 
 
+def small_overrides(plan: SamplingPlan, guider: Any, prompts: dict[str, Any]) -> tuple[StageOverride, ...]:
+    """Overrides that give a guider to all stages below the final size; prompts are what was made for it, by input.
+
+    Raises RMDError where a prompt holds tensors on the latent's grid that were made for another size than a stage's.
+    """
+    final, on_grid = plan.stage_plan.final_hw, references_on_grid(guider.model_patcher)
+    smaller = [stage for stage in plan.stage_plan.stages if stage.size != final]
+    for stage in smaller:
+        view = StageView(stage.size, final, plan.cell_px, plan.size_conditioning, on_grid)
+        for name, conditioning in prompts.items():
+            view.check_made_for(conditioning, name)
+    if not smaller:
+        logger.warning("the plan runs one size, so small_positive and small_negative are not used")
+    return tuple(StageOverride(stage=stage.index, guider=guider) for stage in smaller)
+
+
 class StageSettings(NamedTuple):
-    """What a stage is sampled with; `boundary` is None for the first stage."""
+    """What a stage is sampled with; `boundary` is None for the first stage.
+
+    `second` takes over from the guider's model inside the stage; None where one model does the whole stage.
+    """
 
     guider: Any
     sampler: Any
     boundary: Boundary | None
+    second: SecondModel | None = None
 
 
 def stage_settings(
@@ -379,9 +403,18 @@ def stage_settings(
         if stage in taken:
             raise RMDError(f"two overrides are for stage {stage + 1}; put their settings into one")
         taken.add(stage)
-        own = {name: getattr(override, name) for name in StageSettings._fields if getattr(override, name) is not None}
-        settings[stage] = settings[stage]._replace(**own)
+        own = {name: getattr(override, name) for name in ("guider", "sampler", "boundary")}
+        settings[stage] = settings[stage]._replace(**{name: one for name, one in own.items() if one is not None})
     return tuple(settings)
+
+
+def with_second(settings: StageSettings, levels: Sequence[float], second: SecondModel) -> StageSettings:
+    """A stage's settings with a second model, by the stage's own levels: for none of it, for the end, or for all."""
+    if not second.takes(levels[-1]):
+        return settings
+    if second.takes(levels[0]):
+        return settings._replace(guider=second.guider(settings.guider))
+    return settings._replace(second=second)
 
 
 # Samplers that choose their own steps or run other ones than the plan's.
@@ -392,20 +425,23 @@ def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> No
     """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
     views: dict[int, ModelView] = {}  # one guider mostly serves all stages
     for stage, setting in zip(plan.stage_plan.stages, settings):
-        model = setting.guider.model_patcher
-        if id(model) not in views:
-            views[id(model)] = ModelView.of(model)
-        view = views[id(model)]
-        if view.kind != plan.kind:
-            raise RMDError(
-                f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model"
-            )
-        view.check_size(stage.size)
-        check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
+        second = () if setting.second is None else (setting.second.model,)
+        for model in (setting.guider.model_patcher, *second):
+            if id(model) not in views:
+                views[id(model)] = ModelView.of(model)
+            view = views[id(model)]
+            if view.kind != plan.kind:
+                raise RMDError(
+                    f"the plan was made for {plan.kind}, the model is {view.kind}; make the plan with this model"
+                )
+            view.check_size(stage.size)
+            check_levels(plan, stage, float(model.get_model_object("model_sampling").sigma_max))
         before = settings[stage.index - 1]
         if not stage.index or setting.guider is not before.guider or setting.sampler is not before.sampler:
             check_guidance(setting.guider, setting.sampler)
             check_sampler(setting.sampler)
+        if setting.second is not None:
+            check_hand_over(setting.sampler, stage.index)
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:
@@ -455,6 +491,16 @@ def check_sampler(sampler: Any) -> None:
     name = sampler_name(sampler)
     if name in OWN_STEPS:
         raise RMDError(f"the sampler {name} chooses its own steps; use one that keeps the plan's, such as euler")
+
+
+def check_hand_over(sampler: Any, stage: int) -> None:
+    """Raise RMDError for a sampler that a second model cannot go on with inside a stage (0 is the first)."""
+    name = sampler_name(sampler)
+    if getattr(sampler, "sampler_function", None) is None or name.endswith("_cfg_pp"):
+        raise RMDError(
+            f"the second model takes over inside stage {stage + 1}, where the sampler {name} cannot go on with another "
+            "model; use RMD Step Sampler or euler, or a second_model_sigma between two stages"
+        )
 
 
 def sampler_name(sampler: Any) -> str:
@@ -597,6 +643,7 @@ class CascadeGuider:
         later_guider: Any | None,
         overrides: Sequence[StageOverride],
         upsampler: Upsampler | None = None,
+        second: SecondModel | None = None,
     ) -> None:
         self.model_patcher = guider.model_patcher
         self._plan = plan
@@ -604,6 +651,7 @@ class CascadeGuider:
         self.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)
         self._inputs = {"guider": guider, "later_guider": later_guider, "upsampler": upsampler}
         self._inputs["overrides"] = tuple(overrides)
+        self._inputs["second"] = second
 
     def sample(
         self,

@@ -275,3 +275,13 @@ def test_a_warning_is_shown_on_its_node(server, demo):
     assert run.errors == [] and demo[1].texts == []
     ((node, text),) = run.texts
     assert node == the(prompt, "RMD_Sampler") and "the latent is empty" in text
+
+
+def test_a_second_model_and_a_prompt_of_the_small_size_come_over_links(server, demo):
+    prompt = copy.deepcopy(demo[0])
+    inputs = prompt[the(prompt, "RMD_Sampler")]["inputs"]
+    inputs |= {"second_model": inputs["model"], "second_model_sigma": 0.95, "small_positive": inputs["positive"]}
+    run = server.run(prompt)
+    assert run.errors == [] and (pixels(server, run, prompt) - demo[2]).abs().max() == 0
+    del inputs["second_model_sigma"]  # 0, and the demo's model is made as Wan's is
+    assert server.run(prompt).errors == []

@@ -299,3 +299,13 @@ def test_differential_diffusion_counts_its_thresholds_over_the_whole_plan(nodes,
             assert len(seen) == 4 and shares == sorted(shares) and shares[1] < shares[2]
             for place, (_, sigmas, sigma) in enumerate(seen):
                 assert sigmas[place] == pytest.approx(sigma, rel=2e-3) and sigmas[-1] == 0.0
+
+
+def test_what_was_made_for_the_stage_stays_as_it_is(pack):
+    """In cells or, as camera poses, in pixels; the same at the final size is averaged or refused."""
+    view = pack.nodes.bridge.conditioning.StageView((6, 8), (12, 16), 8, "none", False)
+    cells, pixels = torch.ones(1, 16, 3, 6, 8), torch.ones(1, 6, 9, 48, 64)
+    entry = {"vace_frames": [cells], "vace_mask": [cells], "time_dim_concat": cells, "camera_conditions": pixels}
+    changed = view.entry(entry)
+    assert changed["vace_frames"][0] is cells and changed["vace_mask"][0] is cells
+    assert changed["time_dim_concat"] is cells and changed["camera_conditions"] is pixels

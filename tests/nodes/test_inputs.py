@@ -152,7 +152,9 @@ def test_errors_that_are_comfyuis_pass(nodes, tiny):
 ADVANCED = {
     "RMD_LoadStudent": {"kind.weight_dtype", "kind.strength"},
     "RMD_Schedule": {"denoise", "source.sigmas", "source.mapping", "source.base_shift", "source.method"},
-    "RMD_Sampler": {"sampler_name"},
+    "RMD_Sampler": {"sampler_name", "second_model_sigma"},
+    "RMD_SamplerAdvanced": {"second_model_sigma"},
+    "RMD_Guider": {"second_model_sigma"},
     "RMD_StageUpscale": {"upsampler", "switch_noise", "eta_switch"},
 }
 """Inputs that ComfyUI folds away: rarely set, and right as they are."""

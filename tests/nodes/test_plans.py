@@ -261,8 +261,8 @@ def test_final_size_must_be_whole_cells(refused):
 
 def test_a_latent_gives_the_size_and_its_frames_count(run, tiny):
     video = tiny("wan").latent(16, 24, frames=5)
-    made, table, _, _, width, height = run("wan", (1024, 1024), by_split(), latent=video).args
-    assert (width, height) == (192, 128) and pixel_sizes(made) == [(96, 64), (192, 128)]
+    made, table, _, _, width, height, *small = run("wan", (1024, 1024), by_split(), latent=video).args
+    assert (width, height) == (192, 128) and pixel_sizes(made) == [tuple(small), (192, 128)] and small == [96, 64]
     low, high = (5 * rows * columns for rows, columns in ((4, 6), (8, 12)))
     share = low * (6 * 48 + low) / (high * (6 * 48 + high))
     assert f"{2 + 2 * share:.2f} full-size calls for 4 steps" in table
@@ -332,7 +332,7 @@ def test_a_later_stage_at_pure_noise_is_refused(refused):
 
 def test_recipe_gives_everything(run, plan, recipe):
     source = {"source": "student recipe", "recipe": recipe}
-    made, _, _, cfg, width, height = run("wan", (128, 128), source).args
+    made, _, _, cfg, width, height, *_ = run("wan", (128, 128), source).args
     assert replace(made, notes=()) == replace(plan("wan", (128, 128), source), notes=())
     assert made.stage_plan == recipe.plan() and made.boundary == recipe.boundary()
     assert (made.eta, made.cfg, cfg, width, height) == (recipe.eta, recipe.cfg, 1.0, 128, 128)
@@ -400,7 +400,8 @@ def test_schema(pack):
     schema = node.GET_SCHEMA()
     assert schema.node_id == "RMD_Schedule" and schema.is_output_node
     assert [one.id for one in schema.inputs] == ["model", "width", "height", "source", "denoise", "latent"]
-    assert [one.display_name for one in schema.outputs] == ["plan", "table", "picture", "cfg", "width", "height"]
+    outputs = ["plan", "table", "picture", "cfg", "width", "height", "small_width", "small_height"]
+    assert [one.display_name for one in schema.outputs] == outputs
     options = {option.key: [one.id for one in option.inputs] for option in schema.inputs[3].options}
     method = ["earlier_sizes", "mapping", "base_shift", "method"]
     assert options == {

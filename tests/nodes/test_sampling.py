@@ -125,7 +125,7 @@ def test_the_trainers_sampler_gives_the_same_latents_of_the_shipped_student(node
         "RMD_LoadStudent", kind={"kind": "full model", "student": files.STUDENT.name, "weight_dtype": "default"}
     )
     (positive,) = nodes("RMD_LoadPromptEmbeddings", file=files.PROMPTS.name, prompt=PROMPT)
-    plan, _, _, cfg, width, height = nodes(
+    plan, _, _, cfg, width, height, *_ = nodes(
         "RMD_Schedule", model=model, width=128, height=128, source={"source": "student recipe", "recipe": read}
     )
     assert (cfg, width, height) == (recipe.cfg, 128, 128)

@@ -132,17 +132,6 @@ def test_interruption_stops_at_once_in_any_stage_and_the_next_run_is_fine(nodes,
     assert torch.equal(nodes.sample(model, plan)["samples"], expected)
 
 
-@pytest.fixture
-def progress(comfy):
-    """What ComfyUI's progress bar is told: (value, total, preview) of each event."""
-    events = []
-    comfy.utils.set_progress_bar_global_hook(
-        lambda value, total, preview, node_id=None: events.append((value, total, preview))
-    )
-    yield events
-    comfy.utils.set_progress_bar_global_hook(None)
-
-
 @pytest.mark.parametrize("name", ["wan", "sdxl"])
 def test_one_progress_bar_and_previews_at_each_size(nodes, tiny, comfy, progress, monkeypatch, name):
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
