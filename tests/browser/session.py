@@ -95,6 +95,7 @@ class Frontend:
         """Open a workflow in the frontend's own format, in a tab of its own."""
         self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(500)
+        self.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(workflow["nodes"]))
 
     def serialised(self) -> dict:
         """The open workflow as the frontend saves it."""

@@ -1,13 +1,13 @@
-"""Wall time of RMD Sampler against core nodes that make the same network calls, on tiny models of ComfyUI's classes.
+"""Time of RMD Sampler against core nodes that make the same network calls, on tiny models of ComfyUI's classes.
 
     OMP_NUM_THREADS=1 PYTHONPATH=tests python -m perf.node_overhead [--pairs 20]
 
 Needs a ComfyUI (COMFYUI_PATH, or ~/comfy/ComfyUI). The core side is one SamplerCustomAdvanced a stage with euler and
 a nearest-exact LatentUpscale in between: the same number of calls, at the same sizes and sigmas, which is checked.
 Both sides run in one process, one after the other, and each pair gives one ratio; the figures are the median and the
-quartiles of these. With previews, both show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. CPU
-time says the same with less of what else the machine does, and "outside" is the CPU time of a cascade that is not
-spent in the network. Results: benchmarks/results/node_overhead.json.
+quartiles of these. With previews, both show each step as ComfyUI's latent2rgb, in JPEG as its server sends it. Times
+are CPU time of the process, which says less of what else the machine does than wall time; "outside" is the part that
+is not spent in the network. Results: benchmarks/results/node_overhead.json.
 """
 
 import argparse
@@ -179,22 +179,22 @@ def main():
         pair = Pair(nodes, case)
         pair.check()
         rows[case.title] = figures = pair.time(pairs)
-        wall, outside = figures["wall"], figures["outside"]
+        cpu, outside = figures["cpu"], figures["outside"]
         shown.append(
             [
                 case.title,
-                f"{wall['rmd_ms']:.1f}",
-                f"{wall['core_ms']:.1f}",
-                f"{wall['ratio']:.3f}",
-                f"{wall['low']:.3f} to {wall['high']:.3f}",
-                f"{figures['cpu']['ratio']:.3f}",
+                f"{cpu['rmd_ms']:.1f}",
+                f"{cpu['core_ms']:.1f}",
+                f"{cpu['ratio']:.3f}",
+                f"{cpu['low']:.3f} to {cpu['high']:.3f}",
                 f"{outside['rmd_ms']:.1f}",
                 f"{outside['core_ms']:.1f}",
+                f"{figures['wall']['ratio']:.3f}",
             ]
         )
     here = provenance(comfyui=version, pairs=pairs, cpu=cpu_name(), threads=torch.get_num_threads())
     write_results(RESULTS, {"made": here, "rows": rows})
-    print(table(["", "RMD ms", "core ms", "ratio", "quartiles", "CPU ratio", "outside RMD", "core"], shown))
+    print(table(["", "RMD ms", "core ms", "ratio", "quartiles", "outside RMD", "core", "wall ratio"], shown))
 
 
 if __name__ == "__main__":
