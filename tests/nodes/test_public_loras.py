@@ -305,6 +305,25 @@ def test_each_list_has_its_own_files(node_classes, folders):
     assert len(profile.options) == 5 and all(title.startswith("SwD ") for title in profile.options)
 
 
+def test_cores_lora_node_gives_the_same_weights_on_sd3(pack, comfy, folders, load):
+    """LoraLoaderModelOnly and RMD Load Student on one SD3.5 file."""
+    import comfy.lora
+
+    import nodes as core
+
+    width = 64
+    names = [f"transformer_blocks.0.{part}" for part in ("attn.to_q", "attn.to_v", "attn.to_out.0", "ff.net.2")]
+    shapes = {name: (width, 4 * width if name.endswith("ff.net.2") else width) for name in names}
+    file, base = save(folders / "loras" / "sd3.safetensors", pairs(shapes)), zoo.tiny_model("SD3").patcher
+    ours, _, _ = load(file, base, own_profile(pack, folders, "swd-sd35-medium-4-lora"), 0.75)
+    theirs = core.LoraLoaderModelOnly().load_lora_model_only(base, file, 0.75)[0]
+    state = base.model.state_dict()
+    assert ours.patches.keys() == theirs.patches.keys() and len(ours.patches) == 3  # q and v are in one weight
+    for key, weight in ((key, state[key]) for key in ours.patches):
+        changed = [comfy.lora.calculate_weight(one.patches[key], weight.clone(), key) for one in (ours, theirs)]
+        assert torch.equal(*changed) and not torch.equal(changed[0], weight)
+
+
 def test_cores_lora_node_knows_the_names_for_sd3_alone(comfy, pack):
     """What the page says of LoraLoaderModelOnly: the files of FLUX and SDXL need other names."""
     import comfy.lora
