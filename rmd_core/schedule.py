@@ -68,7 +68,7 @@ class NoiseCurve(ABC):
 
     @abstractmethod
     def comfy_sigma(self, sigma: Level) -> Level:
-        """ComfyUI's name of a level: sigma / alpha (VP), sigma itself (flow)."""
+        """ComfyUI's name of a level: sigma / alpha (VP, log flow), sigma itself (flow)."""
 
     @abstractmethod
     def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
@@ -177,6 +177,72 @@ class FlowCurve(NoiseCurve):
 
 def _shifted(u: Level, shift: float) -> Level:
     return shift * u / (1.0 - u + shift * u)
+
+
+@dataclass(frozen=True)
+class LogFlowCurve(NoiseCurve):
+    """Rectified flow over a table even in log k with k = sigma / alpha, so a level is `sigma = k / (1 + k)`.
+
+    Table entry i of 1000 has k between `least` and `most`; the first size has that table, as with a VP curve. Raises
+    RMDError unless 0 < least < most. Source: Cosmos-Predict2 in ComfyUI (COSMOS_RFLOW), with k from 0.002 to 80.
+    """
+
+    least: float = 0.002
+    most: float = 80.0
+    kind: ClassVar[str] = "log flow"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "least", _number(self.least, "the least sigma / alpha"))
+        object.__setattr__(self, "most", _number(self.most, "the largest sigma / alpha"))
+        if self.least >= self.most:
+            raise RMDError(f"sigma / alpha goes from {self.least:g} to {self.most:g}; give a range that rises")
+
+    @property
+    def table_size(self) -> int:
+        return 1000
+
+    def table_sigma(self, index: Level) -> Level:
+        return _by_torch(self._table_sigma, index)
+
+    def table_index(self, sigma: Level) -> Level:
+        span, least = math.log(self.most / self.least), math.log(self.least)
+        return _by_torch(lambda s: (torch.logit(s) - least) * 999.0 / span, sigma)
+
+    def _table_sigma(self, index: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(math.log(self.least) + index * (math.log(self.most / self.least) / 999.0))
+
+    def timestep(self, sigma: Level) -> Level:
+        return 1000.0 * _float64(sigma)
+
+    def sigma_from_timestep(self, timestep: Level) -> Level:
+        return _float64(timestep) / 1000.0
+
+    def alpha(self, sigma: Level) -> Level:
+        return 1.0 - _float64(sigma)
+
+    def logsnr(self, sigma: Level) -> Level:
+        return _by_torch(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)), sigma)
+
+    def with_ratio(self, sigma: Level, ratio: float) -> Level:
+        return _shifted(_float64(sigma), ratio)
+
+    def at_ratio(self, ratio: float) -> LogFlowCurve:
+        return self
+
+    def snapped(self, sigma: float, *, last_index: int) -> float:
+        return min(sigma, self.table_sigma(float(last_index)))
+
+    def comfy_sigma(self, sigma: Level) -> Level:
+        return _float64(sigma) / (1.0 - _float64(sigma))
+
+    def from_comfy_sigma(self, comfy_sigma: Level) -> Level:
+        return _float64(comfy_sigma) / (1.0 + _float64(comfy_sigma))
+
+    def describe(self) -> str:
+        return f"flow, sigma / alpha {self.least:g} to {self.most:g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "least": self.least, "most": self.most}
 
 
 @dataclass(frozen=True)
@@ -295,6 +361,8 @@ def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
     kind, keys = values.pop("kind", None), set(values)
     if kind == FlowCurve.kind and keys in ({"shift"}, {"shift", "noise_scale"}):
         return FlowCurve(**values)
+    if kind == LogFlowCurve.kind and keys == {"least", "most"}:
+        return LogFlowCurve(**values)
     if kind == VPCurve.kind and keys == {"betas"}:
         return VPCurve(values["betas"])
     if kind == VPCurve.kind and keys == {"schedule", "start", "end", "size"}:
@@ -304,7 +372,7 @@ def curve_from_dict(values: dict[str, Any]) -> NoiseCurve:
         return getattr(VPCurve, values["schedule"])(start, end, int(size))
     raise RMDError(
         f"noise curve of kind {kind!r} with {', '.join(sorted(keys)) or 'no values'} is unknown; "
-        "use flow with shift, or vp with betas or with schedule, start, end and size"
+        "use flow with shift, log flow with least and most, or vp with betas or with schedule, start, end and size"
     )
 
 

@@ -114,8 +114,7 @@ def kandinsky(**own):
 
 
 def cogvideo(channels):
-    config = net("cogvideox", f"{HEADS} text_embed_dim", in_channels=channels)
-    return Animal(config, refused="V_PREDICTION_DDPM")
+    return Animal(net("cogvideox", f"{HEADS} text_embed_dim", in_channels=channels), **VIDEO)
 
 
 HEADS = "num_attention_heads attention_head_dim num_layers"
@@ -209,8 +208,8 @@ ZOO = {
     "HunyuanImage21Refiner": Animal(hunyuan(128, 64, (1, 1, 1), byt5=True), **VIDEO),
     "CosmosT2V": Animal(cosmos("cosmos"), **EDM, **VIDEO),
     "CosmosI2V": Animal(cosmos("cosmos", 17), **EDM, **VIDEO),
-    "CosmosT2IPredict2": Animal(predict2(), refused="COSMOS_RFLOW"),
-    "CosmosI2VPredict2": Animal(predict2(channels=17), refused="COSMOS_RFLOW", **VIDEO),
+    "CosmosT2IPredict2": Animal(predict2()),
+    "CosmosI2VPredict2": Animal(predict2(channels=17), **VIDEO),
     "Anima": Animal(predict2("anima")),
     "Lumina2": Animal(lumina()),
     "ZImage": Animal(lumina(**Z_IMAGE)),

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...rmd_core.errors import RMDError
-from ...rmd_core.schedule import FlowCurve, NoiseCurve, VPCurve
+from ...rmd_core.schedule import FlowCurve, LogFlowCurve, NoiseCurve, VPCurve
 
 
 def class_names(value: Any) -> tuple[str, ...]:
@@ -28,8 +28,9 @@ def _names_of(kind: type) -> tuple[str, ...]:
 class NoiseForm:
     """States and predicted noise in ComfyUI's own terms, at its sigma.
 
-    Flow: `x = sigma s eps + (1 - sigma) x0` with the model's noise scale s (1 for almost all). Others, in ComfyUI's
-    variance-exploding form: `x = x0 + sigma eps`. All tensors are in the model's own latent space, any rank.
+    Flow: `x = sigma s eps + (1 - sigma) x0` with the model's noise scale s (1 for almost all). Others, and Cosmos' flow
+    too, in ComfyUI's variance-exploding form: `x = x0 + sigma eps`. All tensors are in the model's own latent space, of
+    any rank.
     """
 
     flow: bool
@@ -223,16 +224,19 @@ def _curve(sampling: Any, name: str) -> tuple[NoiseCurve, str]:
     kinds = set(class_names(sampling))
     if "CONST" in kinds and "IMG_TO_IMG_FLOW" not in kinds:
         return FlowCurve(_flow_shift(sampling), NoiseForm.of_sampling(sampling).scale), "flow"
+    if {"COSMOS_RFLOW", "ModelSamplingCosmosRFlow"} <= kinds:
+        curve = LogFlowCurve(float(sampling.sigma_min), float(sampling.sigma_max))
+        return curve, f"flow of sigma {curve.least:.4g} to {curve.most:.4g}"
     discrete = "ModelSamplingDiscrete" in kinds and "ModelSamplingDiscreteEDM" not in kinds
-    if discrete and kinds & {"EPS", "V_PREDICTION"} and not kinds & {"X0", "EDM"}:
+    if discrete and kinds & {"EPS", "V_PREDICTION", "V_PREDICTION_DDPM"} and not kinds & {"X0", "EDM"}:
         try:
             return _vp_curve(sampling.sigmas)
         except RMDError:  # a schedule without betas, such as Stable Cascade's
             pass
     own = " and ".join(base.__name__ for base in type(sampling).__bases__)
     raise RMDError(
-        f"the noise of {name} is {own}, for which RMD has no logSNR curve; use a model of rectified flow (CONST), or "
-        "one that predicts EPS or V_PREDICTION on a ModelSamplingDiscrete table"
+        f"the noise of {name} is {own}, for which RMD has no logSNR curve; use a model of rectified flow (CONST or "
+        "COSMOS_RFLOW), or one that predicts EPS or V_PREDICTION on a ModelSamplingDiscrete table"
     )
 
 

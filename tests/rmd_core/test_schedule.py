@@ -1,6 +1,7 @@
 """Noise curves and resolution maps against closed forms, ComfyUI, and the reference values of the method page."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rmd_core.schedule import (
     AreaMap,
     FixedRatioMap,
     FlowCurve,
+    LogFlowCurve,
     NoMap,
     ShiftPairMap,
     VPCurve,
@@ -22,7 +24,8 @@ from rmd_core.schedule import (
 
 WAN = [(60, 104), (75, 130), (90, 160)]
 MAPS = [AreaMap(), NoMap(), FixedRatioMap(1.6), ShiftPairMap(3.0, 5.0)]
-CURVES = {"flow1": FLOW1, "flow3": FLOW3, "flow5": FLOW5, "sdxl": SDXL, "pixart": PIXART}
+COSMOS = LogFlowCurve()
+CURVES = {"flow1": FLOW1, "flow3": FLOW3, "flow5": FLOW5, "sdxl": SDXL, "pixart": PIXART, "cosmos": COSMOS}
 INDICES = {
     4: (999, 749, 499, 249),
     6: (999, 832, 665, 499, 332, 165),
@@ -32,7 +35,7 @@ INDICES = {
 shifts = st.floats(0.2, 20.0)
 ratios = st.floats(1.0, 8.0)
 sides = st.integers(1, 200)
-curves = st.one_of(shifts.map(FlowCurve), st.sampled_from([SDXL, PIXART]))
+curves = st.one_of(shifts.map(FlowCurve), st.sampled_from([SDXL, PIXART, COSMOS]))
 
 
 @pytest.fixture(params=CURVES)
@@ -174,6 +177,9 @@ def test_own_betas_survive_the_dictionary():
         {"kind": "flow", "shift": 3, "more": 1},
         {"kind": "flow", "shift": "three"},
         {"kind": "flow", "shift": 0},
+        {"kind": "log flow", "least": 0.1},
+        {"kind": "log flow", "least": 80.0, "most": 80.0},
+        {"kind": "log flow", "least": 0.0, "most": 80.0},
         {"kind": "vp", "betas": [0.1]},
         {"kind": "vp", "betas": [0.1, 1.0]},
         {"kind": "vp", "betas": ["a", "b"]},
@@ -323,6 +329,20 @@ def test_flow_is_comfyui_flow_sampling(comfy, shift):
     ours = curve.comfy_sigma(curve.table_sigma(torch.arange(1000)))
     assert torch.allclose(ours, theirs.sigmas.double(), rtol=1e-6, atol=0)
     assert torch.allclose(curve.timestep(ours), theirs.timestep(theirs.sigmas).double(), rtol=1e-6, atol=0)
+
+
+def test_log_flow_is_comfyui_cosmos_sampling(comfy):
+    """ComfyUI names a level k = sigma / alpha, tells the network sigma, and divides the state by 1 + k for it."""
+    theirs = comfy.model_sampling.ModelSamplingCosmosRFlow(
+        SimpleNamespace(sampling_settings={"sigma_min": 0.002, "sigma_max": 80.0})
+    )
+    ours = COSMOS.table_sigma(torch.arange(1000))
+    assert torch.allclose(COSMOS.comfy_sigma(ours), theirs.sigmas.double(), rtol=2e-6, atol=0)
+    assert torch.allclose(COSMOS.timestep(ours), 1000.0 * theirs.timestep(theirs.sigmas).double(), rtol=2e-6, atol=0)
+    form, x = comfy.model_sampling.COSMOS_RFLOW(), torch.ones(1000)
+    assert torch.allclose(form.calculate_input(theirs.sigmas, x).double(), COSMOS.alpha(ours), rtol=1e-4)
+    assert COSMOS.grid(4) == tuple(map(COSMOS.table_sigma, (999.0, 749.0, 499.0, 249.0)))
+    assert COSMOS.at_ratio(2.0) == COSMOS and COSMOS.snapped(0.99, last_index=998) == COSMOS.table_sigma(998.0)
 
 
 def test_a_noise_scale_moves_the_logsnr_and_no_level():

@@ -1,0 +1,75 @@
+"""Cosmos' flow and CogVideoX' v prediction: what the network itself is given at each step, on core's own classes."""
+
+import pytest
+import torch
+
+import zoo
+from cascade_rig import Recorder, predicted_noise
+
+
+@pytest.fixture
+def given():
+    """`given(patcher)` gives a list that fills with the (state, timestep) of every call of the network."""
+    hooks = []
+
+    def watch(patcher):
+        calls = []
+        network = patcher.model.diffusion_model
+
+        def hook(_module, arguments, options):
+            x, timestep = (arguments[0], arguments[1]) if len(arguments) > 1 else (arguments[0], options["timesteps"])
+            calls.append((x.clone(), timestep.flatten()[0].item()))
+
+        hooks.append(network.register_forward_pre_hook(hook, with_kwargs=True))
+        return calls
+
+    yield watch
+    for hook in hooks:
+        hook.remove()
+
+
+def sampled(nodes, name, given):
+    """The plan of 2+2 steps, what the network was given, and the calls around it in ComfyUI's terms."""
+    model, bridge = zoo.tiny_model(name), nodes.pack.nodes.bridge
+    empty = bridge.latents.final_latent(model.patcher, zoo.empty_latent(name))
+    view = bridge.model.ModelView.of(model.patcher)
+    source = {"source": "steps per size", "split": "2+2", "scale": 0.5}
+    plan = bridge.plans.sampling_plan(view, tuple(empty["samples"].shape[-2:]), source)
+    recorder, calls = Recorder(), given(model.patcher)
+    nodes.sample(model, plan, patcher=recorder.watch(model.patcher), latent=empty)
+    return plan, calls, recorder.calls
+
+
+@pytest.mark.parametrize("name", ["CosmosT2IPredict2", "CosmosI2VPredict2"])
+def test_cosmos_gets_the_share_of_noise(nodes, given, name):
+    """The network gets t = k / (1 + k) and the state of a flow at t, which is ComfyUI's divided by 1 + k."""
+    plan, calls, around = sampled(nodes, name, given)
+    steps = plan.stage_plan.steps
+    assert [level for _, level in calls] == pytest.approx([step.sigma for step in steps], rel=1e-6)
+    for (x, level), call in zip(calls, around, strict=True):
+        assert call.sigma == pytest.approx(level / (1 - level), rel=1e-5)
+        assert torch.allclose(x[:, : call.x.shape[1]], call.x * (1 - level), rtol=1e-4, atol=1e-5)
+    first, _, third, fourth = (call.sigma for call in around)
+    assert first == pytest.approx(80.0) and third / fourth == pytest.approx((80 / 0.002) ** (250 / 999), rel=1e-4)
+    assert third == pytest.approx(2 * 0.002 * (80 / 0.002) ** (499 / 999), rel=1e-4)  # r = 2
+
+
+def test_cogvideox_gets_the_entries_of_its_table(nodes, given):
+    """Timesteps 999 and 749, then those below 499 and 249 whose logSNR is lower by 2 ln 2."""
+    plan, calls, around = sampled(nodes, "CogVideoX_T2V", given)
+    assert [level for _, level in calls] == [step.timestep for step in plan.stage_plan.steps]
+    curve = plan.stage_plan.curve
+    mapped = [curve.table_index(curve.with_ratio(curve.table_sigma(float(index)), 2.0)) for index in (499, 249)]
+    assert [level for _, level in calls] == [999, 749, *(round(index) for index in mapped)]
+    for (x, _), call in zip(calls, around, strict=True):
+        assert torch.equal(x, call.x)  # ComfyUI hands it the state as it is
+
+
+@pytest.mark.parametrize("name", ["CosmosT2IPredict2", "CogVideoX_T2V"])
+def test_the_next_size_starts_from_the_image_and_noise_of_unit_deviation(nodes, given, name):
+    plan, _, around = sampled(nodes, name, given)
+    last, first = around[1], around[2]
+    enlarged = last.x0.double().repeat_interleave(2, -1).repeat_interleave(2, -2)
+    noise = (first.x.double() - enlarged) / first.sigma
+    assert noise.std().item() == pytest.approx(1.0, abs=0.1)
+    assert predicted_noise(plan, last).std().item() > 0.5
