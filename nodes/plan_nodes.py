@@ -15,6 +15,7 @@ from .bridge.plans import (
     MAPPINGS,
     PROFILE,
     RECIPE,
+    SIGMAS,
     SPLIT,
     STEPS,
     THRESHOLDS,
@@ -41,7 +42,7 @@ def source_input() -> io.DynamicCombo.Input:
     """The input `source`: what each plan source asks for, by the names that `bridge.plans.sampling_plan` reads."""
 
     def split(default: str) -> io.String.Input:
-        tooltip = "Steps at each size, smallest first, such as 2+2 or 1+1+2. A profile also takes auto: its own split."
+        tooltip = "Steps at each size, smallest first, such as 2+2 or 1+1+2. auto: the profile's own, or equal shares."
         return io.String.Input("split", default=default, tooltip=tooltip)
 
     scale = io.Float.Input(
@@ -67,26 +68,29 @@ def source_input() -> io.DynamicCombo.Input:
         tooltip="ComfyUI's sigma of each step, as the first size names it, falling. Empty: the curve's own grid.",
     )
     steps = io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Network calls in all.")
-    thresholds = io.String.Input(
-        "thresholds",
-        default="-2.5",
-        tooltip="logSNR at which the next size takes over, rising, one for each earlier size.",
-    )
+
+    def thresholds(default: str) -> io.String.Input:
+        tooltip = "logSNR at which the next size takes over, rising, one for each earlier size. Empty: as split says."
+        return io.String.Input("thresholds", default=default, tooltip=tooltip)
+
     profile = io.Combo.Input(
         "profile",
         options=list(load_profiles()),
         tooltip="A public few-step model with its own levels. Only SwD's were distilled for a cascade.",
     )
+    scheduler = io.Sigmas.Input(
+        "scheduler_sigmas",
+        tooltip="Levels of the final size, from a scheduler for this model. Earlier sizes get them mapped.",
+    )
+    mapping = io.Combo.Input(
+        "mapping",
+        options=list(MAPPINGS),
+        default=AUTO,
+        advanced=True,
+        tooltip="How levels move with the size. auto: by the method, and native shifts for Wan from 480p to 720p.",
+    )
     method = [
-        io.Combo.Input(
-            "mapping",
-            options=list(MAPPINGS),
-            default=AUTO,
-            advanced=True,
-            tooltip=(
-                "How levels move with the size. auto: by the method, and native shifts for Wan from 480p to 720p."
-            ),
-        ),
+        mapping,
         io.Float.Input(
             "base_shift",
             default=0.0,
@@ -109,14 +113,18 @@ def source_input() -> io.DynamicCombo.Input:
         "source",
         options=[  # ComfyUI's page (1.49.6) cannot make the node if its first option holds a socket and no widget
             io.DynamicCombo.Option(STEPS, [split("2+2"), scale]),
-            io.DynamicCombo.Option(THRESHOLDS, [steps, thresholds, sizes, *method]),
+            # mapping, base_shift and method are no choice of their own (`rules: default, own`): ComfyUI would call them
+            # source.rules.mapping and so on, and prompts and links that were saved with source.mapping would lose them.
+            # For the same reason no choice gets another name.
+            io.DynamicCombo.Option(THRESHOLDS, [steps, thresholds("-2.5"), sizes, *method]),
             io.DynamicCombo.Option(SPLIT, [split("2+2"), sigmas, sizes, *method]),
+            io.DynamicCombo.Option(SIGMAS, [scheduler, split("auto"), thresholds(""), sizes, mapping]),
             io.DynamicCombo.Option(RECIPE, [recipe]),
             io.DynamicCombo.Option(PROFILE, [profile, split("auto"), sizes]),
         ],
         tooltip=(
-            "Where the plan comes from: steps for each size, thresholds, a full split, "
-            "a student's recipe, or a public model."
+            "Where the plan comes from: steps for each size, thresholds, a split, a scheduler, a student's recipe, "
+            "a public model."
         ),
     )
 

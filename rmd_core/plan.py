@@ -83,7 +83,7 @@ class StagePlan:
     """The stages that run, in order, and what was asked for: `sizes` and `steps_asked` name empty stages too.
 
     Make one with `plan_from_split` or `plan_from_thresholds`. `notes` are what a user should know, such as a level
-    that was moved to a table entry. Source: docs/method.md, stages.
+    that was moved to a table entry; on_table says whether levels are moved at all. Source: docs/method.md, stages.
     """
 
     curve: NoiseCurve
@@ -92,6 +92,7 @@ class StagePlan:
     sizes: tuple[Size, ...]
     steps_asked: tuple[int, ...]
     notes: tuple[PlanNote, ...]
+    on_table: bool = True
 
     @property
     def split(self) -> str:
@@ -170,6 +171,7 @@ def plan_from_split(
     sizes: Sequence[Size],
     mapping: ResolutionMap,
     steps: BaseGrid | None = None,
+    on_table: bool = True,
 ) -> StagePlan:
     """A plan with a given number of steps per size, such as "2+2", (3, 3) or "1+1+2".
 
@@ -180,8 +182,9 @@ def plan_from_split(
     with "4+0" the result has the smaller size.
 
     A VP plan moves each level to the nearest table entry, levels after the first step to the last entry but one at
-    most, because ComfyUI takes the last entry for pure noise. Raises RMDError for a split that does not fit, sizes that
-    shrink, a grid that is not strictly decreasing within the curve, or two levels of a stage on one table entry.
+    most, because ComfyUI takes the last entry for pure noise. Not so without on_table: then levels stay where they are,
+    within the curve. Raises RMDError for a split that does not fit, sizes that shrink, a grid that is not strictly
+    decreasing within the curve, or two levels of a stage on one table entry.
     """
     counts = split_counts(split)
     sizes = _sizes(sizes)
@@ -194,7 +197,7 @@ def plan_from_split(
     base = _base_grid(curve, total if steps is None else steps)
     if len(base) != total:
         raise RMDError(f"the split {text} has {total} steps but there are {len(base)} levels; give as many of each")
-    return _build(curve, counts, base, sizes, mapping)
+    return _build(curve, counts, base, sizes, mapping, on_table=on_table)
 
 
 def plan_from_thresholds(
@@ -204,10 +207,11 @@ def plan_from_thresholds(
     thresholds: Sequence[float],
     sizes: Sequence[Size],
     mapping: ResolutionMap,
+    on_table: bool = True,
 ) -> StagePlan:
     """A plan where each step runs at the lowest size whose threshold its base logSNR is still below.
 
-    thresholds are logSNRs, rising, one fewer than sizes; steps, sizes, mapping and errors as in `plan_from_split`.
+    thresholds are logSNRs, rising, one fewer than sizes; all else and errors as in `plan_from_split`.
     A size may come out without steps.
     """
     thresholds = tuple(float(threshold) for threshold in thresholds)
@@ -223,7 +227,7 @@ def plan_from_thresholds(
     counts = [0] * len(sizes)
     for sigma in base:
         counts[sum(curve.logsnr(sigma) >= threshold for threshold in thresholds)] += 1
-    return _build(curve, tuple(counts), base, sizes, mapping)
+    return _build(curve, tuple(counts), base, sizes, mapping, on_table=on_table)
 
 
 def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
@@ -243,7 +247,8 @@ def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
         removed = min(count, left)
         left -= removed
         counts.append(count - removed)
-    return _build(plan.curve, tuple(counts), plan.base_sigmas[dropped:], plan.sizes, plan.mapping, dropped=dropped)
+    base, on_table = plan.base_sigmas[dropped:], plan.on_table
+    return _build(plan.curve, tuple(counts), base, plan.sizes, plan.mapping, on_table=on_table, dropped=dropped)
 
 
 def split_text(counts: Sequence[int]) -> str:
@@ -323,6 +328,7 @@ def _build(
     sizes: tuple[Size, ...],
     mapping: ResolutionMap,
     *,
+    on_table: bool,
     dropped: int = 0,
 ) -> StagePlan:
     """The plan of a base grid, from which the first `dropped` steps of a longer plan were taken away."""
@@ -335,19 +341,29 @@ def _build(
             continue
         own, rest = base[start : start + count], base[start + count :]
         ratio = mapping.ratio(sizes[0], size, sizes[-1])
+        if on_table:
+            sigmas = _mapped(curve, own, ratio, first_step=start, dropped=dropped, notes=notes, size=size)
+        else:
+            sigmas = tuple(min(curve.with_ratio(sigma, ratio), max(sigma, curve.sigma_max)) for sigma in own)
         stage = Stage(
             index=len(stages),
             height=size[0],
             width=size[1],
             ratio=ratio,
-            sigmas=_mapped(curve, own, ratio, first_step=start, dropped=dropped, notes=notes, size=size),
+            sigmas=sigmas,
             base_sigmas=own,
             end_base_sigma=rest[0] if rest else 0.0,
         )
         stages.append(stage)
         start += count
     return StagePlan(
-        curve=curve, mapping=mapping, stages=tuple(stages), sizes=sizes, steps_asked=counts, notes=tuple(notes)
+        curve=curve,
+        mapping=mapping,
+        stages=tuple(stages),
+        sizes=sizes,
+        steps_asked=counts,
+        notes=tuple(notes),
+        on_table=on_table,
     )
 
 

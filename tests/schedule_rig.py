@@ -19,6 +19,11 @@ def by_split(split="2+2", sigmas="", **others):
     return {"source": "split", "split": split, "sigmas": sigmas, **METHOD, **others}
 
 
+def by_sigmas(sigmas, split="auto", thresholds="", earlier_sizes="0.5", mapping="auto"):
+    given = {"scheduler_sigmas": sigmas, "split": split, "thresholds": thresholds}
+    return {"source": "scheduler sigmas", **given, "earlier_sizes": earlier_sizes, "mapping": mapping}
+
+
 def by_profile(profile, split="auto", earlier_sizes="0.5"):
     return {"source": "few-step profile", "profile": profile.title, "split": split, "earlier_sizes": earlier_sizes}
 

@@ -1,7 +1,7 @@
 """The plan of a cascade on one model: `sampling_plan` makes it from the widgets of RMD Schedule.
 
-In this order: what an RMD_PLAN wire carries, a plan from each source (a student's recipe, thresholds, a split, a
-profile), the last steps of a plan, sizes in pixels, and what the single widgets mean.
+In this order: what an RMD_PLAN wire carries, a plan from each source (a student's recipe, thresholds, a split, the
+sigmas of a scheduler, a profile), the last steps of a plan, sizes in pixels, and what the single widgets mean.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ...rmd_core.boundary import Boundary
 from ...rmd_core.errors import RMDError, short_repr
@@ -112,6 +114,7 @@ STEPS = "steps per size"
 RECIPE = "student recipe"
 THRESHOLDS = "thresholds"
 SPLIT = "split"
+SIGMAS = "scheduler sigmas"
 PROFILE = "few-step profile"
 
 # The choices of `mapping`
@@ -132,6 +135,7 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
         STEPS: _steps_plan,
         THRESHOLDS: _threshold_plan,
         SPLIT: _split_plan,
+        SIGMAS: _sigmas_plan,
         RECIPE: _recipe_plan,
         PROFILE: _profile_plan,
     }
@@ -256,9 +260,9 @@ def _split_plan(
 ) -> SamplingPlan:
     """A plan with a given number of steps at each size (see `stage_cells`).
 
-    sigmas is a comma list of ComfyUI's sigmas, one a step, as the first size names them; empty means the curve's own
-    grid, and a closing 0 is allowed. mapping is one of `MAPPINGS`, base_shift a flow shift or 0 for RMD's, method the
-    name of a preset.
+    sigmas is a comma list of ComfyUI's sigmas, one a step, as the first size names them (unlike in `_sigmas_plan`);
+    empty means the curve's own grid, and a closing 0 is allowed. mapping is one of `MAPPINGS`, base_shift a flow shift
+    or 0 for RMD's, method the name of a preset.
     """
     counts, sizes = split_counts(split), stage_cells(view, final_hw, earlier_sizes)
     rules = preset(method)
@@ -268,6 +272,46 @@ def _split_plan(
     stage_plan = plan_from_split(curve, counts, sizes=sizes, mapping=made_map, steps=grid)
     origin = f"split {stage_plan.split}, {'own sigmas' if grid else 'the grid of the curve'}, method {method}"
     return _by_method(view, rules, stage_plan, origin=origin, shift_of=whose, notes=notes)
+
+
+def _sigmas_plan(
+    view: ModelView,
+    final_hw: Size,
+    *,
+    scheduler_sigmas: torch.Tensor,
+    split: str,
+    thresholds: str,
+    earlier_sizes: str,
+    mapping: str,
+) -> SamplingPlan:
+    """A plan of the levels that a scheduler made for the final size, whose steps keep them exactly.
+
+    Steps at earlier sizes get the levels that are mapped to those of the final size, so lower ones, but for pure noise.
+    split "auto" gives each size the same number of steps, the last ones more where that leaves a rest; thresholds then
+    take its place, unless they are empty. The others are as in `_split_plan`.
+    Source: docs/method.md, whose shift it is.
+    """
+    sizes, rules = stage_cells(view, final_hw, earlier_sizes), preset("default")
+    made_map = chosen_map(mapping, rules, view, sizes)
+    ratio = made_map.ratio(sizes[0], sizes[-1], sizes[-1])
+    curve = view.curve.at_ratio(1.0 / ratio)
+    base, notes = scheduler_levels(curve, scheduler_sigmas, ratio)
+    auto, levels = split.strip().lower() == "auto", numbers(thresholds, "thresholds")
+    same: dict[str, Any] = {"sizes": sizes, "mapping": made_map, "steps": base, "on_table": False}
+    if levels and not auto:
+        raise RMDError(
+            f"split is {short_repr(split)} and thresholds {short_repr(thresholds)}; set split to auto, or "
+            "leave thresholds empty"
+        )
+    if levels:
+        stage_plan = plan_from_thresholds(curve, thresholds=levels, **same)
+    else:
+        count, places = len(base), len(sizes)
+        shares = tuple((count + place) // places for place in range(places))
+        stage_plan = plan_from_split(curve, shares if auto else split_counts(split), **same)
+    origin = f"{len(base)} sigmas of a scheduler for the final size, split {stage_plan.split}"
+    whose = "not used: the levels are the scheduler's" if isinstance(curve, FlowCurve) else ""
+    return _by_method(view, rules, stage_plan, origin=origin, shift_of=whose, thresholds=levels, notes=notes)
 
 
 def _by_method(view: ModelView, rules: MethodPreset, stage_plan: StagePlan, **others: Any) -> SamplingPlan:
@@ -446,6 +490,39 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
     return tuple(min(curve.from_comfy_sigma(value), curve.sigma_max) for value in values)
 
 
+def scheduler_levels(
+    curve: NoiseCurve, sigmas: torch.Tensor, ratio: float
+) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """The levels of a SIGMAS as the first size names them, given those of the final size, and notes on them.
+
+    sigmas `(K,)` or, with a closing 0, `(K + 1,)` are ComfyUI's; ratio is r between first and final size. Pure noise is
+    pure noise at both. Raises RMDError unless they are finite, above 0, falling and within the model's noise.
+    """
+    values = sigmas.double().tolist() if sigmas.dim() == 1 else []
+    if values and values[-1] == 0.0:
+        values = values[:-1]
+    most = curve.comfy_sigma(curve.sigma_max)
+    listed = short_repr(", ".join(f"{value:.6g}" for value in values))
+    if not values:
+        raise RMDError("the SIGMAS hold no level above 0, so no step; connect a scheduler with 1 step or more")
+    falling = all(before > after for before, after in zip(values, values[1:]))
+    if not falling or not math.isfinite(sum(values)) or values[-1] <= 0.0:
+        raise RMDError(f"the sigmas are {listed}; connect finite ones that fall, above 0 but for a closing 0")
+    if values[0] > most * (1.0 + 1e-4):
+        raise RMDError(
+            f"the first sigma is {values[0]:g}, above this model's largest, {most:.6g}; "
+            "connect a scheduler that is given the same model, or levels of this model"
+        )
+    first, *rest = (curve.from_comfy_sigma(value) for value in values)
+    own = [curve.with_ratio(level, 1.0 / ratio) for level in (first, *rest)]
+    if values[0] >= most * (1.0 - PURE_NOISE):  # a few digits off, as schedulers compute in float32
+        close = curve.is_pure_noise(first) and first <= curve.sigma_max + 1e-9
+        return (first if close else curve.sigma_max, *own[1:]), ()
+    return tuple(own), (
+        f"the sigmas start at {values[0]:.4g}, below pure noise ({most:.4g}); the latent is the image they start from",
+    )
+
+
 def base_curve(view: ModelView, base_shift: float, *, ratio: float) -> tuple[NoiseCurve, str, tuple[str, ...]]:
     """The curve of the first size, whose its shift is, and notes on it; ratio is r between first and final size.
 
@@ -456,9 +533,7 @@ def base_curve(view: ModelView, base_shift: float, *, ratio: float) -> tuple[Noi
     """
     if not isinstance(view.curve, FlowCurve):
         if base_shift:
-            raise RMDError(
-                f"base_shift is {base_shift:g}, but {view.kind} is no flow model and has no shift; set base_shift to 0"
-            )
+            raise RMDError(f"base_shift is {base_shift:g}, but {view.kind} has no flow shift; set base_shift to 0")
         return view.curve, "", ()
     if not base_shift and (view.patched or view.rmd_shift is None):
         whose = "set by a node before" if view.patched else "the model's own"
@@ -495,7 +570,7 @@ def chosen_map(name: str, rules: MethodPreset, view: ModelView, sizes: Sequence[
     if name == AREA:
         return AreaMap()
     if name == NATIVE_SHIFTS and not isinstance(view.curve, FlowCurve):
-        raise RMDError(f"the mapping {name!r} needs a flow model, this is {view.kind}; use area or auto")
+        raise RMDError(f"the mapping {name!r} needs a flow model with a shift, this is {view.kind}; use area or auto")
     areas = (height * width * view.cell_px**2 for height, width in (sizes[0], sizes[-1]))
     wan = view.kind.family == "WAN21" and all(
         abs(area / native - 1.0) <= 0.1 for area, native in zip(areas, (WAN_480P, WAN_720P))

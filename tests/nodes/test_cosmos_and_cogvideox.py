@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import zoo
-from cascade_rig import Recorder, predicted_noise
+from cascade_rig import HandBuilt, Recorder, predicted_noise, relative
+from schedule_rig import by_split
 
 
 @pytest.fixture
@@ -28,13 +29,18 @@ def given():
         hook.remove()
 
 
-def sampled(nodes, name, given):
-    """The plan of 2+2 steps, what the network was given, and the calls around it in ComfyUI's terms."""
+def planned(nodes, name, split="2+2"):
+    """A tiny model, its plan of two sizes, and core's empty latent for it."""
     model, bridge = zoo.tiny_model(name), nodes.pack.nodes.bridge
     empty = bridge.latents.final_latent(model.patcher, zoo.empty_latent(name))
     view = bridge.model.ModelView.of(model.patcher)
-    source = {"source": "steps per size", "split": "2+2", "scale": 0.5}
-    plan = bridge.plans.sampling_plan(view, tuple(empty["samples"].shape[-2:]), source)
+    source = {"source": "steps per size", "split": split, "scale": 0.5}
+    return model, bridge.plans.sampling_plan(view, tuple(empty["samples"].shape[-2:]), source), empty
+
+
+def sampled(nodes, name, given):
+    """The plan of 2+2 steps, what the network was given, and the calls around it in ComfyUI's terms."""
+    model, plan, empty = planned(nodes, name)
     recorder, calls = Recorder(), given(model.patcher)
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher), latent=empty)
     return plan, calls, recorder.calls
@@ -73,3 +79,21 @@ def test_the_next_size_starts_from_the_image_and_noise_of_unit_deviation(nodes, 
     noise = (first.x.double() - enlarged) / first.sigma
     assert noise.std().item() == pytest.approx(1.0, abs=0.1)
     assert predicted_noise(plan, last).std().item() > 0.5
+
+
+@pytest.mark.parametrize("name", ["CosmosT2IPredict2", "CogVideoX_T2V"])
+@pytest.mark.parametrize("split", ["1+3", "2+2"])
+def test_stage_by_stage_is_the_same_image(nodes, name, split):
+    model, plan, empty = planned(nodes, name, split)
+    whole = nodes.sample(model, plan, latent=empty)["samples"]
+    frames = {} if empty["samples"].dim() == 4 else {"frames": empty["samples"].shape[2]}
+    by_hand = HandBuilt(nodes, model, plan).run(**frames)["samples"]
+    assert relative(by_hand, whole) < 1e-3
+
+
+def test_what_has_no_shift_says_so(nodes, refused):
+    view = nodes.pack.nodes.bridge.model.ModelView.of(zoo.tiny_model("CosmosT2IPredict2").patcher)
+    make = nodes.pack.nodes.bridge.plans.sampling_plan
+    refused(lambda: make(view, (16, 16), by_split(base_shift=3.0)), "CosmosPredict2", "has no flow shift")
+    shifts = by_split(mapping="native shifts 3 to 5")
+    refused(lambda: make(view, (16, 16), shifts), "needs a flow model with a shift", "use area or auto")

@@ -409,6 +409,7 @@ def test_schema(pack):
         "student recipe": ["recipe"],
         "thresholds": ["steps", "thresholds", *method],
         "split": ["split", "sigmas", *method],
+        "scheduler sigmas": ["scheduler_sigmas", "split", "thresholds", "earlier_sizes", "mapping"],
         "few-step profile": ["profile", "split", "earlier_sizes"],
     }
     nested = [one for option in schema.inputs[3].options for one in option.inputs]
