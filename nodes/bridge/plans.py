@@ -498,7 +498,7 @@ def scheduler_levels(
     sigmas `(K,)` or, with a closing 0, `(K + 1,)` are ComfyUI's; ratio is r between first and final size. Pure noise is
     pure noise at both. Raises RMDError unless they are finite, above 0, falling and within the model's noise.
     """
-    values = sigmas.double().tolist() if sigmas.dim() == 1 else []
+    values = sigmas.tolist() if sigmas.dim() == 1 else []
     if values and values[-1] == 0.0:
         values = values[:-1]
     most = curve.comfy_sigma(curve.sigma_max)

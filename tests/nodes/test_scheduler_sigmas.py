@@ -81,7 +81,8 @@ def test_the_final_size_keeps_them_and_earlier_ones_are_mapped(plan, tiny, name)
     sigmas = basic(tiny(name).patcher, 6, "normal")
     made = plan(name, (512, 512), by_sigmas(sigmas, "3+3"))
     got, given = levels(made), sigmas[:-1]
-    assert torch.equal(got[3:], given[3:]) and got[0] == given[0]
+    assert torch.equal(got[3:], given[3:])
+    assert got[0].item() == pytest.approx(given[0].item(), rel=1e-6)  # LTXV's own is 1 but for the last digit
     if made.stage_plan.curve.kind == "flow":
         mapped = [sigma / (sigma + 2 * (1 - sigma)) for sigma in given[1:3].double().tolist()]
     else:
