@@ -112,12 +112,13 @@ def write_model(name, folder, *, seed=0):
     """Write a whole Diffusers-format folder of a backbone: text encoders, tokenizers, network, autoencoder."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        pipeline = _pipeline(name)
+        pipeline = make_pipeline(name)
     pipeline.save_pretrained(folder)
     return folder
 
 
-def _pipeline(name):
+def make_pipeline(name):
+    """The whole pipeline of a backbone, with tiny random parts."""
     network = tiny_network(name)
     if name.startswith("wan"):
         encoder = t5(16, (UMT5Config, UMT5EncoderModel))

@@ -239,6 +239,9 @@ class OutputSection(Section):
     name: str = Field("student", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="file name of the student")
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     merge: bool = Field(False, description="adapters: write a whole student in place of a LoRA")
+    lora_names: Literal["comfyui", "kohya", "diffusers"] = Field(  # LORA_NAMES of training.lora_files
+        "comfyui", description="adapters: whose names the tensors of the LoRA have"
+    )
     checkpoint_every: Count = 100
     keep: Count = Field(2, description="checkpoints kept")
     validate_every: Count = 50
@@ -284,7 +287,7 @@ class Config(Section):
         """The names of keys that are for adapters and were given other values than their own, in another mode."""
         if self.model.mode == "adapters":
             return ()
-        sections = {"model": set(ModelSection.model_fields) - {"mode", "init_from"}, "output": {"merge"}}
+        sections = {"model": set(ModelSection.model_fields) - {"mode", "init_from"}, "output": {"merge", "lora_names"}}
         return tuple(
             f"{name}.{key}"
             for name, keys in sections.items()

@@ -42,7 +42,7 @@ def main(argv=None):
         if arguments.batch < 1 or (arguments.tokens is not None and arguments.tokens < 1):
             raise RMDError("--batch and --tokens are 1 or more")
         prompts = read_prompts(arguments.prompts)
-        device = _usable(arguments.device)
+        device = usable_device(arguments.device)
         CacheFolder(arguments.out)
         folder, dtype = fetched(arguments.model, ENCODERS), getattr(torch, arguments.dtype)
         encoders = TextEncoders(folder, device=device, dtype=dtype, tokens=arguments.tokens)
@@ -76,7 +76,7 @@ def _parser():
     return parser
 
 
-def _usable(device):
+def usable_device(device):
     """The name of a device that PyTorch can use; ``auto``: a GPU if there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,60 +1,29 @@
-"""The finished student as one file that ComfyUI loads, a network or a LoRA, with its recipe in the header."""
+"""The finished student as one file that ComfyUI loads, a network or a LoRA, with its recipe in the header.
+
+As a command it writes a LoRA student again under the names of another program:
+
+    python training/export.py student.safetensors --names kohya
+
+Exit codes: 0 done, 2 bad input or no place to write.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from rmd_core.files import cast_weight, save_safetensors
-from rmd_core.recipe import Recipe, student_metadata
+if __name__ == "__main__":  # run as a file: the repository takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from .hub import hub_id, is_folder
-from .lora import Factors
-from .plans import sampling_boundary
-
-PREFIX = "diffusion_model."
-
-
-def native_factors(factors, stacks, network):
-    """``{layer: Factors}`` of a network as ``{native layer: Factors}``.
-
-    ``stacks``: for each native layer the layers of the network that are stacked in it, from its first row; a layer
-    among them without an adapter stays as it is.
-    """
-    native = {}
-    for name, layers in stacks.items():
-        if len(layers) == 1:
-            native[name] = factors[layers[0]]
-        else:
-            rows = [network.get_submodule(layer).out_features for layer in layers]
-            native[name] = _stacked([factors.get(layer) for layer in layers], rows)
-    return native
-
-
-def _stacked(parts, rows):
-    """Several layers over the same inputs as one: all ``down`` below each other, each ``up`` in a block of its own."""
-    there = [part for part in parts if part is not None]
-    down = torch.cat([part.down for part in there])
-    up, top, left = down.new_zeros(sum(rows), len(down)), 0, 0
-    for part, height in zip(parts, rows):
-        if part is not None:
-            width = part.up.shape[1]
-            up[top : top + height, left : left + width] = part.up
-            left += width
-        top += height
-    # The rank grows, so alpha / rank falls; up makes up for it, and every layer keeps the one alpha of the recipe.
-    return Factors(down, up * len(there), there[0].alpha)
-
-
-def save_lora(path, factors, *, dtype, metadata):
-    """Write ``{native layer: Factors}`` with ``.lora_A.weight``, ``.lora_B.weight`` and ``.alpha`` for each.
-
-    The alpha, always written and in float32, makes strength 1.0 the strength of training. Raises RMDError when the file
-    cannot be written, or when a weight is not finite, in training or in ``dtype``.
-    """
-    tensors = {}
-    for layer, value in factors.items():
-        for name, tensor in ((f"{layer}.lora_A.weight", value.down), (f"{layer}.lora_B.weight", value.up)):
-            tensors[PREFIX + name] = cast_weight(name, tensor, dtype, path)
-        tensors[f"{PREFIX}{layer}.alpha"] = torch.tensor(value.alpha, dtype=torch.float32)
-    save_safetensors(path, tensors, metadata)
+from rmd_core.errors import RMDError, one_line
+from rmd_core.files import read_tensors
+from rmd_core.recipe import Recipe, read_recipe, student_metadata
+from training.backbones import backbone_of
+from training.hub import NETWORK, fetched, hub_id, is_folder
+from training.lora_files import LORA_NAMES, native_factors, of_one_rank, read_lora, save_lora
+from training.plans import sampling_boundary
 
 
 def base_name(base):
@@ -100,11 +69,76 @@ def export_student(setup, network, path, *, update):
 
 def export_lora(setup, network, factors, path, *, update):
     """Write the student as a LoRA ``{layer name: Factors}`` for the base ``network``, as ``export_student`` does."""
-    recipe = student_recipe(setup, update=update, adapter_alpha=setup.config.model.alpha)
-    metadata = student_metadata(recipe, title=setup.config.output.name)
-    stacks = dict(setup.backbone.native_layer(network, layer) for layer in factors)
-    save_lora(path, native_factors(factors, stacks, network), dtype=_dtype(setup), metadata=metadata)
+    config = setup.config
+    recipe = student_recipe(setup, update=update, adapter_alpha=config.model.alpha)
+    title, names = config.output.name, config.output.lora_names
+    keys = setup.backbone.keys(network.config)
+    write_lora_student(
+        path, factors, recipe, backbone=setup.backbone, keys=keys, names=names, title=title, dtype=_dtype(setup)
+    )
+
+
+def write_lora_student(path, factors, recipe, *, backbone, keys, names, title, dtype):
+    """Write a LoRA student under the ``names`` of one of LORA_NAMES. ``keys``: the KeyMap of its network."""
+    if names == "diffusers":
+        factors = of_one_rank(factors)
+        recipe = replace(recipe, adapter_alpha=max(value.alpha for value in factors.values()))
+    else:
+        factors = native_factors(factors, dict(keys.native_layer(layer) for layer in factors))
+    metadata = student_metadata(recipe, title=title)
+    save_lora(path, factors, names=names, component=backbone.component, dtype=dtype, metadata=metadata)
 
 
 def _dtype(setup):
     return getattr(torch, setup.config.output.dtype)
+
+
+def convert(path, out, *, names, base=None):
+    """Write the LoRA student ``path`` under other ``names`` as ``out``, with the same recipe and in the same type.
+
+    ``base``: a checkpoint of its base, for a network of unusual size; None takes the family's own. Raises RMDError for
+    a file without a recipe, a whole student, or a layer that the names have no room for.
+    """
+    recipe = read_recipe(path)
+    if recipe.adapter_alpha is None:
+        raise RMDError(f"{path} is a whole student, whose weights have one form; give a LoRA")
+    tensors, metadata = read_tensors(path)
+    backbone = backbone_of(recipe)
+    if base is None:
+        keys = backbone.keys_of_file(tensors)
+    else:
+        keys = backbone.keys(backbone.outline(fetched(base, NETWORK)).config)
+    write_lora_student(
+        out,
+        read_lora(tensors, keys, path),
+        recipe,
+        backbone=backbone,
+        keys=keys,
+        names=names,
+        title=metadata.get("modelspec.title", Path(path).stem),
+        dtype=next(t.dtype for name, t in tensors.items() if not name.endswith(".alpha")),
+    )
+
+
+def main(argv=None):
+    """Run the command line ``argv`` and return its exit code."""
+    parser = argparse.ArgumentParser(description="Write a LoRA student again under the names of another program.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the student's LoRA, under any of the names")
+    parser.add_argument("--names", choices=LORA_NAMES, required=True, help="whose names the new file has")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the new file; FILE_NAMES.safetensors if left out")
+    parser.add_argument("--base", metavar="BASE", help="the base, where the network has not its family's usual blocks")
+    given = parser.parse_args(argv)
+    out = given.out or given.file.with_name(f"{given.file.stem}_{given.names}.safetensors")
+    try:
+        if out.exists():
+            raise RMDError(f"{out} is there already; delete it, or give another --out")
+        convert(given.file, out, names=given.names, base=given.base)
+    except RMDError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    print(f"{out}: the same LoRA and recipe under the names of {given.names}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,19 +1,56 @@
-"""Sampling without ComfyUI, through the one cascade engine, and the validation images of a run."""
+"""Sampling through the one cascade engine; as a command, images or videos of a student without ComfyUI.
 
+    python training/sample.py --student student.safetensors --prompts prompts.txt --out FOLDER
+
+Plan, levels and noise come from the recipe in the student's file; the autoencoder, the text encoders and for a LoRA the
+network come from its base. One image is made at a time. Exit codes: 0 done, 1 the memory ran out, 2 bad input or no
+place to write, 130 stopped by Ctrl-C.
+"""
+
+import argparse
 import io
-import math
+import json
+import logging
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 from einops import rearrange
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+if __name__ == "__main__":  # run as a file: the repository takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rmd_core.cascade import DenoiserRunner, run_cascade
-from rmd_core.files import make_folder, write_atomically
-from rmd_core.noise import SeededNoise, derive_seed
+from rmd_core.errors import RMDError, one_line
+from rmd_core.files import make_folder, read_tensors, write_atomically
+from rmd_core.noise import SeededNoise
+from rmd_core.plan import StagePlan
+from rmd_core.prompt_cache import NULL_PROMPT
+from rmd_core.recipe import Recipe, read_recipe
+from training.backbones import Backbone, backbone_of
+from training.backbones.base import refuse_other_family, to_device
+from training.encode_prompts import encode_prompts, usable_device
+from training.hub import ENCODERS, NETWORK, VAE, fetched, hub_id, is_folder
+from training.lora_files import merge_lora, read_lora
+from training.memory import gib
+from training.objective import Guidance, estimate_x0_eps
+from training.offload import NetworkOffloader, ran_out_of_memory
+from training.prompts import open_cache, read_prompts
+from training.quantised import BITS, quantise
+from training.text_encoders import TextEncoders
 
-from .backbones.base import to_device
-from .objective import estimate_x0_eps
-from .plans import sampling_boundary
+log = logging.getLogger(__name__)
+
+FPS = 16  # of Wan2.1's videos
+SETTINGS = "rmd"  # the text entry of a PNG that says how it was made
 
 
 def sample_latents(
@@ -38,70 +75,287 @@ def sample_latents(
     )
 
 
-_NEARLY = 1 / 255  # so near to black or white counts as burnt
+@dataclass(frozen=True)
+class Student:
+    """A student ready to sample with its recipe; ``offloader``: moves network and autoencoder, None where both stay."""
 
+    recipe: Recipe
+    plan: StagePlan
+    backbone: Backbone
+    network: object
+    vae: torch.nn.Module
+    cache: object
+    device: str
+    precision: str
+    offloader: NetworkOffloader | None
 
-class Validation:
-    """Samples fixed prompts with fixed noise by the rules of inference, and writes ``pictures/step_000050.png``.
+    @torch.no_grad()
+    def images(self, prompt, seed, *, frames=1):
+        """The images (T, 3, H, W) of one prompt in 0..1, on the CPU; ``frames``: of the latent.
 
-    ``setup``: the Setup of the run, with an autoencoder. ``decodes``: whether this process decodes and writes.
-    """
-
-    def __init__(self, setup, folder, *, device="cpu", decodes=True):
-        self.setup = setup
-        self.folder = folder
-        self.device = device
-        self.conditioning = to_device(setup.embed(setup.validation_prompts), device)
-        self.vae = setup.vae.to(device) if decodes else None
-        self.seed = derive_seed(setup.config.train.seed, "validation")
-
-    def sample(self, network):
-        """Clean latents (B, C, [T,] H, W) of the validation prompts, sampled one at a time for the sake of memory."""
-        return torch.cat([self._sample_one(network, number) for number in range(len(self.setup.validation_prompts))])
-
-    def _sample_one(self, network, number):
-        config = self.setup.config
-        return sample_latents(
-            self.setup.backbone,
-            network,
-            self.setup.plan,
-            conditioning={name: rows[number : number + 1] for name, rows in self.conditioning.items()},
-            noise=SeededNoise(self.seed, (number,)),
-            boundary=sampling_boundary(config.method),
-            eta=config.method.eta,
-            frames=config.plan.frames,
+        The noise is that of the nodes for the same seed and a batch of one.
+        """
+        recipe, backbone = self.recipe, self.backbone
+        conditioning, null = (
+            to_device(backbone.conditioning(self.cache, [text]), self.device) for text in (prompt, NULL_PROMPT)
+        )
+        latents = sample_latents(
+            backbone,
+            self.network,
+            self.plan,
+            conditioning=conditioning,
+            noise=SeededNoise(seed),
+            boundary=recipe.boundary(),
+            eta=recipe.eta,
+            frames=frames,
+            guidance=None if recipe.cfg == 1.0 else Guidance(recipe.cfg, null),
             device=self.device,
         ).x0
-
-    def decode(self, latents):
-        """Images (B, 3, H, W) in 0..1 on the CPU of the latents of ``sample``, decoded one at a time.
-
-        Of a video it is the first frame, which its first latent frame decides.
-        """
-        if latents.ndim == 5:
-            latents = latents[:, :, :1]
-        return torch.cat([self.setup.backbone.decode(self.vae, one)[:, :, 0].cpu() for one in latents.split(1)])
-
-    def write(self, images, update):
-        """Write the images of ``decode`` as the grid of an update.
-
-        Returns figures: the share of pixels burnt to black or white in a channel.
-        """
-        make_folder(self.folder)
-        write_atomically(self.folder / f"step_{update:06d}.png", grid_png(images))
-        burnt = (images <= _NEARLY) | (images >= 1 - _NEARLY)
-        return {"picture_saturation": burnt.float().mean().item()}
+        if self.offloader is not None:
+            self.offloader.called("vae")
+        return rearrange(backbone.decode(self.vae, latents), "1 c t h w -> t c h w").cpu()
 
 
-def grid_png(images_BCHW, *, gap=2):
-    """The bytes of a PNG with images (B, 3, H, W) in 0..1 side by side in a nearly square grid."""
-    values = (rearrange(images_BCHW, "b c h w -> b h w c") * 255).round().to(torch.uint8).cpu().numpy()
-    count, height, width, _ = values.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for number, image in enumerate(values):
-        sheet.paste(Image.fromarray(image), ((number % columns) * (width + gap), (number // columns) * (height + gap)))
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    return buffer.getvalue()
+def main(argv=None):
+    """Run the command line ``argv`` and return its exit code."""
+    given = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("training").setLevel(logging.INFO)
+    try:
+        device = usable_device(given.device)
+        prompts = [text for text in read_prompts(given.prompts) for _ in range(given.count)]
+        _sample_all(load_student(given, prompts, device), given, prompts)
+    except RMDError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        print(
+            f"error: the memory of {device} ran out ({one_line(error, 200)}); --offload waiting, --tile-vae, --dtype "
+            "bfloat16, int8 or nf4, or a smaller --size need less",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; --resume makes the images that are missing", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(description="Sample a student without ComfyUI.", epilog="See docs/training.md.")
+    parser.add_argument("--student", type=Path, required=True, metavar="FILE", help="whole student or LoRA")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help=".txt (one a line) or .jsonl")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the images go")
+    parser.add_argument("--base", metavar="BASE", help="folder, hub id or file; the recipe's base if left out")
+    parser.add_argument("--vae", metavar="VAE", help="folder, hub id or file; that of the base if left out")
+    parser.add_argument("--encode-from", metavar="MODEL", help="folder or hub id with text encoders; else the base")
+    parser.add_argument("--cache", metavar="CACHE", help="prompt embeddings; FOLDER/prompts if left out")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image; each next has one more")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="images of each prompt")
+    parser.add_argument("--size", metavar="WxH", help="in pixels; that of the training if left out")
+    parser.add_argument("--frames", type=int, default=1, metavar="N", help="latent frames; 21 are 81 images of Wan")
+    parser.add_argument("--save-frames", action="store_true", help="of a video, every frame as PNG too")
+    parser.add_argument("--device", default="auto", help="auto, cpu, or a device's name")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", *BITS), default="auto", help="of the network"
+    )
+    parser.add_argument(
+        "--offload", choices=("none", "waiting"), default="none", help="waiting: what is not needed is in RAM"
+    )
+    parser.add_argument(
+        "--tile-vae", action="store_true", help="decode in tiles: less memory, not quite the same image"
+    )
+    parser.add_argument("--resume", action="store_true", help="leave out the images that are there")
+    return parser
+
+
+# What an image needs
+
+
+def load_student(given, prompts, device):
+    """The Student of the command line ``given``, its prompts encoded. Raises RMDError for what does not fit."""
+    recipe = read_recipe(given.student)
+    backbone = backbone_of(recipe)
+    if given.count < 1 or given.frames < 1 or given.seed < 0:
+        raise RMDError("--count and --frames are 1 or more, --seed is 0 or more")
+    if given.frames > 1 and not backbone.temporal:
+        raise RMDError(f"--frames is {given.frames}, but {backbone.name} makes single images; use 1")
+    plan = recipe.plan(_cells(given.size, recipe))
+    lora = recipe.adapter_alpha is not None
+    base = _base(given.base, recipe)
+    vae = given.vae or _of_folder(base, "--vae", "autoencoder")
+    make_folder(given.out)
+    cache = _encoded(given, base, prompts, device)
+    refuse_other_family(backbone, cache)
+    if recipe.prompt_encoder != cache.encoder:
+        log.warning(
+            "warning: the student was trained with prompts of %s, those of %s are of %s; if its text encoders are not "
+            "the same ones, images get worse",
+            *(recipe.prompt_encoder, cache.path, cache.encoder),
+        )
+    precision = _usual(device) if given.dtype == "auto" else given.dtype
+    dtype = getattr(torch, _usual(device) if precision in BITS else precision)
+    network = backbone.load(fetched(_needed(base), NETWORK) if lora else given.student, dtype=dtype)
+    if lora:
+        tensors, _ = read_tensors(given.student)
+        merge_lora(network, read_lora(tensors, backbone.keys(network.config), given.student), given.student)
+    network.requires_grad_(False)
+    backbone.check_cache(network, cache)
+    backbone.check_sizes(network, plan.sizes)
+    if precision in BITS:
+        quantise(network, precision, targets=backbone.adapter_targets, device=device)
+    autoencoder = backbone.load_vae(fetched(vae, VAE))
+    if given.tile_vae:
+        autoencoder.enable_tiling()
+    offloader = None
+    if given.offload == "waiting":
+        parts = {"network": network, "vae": autoencoder}
+        offloader = NetworkOffloader(parts, device, frozen=tuple(parts))
+        network = offloader.hooked("network", network, network)
+    else:
+        network, autoencoder = network.to(device), autoencoder.to(device)
+    return Student(recipe, plan, backbone, network, autoencoder, cache, device, precision, offloader)
+
+
+def _usual(device):
+    """The type of weights where nobody names another one."""
+    return "float32" if torch.device(device).type == "cpu" else "bfloat16"
+
+
+def _cells(size, recipe):
+    """Height and width in latent cells of a ``--size``, None for the trained one."""
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d+)[xX](\d+)", size)
+    multiple = recipe.multiple * recipe.pixels_per_cell
+    if match is None or any(int(side) < multiple or int(side) % multiple for side in match.groups()):
+        raise RMDError(f"--size {size}: give width and height in pixels, such as 1024x768, multiples of {multiple}")
+    width, height = (int(side) // recipe.pixels_per_cell for side in match.groups())
+    return height, width
+
+
+def _base(given, recipe):
+    """The base as a path or a hub id; None where nobody names one that can be found."""
+    if given is None and (hub_id(recipe.base_model) or Path(recipe.base_model).exists()):
+        return recipe.base_model
+    return given
+
+
+def _needed(base):
+    if base is None:
+        raise RMDError("the recipe names its base by a name that is no path and no hub id; give --base")
+    return base
+
+
+def _of_folder(base, option, what):
+    """The base, where its folder has other parts than the network. Raises RMDError, naming the ``option``, else."""
+    if base is None or not is_folder(base):
+        why = "no base is known" if base is None else f"{base} is one file"
+        raise RMDError(f"{why}, so there is no {what}; give {option}, or a Diffusers-format folder or hub id as --base")
+    return base
+
+
+def _encoded(given, base, prompts, device):
+    """The PromptCache with every prompt, encoded now where it is missing."""
+    path = Path(given.cache or given.out / "prompts")
+    cache, texts = open_cache(path), dict.fromkeys((*prompts, NULL_PROMPT))
+    if cache is None or any(text not in cache for text in texts):
+        source = given.encode_from or _of_folder(base, "--encode-from, or --cache with these prompts", "text encoder")
+        dtype = getattr(torch, _usual(device))
+        encode_prompts(TextEncoders(fetched(source, ENCODERS), device=device, dtype=dtype), prompts, path)
+        cache = open_cache(path)
+    return cache
+
+
+# Files
+
+
+def _sample_all(student, given, prompts):
+    plan, px = student.plan, student.recipe.pixels_per_cell
+    sizes = " to ".join(f"{width * px}x{height * px}" for height, width in (stage.size for stage in plan.stages))
+    names = [f"{number:05d}" for number in range(len(prompts))]
+    there = {path.stem for path in given.out.glob("*.*") if path.suffix in (".png", ".webp")}
+    if there & set(names) and not given.resume:
+        raise RMDError(f"{given.out} has images already; choose another --out, or --resume to make what is missing")
+    log.info("%s: %s steps, %s px, %d images on %s", given.student.name, plan.split, sizes, len(names), student.device)
+    seconds = []
+    for number, (name, prompt) in enumerate(zip(tqdm(names, unit="image", dynamic_ncols=True), prompts)):
+        if name in there:
+            continue
+        began = time.perf_counter()
+        images = student.images(prompt, given.seed + number, frames=given.frames)
+        seconds.append(time.perf_counter() - began)
+        made = {
+            "prompt": prompt,
+            "seed": given.seed + number,
+            "student": given.student.name,
+            "base": student.recipe.base_model,
+            "steps": plan.split,
+            "sizes": sizes,
+            "dtype": student.precision,
+            "config": student.recipe.config_digest[:12],
+            "training_step": student.recipe.training_step,
+        }
+        _write(given.out / name, images, made, save_frames=given.save_frames)
+    if seconds:
+        rest = seconds[1:] or seconds
+        first = f" (the first {seconds[0]:.3g} s)" if len(seconds) > 1 else ""
+        memory = gib(peak_memory(student.device))
+        log.info("%s: %.3g s an image%s, %s in use at most", given.out, sum(rest) / len(rest), first, memory)
+
+
+def _write(path, images, settings, *, save_frames):
+    """An image as PNG, a video as animated WebP, with the settings in it."""
+    frames = [Image.fromarray(frame) for frame in as_bytes(images)]
+    text, buffer = json.dumps(settings), io.BytesIO()
+    if len(frames) == 1:
+        frames[0].save(buffer, format="PNG", pnginfo=_info(text))
+        write_atomically(path.with_suffix(".png"), buffer.getvalue())
+        return
+    if save_frames:
+        make_folder(path)
+        for number, frame in enumerate(frames):
+            single = io.BytesIO()
+            frame.save(single, format="PNG", pnginfo=_info(text))
+            write_atomically(path / f"{number:04d}.png", single.getvalue())
+    exif = Image.Exif()
+    exif[0x010E] = text  # the image's description
+    frames[0].save(
+        buffer,
+        format="WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 / FPS),
+        loop=0,
+        quality=90,
+        exif=exif,
+    )
+    write_atomically(path.with_suffix(".webp"), buffer.getvalue())
+
+
+def as_bytes(images_BCHW):
+    """Images in 0..1 as (B, H, W, C) bytes."""
+    return (rearrange(images_BCHW, "b c h w -> b h w c") * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _info(text):
+    info = PngInfo()
+    info.add_text(SETTINGS, text)
+    return info
+
+
+def peak_memory(device):
+    """The most memory in use until now, in bytes: of a GPU, or of this process in system memory."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if os.name == "nt":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ from .objective import Objective
 from .parallel import gather_full
 from .record import MetricsFile, combine, latent_figures, start_trackers
 from .run import CheckpointStore
-from .sample import Validation
+from .validation import Validation
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,13 @@ from benchmarks.training_runs import CONFIGS
 from comfy_students import STUDENTS, comfy_output, relative_error
 from training.backbones import make_backbone
 from training.config import ModelSection, load_config
-from training.export import native_factors, save_lora
+from training.lora_files import native_factors, save_lora
 from training.networks import adapt
 
 
+@pytest.mark.parametrize("names", ["comfyui", "kohya"])
 @pytest.mark.parametrize("name", STUDENTS)
-def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, name):
+def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, name, names):
     family, kind, config, width, pooled_width, _, sizes = STUDENTS[name]
     backbone, network = make_backbone(family), random_network(kind, config)
     backbone.export(network, tmp_path / "base.safetensors", dtype=torch.float32, metadata={})
@@ -27,8 +28,8 @@ def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, na
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * size)
     factors = base.factors("student")
     stacks = dict(backbone.native_layer(network, layer) for layer in factors)
-    native = native_factors(factors, stacks, network)
-    save_lora(tmp_path / "lora.safetensors", native, dtype=torch.float32, metadata={})
+    native = native_factors(factors, stacks)
+    save_lora(tmp_path / "lora.safetensors", native, names=names, dtype=torch.float32, metadata={})
 
     caplog.set_level(logging.DEBUG)
     patcher = comfy.sd.load_diffusion_model(str(tmp_path / "base.safetensors"))

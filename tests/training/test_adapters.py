@@ -8,8 +8,8 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.recipe import read_recipe
 from training.backbones.wan import WanBackbone
-from training.export import native_factors
 from training.lora import AdaptedNetwork
+from training.lora_files import native_factors
 from training_world import (
     TARGETS,
     adapted,
@@ -227,7 +227,7 @@ def test_layers_that_are_one_natively_get_one_lora():
     factors = base.factors("student")
     for left_out in (None, layers[1]):
         ours = {name: value for name, value in factors.items() if name != left_out}
-        stacked = native_factors(ours, {"qkv": layers}, base.network)["qkv"]
+        stacked = native_factors(ours, {"qkv": layers})["qkv"]
         got = stacked.alpha / len(stacked.down) * stacked.up @ stacked.down
         deltas = [base.layers[name].delta("student") * (name != left_out) for name in layers]
         assert torch.allclose(got, torch.cat(deltas), atol=1e-6) and got.abs().max() > 1e-2

@@ -7,7 +7,7 @@ import torch
 
 from rmd_core.noise import SeededNoise, derive_seed
 from training.objective import Estimate
-from training.sample import Validation
+from training.validation import Validation
 from training_world import gradients, make_objective, make_setup, tiny_wan
 
 PLANS = {

@@ -17,7 +17,15 @@ BACKBONES = {  # name: module and class
     "z_image": ("z_image", "ZImageBackbone"),
 }
 
-__all__ = ["BACKBONES", "Backbone", "make_backbone"]
+ARCHITECTURES = {  # name: how the ModelSpec architectures of its students begin
+    "wan": "wan2.1",
+    "sdxl": "stable-diffusion-xl",
+    "pixart_alpha": "pixart-alpha",
+    "pixart_sigma": "pixart-ms-sigma",
+    "sd3": "stable-diffusion-v3",
+}
+
+__all__ = ["BACKBONES", "Backbone", "backbone_of", "make_backbone"]
 
 
 def make_backbone(name, *, shift=None):
@@ -29,3 +37,11 @@ def make_backbone(name, *, shift=None):
         raise RMDError(f"the backbone '{name}' is not known; choose one of: {', '.join(BACKBONES)}")
     module, kind = BACKBONES[name]
     return getattr(import_module(f".{module}", __name__), kind)(shift=shift)
+
+
+def backbone_of(recipe):
+    """The backbone of a student, by its Recipe. Raises RMDError for an architecture that is not in the trainer."""
+    for name, start in ARCHITECTURES.items():
+        if recipe.architecture.startswith(start):
+            return make_backbone(name, shift=getattr(recipe.curve, "shift", None))
+    raise RMDError(f"the architecture '{recipe.architecture}' is not known; known are {', '.join(ARCHITECTURES)}")

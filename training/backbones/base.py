@@ -3,6 +3,7 @@
 import logging
 import re
 import weakref
+from types import SimpleNamespace
 
 import torch
 
@@ -71,6 +72,12 @@ class Backbone:
     def keys(config):
         """The KeyMap of a network of this configuration."""
         raise NotImplementedError
+
+    @classmethod
+    def keys_of_file(cls, names):
+        """The KeyMap of a network with the blocks that the ``names`` in a LoRA file speak of."""
+        blocks = [int(number) for name in names for number in re.findall(r"blocks[._](\d+)[._]", name)]
+        return cls.keys(SimpleNamespace(num_layers=1 + max(blocks, default=0)))
 
     @staticmethod
     def native_config(tensors, metadata):

@@ -1,5 +1,7 @@
 """Stable Diffusion XL."""
 
+from types import SimpleNamespace
+
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -119,6 +121,11 @@ class SDXLBackbone(Backbone):
     text_width = "cross_attention_dim"
     scaling = 0.13025
     adapter_targets = (*Backbone.adapter_targets, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+
+    @classmethod
+    def keys_of_file(cls, names):
+        """The KeyMap of SDXL base."""
+        return sdxl_keys(SimpleNamespace(**BASE))
 
     @staticmethod
     def native_config(tensors, metadata):
