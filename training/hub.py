@@ -43,7 +43,7 @@ _NO_ANSWER = (OSError, HfHubHTTPError.__bases__[0])
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model: its ``folders``, as patterns, and how its weight files are called."""
+    """A part of a model: its ``folders``, as patterns, "" for the model's own, and how its weight files are called."""
 
     folders: tuple
     stem: str
@@ -245,7 +245,10 @@ def _command(hub, part=None):
     revision = "" if hub.revision == constants.DEFAULT_REVISION else f" --revision {hub.revision}"
     patterns = ()
     if part is not None:
-        patterns = (*(f"*{ending}" for ending in _SMALL), *(f"{folder}/*.safetensors" for folder in part.folders))
+        patterns = (
+            *(f"*{ending}" for ending in _SMALL),
+            *(f"{folder}/*.safetensors".removeprefix("/") for folder in part.folders),
+        )
     return f"hf download {hub.name}{revision}" + "".join(f" --include '{pattern}'" for pattern in patterns)
 
 
