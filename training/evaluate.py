@@ -7,10 +7,12 @@ from a text file of the same name. Exit codes: 0 done, 2 bad input or no place t
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -172,12 +174,10 @@ class ImageModel:
         self.folder, self.device = fetched(name, MODEL), device
         weights_variant(self.folder, ENCODER_STEM)
         refuse_packed(self.folder, ENCODER_STEM)
-        local = {"local_files_only": True}
-        try:
-            self.processor = AutoImageProcessor.from_pretrained(str(self.folder), use_fast=False, **local)
-            self.model = AutoModel.from_pretrained(str(self.folder), use_safetensors=True, **local).eval().to(device)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-            raise RMDError(f"{name}: cannot be loaded as a model of transformers ({one_line(error, 200)})") from None
+        with _loading(name):
+            self.processor = AutoImageProcessor.from_pretrained(self.folder, use_fast=False, local_files_only=True)
+            model = AutoModel.from_pretrained(self.folder, use_safetensors=True, local_files_only=True)
+        self.model = model.eval().float().to(device)
 
     @torch.inference_mode()
     def features(self, files, *, batch):
@@ -200,7 +200,8 @@ class Clip(ImageModel):
 
         if not hasattr(self.model, "get_text_features"):
             raise RMDError(f"--clip {name}: this model takes no text; give a CLIP model")
-        self.tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        with _loading(f"--clip {name}"):
+            self.tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     @torch.inference_mode()
     def scores(self, files, prompts, *, batch):
@@ -222,9 +223,21 @@ class Clip(ImageModel):
         return torch.cat(found)
 
 
+@contextlib.contextmanager
+def _loading(name):
+    """A block that loads a part of a model; what transformers raises for one that it cannot load is an RMDError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise RMDError(f"{name}: cannot be loaded as a model of transformers ({one_line(error, 200)})") from None
+
+
 def _pooled(output):
     """One vector for each image or text; newer versions of transformers give more beside it."""
-    return output if isinstance(output, torch.Tensor) else output.pooler_output
+    vectors = output if isinstance(output, torch.Tensor) else output.get("pooler_output")
+    if vectors is None:
+        raise RMDError("--features: this model gives no vector for an image; give a DINOv2 or a CLIP model")
+    return vectors
 
 
 # Numbers
@@ -271,7 +284,9 @@ def _metric(module, name, reference, features, **settings):
         from torchmetrics import image
     except ImportError:
         raise RMDError("--features needs torchmetrics: pip install torchmetrics") from None
-    metric = getattr(getattr(image, module), name)(feature=_Given(features.shape[1]), **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory already
+        metric = getattr(getattr(image, module), name)(feature=_Given(features.shape[1]), **settings)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return metric

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
+from transformers import AutoImageProcessor, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 from encoder_world import clip_tokenizer
 from rmd_core.errors import RMDError
@@ -73,14 +73,16 @@ def models(tmp_path_factory):
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = small | {"image_size": SIDE, "patch_size": 8}
     config = CLIPConfig(text_config=small | text, vision_config=vision, projection_dim=8)
-    size = {"crop_size": {"height": SIDE, "width": SIDE}, "size": {"shortest_edge": SIDE}}
+    steps = {f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")}
+    steps |= {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}, "resample": 3}
+    steps |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "image_processor_type": "CLIPImageProcessor"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         CLIPModel(config).save_pretrained(folder / "clip")
         Dinov2Model(Dinov2Config(**small, image_size=SIDE, patch_size=8)).save_pretrained(folder / "dino")
     clip_tokenizer().save_pretrained(folder / "clip")
     for name in ("clip", "dino"):
-        CLIPImageProcessor(**size).save_pretrained(folder / name)
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(steps), encoding="utf-8")
     return folder / "clip", folder / "dino"
 
 
@@ -102,7 +104,7 @@ def write_images(folder, seed, prompts=PROMPTS, *, beside=False):
 def reference_scores(model, folder, prompts):
     """CLIP scores by transformers alone, one image at a time."""
     network, tokenizer = CLIPModel.from_pretrained(model), clip_tokenizer()
-    processor = CLIPImageProcessor.from_pretrained(model)
+    processor = AutoImageProcessor.from_pretrained(model, use_fast=False)
     found = []
     for path, prompt in zip(image_files(folder), prompts):
         pixels = processor(Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"]

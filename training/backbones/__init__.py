@@ -6,23 +6,15 @@ from rmd_core.errors import RMDError
 
 from .base import Backbone
 
-BACKBONES = {  # name: module and class
-    "wan": ("wan", "WanBackbone"),
-    "wan22_5b": ("wan", "Wan22Backbone"),
-    "sdxl": ("sdxl", "SDXLBackbone"),
-    "pixart_alpha": ("pixart", "PixArtAlphaBackbone"),
-    "pixart_sigma": ("pixart", "PixArtSigmaBackbone"),
-    "sd3": ("sd3", "SD3Backbone"),
-    "qwen_image": ("qwen_image", "QwenImageBackbone"),
-    "z_image": ("z_image", "ZImageBackbone"),
-}
-
-ARCHITECTURES = {  # name: how the ModelSpec architectures of its students begin
-    "wan": "wan2.1",
-    "sdxl": "stable-diffusion-xl",
-    "pixart_alpha": "pixart-alpha",
-    "pixart_sigma": "pixart-ms-sigma",
-    "sd3": "stable-diffusion-v3",
+BACKBONES = {  # name: module, class, and how the ModelSpec architectures of its students begin
+    "wan": ("wan", "WanBackbone", "wan2.1"),
+    "wan22_5b": ("wan", "Wan22Backbone", "wan2.2-5b"),
+    "sdxl": ("sdxl", "SDXLBackbone", "stable-diffusion-xl"),
+    "pixart_alpha": ("pixart", "PixArtAlphaBackbone", "pixart-alpha"),
+    "pixart_sigma": ("pixart", "PixArtSigmaBackbone", "pixart-ms-sigma"),
+    "sd3": ("sd3", "SD3Backbone", "stable-diffusion-v3"),
+    "qwen_image": ("qwen_image", "QwenImageBackbone", "qwen-image"),
+    "z_image": ("z_image", "ZImageBackbone", "z-image"),
 }
 
 __all__ = ["BACKBONES", "Backbone", "backbone_of", "make_backbone"]
@@ -35,13 +27,15 @@ def make_backbone(name, *, shift=None):
     """
     if name not in BACKBONES:
         raise RMDError(f"the backbone '{name}' is not known; choose one of: {', '.join(BACKBONES)}")
-    module, kind = BACKBONES[name]
+    module, kind, _ = BACKBONES[name]
     return getattr(import_module(f".{module}", __name__), kind)(shift=shift)
 
 
 def backbone_of(recipe):
     """The backbone of a student, by its Recipe. Raises RMDError for an architecture that is not in the trainer."""
-    for name, start in ARCHITECTURES.items():
+    for name, (_, _, start) in BACKBONES.items():
         if recipe.architecture.startswith(start):
             return make_backbone(name, shift=getattr(recipe.curve, "shift", None))
-    raise RMDError(f"the architecture '{recipe.architecture}' is not known; known are {', '.join(ARCHITECTURES)}")
+    raise RMDError(
+        f"the architecture '{recipe.architecture}' is not known; choose a student of one of: {', '.join(BACKBONES)}"
+    )
