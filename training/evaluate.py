@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -280,10 +281,10 @@ def kernel_distance(reference, features):
 
 
 def _metric(module, name, reference, features, **settings):
-    try:
-        from torchmetrics import image
-    except ImportError:
-        raise RMDError("--features needs torchmetrics: pip install torchmetrics") from None
+    if find_spec("torchmetrics") is None:
+        raise RMDError("--features needs torchmetrics, which is not installed: pip install torchmetrics")
+    from torchmetrics import image
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory already
         metric = getattr(getattr(image, module), name)(feature=_Given(features.shape[1]), **settings)
