@@ -182,6 +182,8 @@ def load_student(given, prompts, device):
         raise RMDError("--count and --frames are 1 or more, --seed is 0 or more")
     if given.frames > 1 and not backbone.temporal:
         raise RMDError(f"--frames is {given.frames}, but {backbone.name} makes single images; use 1")
+    if recipe.boundary().learned_sha256 is not None:
+        raise RMDError(f"{given.student} needs the upsampler {recipe.upsampler}; sample it in ComfyUI, RMD Upsampler")
     plan = recipe.plan(_cells(given.size, recipe))
     lora = recipe.adapter_alpha is not None
     base = _base(given.base, recipe)

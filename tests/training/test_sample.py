@@ -12,8 +12,10 @@ from backbone_world import write_prompts
 from demo import files
 from demo.sampling import sample_setup, student_setup
 from encoder_world import write_model
+from rmd_core.boundary import learned_name
 from rmd_core.noise import SeededNoise
 from rmd_core.recipe import read_recipe
+from student_files import write_student
 from training.backbones import make_backbone
 from training.config import load_config
 from training.export import export_lora, export_student
@@ -121,3 +123,10 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path, capsys, wrong):
     assert sample(tmp_path, TEXTS, *options, *wrong) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert wrong[0] in line or "--encode-from" in line
+
+
+def test_a_recipe_with_a_learned_upsampler_is_for_comfyui(tmp_path, capsys):
+    write_student(tmp_path / "student.safetensors", upsampler=learned_name("x2", "0" * 64))
+    options = ("--student", str(tmp_path / "student.safetensors"), "--out", str(tmp_path / "out"))
+    assert sample(tmp_path, TEXTS, *options) == 2
+    assert "RMD Upsampler" in capsys.readouterr().err
