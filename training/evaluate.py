@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -283,11 +284,10 @@ def kernel_distance(reference, features):
 def _metric(module, name, reference, features, **settings):
     if find_spec("torchmetrics") is None:
         raise RMDError("--features needs torchmetrics, which is not installed: pip install torchmetrics")
-    from torchmetrics import image
-
+    kind = import_module(f"torchmetrics.image.{module}")  # the package itself has it only beside torch-fidelity
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory already
-        metric = getattr(getattr(image, module), name)(feature=_Given(features.shape[1]), **settings)
+        metric = getattr(kind, name)(feature=_Given(features.shape[1]), **settings)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return metric
