@@ -13,7 +13,6 @@ import logging
 import math
 import sys
 import warnings
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -265,7 +264,11 @@ class _Given(torch.nn.Module):
 
 def frechet_distance(reference, features):
     """The Frechet distance of two sets of features (N, D), taken as Gaussians (arXiv 1706.08500); by torchmetrics."""
-    return _metric("fid", "FrechetInceptionDistance", reference, features).compute().item()
+    _require_torchmetrics()
+    # Each from its own module: the package has them only where torch-fidelity is installed too.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    return _metric(FrechetInceptionDistance, reference, features).compute().item()
 
 
 def kernel_distance(reference, features):
@@ -273,21 +276,26 @@ def kernel_distance(reference, features):
 
     Of more than SUBSET features it is the mean over SUBSETS subsets, which are always the same ones.
     """
+    _require_torchmetrics()
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     fewest = min(len(reference), len(features))
     sizes = {"subset_size": min(SUBSET, fewest), "subsets": 1 if fewest <= SUBSET else SUBSETS}
-    metric = _metric("kid", "KernelInceptionDistance", reference, features, **sizes)
+    metric = _metric(KernelInceptionDistance, reference, features, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return metric.compute()[0].item()
 
 
-def _metric(module, name, reference, features, **settings):
+def _require_torchmetrics():
     if find_spec("torchmetrics") is None:
         raise RMDError("--features needs torchmetrics, which is not installed: pip install torchmetrics")
-    kind = import_module(f"torchmetrics.image.{module}")  # the package itself has it only beside torch-fidelity
+
+
+def _metric(kind, reference, features, **settings):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")  # they are in memory already
-        metric = getattr(kind, name)(feature=_Given(features.shape[1]), **settings)
+        metric = kind(feature=_Given(features.shape[1]), **settings)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return metric
