@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from backbone_world import backbone_setup
+from benchmarks.training_runs import CONFIGS
 from encoder_world import make_pipeline
 from rmd_core.errors import RMDError
 from rmd_core.files import read_header, read_metadata, read_tensors, save_safetensors
 from rmd_core.recipe import read_recipe
 from training.backbones.wan import WanBackbone
+from training.config import load_config
 from training.export import export_lora, main
 from training.lora_files import LORA_NAMES, merge_lora, of_one_rank, read_lora
 from training.networks import adapt
@@ -29,7 +31,9 @@ PATTERNS = {  # a layer of each family as each program writes it
 def trained(request, tmp_path_factory):
     """(family, folder with a file under each of the names, backbone, its base, the merged network's weights)."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    options = ("model.mode=adapters", "model.rank=3", "model.alpha=1.5")
+    options = ["model.mode=adapters", "model.rank=3", "model.alpha=1.5"]
+    if name == "sdxl":  # its configuration adapts convolutions too
+        options.append(f"model.targets={json.dumps(load_config(CONFIGS / 'sdxl.yaml').model.targets)}")
     base = None
     for names in LORA_NAMES:
         setup = backbone_setup(name, folder, *options, f"output.lora_names={names}")
