@@ -49,7 +49,6 @@ from training.text_encoders import TextEncoders
 
 log = logging.getLogger(__name__)
 
-FPS = 16  # of Wan2.1's videos
 SETTINGS = "rmd"  # the text entry of a PNG that says how it was made
 
 
@@ -300,7 +299,7 @@ def _sample_all(student, given, prompts):
             "config": student.recipe.config_digest[:12],
             "training_step": student.recipe.training_step,
         }
-        _write(given.out / name, images, made, save_frames=given.save_frames)
+        _write(given.out / name, images, made, fps=student.backbone.fps, save_frames=given.save_frames)
     if seconds:
         rest = seconds[1:] or seconds
         first = f" (the first {seconds[0]:.3g} s)" if len(seconds) > 1 else ""
@@ -308,7 +307,7 @@ def _sample_all(student, given, prompts):
         log.info("%s: %.3g s an image%s, %s in use at most", given.out, sum(rest) / len(rest), first, memory)
 
 
-def _write(path, images, settings, *, save_frames):
+def _write(path, images, settings, *, fps, save_frames):
     """An image as PNG, a video as animated WebP, with the settings in it."""
     frames = [Image.fromarray(frame) for frame in as_bytes(images)]
     text, buffer = json.dumps(settings), io.BytesIO()
@@ -329,7 +328,7 @@ def _write(path, images, settings, *, save_frames):
         format="WEBP",
         save_all=True,
         append_images=frames[1:],
-        duration=round(1000 / FPS),
+        duration=round(1000 / fps),
         loop=0,
         quality=90,
         exif=exif,

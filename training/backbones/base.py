@@ -46,6 +46,7 @@ class Backbone:
     pixels_per_cell: int  # of the autoencoder
     size_conditioning: str = "none"  # "none", "stage" or "final": which size is given to the network
     temporal: bool = False  # latents are (B, C, T, H, W), not (B, C, H, W)
+    fps: int = 16  # frames a second of its videos
     prompts_of: str | None = None  # the backbone with the same text encoders, where it is another
     prompt_tokens: int  # to which our text encoders pad a prompt; at most so many where they pad to the longest
     masked: bool = False  # the network masks the padding of prompts

@@ -129,6 +129,7 @@ class Wan22Backbone(WanBackbone):
     architecture = "wan2.2-5b"
     channels = 48
     pixels_per_cell = 16
+    fps = 24
 
     def load_vae(self, path):
         """The ``AutoencoderKLWan`` of a folder, frozen, in float32 on the CPU. Raises RMDError for a file."""

@@ -1,5 +1,8 @@
 """Z-Image (the base model and those made from it)."""
 
+import re
+from types import SimpleNamespace
+
 import torch
 from diffusers import ZImageTransformer2DModel
 from einops import rearrange
@@ -71,6 +74,17 @@ class ZImageBackbone(Backbone):
     text_width = "cap_feat_dim"
     scaling, latent_shift = 0.3611, 0.1159
     adapter_targets = (*Backbone.adapter_targets, *(f"feed_forward.w{i}" for i in (1, 2, 3)))
+
+    @classmethod
+    def keys_of_file(cls, names):
+        """The KeyMap of a network with the blocks that the ``names`` in a LoRA file speak of."""
+
+        def count(kind):
+            return 1 + max((int(match[1]) for name in names for match in re.finditer(kind, name)), default=-1)
+
+        return cls.keys(
+            SimpleNamespace(n_layers=count(r"layers[._](\d+)"), n_refiner_layers=count(r"refiner[._](\d+)"))
+        )
 
     @staticmethod
     def native_config(tensors, metadata):
