@@ -19,7 +19,7 @@ from einops import pack, unpack
 
 from .errors import RMDError, short_repr
 from .noise import FreshNoise
-from .noising import to_compute_dtype
+from .noising import place, to_compute_dtype
 
 UPSAMPLERS = ("nearest", "bicubic", "bilinear", "area")
 SWITCH_NOISES = ("exact", "mix", "fresh")
@@ -138,7 +138,7 @@ class Boundary:
             if eps.shape[-2:] != (height, width):
                 noise = embed_noise(noise, fresh("switch", high_shape))
         elif rule == "fresh" or eta == 0.0:
-            noise = fresh("switch", high_shape).to(working)
+            noise = place(fresh("switch", high_shape), working.device, working.dtype)
         else:
             kernel = "bicubic" if self.learned_sha256 else self.upsampler
             predicted = upsample(working, (height, width), kernel)
@@ -171,7 +171,7 @@ def step_noise(eps: torch.Tensor, eta: float, fresh: torch.Tensor | None) -> tor
     if fresh is None or fresh.shape != eps.shape:
         shape = None if fresh is None else tuple(fresh.shape)
         raise RMDError(f"fresh noise is {shape}, predicted noise {tuple(eps.shape)}; give it the same shape")
-    fresh = fresh.to(eps)
+    fresh = place(fresh, eps.device, eps.dtype)
     return fresh if eta == 0.0 else eta * eps + sqrt(1.0 - eta * eta) * fresh
 
 
@@ -235,7 +235,7 @@ def area_average(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
     if x.shape[-2:] == (height, width):
         return x
     working = to_compute_dtype(x)
-    rows, columns = box_average(x.shape[-2], height).to(working), box_average(x.shape[-1], width).to(working)
+    rows, columns = (_placed(box_average, *pair, working) for pair in zip(x.shape[-2:], size_hw))
     return (rows @ working @ columns.T).to(x.dtype)
 
 
@@ -260,10 +260,9 @@ def embed_noise(low: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
     low is `(B, C, [T,] h, w)` in float32 or float64, xi `(B, C, [T,] H, W)` with H >= h and W >= w; the result takes
     dtype and device of low. Each batch item is computed by itself, so its bits do not depend on its neighbours.
     """
-    rows = orthonormal_rows(low.shape[-2], xi.shape[-2]).to(low)
-    columns = orthonormal_rows(low.shape[-1], xi.shape[-1]).to(low)
+    rows, columns = (_placed(orthonormal_rows, *pair, low) for pair in zip(low.shape[-2:], xi.shape[-2:]))
     items = []
-    for low_item, xi_item in zip(low, xi.to(low), strict=True):
+    for low_item, xi_item in zip(low, place(xi, low.device, low.dtype), strict=True):
         missing = low_item.clone() - rows @ xi_item.clone() @ columns.T  # clone: one memory alignment for any batch
         items.append(xi_item + rows.T @ missing @ columns)
     return torch.stack(items)
@@ -286,3 +285,16 @@ def orthonormal_rows(n_low: int, n_high: int) -> torch.Tensor:
     eigenvalues, vectors = torch.linalg.eigh(average @ average.T)
     inverse_root = vectors @ torch.diag(eigenvalues.rsqrt()) @ vectors.T
     return inverse_root @ average
+
+
+def _placed(matrix: Callable[[int, int], torch.Tensor], n_first: int, n_second: int, x: torch.Tensor) -> torch.Tensor:
+    """`matrix(n_first, n_second)` in the dtype and on the device of x, moved there once."""
+    return _placed_once(matrix, n_first, n_second, x.device, x.dtype)
+
+
+@lru_cache(maxsize=128)
+def _placed_once(
+    matrix: Callable[[int, int], torch.Tensor], n_first: int, n_second: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    with torch.inference_mode(False):  # it is kept, and may be used with gradients later
+        return place(matrix(n_first, n_second), device, dtype)

@@ -20,7 +20,7 @@ import torch
 from .boundary import Boundary, check_eta, step_noise
 from .errors import RMDError
 from .noise import FreshNoise, SeededNoise
-from .noising import add_noise
+from .noising import add_noise, place
 from .plan import Stage, StagePlan, Step
 
 Denoise = Callable[[torch.Tensor, Step], tuple[torch.Tensor, torch.Tensor]]
@@ -162,7 +162,7 @@ class DenoiserRunner:
         return StageEnd(x0, eps)
 
     def _place(self, x: torch.Tensor) -> torch.Tensor:
-        return x.detach().to(self.device, self.dtype)
+        return place(x.detach(), self.device, self.dtype)
 
 
 def first_state(job: StageJob) -> torch.Tensor:

@@ -15,6 +15,17 @@ BatchLevel = float | torch.Tensor
 """One level for all samples (a float or a 0-d tensor), or one for each, `(B,)`."""
 
 
+def place(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor on a device, in `dtype` if one is given.
+
+    From system memory to a CUDA device it goes through page-locked memory, so that nobody waits for the device.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype or tensor.dtype)
+
+
 def to_compute_dtype(x: torch.Tensor) -> torch.Tensor:
     """A tensor in the dtype of the computation: float64 where it is that already, else float32."""
     return x.to(_compute_dtype(x))
@@ -30,7 +41,7 @@ def broadcast_to(level_B: BatchLevel, x: torch.Tensor) -> BatchLevel:
     if level_B.shape != x.shape[:1]:
         raise RMDError(f"levels of shape {tuple(level_B.shape)} do not fit {x.shape[0]} samples; give one for each")
     shape = (-1, *(1 for _ in x.shape[1:]))
-    return level_B.to(x.device, _compute_dtype(x)).reshape(shape)
+    return place(level_B, x.device, _compute_dtype(x)).reshape(shape)
 
 
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ import torch
 from rmd_core.boundary import step_noise
 from rmd_core.cascade import DenoiserRunner, trajectory
 from rmd_core.losses import fake_score_loss, fake_score_loss_subinterval, generator_loss
-from rmd_core.noising import add_noise, guide, noise_further, to_x0_eps
+from rmd_core.noising import add_noise, guide, noise_further, place, to_x0_eps
 from rmd_core.prompt_cache import NULL_PROMPT
 
 from .backbones.base import concat, select, to_device
@@ -149,12 +149,13 @@ class Objective:
         """
 
         def denoise(x, step):
-            rows = (batch.steps > step.index).nonzero().flatten().to(x.device)
+            rows = (batch.steps > step.index).nonzero().flatten()
             if not len(rows):  # only because other processes go on: one call without use
-                rows = torch.zeros(1, dtype=torch.long, device=x.device)
+                rows = torch.zeros(1, dtype=torch.long)
+            own, rows = select(conditioning, rows), place(rows, x.device)
             x0, eps = torch.zeros_like(x), torch.zeros_like(x)
             sigma = torch.full((len(rows),), step.sigma, dtype=torch.float64)
-            x0[rows], eps[rows] = self._x0_eps(self.student, x[rows], sigma, select(conditioning, rows))
+            x0[rows], eps[rows] = self._x0_eps(self.student, x[rows], sigma, own)
             return x0, eps
 
         runner = DenoiserRunner(denoise, eta=self.config.method.eta_train, device=self.device)
@@ -164,7 +165,7 @@ class Objective:
         for step, x in visits:
             if step.stage == batch.stage:
                 x_in = x.clone() if x_in is None else x_in
-                rows = (batch.steps == step.index).to(x.device)
+                rows = place((batch.steps == step.index).nonzero().flatten(), x.device)
                 x_in[rows] = x[rows]
             if step.index == last:
                 return x_in
@@ -187,7 +188,7 @@ class Objective:
         curve = self.plan.curve
         alpha_s, alpha_t = curve.alpha(batch.s), curve.alpha(batch.t)
         x_s = add_noise(estimate.x0.detach(), estimate.noise, alpha=alpha_s, sigma=batch.s)
-        last = batch.noise(phase).sample(batch.stage, "level", tuple(x_s.shape)).to(x_s)
+        last = place(batch.noise(phase).sample(batch.stage, "level", tuple(x_s.shape)), x_s.device, x_s.dtype)
         x_t, fresh = noise_further(x_s, alpha_s=alpha_s, sigma_s=batch.s, alpha_t=alpha_t, sigma_t=batch.t, noise=last)
         return NoisedState(x_t, alpha_t, batch.t, last, fresh)
 

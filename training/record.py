@@ -20,12 +20,15 @@ SATURATED = 3.0  # a latent value beyond three standard deviations of the data
 
 
 def latent_figures(x0):
-    """Mean, standard deviation and share of saturated values of a batch of latents; burnt colours show here first."""
+    """Mean, standard deviation and share of saturated values of a batch of latents; burnt colours show here first.
+
+    They are tensors: to read one would let the device wait.
+    """
     values = x0.detach().float()
     return {
-        "x0_mean": values.mean().item(),
-        "x0_std": values.std().item(),
-        "x0_saturation": (values.abs() > SATURATED).float().mean().item(),
+        "x0_mean": values.mean(),
+        "x0_std": values.std(),
+        "x0_saturation": (values.abs() > SATURATED).float().mean(),
     }
 
 

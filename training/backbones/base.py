@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 
 from rmd_core.errors import RMDError
+from rmd_core.noising import place
 from rmd_core.schedule import FlowCurve
 
 from ..hub import is_folder
@@ -251,8 +252,8 @@ def network_dtype(network):
 
 
 def select(conditioning, rows):
-    """The conditioning of some samples."""
-    return {name: tensor[rows] for name, tensor in conditioning.items()}
+    """The conditioning of some samples; ``rows`` are on the CPU."""
+    return {name: tensor[place(rows, tensor.device)] for name, tensor in conditioning.items()}
 
 
 def concat(first, second):
@@ -262,7 +263,7 @@ def concat(first, second):
 
 def to_device(conditioning, device):
     """The conditioning on a device; ``lengths`` of prompts stay on the CPU, where a network call reads them."""
-    return {name: tensor if name == "lengths" else tensor.to(device) for name, tensor in conditioning.items()}
+    return {name: tensor if name == "lengths" else place(tensor, device) for name, tensor in conditioning.items()}
 
 
 def warn_of_another_shift(backbone, path):

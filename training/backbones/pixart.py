@@ -6,6 +6,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from rmd_core.errors import RMDError
+from rmd_core.noising import place
 from rmd_core.schedule import VPCurve
 
 from .base import Backbone, network_dtype
@@ -106,12 +107,12 @@ class PixArtBackbone(Backbone):
         sizes = {"resolution": None, "aspect_ratio": None}
         if self.takes_size:
             pixels = [float(side * self.pixels_per_cell) for side in (height, width)]
-            sizes["resolution"] = torch.tensor(pixels, device=x.device).expand(len(x), 2)
+            sizes["resolution"] = place(torch.tensor(pixels), x.device).expand(len(x), 2)
             sizes["aspect_ratio"] = torch.full((len(x), 1), height / width, device=x.device)
         output = network(
             x.to(dtype),
             encoder_hidden_states=conditioning["text"].to(dtype),
-            timestep=self.curve.timestep(sigma_B).to(x.device, torch.float32),
+            timestep=place(self.curve.timestep(sigma_B), x.device, torch.float32),
             added_cond_kwargs=sizes,
             encoder_attention_mask=conditioning["mask"],
             return_dict=False,

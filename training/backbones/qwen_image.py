@@ -7,6 +7,7 @@ from diffusers import QwenImageTransformer2DModel
 from einops import rearrange
 
 from rmd_core.errors import RMDError
+from rmd_core.noising import place
 
 from .base import Backbone, network_dtype
 from .files import KeyMap
@@ -91,7 +92,7 @@ class QwenImageBackbone(Backbone):
 
     def predict(self, network, x, sigma_B, conditioning):
         dtype, (height, width) = network_dtype(network), x.shape[-2:]
-        timestep = sigma_B.to(x.device, torch.float32)
+        timestep = place(sigma_B, x.device, torch.float32)
         _give_exactly(network, timestep)
         output = network(
             rearrange(x.to(dtype), "b c 1 (h p) (w q) -> b (h w) (c p q)", p=2, q=2),

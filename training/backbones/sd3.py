@@ -6,6 +6,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from rmd_core.errors import RMDError
+from rmd_core.noising import place
 
 from .base import Backbone, network_dtype
 from .files import KeyMap
@@ -114,7 +115,7 @@ class SD3Backbone(Backbone):
             x.to(dtype),
             encoder_hidden_states=conditioning["text"].to(dtype),
             pooled_projections=conditioning["pooled"].to(dtype),
-            timestep=self.curve.timestep(sigma_B).to(x.device, torch.float32),
+            timestep=place(self.curve.timestep(sigma_B), x.device, torch.float32),
             return_dict=False,
         )[0].float()
 

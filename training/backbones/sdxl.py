@@ -7,6 +7,7 @@ from diffusers import UNet2DConditionModel
 
 from rmd_core.errors import RMDError
 from rmd_core.files import read_header
+from rmd_core.noising import place
 from rmd_core.schedule import VPCurve
 
 from ..hub import is_folder
@@ -158,9 +159,9 @@ class SDXLBackbone(Backbone):
 
     def predict(self, network, x, sigma_B, conditioning):
         dtype = network_dtype(network)
-        timestep = self.curve.timestep(sigma_B).to(x.device, torch.float32)
+        timestep = place(self.curve.timestep(sigma_B), x.device, torch.float32)
         height, width = (side * self.pixels_per_cell for side in x.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x.device)
+        sizes = place(torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32), x.device)
         added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": sizes.expand(len(x), TIME_IDS)}
         text = conditioning["text"].to(dtype)
         return network(x.to(dtype), timestep, text, added_cond_kwargs=added, return_dict=False)[0].float()

@@ -8,6 +8,7 @@ from diffusers import WanTransformer3DModel
 from einops import rearrange
 
 from rmd_core.errors import RMDError
+from rmd_core.noising import place
 
 from ..hub import is_folder
 from .base import Backbone, network_dtype
@@ -97,7 +98,7 @@ class WanBackbone(Backbone):
 
     def predict(self, network, x, sigma_B, conditioning):
         dtype = network_dtype(network)
-        timestep = self.curve.timestep(sigma_B).to(x.device, torch.float32)
+        timestep = place(self.curve.timestep(sigma_B), x.device, torch.float32)
         return network(x.to(dtype), timestep, conditioning["text"].to(dtype), return_dict=False)[0].float()
 
     def flops(self, network, height, width, frames, tokens):

@@ -8,6 +8,7 @@ from diffusers import ZImageTransformer2DModel
 from einops import rearrange
 
 from rmd_core.errors import RMDError
+from rmd_core.noising import place
 
 from .base import Backbone, network_dtype
 from .files import KeyMap
@@ -136,7 +137,7 @@ class ZImageBackbone(Backbone):
     def predict(self, network, x, sigma_B, conditioning):
         dtype = network_dtype(network)
         texts = zip(conditioning["text"].to(dtype), conditioning["lengths"].tolist())
-        time = (1.0 - sigma_B).to(x.device, torch.float32)
+        time = place(1.0 - sigma_B, x.device, torch.float32)
         output = network(
             list(rearrange(x.to(dtype), "b c h w -> b c 1 h w")),
             time,
