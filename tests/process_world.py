@@ -1,14 +1,17 @@
 """Runs of distill.py in several processes on this machine, forked from a server that has everything imported."""
 
 import functools
+import io
 import multiprocessing
 import os
 import resource
 import socket
 import sys
 import time
+import traceback
 from multiprocessing import forkserver
 
+import torch
 from huggingface_hub import constants
 
 from training_world import distill
@@ -27,13 +30,7 @@ class Run:
     def __init__(self, count, world, *overrides, flags=(), sharded=False, each=None, limits=None, hub=None):
         self.world = world
         context = server()
-        shared = {  # as a launcher of several sets them
-            "WORLD_SIZE": count,
-            "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": _free_port(),
-            "ACCELERATE_USE_FSDP": str(sharded).lower(),
-        }
+        shared = _launched(count, sharded)
         self.processes = []
         for rank in range(count):
             mine = (*overrides, *(each or {}).get(rank, ()))
@@ -106,6 +103,49 @@ def distill_on(count, world, *overrides, **settings):
     run = Run(count, world, *overrides, **settings)
     assert run.codes() == [0] * count, "\n".join(run.printed())
     return run
+
+
+def on_each(count, function, *arguments, sharded=False):
+    """What ``function(*arguments)`` returns in each of ``count`` processes of a run, in their order."""
+    context, shared = server(), _launched(count, sharded)
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    processes = []
+    for rank, (_, sender) in enumerate(pipes):
+        variables = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(context.Process(target=_answer, args=(sender, variables, function, arguments)))
+        processes[-1].start()
+        sender.close()
+    try:
+        found = [receiver.recv() if receiver.poll(BOUND) else "no answer" for receiver, _ in pipes]
+    except EOFError:
+        found = ["a process ended without an answer"]
+    for process in processes:
+        process.kill()
+        process.join()
+    wrong = [answer for answer in found if isinstance(answer, str)]
+    assert not wrong, "\n".join(wrong)
+    return [torch.load(io.BytesIO(answer), weights_only=True) for answer in found]
+
+
+def _answer(sender, variables, function, arguments):
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    try:
+        answer = io.BytesIO()
+        torch.save(function(*arguments), answer)
+        sender.send(answer.getvalue())
+    except BaseException:
+        sender.send(traceback.format_exc())
+
+
+def _launched(count, sharded):
+    """The environment of a run, as a launcher of several processes sets it, without the rank."""
+    return {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": _free_port(),
+        "ACCELERATE_USE_FSDP": str(sharded).lower(),
+    }
 
 
 def _one(world, rank, variables, overrides, flags, limit, hub):

@@ -47,6 +47,14 @@ _UNDECISIVE = {  # keys that decide no trained weight, besides all of the output
     "train.device",
     "train.guidance_calls",
     "train.offload",
+    "train.compile",
+    "train.attention",
+    "train.channels_last",
+    "train.tf32",
+    "train.cudnn_benchmark",
+    "train.expandable_segments",
+    "train.replicas",
+    "train.context_parallel",
 }
 # Keys that came later, with their defaults: a run of before them keeps its digest.
 _LATER = {"model.init_from": None, "optimiser.lr_warmup": 0, "optimiser.lr_decay": "none"}
@@ -218,9 +226,22 @@ class TrainSection(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the student's weight average")
     seed: Natural = 0
     device: Literal["auto", "cpu"] = "auto"
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the network calls; all trained weights stay float32"
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="of the network calls; all trained weights stay float32; null: bfloat16 on GPUs",
     )
+    compile: str | None = Field(
+        None, description="compile each transformer block by this backend of torch.compile, such as inductor"
+    )
+    attention: str | None = Field(None, description="an attention backend of diffusers; null: PyTorch's own")
+    channels_last: bool = Field(False, description="keep the weights of 2D convolutions in channels_last")
+    tf32: bool = Field(False, description="float32 matrix products and convolutions in TF32 on a GPU")
+    cudnn_benchmark: bool = Field(False, description="let cuDNN try its kernels at each new size")
+    replicas: Count = Field(1, description="of networks that are sharded: each is sharded over so many fewer processes")
+    context_parallel: Count = Field(
+        1, description="processes that divide the sequences of the same samples among themselves, for video"
+    )
+    expandable_segments: bool = Field(True, description="PyTorch's allocator grows its segments: fewer gaps on a GPU")
 
     @model_validator(mode="after")
     def _student_trains(self):
@@ -266,7 +287,7 @@ class Config(Section):
     output: OutputSection
 
     def resolved(self):
-        """The same configuration with every method choice filled in from the preset, and the adapters' own."""
+        """The same configuration with what is null filled in: from the preset, for adapters, and from this machine."""
         method, model, preset = self.method, self.model, PRESETS[self.method.preset]
         choices = {
             "mapping": "none" if preset.mapping == "none" else "area",
@@ -279,9 +300,10 @@ class Config(Section):
             "split_timestep": preset.split,
         }
         method = _filled(method, choices)
+        train = self.train if self.train.precision else _filled(self.train, {"precision": _own_precision(self.train)})
         if model.mode == "adapters":
-            model = _filled(model, {"alpha": float(model.rank), "base_dtype": self.train.precision})
-        return self.model_copy(update={"method": method, "model": model})
+            model = _filled(model, {"alpha": float(model.rank), "base_dtype": train.precision})
+        return self.model_copy(update={"method": method, "model": model, "train": train})
 
     def unused(self):
         """The names of keys that are for adapters and were given other values than their own, in another mode."""
@@ -303,6 +325,16 @@ class Config(Section):
         """SHA-256 over all keys that decide the trained weights."""
         content = decisive(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _own_precision(train):
+    """The precision of calls where none is given: bfloat16 on a GPU that computes in it, else float32."""
+    if train.device == "cpu":
+        return "float32"
+    import torch  # takes seconds, so not before a configuration has been found right
+
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast or torch.xpu.is_available() else "float32"
 
 
 def decisive(tree):

@@ -51,10 +51,15 @@ def main(argv=None):
 
 def _distill(arguments, config):
     """One run in this process, from a checked configuration to the exit code. Raises RMDError for a wrong launch."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is of PyTorch before 2.9
+    if config.train.expandable_segments and sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ |= dict.fromkeys(names, "expandable_segments:True")
     # Imported here so that a mistake in the configuration is answered at once, before torch and diffusers have loaded.
     from training.offload import ran_out_of_memory
     from training.parallel import Processes
+    from training.speed import set_backends
 
+    set_backends(config.train)
     processes = Processes(config)
     if not processes.main:
         logging.getLogger("training").setLevel(logging.ERROR)
@@ -109,7 +114,7 @@ def _run(arguments, config, processes, stack):
         processes.check_same(config)
         config, commits = pin_models(config, processes, known_commits(config) if arguments.resume else {})
         with processes.raise_together():
-            outline = outline_run(config, shards=processes.count if processes.sharded else 1)
+            outline = outline_run(config, shards=processes.shards)
         planned = None
         if config.prompts.encode_from is not None:
             from training.encode_prompts import make_cache, planned_cache  # text encoders take seconds to import
@@ -120,10 +125,10 @@ def _run(arguments, config, processes, stack):
             else:
                 processes.first_alone(make_cache(config, device=processes.device))
         with processes.raise_together():
-            setup = prepare(outline, planned=planned)
+            setup = prepare(outline, planned=planned, loads=processes.main or not processes.sharded)
         if arguments.dry_run:
             if processes.main:
-                print(dry_run_report(setup, processes=processes.count))
+                print(dry_run_report(setup, processes=processes.shares))
             return 0
         from training.trainer import Trainer
 

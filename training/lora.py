@@ -53,7 +53,7 @@ class LoraLayer(torch.nn.Module):
         else:
             self.out_features = base_layer.out_channels
             shapes = (rank, *base_layer.weight.shape[1:]), (self.out_features, rank, *[1] * len(base_layer.kernel_size))
-        device = base_layer.weight.device
+        device = "cpu" if base_layer.weight.is_meta else base_layer.weight.device
         self.down, self.up = (
             torch.nn.ParameterDict({name: torch.zeros(shape, device=device) for name in names}) for shape in shapes
         )
@@ -166,6 +166,15 @@ class AdaptedNetwork:
         for layer in self.layers.values():
             layer.cast_inputs = False
 
+    def base_state(self):
+        """The state dict of the frozen network, by the names that it has without adapters."""
+        own = tuple(f"{name}.{part}." for name in self.layers for part in ("down", "up"))
+        return {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in self.network.state_dict().items()
+            if not name.startswith(own)
+        }
+
     def factors(self, name):
         """The adapter as ``{layer name: Factors}``; the tensors are shared, not copied."""
         return {
@@ -174,23 +183,19 @@ class AdaptedNetwork:
         }
 
     @torch.no_grad()
-    def merged(self, name, *, dtype, base=None):
-        """A plain network of the same class on the CPU, the adapter added to its weights.
+    def merged(self, role, *, dtype, base=None):
+        """A plain network of the same class on the CPU, the adapter of a role added to its weights.
 
         Weights are in ``dtype``, those beyond its range in float32. ``base``: a plain network to take the other
         weights from, where those at hand are quantised.
         """
         weights = {}
-        for key, tensor in (self.network if base is None else base).state_dict().items():
+        for name, tensor in (self.base_state() if base is None else base.state_dict()).items():
             tensor = gather_full(tensor)
-            owner, _, kind = key.rpartition(".")
-            layer_name = owner.removesuffix(".base_layer")
-            if layer_name in self.layers:
-                if kind == "weight":
-                    tensor = tensor.float() + self.layers[layer_name].delta(name).to(tensor.device)
-                weights[f"{layer_name}.{kind}"] = _fitting(tensor, dtype)
-            elif not any(owner.startswith(f"{adapted}.") for adapted in self.layers):
-                weights[key] = _fitting(tensor, dtype)
+            layer, _, kind = name.rpartition(".")
+            if layer in self.layers and kind == "weight":
+                tensor = tensor.float() + self.layers[layer].delta(role).to(tensor.device)
+            weights[name] = _fitting(tensor, dtype)
         return build(self._kind, self.network.config, weights).eval().requires_grad_(False)
 
 

@@ -13,13 +13,14 @@ import torch
 
 from rmd_core.errors import RMDError
 
-from .backbones.files import build
+from .backbones.files import build, without_weights
 from .export import export_lora, export_student
 from .hub import local_path
 from .lora import AdaptedNetwork
 from .offload import NetworkOffloader, OffloadedOptimiser, Recomputing
-from .parallel import copy_into, gather_full, local, same_shapes, shard, shard_like
+from .parallel import copy_into, gather_full, local, materialise, same_shapes, shard, shard_like, split_sequences
 from .quantised import bitsandbytes_for, is_quantised, quantise
+from .speed import speed_up
 
 ROLES = ("student", "fake")
 _TABLES = ("qmap1", "qmap2")  # of the 8-bit moments: the same 256 values for all
@@ -59,6 +60,19 @@ class Networks(ABC):
     @abstractmethod
     def _make(self, teacher):
         """(``trained``, the three networks by name), made of the loaded teacher, which may be taken over."""
+
+    def _prepared(self, network):
+        """A network, made ready for calls that are fast and, where asked for, divide their sequences."""
+        plan = self.config.plan
+        return split_sequences(speed_up(network, self.config.train), self.processes, plan.sizes, plan.frames)
+
+    def _like(self, network):
+        """A network like one that process 0 has loaded, without weights, in the same types; to be filled later."""
+        types = self.processes.gather({name: tensor.dtype for name, tensor in network.state_dict().items()})[0]
+        empty = without_weights(type(network), network.config)
+        for name, tensor in (*empty.named_parameters(), *empty.named_buffers()):
+            tensor.data = tensor.data.to(types.get(name, tensor.dtype))
+        return empty.eval()
 
     @abstractmethod
     def export(self, path, *, update):
@@ -139,9 +153,9 @@ class ThreeNetworks(Networks):
 
     def _make(self, teacher):
         self._kind = type(teacher)
-        start = self.setup.start or copy.deepcopy(teacher)
-        trained = {"student": self._trainable(start), "fake": self._trainable(copy.deepcopy(teacher))}
-        networks = trained | {"teacher": self._on_device(teacher)}
+        sources = {"student": self.setup.start or teacher, "fake": teacher, "teacher": teacher}
+        networks = self._sharded(sources) if self.processes.sharded else self._whole_networks(sources)
+        trained = {role: networks[role] for role in ROLES}
         # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
         calls = {name: self.processes.autocast(network) for name, network in networks.items()}
         if self.waits:
@@ -149,27 +163,44 @@ class ThreeNetworks(Networks):
             calls = {name: self.offloader.hooked(name, networks[name], call) for name, call in calls.items()}
         return trained, calls
 
-    def _trainable(self, network):
+    def _whole_networks(self, sources):
+        """The networks whole; copies are made on the device, so that system memory has each source once."""
+        device = "cpu" if self.waits else self.processes.device
+        networks = {role: source.to(device) for role, source in sources.items()}
+        for role in ROLES:
+            if networks[role] is networks["teacher"]:
+                networks[role] = copy.deepcopy(networks[role])
+            self._train(networks[role])
+        return {role: self._prepared(network) for role, network in networks.items()}
+
+    def _sharded(self, sources):
+        """The networks sharded: process 0 has loaded the sources, the others get their shards of it."""
+        networks, travel = {}, torch.bfloat16 if self.config.train.precision == "bfloat16" else None
+        for role, source in sources.items():
+            network = self._prepared(self._like(source))
+            if role in ROLES:
+                self._train(network)
+            networks[role] = materialise(shard(network, self.processes, travel=travel), self.processes.device)
+            self.processes.fill(networks[role].state_dict(), source.state_dict())
+        for source in sources.values():
+            source.to("meta")  # a setup keeps them
+        return networks
+
+    def _train(self, network):
         network.requires_grad_(True)
         setting = self.config.backbone.gradient_checkpointing
         if setting:
             network.enable_gradient_checkpointing(Recomputing(setting))
-        return self._on_device(network)
-
-    def _on_device(self, network):
-        if self.processes.sharded:
-            return shard(network, self.processes)
-        return network if self.waits else network.to(self.processes.device)
 
     def export(self, path, *, update):
         student = self.trained["student"]
         if self.processes.sharded:
-            student = self._whole(student)
+            student = self._gathered(student)
         if self.processes.main:
             export_student(self.setup, student, path, update=update)
 
-    def _whole(self, network):
-        """A network that is spread, whole on the CPU of process 0; to be asked for by all processes together."""
+    def _gathered(self, network):
+        """A network that is sharded, whole on the CPU of process 0; to be asked for by all processes together."""
         weights = {}
         for name, tensor in network.state_dict().items():
             tensor = gather_full(tensor)
@@ -190,17 +221,21 @@ class AdapterNetworks(Networks):
         if is_quantised(settings.base_dtype):
             targets = settings.targets or backbone.adapter_targets
             quantise(teacher, settings.base_dtype, targets=targets, device=device)
-        self.base = adapt(teacher if sharded else teacher.to(device), backbone, settings, seed=train.seed)
+        network = self._like(teacher) if sharded else teacher.to(device)
+        self.base = adapt(network, backbone, settings, seed=train.seed)
         if checkpointing:
             self.base.enable_gradient_checkpointing(checkpointing)
         if train.precision == "bfloat16":
             self.base.leave_casts_to_autocast()
+        self._prepared(self.base.network)
         trained = self.base.adapters
         if sharded:  # the base alone; adapters are small, and whole in every process
             own = [parameter for adapter in trained.values() for parameter in adapter.parameters()]
             for parameter in own:
                 parameter.data = parameter.data.to(device)
-            shard(self.base.network, self.processes, whole=own)
+            materialise(shard(self.base.network, self.processes, whole=own), device)
+            self.processes.fill(self.base.base_state(), teacher.state_dict())
+            teacher.to("meta")  # a setup keeps it
         call = self.processes.autocast(self.base.network)
         adapters = {"student": "student", "fake": "fake", "teacher": None}
         return trained, {name: self.base.with_adapter(adapter, call) for name, adapter in adapters.items()}

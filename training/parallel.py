@@ -5,6 +5,7 @@ and networks sharded (PyTorch's ``fully_shard``, FSDP2) by the code here.
 """
 
 import contextlib
+import math
 import warnings
 from datetime import timedelta
 
@@ -59,6 +60,14 @@ class Processes:
         self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
         if self.sharded and not is_torch_version(">=", "2.7"):
             raise RMDError(f"sharded networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
+        self.replicas, self.context = train.replicas, train.context_parallel
+        for key in ("replicas", "context_parallel"):
+            if self.count % getattr(train, key):
+                raise RMDError(
+                    f"train.{key} is {getattr(train, key)}, which does not divide {self.count} processes; change one"
+                )
+        if self.replicas > 1 and not self.sharded:
+            raise RMDError("train.replicas is for networks that are sharded; launch with FSDP, or leave it out")
         if self.count != announced():
             raise RMDError(
                 f"{announced()} processes were started, but there is no GPU for each that PyTorch can use here; "
@@ -76,10 +85,20 @@ class Processes:
             self.accelerator.state.destroy_process_group()
             AcceleratorState._reset_state(reset_partial_state=True)
 
+    @property
+    def shards(self):
+        """The number of processes that a network is sharded over, 1 where networks are whole."""
+        return self.count // self.replicas if self.sharded else 1
+
+    @property
+    def shares(self):
+        """The number of processes that have samples of their own."""
+        return self.count // self.context
+
     def rows(self, total):
         """The samples of an update, from and to, that are this process's: an equal share of ``total``."""
-        share = total // self.count
-        return self.rank * share, (self.rank + 1) * share
+        share, own = total // self.shares, self.rank // self.context
+        return own * share, (own + 1) * share
 
     @contextlib.contextmanager
     def raise_together(self):
@@ -130,10 +149,29 @@ class Processes:
                 )
 
     @torch.no_grad()
+    def fill(self, targets, weights):
+        """Give tensors by name, sharded or not, the values of process 0's ``weights``, one after the other.
+
+        All processes call it together; the ``weights`` of the others are not looked at. One tensor at a time is whole.
+        """
+        for name, target in targets.items():
+            if self.main:
+                whole = weights[name].to(target.device)
+            else:
+                whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+            self._exchange(distributed.broadcast, whole, src=0)
+            copy_into(target, whole)
+
+    @torch.no_grad()
     def average_gradients(self, parameters):
-        """Replace gradients by their mean over the processes; those of sharded parameters are that already."""
+        """Replace gradients by their mean over the samples; those of sharded parameters have it over the processes.
+
+        Processes that divide a sequence have parts of one gradient, so it is their sum and not their mean.
+        """
         if self.count == 1:
             return
+        if self.context > 1:
+            torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], self.context)
         gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p.grad)]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
@@ -194,30 +232,85 @@ def check_sharding(config):
         f"model.base_dtype: {config.model.base_dtype}": is_quantised(config.model.base_dtype),
         "optimiser.kind: adamw8bit with three networks": whole and config.optimiser.kind == "adamw8bit",
         "train.offload: waiting with three networks": whole and config.train.offload == "waiting",
+        "train.channels_last": config.train.channels_last,
     }
     for setting, chosen in refused.items():
         if chosen:
             raise RMDError(f"{setting} does not work with networks sharded over processes; launch without FSDP")
 
 
-def shard(network, processes, *, whole=()):
+def shard(network, processes, *, whole=(), travel=None):
     """Shard a network's parameters over the processes, each along its first axis; returns the network.
 
     A block (one of ``_no_split_modules``) is brought together for its own call and let go after it, always, so that no
-    call sees weights from before a step. Parameters in ``whole`` are left as they are.
+    call sees weights from before a step. Parameters in ``whole`` are left as they are. ``travel``: the type in which
+    the weights of blocks are brought together; their gradients are added in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard  # not there in older PyTorch, see Processes
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # not there in older PyTorch, see Processes
 
     # Ours are never changed in place, which is what fully_shard warns of at each output that is a view.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    shape, names = (processes.count // processes.replicas,), ("shards",)
+    if processes.replicas > 1:
+        shape, names = (processes.replicas, *shape), ("replicas", *names)
+    mesh = init_device_mesh(processes.device.type, shape, mesh_dim_names=names)
     settings = {"mesh": mesh, "reshard_after_forward": True, "ignored_params": set(whole)}
+    # Inputs are not cast: a timestep in bfloat16 would be another one. Autocast chooses the type of each operation.
+    policy = MixedPrecisionPolicy(param_dtype=travel, reduce_dtype=travel and torch.float32, cast_forward_inputs=False)
     blocks = network._no_split_modules or ()
     for module in reversed(list(network.modules())):  # inner before outer
         if type(module).__name__ in blocks and module is not network:
-            fully_shard(module, **settings)
+            fully_shard(module, mp_policy=policy, **settings)
     return fully_shard(network, **settings)
+
+
+def split_sequences(network, processes, sizes, frames):
+    """Let groups of ``processes.context`` processes divide each sequence, by diffusers' Ulysses; returns the network.
+
+    Within attention they divide the heads. ``sizes``, ``frames``: of the latents. Raises RMDError for a network without
+    such a plan in diffusers, and for heads or tokens that do not divide. Source: DeepSpeed Ulysses, arXiv 2309.14509.
+    """
+    count, config = processes.context, network.config
+    if count == 1:
+        return network
+    if getattr(network, "_cp_plan", None) is None:
+        raise RMDError(
+            f"train.context_parallel: {type(network).__name__} has no plan for it in diffusers; leave it out"
+        )
+    patch = math.prod(config.patch_size)
+    divided = [frames * height * width // patch for height, width in sizes] + [config.num_attention_heads]
+    if any(number % count for number in divided):
+        raise RMDError(
+            f"train.context_parallel is {count}, which does not divide the network's {divided[-1]} heads and the "
+            f"stages' {', '.join(map(str, divided[:-1]))} tokens; give a divisor of all"
+        )
+    from diffusers import ContextParallelConfig, ParallelConfig
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from torch.distributed.device_mesh import init_device_mesh
+
+    names = ("samples", "ring", "ulysses")
+    mesh = init_device_mesh(processes.device.type, (processes.shares, 1, count), mesh_dim_names=names)
+    context = ContextParallelConfig(ulysses_degree=count, mesh=mesh["ring", "ulysses"])
+    parallel = ParallelConfig(context_parallel_config=context)
+    parallel.setup(processes.rank, processes.count, processes.device, mesh=context.mesh)
+    # What ModelMixin.enable_parallelism does, which needs a GPU to count devices.
+    for module in network.modules():
+        if hasattr(getattr(module, "processor", None), "_parallel_config"):
+            module.processor._parallel_config = parallel
+    # The entry of the whole network divides timesteps of each token, which no teacher here has.
+    apply_context_parallel(network, context, {name: plan for name, plan in network._cp_plan.items() if name})
+    return network
+
+
+def materialise(network, device):
+    """Give a network's tensors on the meta device room on ``device``, and move the others there; returns the network.
+
+    It may be sharded. The values of the former are whatever the memory had.
+    """
+    return network._apply(
+        lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+    )
 
 
 def is_sharded(tensor):
@@ -242,9 +335,10 @@ def copy_into(target, whole):
         target.copy_(whole)
         return
     mesh = target.device_mesh
-    parts = whole.chunk(mesh.size(), dim=0)
-    if mesh.get_local_rank() < len(parts):
-        target.to_local().copy_(parts[mesh.get_local_rank()])
+    shards = mesh.ndim - 1  # the axis of the mesh; another one before it is that of replicas
+    parts = whole.chunk(mesh.size(shards), dim=0)
+    if mesh.get_local_rank(shards) < len(parts):
+        target.to_local().copy_(parts[mesh.get_local_rank(shards)])
 
 
 def same_shapes(tensors, targets):
@@ -253,8 +347,8 @@ def same_shapes(tensors, targets):
 
 
 def shard_like(target, whole):
-    """The values of a whole tensor, sharded as ``target`` is where the shapes agree."""
-    if not is_sharded(target) or target.shape != whole.shape:
+    """The values of a whole tensor, sharded and in memory as ``target`` is where the shapes agree."""
+    if target.shape != whole.shape:
         return whole
     sharded = torch.zeros_like(target)
     copy_into(sharded, whole)

@@ -212,7 +212,7 @@ class CheckpointStore:
     def __init__(self, folder, *, keep, processes=None):
         self.folder = Path(folder)
         self.keep = keep
-        self.count = 1 if processes is None else processes.count
+        self.count, self.shards = (1, 1) if processes is None else (processes.count, processes.shards)
         self.rank = 0 if processes is None else processes.rank
         self._raise_together = contextlib.nullcontext if processes is None else processes.raise_together
 
@@ -240,7 +240,7 @@ class CheckpointStore:
         """
         partial, final = self.folder / f".part-{update:06d}", self.path(update)
         sharded = any(is_sharded(tensor) for tensors in parts.values() for tensor in tensors.values())
-        shards = self.count if sharded else 1
+        shards = self.shards if sharded else 1  # the first replica alone writes
         try:
             with self._raise_together(), writing(final):
                 if self.rank == 0:

@@ -23,6 +23,7 @@ from .plans import build_intervals, build_plan
 from .prompts import read_prompts
 from .quantised import bitsandbytes_for, is_quantised
 from .record import check_trackers
+from .speed import set_attention
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def outline_run(config, *, shards=1):
     base = local_path(config.backbone.base)
     network = backbone.outline(base)
     backbone.check_sizes(network, config.plan.sizes)
+    if config.train.attention is not None:
+        set_attention(network, config.train.attention)
     if config.model.mode == "adapters":
         check_rank(config.model, backbone, network)
         if not config.output.merge:
@@ -148,8 +151,11 @@ def loaded_in(config):
     return getattr(torch, config.train.precision if is_quantised(kind) else kind)
 
 
-def prepare(outline, *, planned=None):
+def prepare(outline, *, planned=None, loads=True):
     """Load and check prompts and weights of an outlined run. Raises RMDError for the first thing that is wrong.
+
+    ``loads``: whether this process loads networks; where it gets its shards from another one, they are on the meta
+    device.
 
     ``planned``: what stands for a prompt cache that is not there yet (a PlannedCache); such a Setup is reported, not
     trained.
@@ -164,10 +170,11 @@ def prepare(outline, *, planned=None):
         cache.require((*prompts, *validation, NULL_PROMPT))
         refuse_other_family(backbone, cache)
         backbone.check_cache(outline.network, cache)
-    teacher = backbone.load(local_path(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
+    load = backbone.load if loads else lambda path, *, dtype: backbone.outline(path)
+    teacher = load(local_path(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
     start = None
     if config.model.init_from is not None:
-        start = backbone.load(local_path(config.model.init_from), dtype=torch.float32)
+        start = load(local_path(config.model.init_from), dtype=torch.float32)
         if not same_shapes(start.state_dict(), teacher.state_dict()):
             raise RMDError(
                 f"{config.model.init_from} is a network of other sizes than the teacher {config.backbone.base}; give "

@@ -36,10 +36,10 @@ class Trainer:
         self.processes = processes
         self.device = processes.device
         self.folder = folder = Path(self.config.output.folder)
-        self.sampler = setup.sampler(processes.count)
+        self.sampler = setup.sampler(processes.shares)
         self.done = 0
         train = self.config.train
-        self.samples = train.batch * train.accumulation * processes.count  # of an update
+        self.samples = train.batch * train.accumulation * processes.shares  # of an update
         cost, forward, _ = cost_of_run(setup)
         self.flops = cost.total * forward * self.samples  # of an update, of all processes
         self.skipped = {"fake": 0, "student": 0}  # steps in a row without a finite gradient
@@ -134,7 +134,7 @@ class Trainer:
             mine |= latent_figures(x0)
             if not self.skipped["student"]:
                 self.networks.update_ema()
-        mine = {name: float(value) for name, value in mine.items()}
+        mine = dict(zip(mine, torch.stack(list(mine.values())).tolist()))  # the one time that they are read
         figures = rates | norms | combine(self.processes.gather(mine))
         if len(stages := {batch.stage for batch in batches}) == 1:
             figures["stage"] = stages.pop() + 1
@@ -245,7 +245,7 @@ class Trainer:
         train, known, samples = self.config.train, self.setup.backbone.recommended_batch, self.samples
         log.info(
             "an update is %d samples: batch %d x accumulation %d x processes %d",
-            *(samples, train.batch, train.accumulation, self.processes.count),
+            *(samples, train.batch, train.accumulation, self.processes.shares),
         )
         if known is not None and samples < known and self.processes.main:
             log.warning(

@@ -108,7 +108,7 @@ def load_component(kind, path, *, component, dtype, aliases=(), ignored=()):
     variant = weights_variant(folder, NETWORK_STEM)
     refuse_packed(folder, NETWORK_STEM)
     try:
-        with _quiet():
+        with quiet():
             model, info = kind.from_pretrained(
                 str(folder),
                 torch_dtype=dtype,
@@ -135,7 +135,7 @@ def outline_component(kind, path, *, component, aliases=()):
     config = _config(kind, folder, aliases)
     weights_variant(folder, NETWORK_STEM)
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             return kind.from_config(config).eval()
     except _UNFIT as error:
         raise RMDError(f"{folder}: its configuration makes no model ({one_line(error, 300)})") from None
@@ -179,7 +179,7 @@ def _config(kind, folder, aliases):
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Without diffusers' messages; what is wrong becomes an RMDError."""
     from diffusers.utils import logging as diffusers_logging
 
@@ -191,12 +191,17 @@ def _quiet():
         diffusers_logging.set_verbosity(before)
 
 
-def build(kind, config, weights):
-    """The model of class ``kind`` whose state dict is ``weights``, which it takes over without a copy."""
+def without_weights(kind, config):
+    """The model of class ``kind`` with its parameters on the meta device, and its buffers computed on the CPU."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        model = kind.from_config(config)
+        return kind.from_config(config)
+
+
+def build(kind, config, weights):
+    """The model of class ``kind`` whose state dict is ``weights``, which it takes over without a copy."""
+    model = without_weights(kind, config)
     model.load_state_dict(weights, strict=True, assign=True)
     return model
 
