@@ -4,11 +4,15 @@ Of a model on the hub only the files that a run reads are downloaded: safetensor
 others.
 """
 
+import contextlib
 import logging
 import os
+import queue
 import re
+import threading
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -28,6 +32,8 @@ log = logging.getLogger(__name__)
 NETWORK_STEM = "diffusion_pytorch_model"  # what diffusers calls the weights of networks and autoencoders
 ENCODER_STEM = "model"  # what transformers calls those of text encoders
 INDEX = "model_index.json"
+COMMIT = "commit:"  # what the digest of a teacher on the hub begins with
+AT_ONCE = 8  # downloads, as many as the hub library's own
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of paths that name one file
 
 _VARIANTS = (None, "fp16")
@@ -73,6 +79,12 @@ def hub_id(path):
     return HubId(match[1], match[2] or constants.DEFAULT_REVISION)
 
 
+def commit_of(path):
+    """``commit:`` and the commit that a hub id is pinned to; None for any other path."""
+    hub = hub_id(path)
+    return f"{COMMIT}{hub.revision}" if hub and _COMMIT.fullmatch(hub.revision) else None
+
+
 def is_folder(path):
     """Whether a checkpoint is a Diffusers-format folder; what is neither a file nor named like one counts as one."""
     return not (Path(path).is_file() or Path(path).suffix in FILE_ENDINGS)
@@ -108,15 +120,43 @@ def fetching(path, part):
         info = HfApi().model_info(hub.name, revision=hub.revision)
         files = files_of(part, [file.rfilename for file in info.siblings], hub)
         log.info("%s: the %d files that are needed, of commit %s", hub, len(files), info.sha)
-        for number, file in enumerate(files):  # not by snapshot_download, whose threads go on after Ctrl-C
-            # By the revision's own name first, under which the hub cache then knows the commit.
-            hf_hub_download(hub.name, file, revision=info.sha if number else hub.revision)
-            yield
+        # By the revision's own name first, under which the hub cache then knows the commit.
+        hf_hub_download(hub.name, files[0], revision=hub.revision)
+        yield
+        yield from _side_by_side(partial(hf_hub_download, hub.name, revision=info.sha), files[1:])
     except (*_NO_ANSWER, HFValidationError) as error:
         missing = _missing(hub, part)
         if missing is not None:
             raise _refusal(hub, part, error, missing) from None
         log.info("the hub gives no answer for %s; the copy in %s is read", hub, _cached(hub))
+
+
+def _side_by_side(download, files):
+    """``download(file)`` of each file, several at a time; a step for each that is done. The first failure is raised.
+
+    Not by snapshot_download, or any pool of threads: those would go on after Ctrl-C.
+    """
+    waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
+    for file in files:
+        waiting.put(file)
+
+    def work():
+        with contextlib.suppress(queue.Empty):
+            while True:
+                file = waiting.get_nowait()
+                try:
+                    download(file)
+                    done.put(None)
+                except Exception as error:  # raised below
+                    done.put(error)
+
+    for _ in range(min(AT_ONCE, len(files))):
+        threading.Thread(target=work, daemon=True).start()
+    for _ in files:
+        error = done.get()
+        if error is not None:
+            raise error
+        yield
 
 
 def files_of(part, names, source):

@@ -39,7 +39,7 @@ from rmd_core.files import (
 from rmd_core.prompt_cache import NULL_PROMPT
 
 from .config import decisive
-from .hub import is_folder, local_path
+from .hub import COMMIT, commit_of, is_folder, local_path
 from .parallel import ProcessLost, is_sharded, local
 
 LOCK = "run.lock"
@@ -101,11 +101,14 @@ def known_commits(config):
 
 
 def data_digests(config, prompts, cache):
-    """SHA-256 of the data of a run: the list of ``prompts``, their embeddings in ``cache``, and the teacher."""
+    """SHA-256 of the data of a run: the list of ``prompts``, their embeddings in ``cache``, and the teacher.
+
+    Of a teacher on the hub it is the commit, which names the content: nothing is read for it.
+    """
     return {
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "prompts.cache": cache.digest((*prompts, NULL_PROMPT)),
-        "backbone.base": _checkpoint_digest(local_path(config.backbone.base)),
+        "backbone.base": commit_of(config.backbone.base) or _checkpoint_digest(local_path(config.backbone.base)),
     }
 
 
@@ -145,6 +148,8 @@ def _check_same_run(config, data, folder):
         "prompts.cache": f"the prompt cache {config.prompts.cache}",
         "backbone.base": f"the teacher {config.backbone.base}",
     }
+    if commit_of(config.backbone.base) and not str(old.get("backbone.base")).startswith(COMMIT):  # of an older version
+        data = data | {"backbone.base": _checkpoint_digest(local_path(config.backbone.base))}
     changed = [names[key] for key, value in data.items() if old.get(key) != value]
     if changed:
         raise RMDError(

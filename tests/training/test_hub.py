@@ -22,7 +22,8 @@ from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
 from training.encode_prompts import main as encode
 from training.export import base_name
-from training.hub import ENCODERS, NETWORK, VAE, fetched, hub_id, local_path
+from training.hub import ENCODERS, NETWORK, VAE, fetched, fetching, hub_id, local_path
+from training.run import _checkpoint_digest
 from training_world import distill, refused
 
 ID = "owner/tiny-sdxl_1.0"
@@ -228,7 +229,7 @@ def test_a_run_from_a_hub_id_keeps_to_its_commit(serve, world, model, tmp_path, 
     hub = serve({ID: {"main": model}})
     assert distill(world) == 0
     run = json.loads((world / "out" / "run.json").read_text())
-    assert run["commits"] == {ID: first}
+    assert run["commits"] == {ID: first} and run["data"]["backbone.base"] == f"commit:{first}"
     assert f"base: {ID}@{first}" in (world / "out" / "config.yaml").read_text()
     assert read_recipe(world / "out" / "student.safetensors").base_model == ID
     newer = tmp_path / "newer"
@@ -238,6 +239,9 @@ def test_a_run_from_a_hub_id_keeps_to_its_commit(serve, world, model, tmp_path, 
     before = len(hub.downloads)
     shutil.copy(world / "out" / "config.yaml", world / "config.yaml")  # which names the commit itself
     assert distill(world, "train.updates=2", flags=["--resume"]) == 0
+    # Of a run of an older version, which read all of the teacher for its digest.
+    run["data"]["backbone.base"] = _checkpoint_digest(local_path(f"{ID}@{first}"))
+    (world / "out" / "run.json").write_text(json.dumps(run))
     sets = (f"backbone.base={ID}@main", f"backbone.vae={ID}", "train.updates=3")
     assert distill(world, *sets, flags=["--resume"]) == 0 and len(hub.downloads) == before
     sets = (f"backbone.base={ID}@v9",)
@@ -262,6 +266,16 @@ def test_of_two_processes_one_downloads_and_both_train(world, model):
     assert len(hub.downloads) == len(set(hub.downloads)) == 5  # the network's three files, the autoencoder's two
     first, second = run.printed()
     assert "files that are needed" in first and "files that are needed" not in second
+
+
+def test_files_are_downloaded_side_by_side(serve, model):
+    hub = serve({ID: {"main": model}}, slow="unet/config.json")
+    steps = fetching(ID, NETWORK)
+    next(steps)  # the index, alone: the hub cache then knows the commit
+    next(steps)  # the weights, while another file keeps the hub busy
+    assert sorted(hub.downloads) == sorted(["model_index.json", hub.slow, "unet/diffusion_pytorch_model.safetensors"])
+    hub.hurry.set()
+    assert len(list(steps)) == 1 and local_path(ID).is_dir()
 
 
 def test_ctrl_c_ends_a_download_at_once_and_the_same_command_continues_it(world, model):
