@@ -51,7 +51,7 @@ def start_sharded(world, *overrides):
     """(the most bytes at once, {network: whole state dict}) of networks as a run makes them."""
     config, processes = configured(world, *overrides)
     with AllocationPeak() as peak:
-        setup = prepare(outline_run(config, shards=processes.shards), loads=processes.main)
+        setup = prepare(outline_run(config, shards=processes.shards), loads=processes.main or not processes.one_loads)
         assert processes.main or all(tensor.is_meta for tensor in setup.teacher.state_dict().values())
         networks = make_networks(setup, processes)
     assert all(tensor.is_meta for tensor in setup.teacher.state_dict().values())
@@ -67,7 +67,7 @@ def start_sharded(world, *overrides):
 def travelling(world, *overrides):
     """The types of weights in a phase: as kept, in the calls of blocks and outside, and of gradients."""
     config, processes = configured(world, *overrides)
-    setup = prepare(outline_run(config, shards=processes.shards), loads=processes.main)
+    setup = prepare(outline_run(config, shards=processes.shards), loads=processes.main or not processes.one_loads)
     trainer = Trainer(setup, processes)
     student = trainer.networks.trained["student"]
     found = {"kept": set(), "in blocks": set(), "outside": set(), "gradients": set()}

@@ -125,7 +125,7 @@ def _run(arguments, config, processes, stack):
             else:
                 processes.first_alone(make_cache(config, device=processes.device))
         with processes.raise_together():
-            setup = prepare(outline, planned=planned, loads=processes.main or not processes.sharded)
+            setup = prepare(outline, planned=planned, loads=processes.main or not processes.one_loads)
         if arguments.dry_run:
             if processes.main:
                 print(dry_run_report(setup, processes=processes.shares))

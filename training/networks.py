@@ -46,6 +46,10 @@ class Networks(ABC):
         self.waits = self.config.train.offload == "waiting"  # in system memory, what is not needed
         self.offloader = None  # of networks that wait
         self.trained, calls = self._make(setup.teacher)
+        if processes.one_loads:
+            for source in (setup.teacher, setup.start):
+                if isinstance(source, torch.nn.Module):
+                    source.to("meta")  # the networks are others, and a setup keeps these
         self.student, self.fake, self.teacher = (calls[name] for name in ("student", "fake", "teacher"))
         settings, ema = self.config.optimiser, self.config.train.ema
         rates = {"student": settings.student_lr, "fake": settings.fake_lr}
@@ -65,6 +69,14 @@ class Networks(ABC):
         """A network, made ready for calls that are fast and, where asked for, divide their sequences."""
         plan = self.config.plan
         return split_sequences(speed_up(network, self.config.train), self.processes, plan.sizes, plan.frames)
+
+    def _received(self, source, device):
+        """A loaded network on ``device``: the same one where each process loads its own, else as process 0 has it."""
+        if not self.processes.one_loads:
+            return source.to(device)
+        network = materialise(self._like(source), device)
+        self.processes.fill(network.state_dict(), source.state_dict())
+        return network.requires_grad_(False)
 
     def _like(self, network):
         """A network like one that process 0 has loaded, without weights, in the same types; to be filled later."""
@@ -166,10 +178,11 @@ class ThreeNetworks(Networks):
     def _whole_networks(self, sources):
         """The networks whole; copies are made on the device, so that system memory has each source once."""
         device = "cpu" if self.waits else self.processes.device
-        networks = {role: source.to(device) for role, source in sources.items()}
+        received = {source: self._received(source, device) for source in dict.fromkeys(sources.values())}
+        networks = {"teacher": received[sources["teacher"]]}
         for role in ROLES:
-            if networks[role] is networks["teacher"]:
-                networks[role] = copy.deepcopy(networks[role])
+            network = received[sources[role]]
+            networks[role] = copy.deepcopy(network) if network is networks["teacher"] else network
             self._train(networks[role])
         return {role: self._prepared(network) for role, network in networks.items()}
 
@@ -182,8 +195,6 @@ class ThreeNetworks(Networks):
                 self._train(network)
             networks[role] = materialise(shard(network, self.processes, travel=travel), self.processes.device)
             self.processes.fill(networks[role].state_dict(), source.state_dict())
-        for source in sources.values():
-            source.to("meta")  # a setup keeps them
         return networks
 
     def _train(self, network):
@@ -221,7 +232,7 @@ class AdapterNetworks(Networks):
         if is_quantised(settings.base_dtype):
             targets = settings.targets or backbone.adapter_targets
             quantise(teacher, settings.base_dtype, targets=targets, device=device)
-        network = self._like(teacher) if sharded else teacher.to(device)
+        network = self._like(teacher) if sharded else self._received(teacher, device)
         self.base = adapt(network, backbone, settings, seed=train.seed)
         if checkpointing:
             self.base.enable_gradient_checkpointing(checkpointing)
@@ -235,7 +246,6 @@ class AdapterNetworks(Networks):
                 parameter.data = parameter.data.to(device)
             materialise(shard(self.base.network, self.processes, whole=own), device)
             self.processes.fill(self.base.base_state(), teacher.state_dict())
-            teacher.to("meta")  # a setup keeps it
         call = self.processes.autocast(self.base.network)
         adapters = {"student": "student", "fake": "fake", "teacher": None}
         return trained, {name: self.base.with_adapter(adapter, call) for name, adapter in adapters.items()}

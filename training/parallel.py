@@ -33,8 +33,9 @@ class ProcessLost(RMDError):
 class Processes:
     """This process among the ``count`` of the run: it has ``rank`` 0 to count - 1, and its own device.
 
-    Process 0 (``main``) alone writes files. All of them run the same code in the same order; whatever could fail in one
-    alone is done within ``raise_together``. ``sharded``: the launcher asks for sharded networks.
+    Process 0 (``main``) alone writes files, and with ``one_loads`` reads weights. All of them run the same code in the
+    same order; whatever could fail in one alone is done within ``raise_together``. ``sharded``: the launcher asks for
+    sharded networks.
     Raises RMDError where the processes do not find each other.
     """
 
@@ -60,6 +61,7 @@ class Processes:
         self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
         if self.sharded and not is_torch_version(">=", "2.7"):
             raise RMDError(f"sharded networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
+        self.one_loads = self.count > 1 and not is_quantised(config.model.base_dtype)  # else each packs its own weights
         self.replicas, self.context = train.replicas, train.context_parallel
         for key in ("replicas", "context_parallel"):
             if self.count % getattr(train, key):
@@ -140,7 +142,7 @@ class Processes:
 
     def check_same(self, config):
         """Raise RMDError in all processes unless all have the same configuration, but for what decides no weights."""
-        digests = self.gather(config.digest())
+        digests = self.gather((config.digest(), self.replicas, self.context))
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
                 raise RMDError(
@@ -159,7 +161,7 @@ class Processes:
                 whole = weights[name].to(target.device)
             else:
                 whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-            self._exchange(distributed.broadcast, whole, src=0)
+            self._exchange(distributed.broadcast, whole, src=0, group=self._control if whole.is_cpu else None)
             copy_into(target, whole)
 
     @torch.no_grad()
@@ -251,7 +253,7 @@ def shard(network, processes, *, whole=(), travel=None):
 
     # Ours are never changed in place, which is what fully_shard warns of at each output that is a view.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    shape, names = (processes.count // processes.replicas,), ("shards",)
+    shape, names = (processes.shards,), ("shards",)
     if processes.replicas > 1:
         shape, names = (processes.replicas, *shape), ("replicas", *names)
     mesh = init_device_mesh(processes.device.type, shape, mesh_dim_names=names)

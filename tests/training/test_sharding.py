@@ -14,18 +14,19 @@ BF16 = ("model.mode=adapters", "model.rank=2", "model.base_dtype=bfloat16")
 
 @pytest.mark.parametrize("overrides", [(), BF16], ids=["three networks", "adapters"])
 def test_one_process_loads_and_all_have_the_same_weights(world, overrides):
-    WanBackbone().export(tiny_wan(layers=4), world / "teacher.safetensors", dtype=torch.float32)
+    WanBackbone().export(tiny_wan(layers=16), world / "teacher.safetensors", dtype=torch.float32)
     teacher = WanBackbone().load(world / "teacher.safetensors", dtype=torch.bfloat16 if overrides else torch.float32)
     expected = teacher.state_dict()
-    (_, first), (most, second) = on_each(2, start_sharded, world, *overrides, sharded=True)
+    (_, first), (most, second) = on_each(2, start_sharded, world, "train.ema=null", *overrides, sharded=True)
     for found in (first, second):
         for role, state in found.items():
             assert equal(expected, state), role
             assert {n: t.dtype for n, t in expected.items()} == {n: t.dtype for n, t in state.items()}
     # The process that loads nothing has its shards, and one whole tensor at a time: at no time a whole network more.
-    sizes = [tensor.nbytes for tensor in expected.values()]
-    shards = len(first) * sum(sizes) / 2
-    assert shards < most < shards + sum(sizes) / 2
+    whole = sum(tensor.nbytes for tensor in expected.values())
+    own = len(first) * (whole / 2 + sum(buffer.nbytes for buffer in teacher.buffers()))
+    print(f"{most / 2**20:.1f} MiB at most, of which it keeps {own / 2**20:.1f}; a network has {whole / 2**20:.1f}")
+    assert own < most < own + whole / 2
 
 
 def parts_of(folder, update=3):
@@ -50,7 +51,7 @@ PARTS = ("student", "fake", "student_optimiser", "fake_optimiser")
 WAYS = {
     "replicas": (4, True, ("train.replicas=2", "train.batch=1")),
     "split sequences": (2, False, ("train.context_parallel=2", "train.batch=4")),
-    "split sequences, sharded": (2, True, ("train.context_parallel=2", "train.batch=2", "train.accumulation=2")),
+    "split sequences, sharded": (2, True, ("train.context_parallel=2", "train.batch=4")),
 }
 
 
