@@ -99,7 +99,9 @@ def distill(world, *overrides, flags=()):
     return main(["--config", str(world / "config.yaml"), *sets, *flags])
 
 
-TIMED = {"seconds", "samples_per_second", "tflop_per_second"}  # figures that differ between equal runs
+# Figures that differ between equal runs.
+PHASES = {f"seconds_{phase}" for phase in ("fake", "student", "validation", "checkpoint")}
+TIMED = {"seconds", "samples_per_second", "tflop_per_second"} | PHASES
 
 
 def metrics(folder):

@@ -100,23 +100,23 @@ class Objective:
         self.null = to_device(self.embed([NULL_PROMPT]), device)
 
     def fake_phase(self, batches, *, share):
-        """Gradients of the fake score's loss over micro-batches: ``(loss, samples)``, a StudentSample for each.
+        """Gradients of the fake score's loss over micro-batches: ``(losses, samples)``, a StudentSample for each.
 
-        The loss stays on the device: to read it would let the device wait.
+        The losses add up to that of the phase, and stay on the device: to read one would let the device wait.
         With ``share`` the samples serve ``student_phase`` too, else there are none. Of a single micro-batch the student
         forward is kept with its graph; of several only the states the student received are kept.
         """
         keep_graph = share and len(batches) == 1
-        total, samples = 0.0, []
+        losses, samples = [], []
         for batch in batches:
             conditioning = self.conditioning(batch)
             x_in = self.student_input(batch, conditioning)
             with torch.set_grad_enabled(keep_graph):
                 estimate = self.estimate(batch, x_in, conditioning)
             loss = self.fake_loss(estimate, self.noised(estimate, batch, "fake"), conditioning)
-            total += _backward(loss, len(batches))
+            losses.append(_backward(loss, len(batches)))
             samples.append(StudentSample(x_in, conditioning, estimate if keep_graph else None))
-        return total, samples if share else []
+        return losses, samples if share else []
 
     def student_phase(self, batches, samples=()):
         """Gradients of the student's loss over micro-batches: ``(loss, estimates)``, which are detached.

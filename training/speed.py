@@ -3,6 +3,8 @@
 None of them belongs to the fingerprint of a run, so they may change when it is resumed.
 """
 
+import time
+
 import torch
 
 from rmd_core.errors import RMDError, one_line
@@ -30,10 +32,33 @@ def speed_up(network, train):
     if train.attention is not None:
         set_attention(network, train.attention)
     if train.compile is not None:
-        torch._dynamo.config.recompile_limit = RECOMPILES
+        torch._dynamo.config.cache_size_limit = RECOMPILES
         for block in transformer_blocks(network):
             block.compile(backend=train.compile)
     return network
+
+
+def matmul_tflops(device, dtype, *, size=8192, repeats=10):
+    """The TFLOP a second of a square matrix product in ``dtype``: the peak that the speed of a run is compared with.
+
+    Measured, as a list of devices would go out of date.
+    """
+    x = torch.ones(size, size, device=device, dtype=dtype)
+    out = torch.empty_like(x)
+    seconds = []
+    for _ in range(2):  # the first one warms up
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(x, x, out=out)
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 * repeats / seconds[-1] / 1e12
+
+
+def _wait(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def transformer_blocks(network):

@@ -20,6 +20,7 @@ from .objective import Objective
 from .parallel import gather_full
 from .record import MetricsFile, combine, latent_figures, start_trackers
 from .run import CheckpointStore
+from .speed import matmul_tflops
 from .validation import Validation
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,14 @@ class Trainer:
         cost, forward, _ = cost_of_run(setup)
         self.flops = cost.total * forward * self.samples  # of an update, of all processes
         self.skipped = {"fake": 0, "student": 0}  # steps in a row without a finite gradient
+        self.seconds = {}  # by phase, since the last record
         self.branched = False
         self.trackers = []
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.store = CheckpointStore(folder / "checkpoints", keep=self.config.output.keep, processes=processes)
+        if self.device.type == "cuda":  # while there is room
+            self.matmul = matmul_tflops(self.device, getattr(torch, train.precision))
+            log.info("this device: %.0f TFLOP a second in a large matrix product", self.matmul)
         self.networks = make_networks(setup, processes)
         self.objective = Objective(
             setup,
@@ -84,6 +89,8 @@ class Trainer:
         bar = {"total": train.updates, "initial": min(self.done, train.updates), "disable": not self.processes.main}
         with tqdm(**bar, unit="update", dynamic_ncols=True) as bar:
             while self.done < train.updates:
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(self.device)
                 started = time.perf_counter()
                 figures = self.update(self.done + 1)
                 seconds = time.perf_counter() - started
@@ -91,7 +98,8 @@ class Trainer:
                 last = self.done == train.updates
                 signals.received = self.processes.agree(signals.received)
                 if self.validation is not None and (last or self.done % output.validate_every == 0):
-                    figures |= self._validate(self.done)
+                    with self._timed("validation"):
+                        figures |= self._validate(self.done)
                 figures |= self._speed(seconds)
                 with self._writing():
                     self._record({"update": self.done, **figures})
@@ -99,7 +107,8 @@ class Trainer:
                 bar.update()
                 due = self.done % output.checkpoint_every == 0 and not any(self.skipped.values())
                 if last or signals.received or due:
-                    self.store.save(self.done, self.networks.state())
+                    with self._timed("checkpoint"):
+                        self.store.save(self.done, self.networks.state())
                 if signals.received and not last:
                     log.info("stopped by a signal after update %d; continue with --resume", self.done)
                     return signals.exit_code
@@ -121,16 +130,22 @@ class Trainer:
         for turn in range(train.fake_steps):
             share = with_student and train.share_forward and turn == train.fake_steps - 1
             batches = self.sampler.batches(number, f"fake-{turn}", round_number=self._round(number, turn))
-            mine["loss_fake"], samples = self.objective.fake_phase(self._own(batches), share=share)
-            norms["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", batches, number)
+            with self._timed("fake"):
+                losses, samples = self.objective.fake_phase(self._own(batches), share=share)
+                norms["norm_fake"] = self._step("fake", settings.clip_fake, "fake score", batches, number)
+            mine["loss_fake"] = sum(losses)
+            for stage in sorted({batch.stage for batch in batches}):
+                own = [loss for loss, batch in zip(losses, batches) if batch.stage == stage]
+                mine[f"loss_fake_stage_{stage + 1}"] = sum(own) * (len(losses) / len(own))
         if with_student:
             if samples:  # the same samples and student forward, other noise levels
                 batches = [self.sampler.other_levels(batch, number, "student") for batch in batches]
             else:
                 last = self._round(number, train.fake_steps - 1)
                 batches = self.sampler.batches(number, "student", round_number=last)
-            mine["loss_student"], x0 = self.objective.student_phase(self._own(batches), samples)
-            norms["norm_student"] = self._step("student", settings.clip_student, "student", batches, number)
+            with self._timed("student"):
+                mine["loss_student"], x0 = self.objective.student_phase(self._own(batches), samples)
+                norms["norm_student"] = self._step("student", settings.clip_student, "student", batches, number)
             mine |= latent_figures(x0)
             if not self.skipped["student"]:
                 self.networks.update_ema()
@@ -187,12 +202,25 @@ class Trainer:
             return self.validation.write(images, update) if self.processes.main else {}
 
     def _speed(self, seconds):
-        """Figures of the speed of an update, and on a GPU the most memory that was in use until now."""
-        figures = {"seconds": seconds, "samples_per_second": self.samples / seconds}
+        """Figures of the speed of an update and of its phases, and on a GPU of its memory."""
+        figures = {"seconds": seconds, "samples_per_second": self.samples / seconds, **self.seconds}
+        self.seconds = {}
         figures["tflop_per_second"] = self.flops / seconds / 1e12
         if self.device.type == "cuda":
+            figures["peak_share"] = figures["tflop_per_second"] / self.processes.count / self.matmul
             figures["peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return figures
+
+    @contextlib.contextmanager
+    def _timed(self, phase):
+        """A block whose seconds are in the next record, with those of other blocks of this phase.
+
+        Each phase of an update ends with its gradient's norm, which is read from the device, so no GPU is waited for.
+        """
+        started = time.perf_counter()
+        yield
+        name = f"seconds_{phase}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _record(self, entry):
         if not self.processes.main:

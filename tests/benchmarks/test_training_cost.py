@@ -57,7 +57,7 @@ def test_the_plain_loop_has_the_trainers_gradients_for_its_draws(trainer, mode):
         conditioning = run.objective.embed(first.prompts)
         states = plain.states(first, conditioning)
         assert len(states) == len(run.setup.plan.steps)
-        loss, _ = run.objective.fake_phase([first], share=False)
+        (loss,), _ = run.objective.fake_phase([first], share=False)
         ours = gradients_of(run, "fake")
         assert plain.fake_phase(first, plain.received(states, first), conditioning) == pytest.approx(
             loss.item(), rel=1e-4

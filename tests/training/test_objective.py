@@ -243,7 +243,7 @@ def test_subinterval_target_trains_the_fake_score_only(tmp_path):
     setup = make_setup(tmp_path, "loss.fake_target=subinterval")
     objective = make_objective(setup)
     draw = setup.sampler().batch(1, "fake-0", round_number=0)
-    loss, _ = objective.fake_phase([draw], share=False)
+    (loss,), _ = objective.fake_phase([draw], share=False)
     with torch.no_grad():
         conditioning = objective.conditioning(draw)
         x_in = objective.student_input(draw, conditioning)

@@ -318,3 +318,19 @@ def test_a_start_of_another_size_is_refused_in_one_line(tmp_path, capsys):
     WanBackbone().export(tiny_wan(layers=2), tmp_path / "start.safetensors", dtype=torch.float32)
     code = distill(tmp_path, f"model.init_from={tmp_path / 'start.safetensors'}")
     assert refused(capsys, code, "network of other sizes", "model.init_from") == 2
+
+
+def test_the_record_has_the_fake_scores_loss_by_stage_and_seconds_by_phase(world):
+    sets = ("train.batch=1", "train.accumulation=3", "train.warmup_updates=0", "output.checkpoint_every=2")
+    assert distill(world, *sets) == 0
+    sampler, mixed = make_setup(world, *sets).sampler(), False
+    for entry in metrics(world / "out"):
+        update = entry["update"]
+        stages = [batch.stage + 1 for batch in sampler.batches(update, "fake-0", round_number=update - 1)]
+        mixed |= len(set(stages)) > 1
+        parts = [entry[f"loss_fake_stage_{stage}"] for stage in stages]
+        assert entry["loss_fake"] == pytest.approx(sum(parts) / 3, rel=1e-5)
+        assert {f"loss_fake_stage_{stage}" for stage in stages} == {n for n in entry if n.startswith("loss_fake_")}
+        assert 0 < entry["seconds_fake"] + entry["seconds_student"] <= entry["seconds"]
+        assert ("seconds_checkpoint" in entry) == (update in (3, 5))  # of the one before
+    assert mixed

@@ -1,4 +1,4 @@
-"""Settings for speed: gradients stay the same but for rounding, runs keep their fingerprint, the device is not asked."""
+"""Settings for speed: the same gradients but for rounding, the same fingerprint; the device is asked for nothing."""
 
 import math
 
@@ -11,7 +11,7 @@ from training.backbones import make_backbone
 from training.config import TrainSection, load_config
 from training.objective import Objective
 from training.setup import outline_run
-from training.speed import speed_up
+from training.speed import matmul_tflops, speed_up
 from training_world import adapted, distill, gradients, make_setup, metrics, tensors, tiny_wan
 
 SETTINGS = {
@@ -66,11 +66,10 @@ def with_speed(**settings):
     return TrainSection(updates=1, batch=1, **settings)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_blocks_have_the_same_gradients_with_each_adapter_and_size(backend):
+def test_compiled_blocks_have_the_same_gradients_with_each_adapter_and_size():
     torch._dynamo.reset()
-    plain, compiled = adapted(), adapted()
-    speed_up(compiled.network, with_speed(compile=backend))
+    plain, compiled = (adapted(network=tiny_wan()) for _ in range(2))
+    speed_up(compiled.network, with_speed(compile="eager"))
     for side in (4, 8):
         for role in ("student", "fake", "student"):
             expected, found = (grads(base, adapter=role, side=side) for base in (plain, compiled))
@@ -86,11 +85,10 @@ def test_compiled_blocks_have_the_same_gradients_with_each_adapter_and_size(back
 
 def test_compiled_blocks_with_recomputed_activations_have_the_same_gradients():
     torch._dynamo.reset()
-    plain, compiled = adapted(), adapted()
+    plain, compiled = (adapted(network=tiny_wan()) for _ in range(2))
     compiled.enable_gradient_checkpointing()
     speed_up(compiled.network.train(), with_speed(compile="aot_eager"))
-    for role in ("fake", "student"):
-        assert_close(grads(compiled, adapter=role)[0], grads(plain.network.train() and plain, adapter=role)[0])
+    assert_close(grads(compiled, adapter="student", side=4)[0], grads(plain, adapter="student", side=4)[0])
 
 
 @pytest.mark.parametrize("backend", ["native", "_native_math"])
@@ -129,14 +127,12 @@ def test_losses_and_gradients_are_made_without_a_question_to_the_device(world, m
     setup = make_setup(world, *method, "train.accumulation=2", "train.warmup_updates=0")
     networks = [tiny_wan(seed=seed).to("meta") for seed in (5, 6, 7)]
     objective = Objective(setup, **dict(zip(("student", "fake", "teacher"), networks)), device="meta")
-    stages = set()
-    for number in range(1, 7):
-        batches = setup.sampler().batches(number, "fake-0", round_number=number)
-        stages |= {batch.stage for batch in batches}
-        loss, samples = objective.fake_phase(batches, share=True)
-        assert loss.is_meta
+    for stage in (0, 1):
+        batches = setup.sampler().of_stage(stage).batches(1, "fake-0", round_number=0)
+        losses, samples = objective.fake_phase(batches, share=True)
+        assert len(losses) == 2 and all(loss.is_meta for loss in losses)
         assert objective.student_phase(batches, samples)[0].is_meta
-    assert stages == {0, 1} and all(parameter.grad is not None for parameter in networks[0].parameters())
+    assert all(parameter.grad is not None for parameter in networks[0].parameters())
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart_sigma", "sd3"])
@@ -145,3 +141,7 @@ def test_every_family_is_called_without_a_question_to_the_device(name):
     x = torch.empty(1, backbone.channels, 16, 16, device="meta")
     sigma = torch.full((1,), backbone.curve.sigma_max, dtype=torch.float64)
     assert backbone.predict(network, x, sigma, backbone.zero_conditioning(network, 4, "meta")).is_meta
+
+
+def test_the_peak_of_a_device_is_measured():
+    assert 0 < matmul_tflops("cpu", torch.float32, size=64, repeats=2) < 1e3
