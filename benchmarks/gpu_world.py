@@ -119,7 +119,8 @@ def distil(name, scale, folder, teacher, prompts, *changes):
         *(f"backbone.base={teacher}", "backbone.vae=null", f"prompts.cache={prompts}"),
         *(f"plan.sizes=[[{cells // 2},{cells // 2}],[{cells},{cells}]]", f"output.folder={path.parent}"),
         *("output.name=student", "output.trackers=[]", "output.checkpoint_every=100", "output.validation_prompts=null"),
-        *(f"train.updates={scale.updates}", "train.device=auto", "train.warmup_updates=0", *changes),
+        *(f"train.updates={scale.updates}", "train.device=auto", "train.precision=float32", "train.warmup_updates=0"),
+        *changes,
     ]
     resume = ["--resume"] if (path.parent / "run.json").exists() else []
     words = ["--config", str(CONFIG), *(word for text in sets for word in ("--set", text)), *resume]
