@@ -5,6 +5,6 @@ Commands beside it: ``encode_prompts`` (a prompt cache), ``write_prompts`` (long
 ``sample`` (images of a student), ``evaluate`` (scores of images), ``export`` (a LoRA under other names).
 Before an update: ``config``, ``plans``, ``setup`` (all of it, loaded and checked), ``prompts``, ``text_encoders``,
 ``hub``, ``memory`` (what a run needs). Within one: ``draws``, ``networks``, ``lora``, ``quantised``, ``offload``,
-``parallel``, ``backbones/`` (model families). What is kept: ``run`` (folder, lock, checkpoints), ``record`` (figures),
-``validation`` (images), ``export`` (the student's file), ``lora_files`` (its names).
+``parallel``, ``speed``, ``backbones/`` (model families). What is kept: ``run`` (folder, lock, checkpoints), ``record``
+(figures), ``validation`` (images), ``export`` (the student's file), ``lora_files`` (its names).
 """

@@ -67,8 +67,8 @@ class Networks(ABC):
 
     def _prepared(self, network):
         """A network, made ready for calls that are fast and, where asked for, divide their sequences."""
-        plan = self.config.plan
-        return split_sequences(speed_up(network, self.config.train), self.processes, plan.sizes, plan.frames)
+        network = speed_up(network, self.config.train)
+        return split_sequences(network, self.processes, self.setup.backbone, self.config.plan)
 
     def _received(self, source, device):
         """A loaded network on ``device``: the same one where each process loads its own, else as process 0 has it."""

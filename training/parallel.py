@@ -267,21 +267,20 @@ def shard(network, processes, *, whole=(), travel=None):
     return fully_shard(network, **settings)
 
 
-def split_sequences(network, processes, sizes, frames):
+def split_sequences(network, processes, backbone, plan):
     """Let groups of ``processes.context`` processes divide each sequence, by diffusers' Ulysses; returns the network.
 
-    Within attention they divide the heads. ``sizes``, ``frames``: of the latents. Raises RMDError for a network without
-    such a plan in diffusers, and for heads or tokens that do not divide. Source: DeepSpeed Ulysses, arXiv 2309.14509.
+    Within attention they divide the heads. ``plan``: the configuration's section, with the sizes of latents. Raises
+    RMDError for a backbone that does not offer it, and for heads or tokens that do not divide. Source: DeepSpeed
+    Ulysses, arXiv 2309.14509.
     """
     count, config = processes.context, network.config
     if count == 1:
         return network
-    if getattr(network, "_cp_plan", None) is None:
-        raise RMDError(
-            f"train.context_parallel: {type(network).__name__} has no plan for it in diffusers; leave it out"
-        )
+    if not backbone.sequence_plan or getattr(network, "_cp_plan", None) is None:
+        raise RMDError(f"train.context_parallel: {backbone.name} has no sequences that processes can divide; take 1")
     patch = math.prod(config.patch_size)
-    divided = [frames * height * width // patch for height, width in sizes] + [config.num_attention_heads]
+    divided = [plan.frames * height * width // patch for height, width in plan.sizes] + [config.num_attention_heads]
     if any(number % count for number in divided):
         raise RMDError(
             f"train.context_parallel is {count}, which does not divide the network's {divided[-1]} heads and the "
@@ -300,8 +299,7 @@ def split_sequences(network, processes, sizes, frames):
     for module in network.modules():
         if hasattr(getattr(module, "processor", None), "_parallel_config"):
             module.processor._parallel_config = parallel
-    # The entry of the whole network divides timesteps of each token, which no teacher here has.
-    apply_context_parallel(network, context, {name: plan for name, plan in network._cp_plan.items() if name})
+    apply_context_parallel(network, context, {name: network._cp_plan[name] for name in backbone.sequence_plan})
     return network
 
 

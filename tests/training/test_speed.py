@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from backbone_world import tiny_network, write_backbone_world
+from backbone_world import NAMES, tiny_network, write_backbone_world
 from rmd_core.errors import RMDError
 from training.backbones import make_backbone
 from training.config import TrainSection, load_config
@@ -135,10 +135,10 @@ def test_losses_and_gradients_are_made_without_a_question_to_the_device(world, m
     assert all(parameter.grad is not None for parameter in networks[0].parameters())
 
 
-@pytest.mark.parametrize("name", ["sdxl", "pixart_sigma", "sd3"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_family_is_called_without_a_question_to_the_device(name):
     backbone, network = make_backbone(name), tiny_network(name).to("meta")
-    x = torch.empty(1, backbone.channels, 16, 16, device="meta")
+    x = torch.empty(*backbone.latent_shape(1, 1), 16, 16, device="meta")
     sigma = torch.full((1,), backbone.curve.sigma_max, dtype=torch.float64)
     assert backbone.predict(network, x, sigma, backbone.zero_conditioning(network, 4, "meta")).is_meta
 

@@ -53,6 +53,7 @@ class Backbone:
     masked: bool = False  # the network masks the padding of prompts
     pooled: bool = False  # the network takes a pooled text embedding too
     recommended_batch: int | None = None  # samples of an update below which training is known to suffer
+    sequence_plan: tuple = ()  # entries of diffusers' plan by which processes divide a sequence; where it is offered
     adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on
 
     kind: type  # the diffusers class
