@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 MOST_BYTES = 20 * 2**20
 TOP = {
     "CHANGELOG.md",
+    "CITATION.cff",
     "LICENSE",
     "README.md",
     "__init__.py",
