@@ -177,6 +177,14 @@ class ModelView:
                 f"PixArt cannot run a stage of {shown} px in ComfyUI; sides must be multiples of "
                 f"{2 * px} px and their mean above {32 * px} px: choose larger stages, such as 512x512 before 1024x1024"
             )
+        patches = getattr(self.network, "patch_embed", None)
+        if getattr(patches, "use_learned_positional_embeddings", False):  # CogVideoX-5b-I2V, at others silently wrong
+            own = patches.sample_height, patches.sample_width
+            if size_hw != own:
+                raise RMDError(
+                    f"a stage of {shown} px is not {own[1] * px}x{own[0] * px} px, the one size that this model has "
+                    "learned positions for; run it in one stage of that size, or take a model with rotary positions"
+                )
         table = getattr(self.network, "pos_embed_max_size", None)
         if table is None or getattr(self.network, "pos_embed", None) is None:
             return

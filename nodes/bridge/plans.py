@@ -20,6 +20,7 @@ from ...rmd_core.errors import RMDError, short_repr
 from ...rmd_core.plan import (
     Stage,
     StagePlan,
+    Step,
     plan_from_split,
     plan_from_thresholds,
     plan_tail,
@@ -46,7 +47,7 @@ class SamplingPlan:
     given as the size (`stage`, `final`, or `none` to leave the prompt as it is), cell_px the pixels of one latent
     cell. origin says in a few words where the plan comes from, shift_of whose its flow shift is, thresholds are the
     logSNR thresholds that it was made with (empty for a split), student says that weights were trained on the plan,
-    notes are sentences for the user.
+    for_final that its levels were given as the final size names them, notes are sentences for the user.
     """
 
     stage_plan: StagePlan
@@ -60,6 +61,7 @@ class SamplingPlan:
     shift_of: str = ""
     thresholds: tuple[float, ...] = ()
     student: bool = False
+    for_final: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -67,6 +69,11 @@ class SamplingPlan:
         """Height and width of the result in pixels."""
         height, width = self.stage_plan.final_hw
         return height * self.cell_px, width * self.cell_px
+
+    def given_sigma(self, step: Step) -> float:
+        """ComfyUI's sigma of a step's level as it was given, at the first size or `for_final`: before any mapping."""
+        base, plan = step.base_sigma, self.stage_plan
+        return plan.curve.comfy_sigma(plan.at_final_size(base) if self.for_final else base)
 
     def sigmas(self, stage: Stage) -> tuple[float, ...]:
         """ComfyUI's sigmas of a stage's steps, then 0.0: the stage runs to its clean estimate."""
@@ -311,7 +318,8 @@ def _sigmas_plan(
         stage_plan = plan_from_split(curve, shares if auto else split_counts(split), **same)
     origin = f"{len(base)} sigmas of a scheduler for the final size, split {stage_plan.split}"
     whose = "not used: the levels are the scheduler's" if isinstance(curve, FlowCurve) else ""
-    return _by_method(view, rules, stage_plan, origin=origin, shift_of=whose, thresholds=levels, notes=notes)
+    others = {"origin": origin, "shift_of": whose, "thresholds": levels, "notes": notes}
+    return _by_method(view, rules, stage_plan, for_final=True, **others)
 
 
 def _by_method(view: ModelView, rules: MethodPreset, stage_plan: StagePlan, **others: Any) -> SamplingPlan:

@@ -310,7 +310,7 @@ def _warn_of_levels(plan: SamplingPlan, second: SecondModel) -> None:
     if not any(second.takes(curve.comfy_sigma(step.sigma)) for step in steps):
         logger.warning("no step runs below sigma %g, so the second model is not used", second.sigma)
     for step in steps:
-        base, mapped = curve.comfy_sigma(step.base_sigma), curve.comfy_sigma(step.sigma)
+        base, mapped = plan.given_sigma(step), curve.comfy_sigma(step.sigma)
         if second.takes(base) and not second.takes(mapped):
             logger.warning(
                 "step %d is at sigma %.4g: the mapping to %s px lifts it from %.4g past %g, so the first model makes "

@@ -277,6 +277,21 @@ def test_a_warning_is_shown_on_its_node(server, demo):
     assert node == the(prompt, "RMD_Sampler") and "the latent is empty" in text
 
 
+def test_the_sigmas_of_a_scheduler_come_over_a_link(server, demo):
+    prompt = copy.deepcopy(demo[0])
+    schedule = prompt[the(prompt, "RMD_Schedule")]["inputs"]
+    settings = {"scheduler": "simple", "steps": 4, "denoise": 1.0}
+    prompt["scheduler"] = {"class_type": "BasicScheduler", "inputs": {"model": schedule["model"], **settings}}
+    del schedule["source.recipe"]
+    source = {"scheduler_sigmas": ["scheduler", 0], "split": "auto", "thresholds": "", "earlier_sizes": "0.5"}
+    schedule |= {"source": "scheduler sigmas"} | {f"source.{name}": value for name, value in source.items()}
+    schedule["source.mapping"] = "auto"
+    assert server.run(prompt).errors == []
+    prompt["scheduler"]["inputs"] |= {"denoise": 0.0}
+    (message,) = server.run(prompt).errors
+    assert "the SIGMAS hold no level above 0" in message
+
+
 def test_a_second_model_and_a_prompt_of_the_small_size_come_over_links(server, demo):
     prompt = copy.deepcopy(demo[0])
     inputs = prompt[the(prompt, "RMD_Sampler")]["inputs"]

@@ -5,6 +5,7 @@ import torch
 
 import zoo
 from cascade_rig import HandBuilt, Recorder, predicted_noise, relative
+from comfy_models import TinyModel, patcher_of
 from schedule_rig import by_split
 
 
@@ -97,3 +98,15 @@ def test_what_has_no_shift_says_so(nodes, refused):
     refused(lambda: make(view, (16, 16), by_split(base_shift=3.0)), "CosmosPredict2", "has no flow shift")
     shifts = by_split(mapping="native shifts 3 to 5")
     refused(lambda: make(view, (16, 16), shifts), "needs a flow model with a shift", "use area or auto")
+
+
+def test_learned_positions_are_for_one_size(nodes, refused):
+    """CogVideoX-5b-I2V: ComfyUI would read the first positions of 720x480 px, row by row, at any other size."""
+    own = {"use_learned_positional_embeddings": True, "use_rotary_positional_embeddings": False}
+    model = TinyModel(patcher_of("CogVideoX_T2V", zoo.ZOO["CogVideoX_T2V"].config | own), 16, zoo.CONTEXT, video=True)
+    view = nodes.pack.nodes.bridge.model.ModelView.of(model.patcher)
+    make = nodes.pack.nodes.bridge.plans.sampling_plan
+    one = by_split("2", earlier_sizes="")
+    assert make(view, (60, 90), one).stage_plan.split == "2"
+    refused(lambda: make(view, (64, 90), one), "720x512 px", "720x480 px", "learned positions")
+    refused(lambda: make(view, (60, 90), by_split()), "learned positions", "rotary positions")

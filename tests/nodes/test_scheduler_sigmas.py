@@ -170,6 +170,20 @@ def test_denoise_keeps_the_last_levels(plan, tiny):
     assert part.stage_plan.split == "1+2" and torch.equal(levels(part), levels(whole)[1:])
 
 
+def test_a_plan_knows_its_levels_before_the_mapping(nodes, tiny, caplog):
+    """So a second model is not said to lose a step to the mapping that it does not have at the final size."""
+    model, sigmas = tiny("wan"), torch.tensor([1.0, 0.9, 0.8, 0.5, 0.0])
+    first = plan_of(nodes, model, (12, 16), by_split("2+2", "1, .9, .8, .5"))
+    final = plan_of(nodes, model, (12, 16), by_sigmas(sigmas))
+    for made in (first, final):
+        given = [made.given_sigma(step) for step in made.stage_plan.steps]
+        assert given == pytest.approx(sigmas[:-1].tolist(), rel=1e-6)
+    wires = {"model": model.patcher, "positive": model.conditioning(1), "latent_image": model.latent(12, 16)}
+    second = {"second_model": model.patcher, "second_model_sigma": 0.75}
+    nodes("RMD_Sampler", plan=final, seed=SEED, **wires, **second)
+    assert final.stage_plan.steps[2].base_sigma < 0.75 and "the mapping" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("sigmas", "others", "message"),
     [
