@@ -1,4 +1,4 @@
-"""What each shipped configuration asks of a machine: memory without activations, and the arithmetic of a run.
+"""What each shipped configuration asks of a machine: memory without activations, arithmetic and hours of a run.
 
     OMP_NUM_THREADS=1 python -m benchmarks.shipped_configs
 
@@ -17,6 +17,7 @@ from .models import outline
 from .results import ROOT, markdown_table, replace_block
 from .training_runs import CONFIGS, Case
 
+SPEED = 400e12  # FLOP a second, about 40 % of an H100's bfloat16 peak
 PAGE, MARK = ROOT / "docs" / "training-backbones.md", "shipped configurations"
 CASES = {  # by the configuration's name: the network, and the tokens of a prompt as its encoders give them
     recipe: Case(name=recipe, recipe=recipe, architecture=architecture, tokens=tokens)
@@ -59,14 +60,18 @@ def row(name):
         gib(case.memory(config).total),
         samples,
         updates,
-        f"{each / 1e15:,.2g}" if each < 1e16 else f"{each / 1e15:,.0f}",
-        f"{whole / 1e18:,.2g}" if whole < 1e19 else f"{whole / 1e18:,.0f}",
+        *(_two_digits(number) for number in (each / 1e15, whole / 1e18, whole / SPEED / 3600)),
     ]
+
+
+def _two_digits(number):
+    """A number in at least two digits."""
+    return f"{number:,.2g}" if number < 10 else f"{number:,.0f}"
 
 
 def table(names):
     """The table of the page for some configurations."""
-    head = ["", "weights, gradients, optimiser", "samples an update", "updates", "PFLOP an update", "EFLOP in all"]
+    head = ["", "weights, gradients, optimiser", "samples an update", "updates", "PFLOP an update", "EFLOP", "hours"]
     return markdown_table(head, map(row, names))
 
 

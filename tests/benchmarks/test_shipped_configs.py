@@ -29,3 +29,10 @@ def test_each_names_its_teacher_and_prompts_on_the_page():
         text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
         base, prompts = re.search(r"^  base: (\S+)", text, re.M)[1], re.search(r"prompts/(\w+)\.txt", text)[1]
         assert re.search(rf"^\| `{re.escape(name)}\.yaml` \| {re.escape(base)} \| .* \| {prompts} \|$", page, re.M)
+
+
+def test_each_states_its_hours():
+    for name, row in ROWS.items():
+        text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+        stated = re.search(r"^# About (\S+) hours at 400 TFLOP a second", text, re.M)[1]
+        assert stated == row.split("|")[-2].strip(), name
