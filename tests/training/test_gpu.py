@@ -1,4 +1,4 @@
-"""The GPU computes what the CPU computes: the same tiny trainings, and samples of the demo's student from one noise.
+"""The GPU computes what the CPU computes, in the same tiny trainings and in samples of the demo's student.
 
 python -m pytest -m gpu
 """
@@ -63,6 +63,19 @@ def test_training_has_the_same_losses_and_gradient_norms(case, mode):
     device = "cpu" if DEVICE == "cpu" else "auto"
     for ours, theirs in zip(trained(case, mode, device), trained(case, mode, "cpu")):
         assert ours == pytest.approx(theirs, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
+def test_a_phase_does_not_wait_for_the_gpu(case):
+    trainer = make_trainer(case, case.config("model.mode=adapters", "train.device=auto"))
+    trainer.update(1)  # what is made once
+    batches = trainer.sampler.batches(2, "fake-0", round_number=1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _, samples = trainer.objective.fake_phase(batches, share=True)
+        trainer.objective.student_phase(batches, samples)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @torch.no_grad()
