@@ -41,7 +41,8 @@ class Processes:
 
     def __init__(self, config):
         train = config.train
-        _check_launch()
+        self.replicas, self.context = train.replicas, train.context_parallel
+        _check_launch(train)
         try:
             self.accelerator = Accelerator(
                 cpu=train.device == "cpu",
@@ -58,18 +59,10 @@ class Processes:
         self.main = self.rank == 0
         # What processes agree on goes over the CPU, whatever carries their gradients.
         self._control = distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.count > 1 else None
-        self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+        self.sharded = _sharded()
         if self.sharded and not is_torch_version(">=", "2.7"):
             raise RMDError(f"sharded networks need PyTorch 2.7, this is {torch.__version__}; launch without FSDP")
         self.one_loads = self.count > 1 and not is_quantised(config.model.base_dtype)  # else each packs its own weights
-        self.replicas, self.context = train.replicas, train.context_parallel
-        for key in ("replicas", "context_parallel"):
-            if self.count % getattr(train, key):
-                raise RMDError(
-                    f"train.{key} is {getattr(train, key)}, which does not divide {self.count} processes; change one"
-                )
-        if self.replicas > 1 and not self.sharded:
-            raise RMDError("train.replicas is for networks that are sharded; launch with FSDP, or leave it out")
         if self.count != announced():
             raise RMDError(
                 f"{announced()} processes were started, but there is no GPU for each that PyTorch can use here; "
@@ -207,7 +200,19 @@ def announced():
     return get_int_from_env(_COUNTS, 1)
 
 
-def _check_launch():
+def _sharded():
+    """Whether the launcher asks for sharded networks."""
+    return announced() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def _check_launch(train):
+    for key in ("replicas", "context_parallel"):
+        if announced() % getattr(train, key):
+            raise RMDError(
+                f"train.{key} is {getattr(train, key)}, which does not divide {announced()} processes; change one"
+            )
+    if train.replicas > 1 and not _sharded():
+        raise RMDError("train.replicas is for networks that are sharded; launch with FSDP, or leave it out")
     if announced() > 1 and get_int_from_env(_RANKS, -1) < 0:
         raise RMDError(
             f"{announced()} processes are announced in the environment (WORLD_SIZE), but not which of them this is; "
