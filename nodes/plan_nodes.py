@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..rmd_core.presets import PRESETS
-from .bridge.latents import final_latent
+from .bridge.latents import final_latent, streams
 from .bridge.model import ModelView
 from .bridge.plans import (
     AUTO,
@@ -203,7 +203,7 @@ class RMDSchedule(io.ComfyNode):
         if latent is None:
             final_hw = final_cells(view, width=width, height=height)
         else:
-            shape = final_latent(model, latent)["samples"].shape
+            shape = streams(final_latent(model, latent)["samples"])[0].shape
             final_hw, frames = (shape[-2], shape[-1]), shape[2] if len(shape) == 5 else 1
         plan = last_steps(sampling_plan(view, final_hw, source), denoise)
         if latent is None and view.dimensions == 3:

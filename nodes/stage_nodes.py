@@ -141,6 +141,11 @@ class RMDStageUpscale(io.ComfyNode):
                 last,
             )
         output, denoised_output = final_latent(model, output), final_latent(model, denoised_output)
+        if output["samples"].is_nested or denoised_output["samples"].is_nested:
+            raise RMDError(
+                "this latent holds several tensors (such as video and audio), which cannot be switched by hand; use "
+                "RMD Sampler or RMD Guider"
+            )
         if output["samples"].shape != denoised_output["samples"].shape:
             raise RMDError("output and denoised_output differ in shape; connect both outputs of one sampler node")
         if "noise_mask" in output:

@@ -48,8 +48,8 @@ class Recorder:
 
     @property
     def sizes(self):
-        """Height and width of the state of every call."""
-        return [tuple(call.x.shape[-2:]) for call in self.calls]
+        """Height and width of the state of every call; of several streams, which core packs, those of the video."""
+        return [tuple(call.conditioning.get("latent_shapes", [call.x.shape])[0][-2:]) for call in self.calls]
 
 
 class Nodes:

@@ -206,7 +206,7 @@ def _fill(network, seed=WEIGHTS_SEED):
     """Random weights that keep activations of order 1: matrices by their fan-in, scales near 1, the rest small."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in (*network.named_parameters(), *network.named_buffers()):
-        if isinstance(weight, torch.nn.Parameter) or "pos_embed" in name:
+        if isinstance(weight, torch.nn.Parameter) or "pos_embed" in name or "rope.inv_freq" in name:
             values = torch.randn(weight.shape, generator=generator)
             if weight.dim() < 2:
                 weight.copy_(0.1 * values + (1.0 if name.endswith("weight") else 0.0))

@@ -23,7 +23,8 @@ SEED = 5
 class Animal:
     """How to make a tiny model of a class, a prompt for it, and an empty latent as core's node makes it.
 
-    px is the side of the result. frames is the number of a video's frames, 0 for an image. extra gives more entries of
+    px is the side of the result. frames is the number of a video's frames, 0 for an image, and sound the shape of one
+    that the latent node does not make itself. extra gives more entries of
     the prompt. refused is a part of the message where RMD does not take the model, unusable where core fails at so
     small a network.
     """
@@ -34,6 +35,7 @@ class Animal:
     tokens: int = 5
     px: int = 128
     frames: int = 0
+    sound: tuple = ()
     extra: dict = field(default_factory=dict)
     state: dict = field(default_factory=dict)
     refused: str = ""
@@ -197,8 +199,9 @@ ZOO = {
         context=2 * CONTEXT,
         extra={"attention_mask": torch.ones(1, 5)},
         frames=17,
+        sound=(8, 6, 16),
     ),
-    "MiniMaxH3": Animal(net("minimax_h3", f"{HEADS} {MINIMAX}"), frames=5, refused="several tensors"),
+    "MiniMaxH3": Animal(net("minimax_h3", f"{HEADS} {MINIMAX}", rope_inv_freq_len=4), frames=5),
     "HunyuanVideo": Animal(hunyuan(vec_in_dim=CONTEXT, guidance_embed=True), pooled=CONTEXT, **VIDEO),
     "HunyuanVideoI2V": Animal(hunyuan(33, vec_in_dim=CONTEXT), pooled=CONTEXT, **VIDEO),
     "HunyuanVideoSkyreelsI2V": Animal(hunyuan(32, vec_in_dim=CONTEXT), pooled=CONTEXT, **VIDEO),
@@ -294,6 +297,11 @@ def tiny_model(name):
 def empty_latent(name):
     """The empty LATENT that core's node for images or for videos gives."""
     animal = ZOO[name]
+    if animal.sound:
+        from comfy_extras.nodes_lt import EmptyLTXVLatentVideo, LTXVConcatAVLatent
+
+        (video,) = EmptyLTXVLatentVideo.execute(animal.px, animal.px, animal.frames).args
+        return LTXVConcatAVLatent.execute(video, {"samples": torch.zeros(1, *animal.sound)}).args[0]
     if animal.frames:
         from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
 
@@ -301,6 +309,11 @@ def empty_latent(name):
     import nodes as comfy_nodes
 
     return comfy_nodes.EmptyLatentImage().generate(animal.px, animal.px)[0]
+
+
+def streams(samples):
+    """The tensors in LATENT samples."""
+    return samples.unbind() if samples.is_nested else [samples]
 
 
 def meet(name, nodes):
@@ -328,13 +341,14 @@ def meet(name, nodes):
     )
     recorder = Recorder()
     out = nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive, latent=empty)["samples"]
-    assert torch.isfinite(out).all()
+    assert all(torch.isfinite(one).all() for one in streams(out))
     steps = plan.stage_plan.steps
     assert recorder.sizes == [step.size for step in steps]
     for step, call in zip(steps, recorder.calls, strict=True):
         level = plan.stage_plan.curve.comfy_sigma(step.sigma)
         assert abs(call.sigma - level) <= 1e-6 * level
-    assert out.shape == _at_one_size(nodes, model, whole, positive, empty).shape
+    core = _at_one_size(nodes, model, whole, positive, empty)
+    assert [one.shape for one in streams(out)] == [one.shape for one in streams(core)]
     return _row(name, view, plan, empty["samples"])
 
 
@@ -348,7 +362,7 @@ def _at_one_size(nodes, model, plan, positive, empty):
     (noise,) = nodes("RMD_Noise", noise_seed=SEED)
     sigmas = nodes("RMD_StageSigmas", plan=plan, stage=1)[0]
     core = nodes.by_core(noise, guider, sampler, sigmas, empty)[0]["samples"]
-    assert torch.equal(ours, core)
+    assert all(torch.equal(*both) for both in zip(streams(ours), streams(core), strict=True))
     return core
 
 
@@ -356,11 +370,12 @@ def _row(name, view, plan, samples):
     curve = plan.stage_plan.curve
     flow = curve.kind == "flow"
     stages = plan.stage_plan.stages
+    shapes = " and ".join("x".join(map(str, one.shape[1:])) for one in streams(samples))
     return Row(
         name,
         noise=view.kind.table,
         shift=" to ".join(f"{curve.shift * stage.ratio:.3g}" for stage in stages) if flow else "",
-        latents=f"{view.kind.latents}, {'x'.join(map(str, samples.shape[1:]))}, {view.cell_px} px a cell",
+        latents=f"{view.kind.latents}, {shapes}, {view.cell_px} px a cell",
         sizes=" to ".join(f"{stage.height}x{stage.width}" for stage in stages),
         result="2+2 runs; one size is core's, bit for bit",
     )

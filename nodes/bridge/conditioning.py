@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,9 @@ FREE_PIXELS = {"concat_mask", "face_video_pixels"}
 
 # LTXV's guides, as they are: places in pixels of the frames that LTXVAddGuide appends to the latent.
 GUIDES = {"keyframe_idxs", "guide_attention_entries", "generated_keyframes"}
+
+# MiniMax H3's frames to keep and references: dictionaries that hold a latent of their own.
+BLOCKS = {"minimax_keyframes", "minimax_refs"}
 
 KNOWN = (
     UNCHANGED | REFERENCES | GUIDES | ON_THE_GRID | FREE_PIXELS | {"concat_latent_image", "condition", "audio_embed"}
@@ -87,7 +91,9 @@ class StageView:
             changed["area"] = self._area(entry["area"])
         unchanged = UNCHANGED | GUIDES | (REFERENCES - self._on_grid)
         for name in entry:
-            if name not in unchanged:
+            if name in BLOCKS:
+                changed[name] = [self._block(name, block) for block in changed[name]]
+            elif name not in unchanged:
                 changed[name] = self._image(name, changed[name])
         return changed
 
@@ -150,6 +156,30 @@ class StageView:
                 f"{expected[1]}x{expected[0]} px; make prompts with guides of that size, and connect them to "
                 "small_positive of RMD Sampler, or give RMD Sampler (Advanced) a guider and a later_guider"
             )
+
+    def _block(self, name: str, block: dict[str, Any]) -> dict[str, Any]:
+        """A keyframe of MiniMax H3, on the latent's grid, or a reference, on one of its own, at this stage.
+
+        A reference is brought to the stage's area, as core's node does that makes it. One that is larger than the final
+        image was made so for its detail, and stays.
+        """
+        latent = block.get("latent")
+        if latent is None:
+            return block
+        size, (stage, final) = tuple(latent.shape[-2:]), (math.prod(hw) for hw in (self.stage_hw, self.final_hw))
+        if name == "minimax_keyframes":
+            if size not in (self.stage_hw, self.final_hw):
+                raise RMDError(
+                    f"a keyframe of MiniMax H3 is {size[0]} x {size[1]} cells and cannot follow to a stage of "
+                    f"{self.stage_hw[0]} x {self.stage_hw[1]}; make it for the final size, {self.final_hw[0]} x "
+                    f"{self.final_hw[1]}"
+                )
+            return {**block, "latent": area_average(latent, self.stage_hw)}
+        if not stage < math.prod(size) <= 1.1 * final:  # its sides are rounded
+            return block
+        scale = math.sqrt(stage / math.prod(size))
+        height, width = (max(2, 2 * round(side * scale / 2)) for side in size)  # the network takes cells two by two
+        return {**block, "latent": area_average(latent, (height, width)), "latent_h": height, "latent_w": width}
 
     def _image(self, name: str, value: Any) -> Any:
         if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -203,6 +204,29 @@ class ModelView:
         tokens = frames * math.ceil(height / self.multiple) * math.ceil(width / self.multiple)
         hidden = _hidden_width(self.network)
         return float(height * width * frames) if hidden is None else tokens * (6.0 * hidden + tokens)
+
+
+def with_video_shift(guider: Any, shift: float) -> Any:
+    """A guider whose model's video has this flow shift while its sound keeps its own; others as they are.
+
+    MiniMax H3 has a shift for each, and reads the level of the sound off that of the video and both shifts. The shift
+    of the video follows the stage's size; so the sound stays on its own levels.
+    """
+    model = guider.model_patcher
+    sampling = model.get_model_object("model_sampling")
+    audio_shift = getattr(sampling, "audio_shift", None)
+    if not audio_shift or math.isclose(sampling.shift, shift, rel_tol=1e-9):
+        return guider
+    own = copy.deepcopy(sampling)
+    own.set_parameters(shift=shift, audio_shift=audio_shift, multiplier=sampling.multiplier)
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", own)
+    told = {"minimax_h3_sigma_shift_video": shift, "minimax_h3_sigma_shift_audio": audio_shift}
+    changed = copy.copy(guider)
+    changed.model_patcher = patched
+    options = getattr(guider, "model_options", model.model_options)
+    changed.model_options = {**options, "transformer_options": {**options.get("transformer_options", {}), **told}}
+    return changed
 
 
 def references_on_grid(model: Any) -> bool:

@@ -31,8 +31,8 @@ from ...rmd_core.noise import FreshNoise, SeededNoise
 from ...rmd_core.plan import Stage
 from .calls import HandOver, NetworkCall, SecondModel, watched
 from .conditioning import StageView, unknown_tensors
-from .latents import SourceImage, final_latent, to_output
-from .model import ModelView, NoiseForm, references_on_grid
+from .latents import SourceImage, final_latent, stream_noise, streams, to_output
+from .model import ModelView, NoiseForm, references_on_grid, with_video_shift
 from .plans import SamplingPlan, check_levels, pixels
 from .upsampling import Upsampler, with_upsampler
 
@@ -84,7 +84,8 @@ def sample_cascade(
     check_cascade(plan, settings)
     model, total = guider.model_patcher, len(plan.stage_plan.steps)
     latent = final_latent(model, latent)
-    shape = tuple(latent["samples"].shape)
+    source = SourceImage(latent, model)
+    shape = source.shape
     if shape[-2:] != plan.stage_plan.final_hw:
         raise RMDError(
             f"the latent is {pixels(plan.cell_px, shape[-2:])} px, "
@@ -95,7 +96,6 @@ def sample_cascade(
     items = batch_items(latent)
     if seed.items is None and items is not None:
         seed = StageSeed(seed.cascade, 0, items)
-    source = SourceImage(latent, model)
     _warn(plan, settings, source)
     if later_guider is not None and len(settings) == 1:
         logger.warning("the plan runs one stage, so later_guider is not used")
@@ -114,7 +114,8 @@ def sample_cascade(
         def run_stage(job: StageJob) -> StageEnd:
             nonlocal output
             stage = job.stage.index
-            recover = stage < len(rules) and rules[stage].uses_prediction
+            sound = source.nested and plan.eta > 0.0  # its step is an ordinary one
+            recover = stage < len(rules) and (rules[stage].uses_prediction or sound)
             stage_seed = seed if seed.stage == stage else StageSeed(seed.cascade, stage, seed.items)
             output, end = _sample_stage(
                 job, plan, settings[stage], source=source, seed=stage_seed, on_step=on_step, recover=recover
@@ -137,9 +138,8 @@ def sample_cascade(
             noise=seed.source,
             boundary=rules,
         )
-    estimates = (to_output(model.model.process_latent_out(x0)) for x0 in result.stage_x0)
     others = {key: value for key, value in latent.items() if key != "noise_mask"}  # the mask is of the final size
-    stages = ({**others, "samples": estimate} for estimate in estimates)
+    stages = ({**others, "samples": one} for one in source.estimates(result.stage_x0))
     return Sampled(output, {**latent, "samples": to_output(output)}, stages)
 
 
@@ -163,10 +163,7 @@ def _sample_stage(
     sigmas = torch.tensor(plan.sigmas(stage), dtype=torch.float32)
     form = NoiseForm.of(settings.guider.model_patcher)
     sampler = settings.sampler
-    if job.x0 is None:
-        image, noise = source.resized(stage.size), job.noise
-    else:
-        image, noise = source.stage_input(job.x0, job.noise, form=form, sigma=sigmas[0].to(job.x0))
+    image, noise = source.start(job, form=form, sigma=sigmas[0], eta=plan.eta)
     first, last, done = job.steps[0].index, len(sigmas) - 2, 0
     x0 = eps = None
     calls: deque[NetworkCall] = deque(maxlen=2)  # a sampler may call once more below the last level
@@ -187,8 +184,11 @@ def _sample_stage(
 
         on_grid = references_on_grid(guider.model_patcher)
         view = StageView(stage.size, plan.stage_plan.final_hw, plan.cell_px, plan.size_conditioning, on_grid)
+        staged = _with_whole_thresholds(view.guider(guider), plan, stage)
+        if plan.stage_plan.curve.kind == "flow":
+            staged = with_video_shift(staged, plan.stage_plan.curve.shift * stage.ratio)
         try:
-            return _with_whole_thresholds(view.guider(guider), plan, stage).sample(
+            return staged.sample(
                 noise,
                 image,
                 sampler,
@@ -220,12 +220,13 @@ def _sample_stage(
         if call.sigma.max().item() >= sigmas[last].item() * (1.0 - 1e-4):
             x0, eps = call.x0, form.eps(call.x, call.x0, call.sigma.flatten()[0])
             break
-    if not math.isfinite(x0.sum(dtype=torch.float32).item()):  # one pass, where isfinite makes four
+    # One pass, where isfinite makes four.
+    if not all(math.isfinite(stream.sum(dtype=torch.float32).item()) for stream in streams(x0)):
         raise RMDError(
             f"the network of stage {number} gave values that are not finite (nan or inf); check the weights and the "
             "strength of LoRAs, and try a wider weight_dtype"
         )
-    return output, StageEnd(x0, eps)
+    return output, source.end(x0, eps, settings.guider.model_patcher.model)
 
 
 def _with_whole_thresholds(guider: Any, plan: SamplingPlan, stage: Stage) -> Any:
@@ -561,7 +562,8 @@ class StartNoise:
     def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
         """Noise for a LATENT, float32 on the CPU; a core sampler reads `seed` after this, with the LATENT's items."""
         self.seed = StageSeed(self.seed.cascade, 0, batch_items(latent))
-        return self.seed.fresh("start", tuple(latent["samples"].shape))
+        noises = stream_noise(self.seed.fresh, "start", [stream.shape for stream in streams(latent["samples"])])
+        return type(latent["samples"])(noises) if latent["samples"].is_nested else noises[0]
 
 
 class SwitchNoise:
@@ -612,6 +614,9 @@ def sample_rmd(
     seed = StageSeed.of(extra_args.get("seed") or 0)
     batch = x.new_ones([x.shape[0]])
     last, levels = len(sigmas) - 2, sigmas.tolist()
+    # Of several streams core packs the state into one tensor (B, 1, cells).
+    shapes = getattr(getattr(model.inner_model, "inner_model", None), "latent_shapes", None) or ()
+    shapes = shapes if len(shapes) > 1 else (x.shape,)
     for index in trange(len(sigmas) - 1, disable=disable):
         comfy.model_management.throw_exception_if_processing_interrupted()
         sigma, following = sigmas[index], sigmas[index + 1]
@@ -622,7 +627,10 @@ def sample_rmd(
             x = x0
             continue
         share = 1.0 if index == last else eta
-        fresh = seed.fresh(f"step-{index}", tuple(x.shape)) if share < 1.0 else None
+        fresh = None
+        if share < 1.0:
+            noises = stream_noise(seed.fresh, f"step-{index}", shapes)
+            fresh = comfy.utils.pack_latents(noises)[0] if len(noises) > 1 else noises[0]
         eps = x if share == 0.0 else form.eps(x, x0, sigma)  # at 0 nothing of it is used
         x = form.state(x0, step_noise(eps, share, fresh), following)
     return x

@@ -15,6 +15,7 @@ import torch
 from ...rmd_core.boundary import Boundary, Learned, learned_name, resize, upsample
 from ...rmd_core.errors import RMDError
 from ...rmd_core.files import weights_digest
+from .latents import video_channels
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Upsampler:
 
         Raises RMDError where it is for latents of another number of channels.
         """
-        channels = model.get_model_object("latent_format").latent_channels
+        channels = video_channels(model)
         if self._channels != channels:
             raise RMDError(
                 f"the connected {'vae' if self.upscale_model is None else 'upscale_model'} of RMD Upsampler is for "

@@ -66,9 +66,9 @@ def test_nested_latents(nodes, tiny, refused):
     import comfy.nested_tensor
 
     model = tiny("wan")
-    nested = comfy.nested_tensor.NestedTensor((torch.zeros(1, 16, 1, 16, 16), torch.zeros(1, 8, 20)))
+    nested = comfy.nested_tensor.NestedTensor((torch.zeros(1, 16, 1, 16, 16), torch.zeros(1, 8, 20, 4)))
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.sample(model, plan, latent={"samples": nested}), "several tensors", "images or videos alone")
+    refused(lambda: nodes.sample(model, plan, latent={"samples": nested}), "several tensors", "takes one")
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "dpm_fast"])

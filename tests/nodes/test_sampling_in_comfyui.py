@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from cascade_rig import SEED, TINY, Recorder, alpha_sigma, fresh_noise, relative
 from demo import files
+from rmd_core.cascade import StageJob
 
 SIZES = ((8, 8), (16, 16))
 
@@ -392,7 +393,8 @@ def test_a_soft_cell_starts_a_stage_from_the_stage_before(nodes, tiny, name):
     draw = torch.Generator().manual_seed(1)
     x0, white = (torch.randn(latent["samples"].shape, generator=draw) for _ in range(2))
     sigma = torch.tensor(0.7)
-    samples, noise = source.stage_input(x0, white, form=form, sigma=sigma)
+    job = StageJob(plan=None, stage=None, x0=x0, noise=white, fresh=None)
+    samples, noise = source.start(job, form=form, sigma=sigma, eta=0.5)
     inside = model.patcher.model.process_latent_in
     kept, wanted = form.state(inside(samples), noise, sigma), form.state(x0, white, sigma)
     assert torch.allclose(kept[..., 1:], wanted[..., 1:], atol=1e-5)
