@@ -368,6 +368,7 @@ def _profile_plan(view: ModelView, final_hw: Size, *, profile: str, split: str, 
         cell_px=view.cell_px,
         origin=f"profile {chosen.title}, {_distilled_for(chosen, own_sizes=auto)}",
         shift_of="the profile's",
+        student=bool(chosen.sizes),
         notes=(*_shift_notes(view, chosen.curve, "the profile's"), *_profile_notes(chosen), *chosen.notes),
     )
 

@@ -241,6 +241,7 @@ def test_only_students_of_a_cascade_are_said_to_be_distilled_for_one(pack, netwo
     assert ("not distilled" in told) == (not profile.sizes)
     if profile.sizes:
         assert plan.origin == f"profile {profile.title}, distilled for these sizes"
+        assert plan.student
         count = len(profile.sigmas)
         own, _ = planned(pack, model, latent, profile, split=f"{count - 1}+1")
         assert own.stage_plan.calls_per_stage == (count - 1, 1) and "distilled for other sizes" in own.origin
