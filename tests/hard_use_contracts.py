@@ -24,6 +24,10 @@ def _stepsampler(inputs, outputs):
     assert eta == (inputs["eta"] if plan is None else plan.eta) and 0.0 <= eta <= 1.0
 
 
+def _upsampler(inputs, outputs):
+    assert (outputs[0].upscale_model, outputs[0].vae) == (inputs.get("upscale_model"), inputs.get("vae"))
+
+
 def _stageoverride(inputs, outputs):
     *before, own = outputs[0]
     assert before == list(inputs.get("overrides") or ()) and own.stage == inputs["stage"] - 1

@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from cascade_rig import TINY
+from comfy_models import tiny_wan_vae
 
 TEXTS = (
     *("", " ", "\n", "\0", "2+2", "1+1+2", "4", "0+4", "4+0", "2+2+", "+", "-1+2", "2.5+1", "1e3", "auto", "AUTO "),
@@ -82,6 +83,11 @@ class World:
         fitting["SIGMAS"] = [Named("sigmas", lambda: torch.tensor([1.0, 0.75, 0.5]))]
         fitting["RMD_RECIPE"] = [Named("demo recipe", self.demo_recipe)]
         fitting["RMD_OVERRIDES"] = [Named("no overrides", tuple), Named("stage 2 alone", lambda: self.override(2))]
+        fitting["VAE"] = [Named("Wan VAE", lambda: self.vae)]
+        fitting["LATENT_UPSCALE_MODEL"] = [Named("no upscale model", lambda: None)]
+        fitting["RMD_UPSAMPLER"] = [Named("no upsampler", lambda: None)]
+        if model.video:
+            fitting["RMD_UPSAMPLER"] += [Named("VAE upsampler", lambda: self.nodes("RMD_Upsampler", vae=self.vae)[0])]
         return {kind: st.sampled_from(values) for kind, values in fitting.items()}
 
     def usual_of(self, node_id, name):
@@ -94,6 +100,17 @@ class World:
         if node_id == "RMD_Schedule":
             fitting["width"], fitting["height"] = (st.just(8 * side) for side in reversed(TINY[name][1]))
         return fitting
+
+    def has_prompt_of_another_width(self, inputs):
+        """Whether one of RMD Sampler's prompts is of another text encoder than the tiny model's."""
+        widths = {model.context for model in map(self.tiny, TINY) if model.patcher is inputs.get("model")}
+        names = ("positive", "negative", "small_positive", "small_negative")
+        prompts = [inputs[name] for name in names if inputs.get(name) is not None]
+        return any(embedding.shape[-1] not in widths for prompt in prompts for embedding, _ in prompt)
+
+    @cached_property
+    def vae(self):
+        return tiny_wan_vae()
 
     def open_output(self, model, size_hw):
         """What a sampler node put out at sigma 0.5 beside an empty clean picture: noise of deviation 1 is in it."""
