@@ -23,6 +23,7 @@ CASES = {  # by the configuration's name: the network, and the tokens of a promp
     recipe: Case(name=recipe, recipe=recipe, architecture=architecture, tokens=tokens)
     for recipe, architecture, tokens in (
         ("sdxl", "SDXL", 77),
+        ("sdxl_from_dmd2", "SDXL", 77),
         ("pixart_alpha", "PixArt alpha", 120),
         ("pixart_sigma", "PixArt Sigma", 300),
         ("sd35_medium", "SD3.5 Medium", 154),
@@ -31,6 +32,7 @@ CASES = {  # by the configuration's name: the network, and the tokens of a promp
         ("qwen_image", "Qwen-Image", 128),
         ("wan21_1.3b", "Wan2.1 1.3B", 512),
         ("wan21_14b", "Wan2.1 14B", 512),
+        ("wan21_14b_from_lightx2v", "Wan2.1 14B", 512),
         ("wan22_5b", "Wan2.2 5B", 512),
     )
 }

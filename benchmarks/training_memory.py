@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.training_memory [--only sdxl wan-1.3b wan-14b] [--measure] [--tiny]
 
-Batch 1, rank 64, calls in bfloat16. Weights, gradients and optimiser states are counted for full-size networks on the
-meta device, which needs no GPU; activations come on top. `--measure` trains random weights for a few updates on a CUDA
-device and takes PyTorch's own peak of an update at the final size. It leaves out what would wait in system memory
-(RAM) and has no room there. `--tiny` takes small networks, to try it. Results: benchmarks/results/training_memory.json,
-row by row, or with `--tiny` no file. What was measured stays there until it is measured again.
+Batch 1, rank 64, calls in bfloat16, no weight average. Weights, gradients and optimiser states are counted for networks
+of full size on the meta device, which needs no GPU; activations come on top. `--measure` trains random weights for some
+updates on a CUDA device and takes PyTorch's own peak of an update at the final size. It leaves out what would wait in
+system memory (RAM) and has no room there. `--tiny` takes small networks, to try it. Results:
+benchmarks/results/training_memory.json, row by row, or with `--tiny` no file. What was measured stays there until it is
+measured again.
 """
 
 import argparse
@@ -28,8 +29,8 @@ NETWORKS = {  # name of the option: the title of its table, the full-size case, 
     "wan-1.3b": ("Wan2.1-1.3B, 480p to 720p, 81 frames", FULL[1], TINY[1]),
     "wan-14b": ("Wan2.1-14B, 480p to 720p, 81 frames", FULL[2], TINY[2]),
 }
-COMMON = ("train.precision=bfloat16", "backbone.gradient_checkpointing=true")
-OFFLOAD = (COMMON[0], "backbone.gradient_checkpointing=offload")
+COMMON = ("train.precision=bfloat16", "train.ema=null", "backbone.gradient_checkpointing=true")
+OFFLOAD = (*COMMON[:2], "backbone.gradient_checkpointing=offload")
 PACKED = ("optimiser.kind=adamw8bit", "train.offload=waiting", "train.guidance_calls=apart")
 SETS = {  # what the table calls them: overrides
     "three networks": (*COMMON, "model.mode=three networks"),

@@ -20,8 +20,14 @@ from .results import ROOT
 CONFIGS = ROOT / "training" / "configs"
 MODES = ("adapters", "three networks")
 PROMPTS = ("a red apple", "a blue cup", "a green leaf", "a yellow sun")
-# Every update is one batch of the recipe, past the warm-up; nothing is written, and no prompt list is read.
-PLAIN = ("train.accumulation=1", "train.warmup_updates=0", "backbone.vae=null", "output.trackers=[]")
+# Every update has one batch of the recipe in each phase, past the warm-up; nothing is written, no prompt list is read.
+PLAIN = (
+    "train.accumulation=1",
+    "train.warmup_updates=0",
+    "train.fake_steps=1",
+    "backbone.vae=null",
+    "output.trackers=[]",
+)
 RANDOM = (*PLAIN, "train.batch=1", "prompts.file=null", "prompts.encode_from=null", "prompts.negative=''")
 ON_CPU = ("train.device=cpu", "train.precision=float32")
 

@@ -57,7 +57,13 @@ _UNDECISIVE = {  # keys that decide no trained weight, besides all of the output
     "train.context_parallel",
 }
 # Keys that came later, with their defaults: a run of before them keeps its digest.
-_LATER = {"model.init_from": None, "optimiser.lr_warmup": 0, "optimiser.lr_decay": "none"}
+_LATER = {
+    "model.init_from": None,
+    "model.init_strength": 1.0,
+    "model.init_fake": "teacher",
+    "optimiser.lr_warmup": 0,
+    "optimiser.lr_decay": "none",
+}
 File = Annotated[Path, AfterValidator(_a_path)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
@@ -87,7 +93,7 @@ class BackboneSection(Section):
 
 
 class ModelSection(Section):
-    """What student, fake score and teacher are made of; all keys but ``mode`` and ``init_from`` are for adapters."""
+    """What student, fake score and teacher are made of; all keys but ``mode`` and ``init_...`` are for adapters."""
 
     mode: Literal["adapters", "three networks"] = "adapters"
     rank: Count = 64
@@ -99,13 +105,17 @@ class ModelSection(Section):
         None, description="of the frozen base; null: train.precision"
     )
     init_from: File | None = Field(
-        None, description="three networks: a whole student that this one starts from; null: the teacher"
+        None, description="what the student starts from: a student, a few-step model or its LoRA; null: the teacher"
+    )
+    init_strength: Positive = Field(1.0, description="of a LoRA that the student starts from")
+    init_fake: Literal["teacher", "student"] = Field(
+        "teacher", description="what the fake score starts from: the teacher, or the same as the student"
     )
 
     @model_validator(mode="after")
-    def _whole_start(self):
-        if self.mode == "adapters" and self.init_from is not None:
-            raise ValueError("init_from is for mode three networks; leave it out, or give model.mode three networks")
+    def _a_start(self):
+        if self.init_from is None and (self.init_strength, self.init_fake) != (1.0, "teacher"):
+            raise ValueError("init_strength and init_fake are for what init_from names; give it, or leave them out")
         return self
 
     @model_validator(mode="after")
@@ -175,7 +185,7 @@ class LossSection(Section):
 class PromptSection(Section):
     """What is asked for."""
 
-    cache: File
+    cache: File | None = Field(None, description="null: encode_from's encoders stay loaded, and encode as prompts come")
     file: File | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
     encoder: str | None = Field(None, description="refuse a cache made by another encoder")
     encode_from: File | None = Field(
@@ -185,6 +195,8 @@ class PromptSection(Section):
 
     @model_validator(mode="after")
     def _something_to_encode(self):
+        if self.cache is None and self.encode_from is None:
+            raise ValueError("give cache, or encode_from to encode prompts as they come")
         if self.encode_from is not None and self.file is None:
             raise ValueError("encode_from makes a cache of the prompts of a file; give prompts.file")
         if self.negative and self.encode_from is None:
@@ -309,7 +321,8 @@ class Config(Section):
         """The names of keys that are for adapters and were given other values than their own, in another mode."""
         if self.model.mode == "adapters":
             return ()
-        sections = {"model": set(ModelSection.model_fields) - {"mode", "init_from"}, "output": {"merge", "lora_names"}}
+        own = {name for name in ModelSection.model_fields if name != "mode" and not name.startswith("init_")}
+        sections = {"model": own, "output": {"merge", "lora_names"}}
         return tuple(
             f"{name}.{key}"
             for name, keys in sections.items()

@@ -117,13 +117,16 @@ def _run(arguments, config, processes, stack):
             outline = outline_run(config, shards=processes.shards)
         planned = None
         if config.prompts.encode_from is not None:
-            from training.encode_prompts import make_cache, planned_cache  # text encoders take seconds to import
+            from training.encode_prompts import LiveCache, make_cache, planned_cache  # which take seconds to import
 
             if arguments.dry_run:
                 with processes.raise_together():
                     planned = planned_cache(config)
             else:
                 processes.first_alone(make_cache(config, device=processes.device))
+                if config.prompts.cache is None:
+                    with processes.raise_together():
+                        planned = LiveCache(config, processes.device)
         with processes.raise_together():
             setup = prepare(outline, planned=planned, loads=processes.main or not processes.one_loads)
         if arguments.dry_run:

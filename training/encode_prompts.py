@@ -6,16 +6,20 @@ The cache is a folder of safetensors files. Prompts that it already contains are
 command continues where it was. Exit codes: 0 done, 2 bad input, no memory or no place to write, 130 stopped by Ctrl-C.
 
 A training run whose configuration names text encoders fills its cache in the same way before it trains: ``make_cache``.
+One without a cache keeps the encoders loaded: ``LiveCache``.
 """
 
 import argparse
 import contextlib
+import hashlib
+import json
 import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from rmd_core.errors import RMDError, one_line, short_repr
@@ -175,24 +179,87 @@ class PlannedCache:
     texts: tuple
 
 
+class LiveCache:
+    """Embeddings that are made when they are asked for, by encoders that stay on the device; else as a PromptCache.
+
+    They are rounded to a cache's precision, so that training sees what it would see from a cache. ``config``: of the
+    run. Raises RMDError for wrong encoders.
+    """
+
+    def __init__(self, config, device):
+        settings = config.prompts
+        self.path, self.texts, self.negative = settings.encode_from, read_prompts(settings.file), settings.negative
+        encoders = _encoders_of(config, device)
+        self.encoder, self.masked = encoders.identity, encoders.masked
+        self._encoders = encoders.__enter__()
+        self._null = _as_stored(self.negative, encoders.encode_null(self.negative))
+        self._last = {}
+        self.tokens = encoders.length or len(self._null.embedding)
+        self.dim = self._null.embedding.shape[-1]
+        self.pooled_dim = None if self._null.pooled is None else self._null.pooled.shape[-1]
+        log.info("prompts are encoded by %s as they come", self.path)
+
+    def require(self, texts):
+        """Any text can be encoded."""
+
+    def batch(self, texts):
+        """Embeddings (B, tokens, dim) in float32, padded with zeros, on the CPU."""
+        rows = [row.embedding.float() for row in self._encoded(texts)]
+        return torch.stack([pad(row, (0, 0, 0, self.tokens - len(row))) for row in rows])
+
+    def mask(self, texts):
+        """Which tokens of ``batch`` are the prompt's own, (B, tokens): 1.0 for those, 0.0 for padding."""
+        lengths = torch.tensor([len(row.embedding) for row in self._encoded(texts)])
+        return (torch.arange(self.tokens) < lengths[:, None]).float()
+
+    def pooled(self, texts):
+        """Pooled embeddings (B, pooled_dim) in float32, or None where there are none."""
+        return None if self.pooled_dim is None else torch.stack([row.pooled.float() for row in self._encoded(texts)])
+
+    def digest(self, texts):
+        """SHA-256 over what decides the embeddings of some texts, in any order."""
+        content = [self.encoder, str(self._encoders.dtype), self.negative, *sorted(set(texts))]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _encoded(self, texts):
+        """The Encoded of every text; those of the last call are kept, as all of a batch is asked for in turn."""
+        missing = [text for text in dict.fromkeys(texts) if text != NULL_PROMPT and text not in self._last]
+        if missing:
+            found = {text: _as_stored(text, e) for text, e in zip(missing, self._encoders.encode(missing))}
+            self._last = {text: row for text, row in self._last.items() if text in texts} | found
+        return [self._null if text == NULL_PROMPT else self._last[text] for text in texts]
+
+
+def _encoders_of(config, device):
+    """The TextEncoders of a run, not loaded yet. Raises RMDError for those of another name than it asks for."""
+    settings = config.prompts
+    encoders = TextEncoders(
+        local_path(settings.encode_from), device=device, dtype=getattr(torch, config.train.precision)
+    )
+    if settings.encoder not in (None, encoders.identity):
+        raise RMDError(
+            f"{settings.encode_from} has the text encoder '{encoders.identity}', not prompts.encoder "
+            f"'{settings.encoder}'; change one of them"
+        )
+    return encoders
+
+
 def make_cache(config, *, device):
     """Encode the prompts of a run that are missing in ``prompts.cache`` with the encoders of ``prompts.encode_from``.
 
-    A generator, whose step is the download of a file or the encoding of a file of prompts. Raises RMDError for wrong
-    encoders.
+    A generator, whose step is the download of a file or the encoding of a file of prompts; without a cache the download
+    alone. Raises RMDError for wrong encoders.
     """
+    settings, folder = config.prompts, config.prompts.encode_from
+    if settings.cache is None:
+        yield from fetching(folder, ENCODERS)
+        return
     texts, missing = _prompts_of(config)
     if not missing:
         return
-    settings, folder = config.prompts, config.prompts.encode_from
     CacheFolder(settings.cache)
     yield from fetching(folder, ENCODERS)
-    encoders = TextEncoders(local_path(folder), device=device, dtype=getattr(torch, config.train.precision))
-    identity = encoders.identity
-    if settings.encoder not in (None, identity):
-        raise RMDError(
-            f"{folder} has the text encoder '{identity}', not prompts.encoder '{settings.encoder}'; change one of them"
-        )
+    encoders = _encoders_of(config, device)
     log.info("%s is missing %d prompts, which are encoded now by %s", settings.cache, len(missing), folder)
     yield from encoding(encoders, texts, settings.cache, negative=settings.negative)
 
@@ -202,16 +269,20 @@ def planned_cache(config):
 
     Raises RMDError for a folder on this machine without the encoders, and a path where no cache can be made.
     """
-    texts, missing = _prompts_of(config)
-    if not missing:
-        return None
     settings = config.prompts
-    CacheFolder(settings.cache)
+    if settings.cache is None:
+        texts = read_prompts(settings.file)
+    else:
+        texts, missing = _prompts_of(config)
+        if not missing:
+            return None
+        CacheFolder(settings.cache)
+        log.info(
+            "%s is missing %d prompts, which a run encodes first by %s",
+            *(settings.cache, len(missing), settings.encode_from),
+        )
     if Path(settings.encode_from).is_dir():
         TextEncoders(settings.encode_from)
-    log.info(
-        "%s is missing %d prompts, which a run encodes first by %s", settings.cache, len(missing), settings.encode_from
-    )
     tokens = make_backbone(config.backbone.name).prompt_tokens
     return PlannedCache(settings.encoder or f"of {settings.encode_from}, not asked yet", tokens, texts)
 

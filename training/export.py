@@ -67,26 +67,28 @@ def export_student(setup, network, path, *, update):
     setup.backbone.export(network, path, dtype=_dtype(setup), metadata=metadata)
 
 
-def export_lora(setup, network, factors, path, *, update):
-    """Write the student as a LoRA ``{layer name: Factors}`` for the base ``network``, as ``export_student`` does."""
+def export_lora(setup, network, lora, path, *, update):
+    """Write the student as a Lora for the base ``network``, as ``export_student`` does."""
     config = setup.config
     recipe = student_recipe(setup, update=update, adapter_alpha=config.model.alpha)
     title, names = config.output.name, config.output.lora_names
     keys = setup.backbone.keys(network.config)
     write_lora_student(
-        path, factors, recipe, backbone=setup.backbone, keys=keys, names=names, title=title, dtype=_dtype(setup)
+        path, lora, recipe, backbone=setup.backbone, keys=keys, names=names, title=title, dtype=_dtype(setup)
     )
 
 
-def write_lora_student(path, factors, recipe, *, backbone, keys, names, title, dtype):
-    """Write a LoRA student under the ``names`` of one of LORA_NAMES. ``keys``: the KeyMap of its network."""
+def write_lora_student(path, lora, recipe, *, backbone, keys, names, title, dtype):
+    """Write a Lora under the ``names`` of one of LORA_NAMES. ``keys``: the KeyMap of its network."""
+    factors, changes = lora
     if names == "diffusers":
         factors = of_one_rank(factors)
         recipe = replace(recipe, adapter_alpha=max(value.alpha for value in factors.values()))
     else:
         factors = native_factors(factors, dict(keys.native_layer(layer) for layer in factors))
+        changes = keys.to_native(changes)
     metadata = student_metadata(recipe, title=title)
-    save_lora(path, factors, names=names, component=backbone.component, dtype=dtype, metadata=metadata)
+    save_lora(path, factors, changes, names=names, component=backbone.component, dtype=dtype, metadata=metadata)
 
 
 def _dtype(setup):

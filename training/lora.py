@@ -6,6 +6,7 @@ them keep their gradients meanwhile, and a recomputed block must see the adapter
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +30,17 @@ class Factors:
     alpha: float
 
 
+class Lora(NamedTuple):
+    """What a LoRA changes in a network: ``{layer: Factors}``, and ``{name: tensor}``, added to other tensors."""
+
+    factors: dict
+    changes: dict
+
+    def fits(self, layers, rank):
+        """Whether adapters of a rank on these layers can take it in whole."""
+        return not self.changes and all(n in layers and len(f.down) <= rank for n, f in self.factors.items())
+
+
 class Role:
     """Which adapter the layers of a network see now: its ``name``, or None."""
 
@@ -38,7 +50,8 @@ class Role:
 class LoraLayer(torch.nn.Module):
     """A frozen linear layer or convolution plus ``alpha / rank * up(down(x))`` of the adapter that ``role`` names.
 
-    All layers of a network share one Role, so that a change of adapter is one assignment.
+    All layers of a network share one Role, so that a change of adapter is one assignment. Roles may begin with a frozen
+    LoRA and a change of the bias, to which their adapter, if they have one here, is added.
     """
 
     def __init__(self, base_layer, names, role, *, rank, alpha):
@@ -47,6 +60,7 @@ class LoraLayer(torch.nn.Module):
         self.role = role
         self.scale = alpha / rank
         self.cast_inputs = True
+        self.begun = ()  # the roles that begin with something
         if isinstance(base_layer, torch.nn.Linear):  # a quantised weight has another shape
             self.out_features = base_layer.out_features
             shapes = (rank, base_layer.in_features), (self.out_features, rank)
@@ -72,21 +86,78 @@ class LoraLayer(torch.nn.Module):
         """The output in the type of the frozen layer's."""
         result = self.base_layer(x)
         name = self.role.name
-        if name is None:
+        if name not in self.down and name not in self.begun:
             return result
-        down, up = self.down[name], self.up[name]
         if self.cast_inputs:
-            x = x.to(down.dtype)
+            x = x.to(torch.float32)
+        added = [self._through(x, self.down[name], self.up[name]) * self.scale] if name in self.down else []
+        if name in self.begun:
+            added += [] if self.start_down is None else [self._through(x, self.start_down, self.start_up)]
+            added += [] if self.start_bias is None else [self.start_bias]
+        return sum(added, result).to(result.dtype)
+
+    def _through(self, x, down, up):
         if isinstance(self.base_layer, torch.nn.Linear):
-            added = F.linear(F.linear(x, down), up)
-        else:
-            added = _CONVOLUTIONS[type(self.base_layer)](self.base_layer._conv_forward(x, down, None), up)
-        return (result + added * self.scale).to(result.dtype)
+            return F.linear(F.linear(x, down), up)
+        return _CONVOLUTIONS[type(self.base_layer)](self.base_layer._conv_forward(x, down, None), up)
+
+    def begin(self, roles, factors, bias):
+        """Let ``roles`` begin with Factors and with a change of the bias, each of them or None."""
+        self.begun = roles
+        linear, weight = isinstance(self.base_layer, torch.nn.Linear), self.base_layer.weight
+        spread = [] if linear else [1] * len(self.base_layer.kernel_size)
+        down = up = None
+        if factors is not None:
+            rank = len(factors.down)
+            down = factors.down.reshape(rank, *([-1] if linear else weight.shape[1:]))
+            up = (factors.up * (factors.alpha / rank)).reshape(-1, rank, *spread)
+        if bias is not None:
+            bias = bias.reshape(-1, *spread)
+        for name, tensor in (("start_down", down), ("start_up", up), ("start_bias", bias)):
+            if tensor is not None and not weight.is_meta:
+                tensor = tensor.to(weight.device)
+            self.register_buffer(name, tensor, persistent=False)  # it is read from its file again
 
     def delta(self, name):
-        """What an adapter adds to the weight, in its shape."""
-        down, up = self.down[name], self.up[name]
-        return (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:]) * self.scale
+        """What a role adds to the weight, in its shape."""
+        pairs = [(self.down[name], self.up[name] * self.scale)] if name in self.down else []
+        if name in self.begun and self.start_down is not None:
+            pairs.append((self.start_down, self.start_up))
+        deltas = [(up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:]) for down, up in pairs]
+        return sum(deltas[1:], deltas[0]) if deltas else torch.zeros(())
+
+    def factors(self, name, alpha):
+        """What a role adds to the weight as one Factors with this ``alpha``."""
+        pairs = [(self.down[name].detach(), self.up[name].detach(), self.scale)] if name in self.down else []
+        if name in self.begun and self.start_down is not None:
+            pairs.append((self.start_down, self.start_up, 1.0))
+        if len(pairs) == 1 and name in self.down:
+            return Factors(*pairs[0][:2], alpha)
+        down = torch.cat([down for down, _, _ in pairs])
+        return Factors(down, torch.cat([up * scale for _, up, scale in pairs], 1) * (len(down) / alpha), alpha)
+
+
+class ChangedLayer(torch.nn.Module):
+    """A frozen layer whose weights ``roles`` see with ``changes`` ({name: tensor}) added."""
+
+    def __init__(self, base_layer, role, roles, changes):
+        super().__init__()
+        self.base_layer = base_layer
+        self.role = role
+        self.begun = roles
+        self.names = tuple(changes)
+        for name, change in changes.items():
+            weight = getattr(base_layer, name)
+            change = change if weight.is_meta else change.to(weight.device)
+            self.register_buffer(f"start_{name}", change, persistent=False)
+
+    def forward(self, *args, **kwargs):
+        """The output of the layer, as the role that is active sees it."""
+        if self.role.name not in self.begun:
+            return self.base_layer(*args, **kwargs)
+        weights = {name: getattr(self.base_layer, name) for name in self.names}
+        changed = {name: (w.float() + getattr(self, f"start_{name}")).to(w.dtype) for name, w in weights.items()}
+        return torch.func.functional_call(self.base_layer, changed, args, kwargs)
 
 
 def adapted_layers(network, targets):
@@ -117,21 +188,37 @@ class AdaptedNetwork:
     """A network with one LoRA for each of ``names``, in float32; the network itself is frozen and stays as it is.
 
     ``targets``: endings of the names of the layers that get one. ``seed``: of the adapters' first values, which are
-    without effect. The network is changed in place: those layers are replaced by a LoraLayer. Raises RMDError as
-    ``adapted_layers``.
+    without effect. The network is changed in place: those layers are replaced by a LoraLayer. ``start``: a Lora that
+    the adapters named in ``started`` begin with; where they cannot take it in whole, it stays beside them, frozen.
+    Raises RMDError as ``adapted_layers``, and for a ``start`` that changes what no layer has.
     """
 
-    def __init__(self, network, names, *, rank, alpha, targets, seed=0):
+    def __init__(self, network, names, *, rank, alpha, targets, seed=0, start=None, started=()):
         self.network = network.requires_grad_(False)
         self.alpha = alpha
         self._kind = type(network)
         self._role = Role()
         self.layers = {}
-        for name, layer in adapted_layers(network, targets).items():
-            self.layers[name] = LoraLayer(layer, names, self._role, rank=rank, alpha=alpha)
-            parent, _, own = name.rpartition(".")
-            setattr(network.get_submodule(parent), own, self.layers[name])
-        self.adapters = {name: Adapter(self.layers, name, derive_seed(seed, "adapter", name)) for name in names}
+        self._start, self._started = start, tuple(started)
+        targeted = adapted_layers(network, targets)
+        self.beside = start is not None and not start.fits(targeted, rank)
+        changes = _by_layer(network, start.changes) if self.beside else {}
+        for name, layer in (targeted | _changed_layers(network, start, changes) if self.beside else targeted).items():
+            own = names if name in targeted else ()
+            self.layers[name] = LoraLayer(layer, own, self._role, rank=rank, alpha=alpha)
+            if self.beside:
+                bias = changes.get(name, {}).pop("bias", None)
+                self.layers[name].begin(self._started, start.factors.get(name), bias)
+            _put(network, name, self.layers[name])
+        for name, own in {name: own for name, own in changes.items() if own}.items():
+            if name in self.layers:
+                raise RMDError(f"the weight of '{name}' is changed in full, but it has an adapter; use three networks")
+            _put(network, name, ChangedLayer(network.get_submodule(name), self._role, self._started, own))
+        adapted = {name: layer for name, layer in self.layers.items() if name in targeted}
+        self.adapters = {name: Adapter(adapted, name, derive_seed(seed, "adapter", name)) for name in names}
+        if start is not None and not self.beside:
+            for name in self._started:
+                self.adapters[name].begin_with(start, alpha / rank)
 
     def with_adapter(self, name, call=None):
         """The network as a role sees it: every call has the adapter ``name``, or none for None.
@@ -176,11 +263,16 @@ class AdaptedNetwork:
         }
 
     def factors(self, name):
-        """The adapter as ``{layer name: Factors}``; the tensors are shared, not copied."""
+        """A role's LoRA as ``{layer name: Factors}``, what it began with in it; where it can, tensors are shared."""
         return {
-            layer_name: Factors(layer.down[name].detach(), layer.up[name].detach(), self.alpha)
+            layer_name: layer.factors(name, self.alpha)
             for layer_name, layer in self.layers.items()
+            if name in layer.down or (name in layer.begun and layer.start_down is not None)
         }
+
+    def lora(self, name):
+        """A role as a Lora of the plain network."""
+        return Lora(self.factors(name), self._start.changes if self.beside and name in self._started else {})
 
     @torch.no_grad()
     def merged(self, role, *, dtype, base=None):
@@ -189,14 +281,39 @@ class AdaptedNetwork:
         Weights are in ``dtype``, those beyond its range in float32. ``base``: a plain network to take the other
         weights from, where those at hand are quantised.
         """
-        weights = {}
+        weights, changes = {}, self.lora(role).changes
         for name, tensor in (self.base_state() if base is None else base.state_dict()).items():
             tensor = gather_full(tensor)
             layer, _, kind = name.rpartition(".")
             if layer in self.layers and kind == "weight":
                 tensor = tensor.float() + self.layers[layer].delta(role).to(tensor.device)
+            if name in changes:
+                tensor = tensor.float() + changes[name].to(tensor.device)
             weights[name] = _fitting(tensor, dtype)
         return build(self._kind, self.network.config, weights).eval().requires_grad_(False)
+
+
+def _put(network, name, layer):
+    parent, _, own = name.rpartition(".")
+    setattr(network.get_submodule(parent), own, layer)
+
+
+def _by_layer(network, changes):
+    """``{layer: {parameter: change}}`` of changes by tensor name; RMDError for a tensor that is no layer's."""
+    found = {}
+    for name, change in changes.items():
+        layer, _, own = name.rpartition(".")
+        if own not in ("weight", "bias") or next(network.get_submodule(layer).children(), None) is not None:
+            raise RMDError(f"'{name}' is no layer's weight or bias, so no role can see it changed")
+        found.setdefault(layer, {})[own] = change
+    return found
+
+
+def _changed_layers(network, start, changes):
+    """The layers to which a start adds factors or a bias alone."""
+    names = [*start.factors, *(name for name, own in changes.items() if own.keys() == {"bias"})]
+    layers = {name: network.get_submodule(name) for name in names}
+    return {n: x for n, x in layers.items() if isinstance(x, torch.nn.Linear) or type(x) in _CONVOLUTIONS}
 
 
 class Adapter:
@@ -213,6 +330,15 @@ class Adapter:
             generator = torch.Generator().manual_seed(derive_seed(seed, f"{layer_name}.down"))
             bound = 1 / math.sqrt(down[0].numel())
             down.data.copy_((torch.rand(down.shape, generator=generator) * 2 - 1) * bound)
+
+    @torch.no_grad()
+    def begin_with(self, lora, scale):
+        """Take in a Lora that fits; ``scale``: that of the adapter."""
+        for layer, value in lora.factors.items():
+            down, up = (self._parameters[f"{layer}.{part}"] for part in ("down", "up"))
+            rank = len(value.down)
+            down[:rank] = value.down.reshape(rank, *down.shape[1:])
+            up[:, :rank] = value.up.reshape(len(up), rank, *up.shape[2:]) * (value.alpha / rank / scale)
 
     def named_parameters(self):
         """(name, parameter) pairs in the order of the layers."""

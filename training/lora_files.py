@@ -1,8 +1,12 @@
 """LoRA files under the names of ComfyUI, of kohya's programs and of diffusers: written, and read whatever the names.
 
 Names of ComfyUI and kohya are those of native layers, in which several layers of a diffusers network may be stacked.
+What a file changes in full is called ``diff`` (of a weight), ``diff_b`` (of a bias) and ``diff_m`` (of a modulation),
+as in LightX2V's files.
 """
 
+import logging
+import math
 import re
 
 import torch
@@ -10,12 +14,16 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.files import cast_weight, save_safetensors
 
-from .lora import Factors
+from .lora import Factors, Lora
+
+log = logging.getLogger(__name__)
 
 LORA_NAMES = ("comfyui", "kohya", "diffusers")
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.", "unet.", "lora_unet_")
 _PAIR = re.compile(r"(.+)\.(?:(lora_A|lora_down|lora\.down)|lora_B|lora_up|lora\.up)(?:\.default)?\.weight")
+_CHANGE = re.compile(r"(.+)\.(diff|diff_b|diff_m)")
+_TEXT_ENCODERS = ("lora_te", "text_encoder", "te1.", "te2.", "text_model")
 
 
 def native_factors(factors, stacks):
@@ -64,20 +72,33 @@ def of_one_rank(factors):
     return padded
 
 
-def save_lora(path, factors, *, names="comfyui", component="transformer", dtype, metadata):
+def save_lora(path, factors, changes=None, *, names="comfyui", component="transformer", dtype, metadata):
     """Write the Factors of native layers, or for the ``names`` of diffusers those of a network's own layers.
 
+    ``changes``: what is added to other native tensors; the names of diffusers have no room for them.
     Where the names have room for an alpha it is always written, in float32, so that strength 1.0 is the strength of
     training. ``component``: what diffusers calls the network in its pipeline. Raises RMDError when the file cannot be
     written, or when a weight is not finite, in training or in ``dtype``.
     """
-    tensors = {}
-    for layer, value in factors.items():
+    if changes and names == "diffusers":
+        raise RMDError(
+            f"{path}: '{next(iter(changes))}' is changed in full, for which the names of diffusers have no room; use "
+            "those of comfyui or kohya, or write a whole student (output.merge)"
+        )
+
+    def spelled(layer):
         if names == "kohya":
-            stem, down, up = f"lora_unet_{layer.replace('.', '_')}", "lora_down", "lora_up"
-        else:
-            prefix = "diffusion_model" if names == "comfyui" else component
-            stem, down, up = f"{prefix}.{layer}", "lora_A", "lora_B"
+            return f"lora_unet_{layer.replace('.', '_')}"
+        return f"{'diffusion_model' if names == 'comfyui' else component}.{layer}"
+
+    tensors = {}
+    down, up = ("lora_down", "lora_up") if names == "kohya" else ("lora_A", "lora_B")
+    for name, change in (changes or {}).items():
+        kind = "diff_b" if name.endswith(".bias") else "diff"
+        stem = spelled(name.removesuffix(".weight").removesuffix(".bias"))
+        tensors[f"{stem}.{kind}"] = cast_weight(f"{stem}.{kind}", change, dtype, path)
+    for layer, value in factors.items():
+        stem = spelled(layer)
         for name, tensor in ((f"{stem}.{down}.weight", value.down), (f"{stem}.{up}.weight", value.up)):
             tensors[name] = cast_weight(name, tensor, dtype, path)
         if names != "diffusers":
@@ -91,15 +112,20 @@ def save_lora(path, factors, *, names="comfyui", component="transformer", dtype,
 
 
 def read_lora(tensors, keys, source):
-    """``{layer: Factors}`` of a network's own layers, in float32, of a LoRA file under any of LORA_NAMES.
+    """The Lora, in float32, of a file under any of LORA_NAMES, or PEFT's, for a network's own layers and tensors.
 
-    ``keys``: the KeyMap of the network. A pair without an alpha has its rank. Raises RMDError, naming the file
-    ``source``, for a tensor that belongs to no pair, or to no layer of this network.
+    ``keys``: the KeyMap of the network. A pair without an alpha has its rank. What is for text encoders is left out,
+    with a warning. Raises RMDError, naming the file ``source``, for a tensor of another kind or another network.
     """
-    known, pairs, alphas = _spellings(keys), {}, {}
-    for name, tensor in tensors.items():
+    known, pairs, alphas, changes = _spellings(keys), {}, {}, {}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TEXT_ENCODERS)}
+    if len(own) < len(tensors):
+        log.warning("warning: %s: %d tensors of text encoders are left out", source, len(tensors) - len(own))
+    for name, tensor in own.items():
         match = _PAIR.fullmatch(name)
-        if match is not None:
+        if (change := _CHANGE.fullmatch(name)) is not None:
+            changes |= _change(*change.groups(), tensor.float(), keys, source)
+        elif match is not None:
             pairs.setdefault(match[1], {})["up" if match[2] is None else "down"] = tensor.float()
         elif name.endswith(".alpha"):
             alphas[name.removesuffix(".alpha")] = float(tensor)
@@ -117,9 +143,27 @@ def read_lora(tensors, keys, source):
                 found[layer] = Factors(down, up, alpha)
             elif up.any():
                 found[layer] = _own_columns(down, up, alpha)
-    if not found:
+    if not found and not changes:
         raise RMDError(f"{source}: there is no LoRA in this file; give a LoRA")
-    return found
+    return Lora(found, changes)
+
+
+def is_lora(names):
+    """Whether a file with these tensors changes a network, and is not one."""
+    return any(_PAIR.fullmatch(name) or _CHANGE.fullmatch(name) for name in names)
+
+
+def _change(stem, kind, tensor, keys, source):
+    """``{tensor of the network: change}`` of one tensor that is changed in full."""
+    written = {name.replace(".", "_"): name for names in keys.sources.values() for name in names}
+    written |= {native.replace(".", "_"): native for native in keys.sources}
+    ends = {"diff": ("_weight", ""), "diff_b": ("_bias",), "diff_m": ("_modulation",)}[kind]
+    for prefix in ("", *_PREFIXES):
+        bare = stem.removeprefix(prefix).replace(".", "_")
+        found = next((written[bare + end] for end in ends if bare + end in written), None)
+        if found is not None:
+            return keys.to_diffusers({found: tensor}) if found in keys.sources else {found: tensor}
+    raise RMDError(f"{source}: {stem[:80]!r} names no layer of this network; give a LoRA of this base")
 
 
 def _own_columns(down, up, alpha):
@@ -147,18 +191,31 @@ def _layers_of(stem, known):
 
 
 @torch.no_grad()
-def merge_lora(network, factors, source):
-    """Add a LoRA, ``{layer: Factors}``, to the weights of a network, in place; returns the network.
+def merge_lora(network, lora, source):
+    """Add a Lora to the weights of a network, in place; returns the network.
 
     Raises RMDError, naming the file ``source``, for a LoRA of other sizes.
     """
-    for layer, value in factors.items():
-        weight = network.get_submodule(layer).weight
+    check_lora(network, lora, source)
+    state = network.state_dict()
+    for name, change in lora.changes.items():
+        state[name].copy_(state[name].float() + change.to(state[name].device))
+    for layer, value in lora.factors.items():
+        weight = state[f"{layer}.weight"]
         delta = value.up.flatten(1) @ value.down.flatten(1) * (value.alpha / len(value.down))
-        if delta.numel() != weight.numel() or len(delta) != len(weight):
-            raise RMDError(
-                f"{source} changes '{layer}' as one of {tuple(delta.shape)}, but it is {tuple(weight.shape)}; give the "
-                "base that it was trained on"
-            )
         weight.copy_(weight.float() + delta.reshape(weight.shape).to(weight.device))
     return network
+
+
+def check_lora(network, lora, source):
+    """Raise RMDError, naming the file ``source``, for a Lora of another network or of other sizes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    sizes = {f"{n}.weight": (len(f.up), f.down[0].numel()) for n, f in lora.factors.items()}
+    flat = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items() if name in sizes}
+    sizes |= {name: tuple(change.shape) for name, change in lora.changes.items()}
+    wrong = next((name for name, size in sizes.items() if flat.get(name, shapes.get(name)) != size), None)
+    if wrong is not None:
+        raise RMDError(
+            f"{source} changes '{wrong}' as one of {sizes[wrong]}, but it is {shapes.get(wrong, 'not there')}; give "
+            "the base that it was trained on"
+        )

@@ -165,7 +165,9 @@ class ThreeNetworks(Networks):
 
     def _make(self, teacher):
         self._kind = type(teacher)
-        sources = {"student": self.setup.start or teacher, "fake": teacher, "teacher": teacher}
+        start = self.setup.start or teacher
+        fake = start if self.config.model.init_fake == "student" else teacher
+        sources = {"student": start, "fake": fake, "teacher": teacher}
         networks = self._sharded(sources) if self.processes.sharded else self._whole_networks(sources)
         trained = {role: networks[role] for role in ROLES}
         # The teacher stays float32 and runs under the same autocast: at equal weights F and R must agree.
@@ -182,7 +184,9 @@ class ThreeNetworks(Networks):
         networks = {"teacher": received[sources["teacher"]]}
         for role in ROLES:
             network = received[sources[role]]
-            networks[role] = copy.deepcopy(network) if network is networks["teacher"] else network
+            taken = any(network is other for other in networks.values())
+            networks[role] = copy.deepcopy(network) if taken else network
+        for role in ROLES:
             self._train(networks[role])
         return {role: self._prepared(network) for role, network in networks.items()}
 
@@ -233,7 +237,7 @@ class AdapterNetworks(Networks):
             targets = settings.targets or backbone.adapter_targets
             quantise(teacher, settings.base_dtype, targets=targets, device=device)
         network = self._like(teacher) if sharded else self._received(teacher, device)
-        self.base = adapt(network, backbone, settings, seed=train.seed)
+        self.base = adapt(network, backbone, settings, seed=train.seed, start=self.setup.start)
         if checkpointing:
             self.base.enable_gradient_checkpointing(checkpointing)
         if train.precision == "bfloat16":
@@ -254,7 +258,7 @@ class AdapterNetworks(Networks):
         main, quantised = self.processes.main, is_quantised(self.config.model.base_dtype)
         if not self.config.output.merge:
             if main:
-                export_lora(self.setup, self.base.network, self.base.factors("student"), path, update=update)
+                export_lora(self.setup, self.base.network, self.base.lora("student"), path, update=update)
         elif main or not quantised:  # a quantised base is never spread, so no process waits for this one
             plain = None
             if quantised:  # the base as it was before, read again
@@ -264,10 +268,15 @@ class AdapterNetworks(Networks):
                 export_student(self.setup, merged, path, update=update)
 
 
-def adapt(network, backbone, settings, *, seed=0):
-    """An AdaptedNetwork with the adapters of student and fake score, by the configuration's model section."""
+def adapt(network, backbone, settings, *, seed=0, start=None):
+    """An AdaptedNetwork with the adapters of student and fake score, by the configuration's model section.
+
+    ``start``: the Lora that the student, and the fake score where the settings say so, begin with.
+    """
     targets = settings.targets or backbone.adapter_targets
-    return AdaptedNetwork(network, ROLES, rank=settings.rank, alpha=settings.alpha, targets=targets, seed=seed)
+    started = ROLES if settings.init_fake == "student" else ("student",)
+    scale = {"rank": settings.rank, "alpha": settings.alpha}
+    return AdaptedNetwork(network, ROLES, **scale, targets=targets, seed=seed, start=start, started=started)
 
 
 class WeightAverage:

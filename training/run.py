@@ -101,15 +101,16 @@ def known_commits(config):
 
 
 def data_digests(config, prompts, cache):
-    """SHA-256 of the data of a run: the list of ``prompts``, their embeddings in ``cache``, and the teacher.
+    """SHA-256 of the data of a run: prompts, their embeddings in ``cache``, the teacher, what the student starts from.
 
     Of a teacher on the hub it is the commit, which names the content: nothing is read for it.
     """
+    start = config.model.init_from
     return {
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "prompts.cache": cache.digest((*prompts, NULL_PROMPT)),
         "backbone.base": commit_of(config.backbone.base) or _checkpoint_digest(local_path(config.backbone.base)),
-    }
+    } | ({} if start is None else {"model.init_from": _checkpoint_digest(local_path(start))})
 
 
 def _checkpoint_digest(path):
@@ -145,12 +146,13 @@ def _check_same_run(config, data, folder):
         )
     names = {
         "prompts": "the list of prompts",
-        "prompts.cache": f"the prompt cache {config.prompts.cache}",
+        "prompts.cache": f"the prompt cache {config.prompts.cache or config.prompts.encode_from}",
         "backbone.base": f"the teacher {config.backbone.base}",
+        "model.init_from": f"the file {config.model.init_from} that the student started from",
     }
     if commit_of(config.backbone.base) and not str(old.get("backbone.base")).startswith(COMMIT):  # of an older version
         data = data | {"backbone.base": _checkpoint_digest(local_path(config.backbone.base))}
-    changed = [names[key] for key, value in data.items() if old.get(key) != value]
+    changed = [names[key] for key, value in data.items() if old.get(key, value) != value]
     if changed:
         raise RMDError(
             f"{', '.join(changed)} changed since the run in {folder} started; "

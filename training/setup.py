@@ -16,14 +16,15 @@ from .backbones.base import refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import BatchSampler, PromptOrder
 from .hub import local_path
-from .lora import adapted_layers
+from .lora import Lora, adapted_layers
 from .memory import Memory, log_memory
-from .parallel import check_sharding, same_shapes
+from .parallel import check_sharding
 from .plans import build_intervals, build_plan
 from .prompts import read_prompts
 from .quantised import bitsandbytes_for, is_quantised
 from .record import check_trackers
 from .speed import set_attention
+from .start import read_start
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Setup:
     memory: Memory
     teacher: torch.nn.Module
     vae: torch.nn.Module | None
-    start: torch.nn.Module | None = None  # what the student starts from, if not the teacher
+    start: torch.nn.Module | Lora | None = None  # what the student starts from, if not the teacher
 
     def embed(self, prompts):
         """The conditioning of prompts, on the CPU."""
@@ -157,8 +158,8 @@ def prepare(outline, *, planned=None, loads=True):
     ``loads``: whether this process loads networks; where it gets its shards from another one, they are on the meta
     device.
 
-    ``planned``: what stands for a prompt cache that is not there yet (a PlannedCache); such a Setup is reported, not
-    trained.
+    ``planned``: what takes the place of a prompt cache: a LiveCache, or a PlannedCache, which has no embeddings, so
+    that such a Setup is reported, not trained.
     """
     config, backbone = outline.config, outline.backbone
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
@@ -166,7 +167,7 @@ def prepare(outline, *, planned=None, loads=True):
     if not prompts:
         raise RMDError(f"{config.prompts.cache} contains no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
-    if planned is None:
+    if hasattr(cache, "require"):
         cache.require((*prompts, *validation, NULL_PROMPT))
         refuse_other_family(backbone, cache)
         backbone.check_cache(outline.network, cache)
@@ -174,12 +175,7 @@ def prepare(outline, *, planned=None, loads=True):
     teacher = load(local_path(config.backbone.base), dtype=loaded_in(config)).requires_grad_(False)
     start = None
     if config.model.init_from is not None:
-        start = load(local_path(config.model.init_from), dtype=torch.float32)
-        if not same_shapes(start.state_dict(), teacher.state_dict()):
-            raise RMDError(
-                f"{config.model.init_from} is a network of other sizes than the teacher {config.backbone.base}; give "
-                "model.init_from a student of this teacher"
-            )
+        start = read_start(config.model, backbone, teacher, load=load)
     vae = backbone.load_vae(local_path(config.backbone.vae)) if config.backbone.vae else None
     return Setup(
         config=config,

@@ -18,6 +18,7 @@ from training.setup import outline_run
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 PLANS = {  # name: (timesteps the network is told in order, frames, the backbone, the full-size student, fewer layers)
     "sdxl": ([999, 749, 692, 453], 1, "sdxl", "SDXL", {"transformer_layers_per_block": (1, 1, 1)}),
+    "sdxl_from_dmd2": ([999, 749, 692, 453], 1, "sdxl", "SDXL", {"transformer_layers_per_block": (1, 1, 1)}),
     "pixart_alpha": ([999, 749, 616, 386], 1, "pixart_alpha", "PixArt alpha", {"num_layers": 2}),
     "pixart_sigma": ([999, 749, 616, 386], 1, "pixart_sigma", "PixArt Sigma", {"num_layers": 2}),
     "sd35_medium": ([1000, 900, 750, 500], 1, "sd3", "SD3.5 Medium", {"num_layers": 2}),
@@ -26,6 +27,7 @@ PLANS = {  # name: (timesteps the network is told in order, frames, the backbone
     "qwen_image": ([1000, 900, 857.143, 666.667], 1, "qwen_image", "Qwen-Image", {"num_layers": 2}),
     "wan22_5b": ([1000, 937.5, 909.091, 769.231], 31, "wan22_5b", "Wan2.2 5B", {"num_layers": 2}),
     "wan21_1.3b": ([1000, 937.359, 856.775, 833.333, 713.979, 498.798], 21, "wan", "Wan2.1 1.3B", {"num_layers": 2}),
+    "wan21_14b_from_lightx2v": ([1000, 937.5, 833.333, 625], 21, "wan", "Wan2.1 14B", {"num_layers": 2}),
     "wan21_14b": ([1000, 937.359, 856.775, 833.333, 713.979, 498.798], 21, "wan", "Wan2.1 14B", {"num_layers": 2}),
 }
 

@@ -3,12 +3,16 @@
 import gc
 
 import pytest
+import torch
 
 from backbone_world import CONFIG
 from encoder_world import write_model
 from process_world import Run
 from rmd_core.prompt_cache import PromptCache
+from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
+from training.config import load_config
+from training.encode_prompts import LiveCache, encode_prompts
 from training.encode_prompts import main as encode
 from training.text_encoders import FAMILIES, TextEncoders
 from training_world import copy_world, distill, metrics, refused
@@ -66,6 +70,42 @@ def test_a_run_makes_the_cache_that_the_command_makes_and_trains_from_it(world):
     assert distill(world, *sets, f"output.folder={world}/again", flags=["--dry-run"]) == 0
     assert distill(world, *sets, "train.updates=2", flags=["--resume"]) == 0
     assert len(metrics(world / "out")) == 2
+
+
+def test_without_a_cache_prompts_are_encoded_as_they_come(world, capsys):
+    """A cache has the same embeddings, so the weights are the same but for the order of sums within a batch."""
+    same = ("output.validation_prompts=[green]", "prompts.negative=blurry", "train.updates=2", "train.batch=1")
+    cached = (*same, f"prompts.cache={world / 'new'}", f"output.folder={world / 'cached'}")
+    assert distill(world, *cached) == 0
+    assert distill(world, *same, "prompts.cache=null", "train.updates=1") == 0
+    assert distill(world, *same, "prompts.cache=null", flags=["--resume"]) == 0
+    a, b = (metrics(world / folder) for folder in ("cached", "out"))
+    assert [entry["loss_fake"] for entry in a] == pytest.approx([entry["loss_fake"] for entry in b], rel=1e-3)
+    recipes = [read_recipe(world / folder / "student.safetensors") for folder in ("cached", "out")]
+    assert recipes[0].prompt_encoder == recipes[1].prompt_encoder
+    assert not list(world.glob("out/**/prompts-*")) and distill(world, "prompts.cache=null", flags=["--dry-run"]) == 0
+    other = (*same, "prompts.cache=null", "train.updates=3", f"prompts.encode_from={world}/other")
+    assert distill(world, *other, flags=["--resume"]) == refused(capsys, 2, "prompt cache", "changed")
+
+
+@pytest.mark.parametrize("name", ["pixart_alpha", "sd3", "wan"])
+def test_live_embeddings_are_those_of_a_cache(tmp_path, name):
+    write_model(name, tmp_path / "model")
+    (tmp_path / "list.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    config = CONFIG.replace("encoder: toy", 'file: "{folder}/list.txt", encode_from: "{folder}/model"')
+    config = config.replace('cache: "{folder}/prompts.safetensors", ', "")
+    (tmp_path / "config.yaml").write_text(config.format(name=name, folder=tmp_path, low=4, high=8), encoding="utf-8")
+    live = LiveCache(load_config(tmp_path / "config.yaml").resolved(), "cpu")
+    encoders = TextEncoders(tmp_path / "model")
+    encode_prompts(encoders, TEXTS, tmp_path / "cache", batch=1)
+    cache, texts = PromptCache(tmp_path / "cache"), (TEXTS[0], "", TEXTS[2])
+    assert (live.encoder, live.tokens, live.dim, live.pooled_dim, live.masked) == (
+        *(cache.encoder, cache.tokens, cache.dim, cache.pooled_dim, cache.masked),
+    )
+    assert torch.allclose(live.batch(texts), cache.batch(texts), atol=1e-3)
+    assert torch.equal(live.mask(texts), cache.mask(texts))
+    if cache.pooled_dim is not None:
+        assert torch.allclose(live.pooled(texts), cache.pooled(texts), atol=1e-3)
 
 
 def test_an_interrupted_run_goes_on_with_what_is_encoded(world, monkeypatch):

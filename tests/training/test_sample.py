@@ -77,7 +77,7 @@ def test_a_lora_is_sampled_with_its_base_which_encodes_the_prompts(tmp_path, nam
     generator = torch.Generator().manual_seed(5)
     for parameter in base.adapters["student"].parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    export_lora(setup, base.network, base.factors("student"), tmp_path / "lora.safetensors", update=3)
+    export_lora(setup, base.network, base.lora("student"), tmp_path / "lora.safetensors", update=3)
 
     options = ("--student", str(tmp_path / "lora.safetensors"), "--base", str(model), "--out", str(tmp_path / "out"))
     assert sample(tmp_path, LETTERS, *options, "--size", "64x64") == 0
