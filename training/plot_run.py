@@ -52,8 +52,9 @@ PANELS = (
     Panel("skipped", "steps left out, in all", "sum"),
     Panel("samples_per_second", "samples a second"),
     Panel("tflop_per_second", "TFLOP a second"),
+    Panel("peak_share", "TFLOP a second over those of a matrix product"),
     Panel("peak_gib", "most memory in use (GiB)"),
-    Panel("seconds", "seconds of an update", "each"),
+    Panel("seconds", "seconds, of an update and by phase", "each"),
 )
 
 
@@ -79,7 +80,7 @@ def lines_of(entries, panel):
         names = sorted({name for entry in entries for name in entry if name.startswith(figure)})
     found = {}
     for name in names:
-        label = name.removeprefix(figure).strip("_").replace("_", " ")
+        label = name.removeprefix(figure).strip("_").replace("_", " ") or ("update" if len(names) > 1 else "")
         found |= _line(label, [(entry["update"], entry[name]) for entry in entries if name in entry])
     if panel.kind == "sum":
         return {label: (updates, tuple(accumulate(values))) for label, (updates, values) in found.items()}

@@ -20,10 +20,14 @@ from rmd_core.errors import RMDError
 from rmd_core.prompt_cache import PromptCache
 from rmd_core.recipe import read_recipe
 from training.backbones import make_backbone
+from training.config import load_config
 from training.encode_prompts import main as encode
-from training.export import base_name
+from training.export import base_name, export_lora
 from training.hub import ENCODERS, NETWORK, VAE, fetched, fetching, hub_id, local_path
+from training.networks import adapt
 from training.run import _checkpoint_digest
+from training.sample import main as sample
+from training.setup import outline_run, prepare
 from training_world import distill, refused
 
 ID = "owner/tiny-sdxl_1.0"
@@ -156,6 +160,23 @@ def test_a_repository_of_one_network(serve, tmp_path):
     make_backbone("sdxl").load_vae(fetched("owner/vae", VAE))
     with pytest.raises(RMDError, match=r"owner/alone has no text_encoder\* or tokenizer\*; it has no folder"):
         fetched("owner/alone", ENCODERS)
+
+
+def test_a_lora_student_is_sampled_from_the_hub_id_in_its_recipe(serve, model, tmp_path):
+    hub = serve({ID: {"main": model}})
+    text = CONFIG.format(name="sdxl", folder=tmp_path, low=4, high=8).replace(f"{tmp_path}/model", ID)
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "texts.txt").write_text("a b c\n", encoding="utf-8")
+    write_prompts("sdxl", tmp_path / "prompts.safetensors")
+    config = load_config(tmp_path / "config.yaml", ("model.mode=adapters", "model.rank=3")).resolved()
+    fetched(ID, NETWORK)
+    setup = prepare(outline_run(config))
+    base = adapt(setup.teacher, setup.backbone, config.model)
+    export_lora(setup, base.network, base.factors("student"), tmp_path / "lora.safetensors", update=1)
+    assert read_recipe(tmp_path / "lora.safetensors").base_model == ID
+    options = ("--student", "lora.safetensors", "--prompts", "texts.txt", "--out", "out", "--device", "cpu")
+    assert sample(options) == 0 and (tmp_path / "out" / "00000.png").is_file()
+    assert {name.split("/")[0] for name in hub.downloads} >= {"unet", "vae", "text_encoder", "tokenizer_2"}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_each_panel_reads_its_own_figures(tmp_path):
     stages = lines_of(entries, PANEL["loss_fake"])
     assert stages == {"stage 1": ((2, 4, 6), (1 / 2, 1 / 4, 1 / 6)), "stage 2": ((1, 3, 5), (1.0, 1 / 3, 1 / 5))}
     assert set(lines_of(entries, PANEL["norm_"])) == {"fake", "student"}
-    assert set(lines_of(entries, PANEL["seconds"])) == {"", "fake"}
+    assert set(lines_of(entries, PANEL["seconds"])) == {"update", "fake"}
     assert lines_of(entries, PANEL["skipped"]) == {"": ((5, 6), (2, 3))}
     assert lines_of(entries, PANEL["picture_saturation"]) == {"": ((6,), (0.25,))}
     assert lines_of(entries, PANEL["peak_gib"]) == {}
