@@ -166,6 +166,7 @@ def _draw_panel(axis, panel, runs):
                 axis.plot(updates, values, color=color, linewidth=0.6, alpha=0.3)
     axis.set_title(panel.title, fontsize=10)
     axis.set_xlabel("update", fontsize=8)
+    axis.set_xlim(left=0, right=1 + max((entry["update"] for entries in runs.values() for entry in entries), default=0))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     if panel.log:
