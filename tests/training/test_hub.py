@@ -172,7 +172,7 @@ def test_a_lora_student_is_sampled_from_the_hub_id_in_its_recipe(serve, model, t
     fetched(ID, NETWORK)
     setup = prepare(outline_run(config))
     base = adapt(setup.teacher, setup.backbone, config.model)
-    export_lora(setup, base.network, base.factors("student"), tmp_path / "lora.safetensors", update=1)
+    export_lora(setup, base.network, base.lora("student"), tmp_path / "lora.safetensors", update=1)
     assert read_recipe(tmp_path / "lora.safetensors").base_model == ID
     options = ("--student", "lora.safetensors", "--prompts", "texts.txt", "--out", "out", "--device", "cpu")
     assert sample(options) == 0 and (tmp_path / "out" / "00000.png").is_file()
