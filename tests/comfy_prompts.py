@@ -85,6 +85,7 @@ def _value_problem(value, kind, options):
     if choices or isinstance(kind, list) or kind == "COMBO":
         is_file = isinstance(value, str) and value.endswith(FILE_ENDINGS)
         return None if value in choices or is_file else f"is {value!r}, not one of {choices}"
+    kind = options.get("widgetType", kind)  # of an input of several types
     if kind not in WIDGETS:
         return f"is {value!r}, but only a link gives a {kind}"
     if not isinstance(value, WIDGETS[kind]):

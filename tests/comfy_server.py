@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -88,6 +89,8 @@ class ComfyServer:
     def __enter__(self):
         (self.folder / "custom_nodes").mkdir(parents=True)
         (self.folder / "custom_nodes" / PACK).symlink_to(self.pack, target_is_directory=True)
+        (self.folder / "input").mkdir()
+        shutil.copy(self.comfyui / "input" / "example.png", self.folder / "input")  # as every ComfyUI has it
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -15,7 +15,7 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
     page = frontend.page
     models = {}
     for file in files_named(prompt):
-        if file in FILES:
+        if file in FILES and FILES[file].url:
             models[file] = {"name": file, "directory": FILES[file].folder, "url": FILES[file].url}
     table = {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-RMD/{name}")),
@@ -44,10 +44,15 @@ function route(graph, columns) {
   }));
   const lane = (index, wanted) => {
     const away = ([low, high]) => Math.max(low - wanted, wanted - high, 0);
-    const gap = gaps[index].reduce((best, one) => away(one) < away(best) ? one : best);
-    const taken = used.get(gap) ?? 0;
-    used.set(gap, taken + 1);
-    return (gap[0] + gap[1]) / 2 - 6 + apart * Math.ceil(taken / 2) * (taken % 2 ? 1 : -1);
+    const next = gap => {
+      const taken = used.get(gap) ?? 0;
+      return (gap[0] + gap[1]) / 2 - 6 + apart * Math.ceil(taken / 2) * (taken % 2 ? 1 : -1);
+    };
+    const free = gaps[index].filter(gap => gap[0] < next(gap) && next(gap) < gap[1]);
+    const gap = (free.length ? free : gaps[index]).reduce((best, one) => away(one) < away(best) ? one : best);
+    const y = next(gap);
+    used.set(gap, (used.get(gap) ?? 0) + 1);
+    return y;
   };
   const outputs = new Map();
   for (const link of graph._links.values()) {

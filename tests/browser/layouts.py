@@ -91,6 +91,16 @@ def _public(template: Template) -> Rows:
     usual = {*found, *"245678", "10"}
     others = [id for id in template.nodes if id not in usual]
     plan = (("4", 540), (NOTE, 270))
+    if template.start:
+        models = [id for id in found if id not in ("3", "13")]
+        return (
+            (
+                _group("1 Models and prompt", BLUE, (280, *models), (280, "3", "13", ("2", 160), ("16", 100))),
+                _group("2 Plan: what runs at which size", GREEN, (340, *plan)),
+                _group("3 Start image at both sizes", GREY, (240, "14", "5", "15")),
+                _group("4 Sample and save", ORANGE, (300, ("6", 300), ("7", FOLDED), ("10", FOLDED), ("8", 260))),
+            ),
+        )
     result = ("10", ("8", 460)) if template.frames else _PICTURE
     if len(found) + len(others) <= 4:
         return _by_columns((*found, *others, ("2", 160)), plan, "5", result)
@@ -139,6 +149,14 @@ LAYOUTS: dict[str, Rows] = {
         ),
     ),
     **{key: _public(template) for key, template in TEMPLATES.items()},
+    "ltx2_distilled": (
+        (
+            _group("1 Models and prompt", BLUE, (280, "1", "3", "30", "31"), (250, ("2", 160), ("16", 90), "17", "32")),
+            _group("2 Plan: what runs at which size", GREEN, (340, ("4", 540), (NOTE, 270))),
+            _group("3 Sample", ORANGE, (260, "5", "18", ("19", FOLDED), ("6", 300))),
+            _group("4 Result", PURPLE, (320, "20", ("7", FOLDED), ("33", FOLDED), ("10", FOLDED), ("8", 400))),
+        ),
+    ),
 }
 """The layout of each workflow, by its name in TITLE_OF."""
 
@@ -151,7 +169,7 @@ SHOWN: dict[str, dict[str, dict[str, int]]] = {
     **{
         key: {"5": dict(zip(("width", "height"), template.sizes[-1]))}
         for key, template in TEMPLATES.items()
-        if not template.frames
+        if template.start or not template.frames
     },
 }
 """Values of widgets that a wire overrules, by workflow, node and name: what the frontend shows greyed out."""

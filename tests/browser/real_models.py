@@ -1,8 +1,8 @@
 """The templates for public models, each as one declaration: `make workflows` writes file, note and thumbnail from it.
 
 To add one, append a `Template` to TEMPLATES. Its files give the loaders; `nodes` adds what a model needs besides, or
-changes the inputs of a node that is there. A title begins with RMD 6 for SDXL, 7 for small and 8 for large image
-models, 9 for videos; the sum of its files follows in brackets.
+changes the inputs of a node that is there. A title begins with RMD 6 for students of a cascade, 7 for SDXL and other
+small image models, 8 for large ones, 9 for videos; the sum of its files follows in brackets.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class File:
-    """A public file: folder under models/, `owner/repository/path` on Hugging Face, GB (1e9 bytes), new name."""
+    """A file: folder under models/, `owner/repository/path` on Hugging Face, GB (1e9 bytes), new name.
+
+    A file of the user's own has a name alone.
+    """
 
     folder: str
-    place: str
-    gb: float
+    place: str = ""
+    gb: float = 0.0
     saved_as: str = ""
 
     @property
@@ -28,12 +31,14 @@ class File:
 
     @property
     def url(self) -> str:
-        """Where it can be downloaded."""
+        """Where it can be downloaded, empty for a file of the user's own."""
+        if not self.place:
+            return ""
         owner, repository, path = self.place.split("/", 2)
         return f"{HUB}/{owner}/{repository}/resolve/main/{path}"
 
 
-def node(kind: str = "", title: str = "", **inputs) -> dict:
+def node(kind: str = "", title: str = "", /, **inputs) -> dict:
     """An entry of a prompt in API format; without a kind, inputs that replace those of the node with its id."""
     entry = {"inputs": inputs}
     if kind:
@@ -43,13 +48,15 @@ def node(kind: str = "", title: str = "", **inputs) -> dict:
 
 @dataclass(frozen=True)
 class Template:
-    """A workflow of one RMD Sampler over a public few-step model.
+    """A workflow of one RMD Sampler over a public few-step model or a student.
 
     model: its name in the note and on the thumbnail, `colour` behind it. files: a checkpoint, or diffusion models (each
-    followed by its LoRAs), text encoders (of the type `clip`) and a VAE. sizes: (width, height) of the stages in px.
-    frames: of a video, 0 for an image. latent: the node that makes the empty latent. nodes: added to the prompt, or
-    inputs that replace those of a node; ids are 1 model, 11 LoRA (21 and 31 of a second model), 3 text encoder,
-    13 VAE, 2 prompt, 4 plan, 5 latent, 6 sampler, 7 decoder, 10 video, 8 result. about: paragraphs of the note.
+    followed by its LoRAs), text encoders (of the type `clip`) and a VAE. student: the kind in RMD Load Student of the
+    LoRA, empty for a few-step model. sizes: (width, height) of the stages in px. frames: of a video, 0 for an image.
+    latent: the node that makes the empty latent. start: a start image, from which WanImageToVideo makes the latent.
+    nodes: added to the prompt, or inputs that replace those of a node; ids are 1 model, 11 LoRA (21 and 31 of a second
+    model), 3 text encoder, 13 VAE, 2 prompt, 4 plan, 5 latent, 6 sampler, 7 decoder, 10 video, 8 result; of a start
+    image 14, with 15 for the small size and 16 the negative prompt. about: paragraphs of the note.
     """
 
     title: str
@@ -59,11 +66,13 @@ class Template:
     files: tuple[File, ...]
     text: str
     clip: str = ""
+    student: str = ""
     sizes: tuple[tuple[int, int], ...] = ((512, 512), (1024, 1024))
     steps: tuple[int, ...] = (2, 2)
     frames: int = 0
     fps: float = 16.0
     latent: str = "EmptyLatentImage"
+    start: str = ""
     nodes: dict[str, dict] = field(default_factory=dict)
     about: str = ""
 
@@ -85,7 +94,7 @@ def words_of(size: tuple[int, int]) -> str:
 
 
 def loaders(template: Template) -> tuple[dict[str, dict], dict[str, list]]:
-    """The nodes that load a template's files, and where `model`, `clip` and `vae` come from."""
+    """The nodes that load a template's files, and where models, recipe, `clip` and `vae` come from."""
     found, source, models = {}, {}, 0
     encoders = [file.name for file in template.files if file.folder == "text_encoders"]
     for file in template.files:
@@ -96,15 +105,23 @@ def loaders(template: Template) -> tuple[dict[str, dict], dict[str, list]]:
         elif file.folder == "diffusion_models":
             last = str(20 * models + 1)
             found[last] = node("UNETLoader", unet_name=file.name, weight_dtype="default")
-            source.setdefault("model", [last, 0])
             models += 1
+            source["model" if models == 1 else "second_model"] = [last, 0]
         elif file.folder == "loras":
             last, below = 20 * (models - 1) + 11, list(found)[-1]
             while str(last) in found:
                 last += 1
-            found[str(last)] = node("LoraLoaderModelOnly", model=[below, 0], lora_name=file.name, strength_model=1.0)
-            if models == 1:
-                source["model"] = [str(last), 0]
+            last = str(last)
+            if template.student:
+                chosen = {"student": file.name, "model": [below, 0], "strength": 1.0}
+                if template.profile:
+                    chosen["profile"] = template.profile
+                chosen = {f"kind.{key}": value for key, value in chosen.items()}
+                found[last] = node("RMD_LoadStudent", kind=template.student, **chosen)
+                source["recipe"] = [last, 1]
+            else:
+                found[last] = node("LoraLoaderModelOnly", model=[below, 0], lora_name=file.name, strength_model=1.0)
+            source["model" if models == 1 else "second_model"] = [last, 0]
         elif file.folder == "vae":
             found["13"] = node("VAELoader", vae_name=file.name)
             source["vae"] = ["13", 0]
@@ -123,21 +140,38 @@ def prompt_of(template: Template, key: str) -> dict[str, dict]:
     found, source = loaders(template)
     *earlier, (width, height) = template.sizes
     sides = [f"{w / width:g}" if w * height == h * width else f"{w}x{h}" for w, h in earlier]
-    plan = {"model": source["model"], "width": width, "height": height, "denoise": 1.0, "source": "few-step profile"}
-    plan |= {"source.profile": template.profile, "source.split": "auto", "source.earlier_sizes": ", ".join(sides)}
-    empty = {"width": ["4", 4], "height": ["4", 5]}
-    if template.frames:
+    plan = {"model": source["model"], "width": width, "height": height, "denoise": 1.0}
+    if template.student:
+        plan |= {"source": "student recipe", "source.recipe": source["recipe"]}
+    else:
+        plan |= {"source": "few-step profile", "source.profile": template.profile, "source.split": "auto"}
+        plan["source.earlier_sizes"] = ", ".join(sides)
+    prompts = {"positive": ["2", 0], "latent_image": ["5", 0]}
+    size, small = ({"width": ["4", at], "height": ["4", at + 1]} for at in (4, 6))
+    if template.start:
+        found |= {
+            "14": node("LoadImage", image=template.start),
+            "16": node("CLIPTextEncode", "Negative prompt", clip=source["clip"], text=""),
+        }
+        both = {"positive": ["2", 0], "negative": ["16", 0], "vae": source["vae"], "start_image": ["14", 0]}
+        both |= {"length": template.frames, "batch_size": 1}
+        found["15"] = node("WanImageToVideo", "Start image, small size", **both, **small)
+        latent = node("WanImageToVideo", "Start image, final size", **both, **size)
+        prompts = {"positive": ["5", 0], "negative": ["5", 1], "latent_image": ["5", 2]}
+        prompts |= {"small_positive": ["15", 0], "small_negative": ["15", 1]}
+    elif template.frames:
         plan["latent"] = ["5", 0]
-        empty = {"width": width, "height": height, "length": template.frames}
+        size = {"width": width, "height": height, "length": template.frames}
+        latent = node(template.latent, "Empty latent", **size, batch_size=1)
+    else:
+        latent = node(template.latent, "Empty latent", **size, batch_size=1)
+    if "second_model" in source:
+        prompts["second_model"] = source["second_model"]
     found |= {
         "2": node("CLIPTextEncode", "Prompt", clip=source["clip"], text=template.text),
         "4": node("RMD_Schedule", **plan),
-        "5": node(template.latent, "Empty latent", **empty, batch_size=1),
-        "6": node(
-            "RMD_Sampler",
-            **{"model": source["model"], "positive": ["2", 0], "latent_image": ["5", 0]},
-            **{"plan": ["4", 0], "seed": 1, "cfg": ["4", 3]},
-        ),
+        "5": latent,
+        "6": node("RMD_Sampler", model=source["model"], plan=["4", 0], seed=1, cfg=["4", 3], **prompts),
         "7": node("VAEDecode", samples=["6", 0], vae=source["vae"]),
     }
     if template.frames:
@@ -154,20 +188,36 @@ def prompt_of(template: Template, key: str) -> dict[str, dict]:
     return found
 
 
+DISTILLED = "as the student was distilled. RMD Load Student and its recipe set sizes, levels, noise and CFG."
+NOT_DISTILLED = (
+    "with a public few-step model and its published levels. It was **not distilled for the cascade**: expect it to be "
+    "faster than {steps} steps at {last}, not better."
+)
+OWN_STUDENT = (
+    "With an RMD student of your own, put *RMD Load Student* in place of the loader. Then set *source* of RMD Schedule "
+    "to **student recipe** and connect **recipe**."
+)
+
+
+def where(file: File) -> str:
+    """A file in the list of a note: its name, linked where it can be downloaded, and its size."""
+    return f"[{file.name}]({file.url}), {file.gb:.3g} GB" if file.url else f"{file.name}, your own student"
+
+
 def note_of(template: Template) -> str:
     """The note on the canvas: what runs and what to expect of it, then the files and what they come to."""
     first, *_, last = map(words_of, template.sizes)
     stages = ", ".join(f"{steps} at {words_of(size)}" for steps, size in zip(template.steps, template.sizes))
     frames = f"{template.frames} frames, " if template.frames else ""
-    files = [f"- in `models/{file.folder}`: [{file.name}]({file.url}), {file.gb:.3g} GB" for file in template.files]
+    all = sum(template.steps)
+    files = [f"- in `models/{file.folder}`: {where(file)}" for file in template.files]
     return "\n\n".join(
         (
             f"# {template.model} from {first} to {last}",
-            f"Steps: {stages}, {frames}with a public few-step model and its published levels. It was **not distilled "
-            f"for the cascade**: expect it to be faster than {sum(template.steps)} steps at {last}, not better.",
+            f"Steps: {stages}, {frames}"
+            + (DISTILLED if template.student else NOT_DISTILLED).format(last=last, steps=all),
             *([template.about] if template.about else []),
-            "With an RMD student of your own, put *RMD Load Student* in place of the loader. Then set *source* of RMD "
-            "Schedule to **student recipe** and connect **recipe**.",
+            *([] if template.student else [OWN_STUDENT]),
             "## Files",
             "\n".join(files),
             f"Together {template.gb:.0f} GB, the number in the template's name. ComfyUI keeps in RAM what does not fit "
@@ -180,21 +230,151 @@ _T5 = File("text_encoders", "comfyanonymous/flux_text_encoders/t5xxl_fp8_e4m3fn_
 _SD35 = "Comfy-Org/stable-diffusion-3.5-fp8/text_encoders"
 _WAN21 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/split_files"
 
+_WAN22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/split_files"
+_QWEN = "Comfy-Org/Qwen-Image_ComfyUI/split_files"
+_QWEN3 = File("text_encoders", "Comfy-Org/z_image_turbo/split_files/text_encoders/qwen_3_4b.safetensors", 8.04)
+_SDXL = File("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0/sd_xl_base_1.0.safetensors", 6.94)
+_UMT5 = File("text_encoders", f"{_WAN21}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", 6.74)
+_WAN_VAE = File("vae", f"{_WAN21}/vae/wan_2.1_vae.safetensors", 0.254)
+_CLIPS = (
+    File("text_encoders", f"{_SD35}/clip_l.safetensors", 0.246),
+    File("text_encoders", f"{_SD35}/clip_g.safetensors", 1.39),
+    _T5,
+)
+
+
+def _experts(task: str, lora: str) -> tuple[File, ...]:
+    """Both models of Wan2.2 A14B for a task, each with the LoRA of lightx2v made for it, and what Wan needs besides."""
+    found = []
+    for noise in ("high_noise", "low_noise"):
+        found += [
+            File(
+                "diffusion_models", f"{_WAN22}/diffusion_models/wan2.2_{task}_{noise}_14B_fp8_scaled.safetensors", 14.3
+            ),
+            File("loras", f"{_WAN22}/loras/wan2.2_{task}_lightx2v_4steps_lora_{lora}_{noise}.safetensors", 1.23),
+        ]
+    return (*found, _UMT5, _WAN_VAE)
+
+
+_LTX2_FILES = {
+    "text_encoder": "gemma_3_12B_it_fp4_mixed.safetensors",
+    "ckpt_name": "ltx-2-19b-distilled.safetensors",
+}
+_EXPERTS = (
+    "The high noise model samples at 832x480, the low noise one at 1280x720: with the split 2+2 model and size change "
+    "together. Each model has its own LoRA."
+)
+
 TEMPLATES = {
+    "swd_sd35_medium": Template(
+        "RMD 6 SwD SD3.5 Medium",
+        model="SwD SD3.5 Medium",
+        colour="#1f7a8c",
+        profile="SwD SD3.5 Medium, 6 steps (LoRA)",
+        files=(
+            File("checkpoints", "stabilityai/stable-diffusion-3.5-medium/sd3.5_medium.safetensors", 5.11),
+            File(
+                "loras",
+                "yresearch/swd-medium-6-steps/adapter_model.safetensors",
+                0.301,
+                saved_as="swd-medium-6-steps.safetensors",
+            ),
+            *_CLIPS,
+        ),
+        text="a glass greenhouse in a snowy garden at dusk, warm light inside, ferns against the panes",
+        student="LoRA without recipe",
+        sizes=((256, 256), (384, 384), (512, 512), (640, 640), (768, 768), (1024, 1024)),
+        steps=(1,) * 6,
+        latent="EmptySD3LatentImage",
+        about="SwD's LoRAs are public students of a cascade. The download of this one is called "
+        "`adapter_model.safetensors`: save it under the name below. The checkpoint is behind a licence: accept it on "
+        "its page before the download.",
+    ),
+    "sdxl_student": Template(
+        "RMD 6 your own SDXL student",
+        model="Your SDXL student",
+        colour="#4d6b2f",
+        profile="",
+        files=(_SDXL, File("loras", saved_as="sdxl_rmd_student.safetensors")),
+        text="an old wooden boat on a calm lake, mountains behind, early morning mist",
+        student="LoRA",
+        about="Train the LoRA with `python training/distill.py --config training/configs/sdxl.yaml`, and copy it from "
+        "`outputs/sdxl` into the folder below. A student with another split or other sizes needs no change here.",
+    ),
+    "z_image_turbo": Template(
+        "RMD 7 Z-Image-Turbo",
+        model="Z-Image-Turbo",
+        colour="#b0722c",
+        profile="Z-Image-Turbo, 8 steps (diffusion model)",
+        files=(
+            File(
+                "diffusion_models",
+                "Comfy-Org/z_image_turbo/split_files/diffusion_models/z_image_turbo_bf16.safetensors",
+                12.3,
+            ),
+            _QWEN3,
+            File("vae", "Comfy-Org/z_image_turbo/split_files/vae/ae.safetensors", 0.335),
+        ),
+        text="a street market in the rain, red umbrellas, steam from a noodle stall, neon signs, film photograph",
+        clip="lumina2",
+        steps=(4, 4),
+        latent="EmptySD3LatentImage",
+        about="The shift is that of the profile: leave out *ModelSamplingAuraFlow*.",
+    ),
+    "flux2_klein": Template(
+        "RMD 7 FLUX.2 klein 4B",
+        model="FLUX.2 klein 4B",
+        colour="#7a3b52",
+        profile="FLUX.2 klein 4B and 9B, 4 steps (diffusion model)",
+        files=(
+            File(
+                "diffusion_models",
+                "Comfy-Org/flux2-klein/split_files/diffusion_models/flux-2-klein-4b.safetensors",
+                7.75,
+            ),
+            _QWEN3,
+            File("vae", "Comfy-Org/flux2-dev/split_files/vae/flux2-vae.safetensors", 0.336),
+        ),
+        text="a hand-painted wooden toy train on a shelf, soft window light, shallow depth of field",
+        clip="flux2",
+        latent="EmptyFlux2LatentImage",
+        about="The levels follow from the size of the result, as those of *Flux2Scheduler* do.",
+    ),
+    "qwen_image_lightning": Template(
+        "RMD 8 Qwen-Image 2512 Lightning",
+        model="Qwen-Image 2512 Lightning",
+        colour="#3c4f8f",
+        profile="Qwen-Image 2512 Lightning, 4 steps (LoRA)",
+        files=(
+            File("diffusion_models", f"{_QWEN}/diffusion_models/qwen_image_2512_fp8_e4m3fn.safetensors", 20.4),
+            File(
+                "loras",
+                "lightx2v/Qwen-Image-2512-Lightning/Qwen-Image-2512-Lightning-4steps-V1.0-fp32.safetensors",
+                1.7,
+            ),
+            File("text_encoders", f"{_QWEN}/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors", 9.38),
+            File("vae", f"{_QWEN}/vae/qwen_image_vae.safetensors", 0.254),
+        ),
+        text='a chalkboard outside a cafe that says "Today: lemon cake", morning sun, bicycles behind',
+        clip="qwen_image",
+        sizes=((640, 640), (1280, 1280)),
+        latent="EmptySD3LatentImage",
+        about="The shift is that of the profile: leave out *ModelSamplingAuraFlow*.",
+    ),
     "sdxl_dmd2_lora": Template(
-        "RMD 6 SDXL with DMD2 LoRA",
+        "RMD 7 SDXL with DMD2 LoRA",
         model="SDXL + DMD2 LoRA",
         colour="#2f6fb5",
         profile="SDXL DMD2, 4 steps (LoRA)",
         files=(
-            File("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0/sd_xl_base_1.0.safetensors", 6.94),
+            _SDXL,
             File("loras", "tianweiy/DMD2/dmd2_sdxl_4step_lora_fp16.safetensors", 0.394),
         ),
         text="a wooden desk by a rainy window, an open sketchbook, a cup of tea, soft morning light",
         about="Any SDXL checkpoint can take the place of the base model.",
     ),
     "sdxl_lightning": Template(
-        "RMD 6 SDXL-Lightning",
+        "RMD 7 SDXL-Lightning",
         model="SDXL-Lightning",
         colour="#5b4bb7",
         profile="SDXL-Lightning, 4 steps (checkpoint)",
@@ -228,9 +408,7 @@ TEMPLATES = {
         profile="SD3.5 Large Turbo, 4 steps (checkpoint)",
         files=(
             File("checkpoints", "stabilityai/stable-diffusion-3.5-large-turbo/sd3.5_large_turbo.safetensors", 16.5),
-            File("text_encoders", f"{_SD35}/clip_l.safetensors", 0.246),
-            File("text_encoders", f"{_SD35}/clip_g.safetensors", 1.39),
-            _T5,
+            *_CLIPS,
         ),
         text="a small bookshop at night, warm light in the window, a painted sign that says OPEN LATE, "
         "wet cobblestones",
@@ -249,8 +427,8 @@ TEMPLATES = {
                 "Kijai/WanVideo_comfy/Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors",
                 0.32,
             ),
-            File("text_encoders", f"{_WAN21}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", 6.74),
-            File("vae", f"{_WAN21}/vae/wan_2.1_vae.safetensors", 0.254),
+            _UMT5,
+            _WAN_VAE,
         ),
         clip="wan",
         text="a paper boat drifts down a rain-filled gutter, autumn leaves turning in the current, close to the water, "
@@ -260,6 +438,73 @@ TEMPLATES = {
         latent="EmptyHunyuanLatentVideo",
         about="Size and length are set in *Empty latent*; *RMD Schedule* reads them from there. Start with fewer "
         "frames (17, 33) to try a prompt.\n\nA student of this model has six levels and runs 3+3.",
+    ),
+    "wan22_t2v": Template(
+        "RMD 9 Wan2.2 A14B text to video",
+        model="Wan2.2 A14B text to video",
+        colour="#2f6d7a",
+        profile="Wan2.2 T2V A14B lightx2v, 4 steps (LoRA)",
+        files=_experts("t2v", "v1.1"),
+        text="a red kite rises over a windy beach, children running below, the camera follows it up into the clouds",
+        clip="wan",
+        sizes=((832, 480), (1280, 720)),
+        frames=81,
+        latent="EmptyHunyuanLatentVideo",
+        about=_EXPERTS,
+    ),
+    "wan22_i2v": Template(
+        "RMD 9 Wan2.2 A14B image to video",
+        model="Wan2.2 A14B image to video",
+        colour="#8a5a2b",
+        profile="Wan2.2 I2V A14B lightx2v, 4 steps (LoRA)",
+        files=_experts("i2v", "v1"),
+        text="the camera moves slowly closer, leaves drift through the image, soft light",
+        clip="wan",
+        sizes=((832, 480), (1280, 720)),
+        frames=81,
+        start="example.png",
+        about=f"{_EXPERTS}\n\nChoose your start image in *Load Image*. It is encoded at both sizes; the size is set in "
+        "RMD Schedule, the length in both *Start image* nodes. CFG is 1, so the negative prompt is not used.",
+    ),
+    "ltx2_distilled": Template(
+        "RMD 9 LTX-2 distilled with sound",
+        model="LTX-2 distilled",
+        colour="#5a4a8a",
+        profile="LTX-2 distilled, 8 steps (checkpoint)",
+        files=(
+            File("checkpoints", "Lightricks/LTX-2/ltx-2-19b-distilled.safetensors", 43.0),
+            File(
+                "text_encoders", "Comfy-Org/ltx-2/split_files/text_encoders/gemma_3_12B_it_fp4_mixed.safetensors", 9.45
+            ),
+            File("latent_upscale_models", "Lightricks/LTX-2/ltx-2-spatial-upscaler-x2-1.0.safetensors", 0.996),
+        ),
+        text="a street musician plays a slow melody on a cello under a bridge, footsteps echo, a tram passes behind",
+        sizes=((640, 352), (1280, 704)),
+        steps=(5, 3),
+        frames=121,
+        fps=25.0,
+        latent="EmptyLTXVLatentVideo",
+        nodes={
+            "3": node("LTXAVTextEncoderLoader", **_LTX2_FILES, device="default"),
+            "30": node("LTXVAudioVAELoader", ckpt_name=_LTX2_FILES["ckpt_name"]),
+            "31": node("LatentUpscaleModelLoader", model_name="ltx-2-spatial-upscaler-x2-1.0.safetensors"),
+            "16": node("CLIPTextEncode", "Negative prompt", clip=["3", 0], text=""),
+            "17": node("LTXVConditioning", positive=["2", 0], negative=["16", 0], frame_rate=25.0),
+            "18": node("LTXVEmptyLatentAudio", frames_number=121, frame_rate=25.0, batch_size=1, audio_vae=["30", 0]),
+            "19": node("LTXVConcatAVLatent", video_latent=["5", 0], audio_latent=["18", 0]),
+            "32": node("RMD_Upsampler", upscale_model=["31", 0], vae=["1", 2]),
+            "4": node(latent=["19", 0]),
+            "6": node(
+                **{"positive": ["17", 0], "negative": ["17", 1], "latent_image": ["19", 0]},
+                learned_upsampler=["32", 0],
+            ),
+            "20": node("LTXVSeparateAVLatent", av_latent=["6", 0]),
+            "7": node(samples=["20", 0]),
+            "33": node("LTXVAudioVAEDecode", samples=["20", 1], audio_vae=["30", 0]),
+            "10": node(audio=["33", 0]),
+        },
+        about="After five steps LTX's upscaler enlarges the video; the sound keeps its size. Sides "
+        "are multiples of 64 px. Set the length in *Empty latent* and in *LTXV Empty Latent Audio*.",
     ),
 }
 """By the name of its results."""

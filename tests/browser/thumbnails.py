@@ -45,9 +45,19 @@ def title_thumbnail(name: str) -> Image.Image:
     width = ImageFont.load_default(44).getlength(template.model)
     font = ImageFont.load_default(44 * min(1, 450 / width))
     draw.text((SIZE[0] // 2, 42), template.model, fill=LIGHT, font=font, anchor="mm")
-    for size, steps, middle in zip(template.sizes, template.steps, (130, 330)):
-        half_wide, half_high = (side * 190 / max(template.sizes[-1]) / 2 for side in size)
-        draw.rectangle((middle - half_wide, 200 - half_high, middle + half_wide, 200 + half_high), fill=template.colour)
-        draw.text((middle, 200), str(steps), fill=LIGHT, font=ImageFont.load_default(54), anchor="mm")
-        draw.text((middle, 328), words_of(size), fill=MUTED, font=ImageFont.load_default(28), anchor="mm")
+    sizes, gap = template.sizes, 6
+    scale = min(190 / max(sizes[-1]), (SIZE[0] - 30 - gap * (len(sizes) - 1)) / sum(wide for wide, _ in sizes))
+    free = SIZE[0] - scale * sum(wide for wide, _ in sizes)
+    gap = free / (len(sizes) + 1) if len(sizes) < 4 else gap
+    left = (free - gap * (len(sizes) - 1)) / 2
+    for place, (size, steps) in enumerate(zip(sizes, template.steps)):
+        wide, high = (scale * side for side in size)
+        middle = left + wide / 2
+        draw.rectangle((left, 200 - high / 2, left + wide, 200 + high / 2), fill=template.colour)
+        font = ImageFont.load_default(min(54, 0.7 * wide))
+        draw.text((middle, 200), str(steps), fill=LIGHT, font=font, anchor="mm")
+        if len(sizes) < 4 or place in (0, len(sizes) - 1):
+            below = (middle, "mm") if len(sizes) < 4 else (left, "lm") if place == 0 else (left + wide, "rm")
+            draw.text((below[0], 328), words_of(size), fill=MUTED, font=ImageFont.load_default(28), anchor=below[1])
+        left += wide + gap
     return canvas

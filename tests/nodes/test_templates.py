@@ -92,7 +92,7 @@ def test_its_nodes_exist_and_run_on_the_demos_models(server, name):
 
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
-WIDEST, HIGHEST = 1750, 1000  # of a graph whose text the page still shows when it opens at 1366 x 768
+WIDEST, HIGHEST = 1750, 1020  # of a graph whose text the page still shows when it opens at 1366 x 768
 
 
 def workflow(name):
