@@ -71,5 +71,5 @@ $(INSTALLED): pyproject.toml
 	  || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable ".[train,quantised,evaluate,test,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,quantised,evaluate,captions,test,dev]"
 	@touch $@

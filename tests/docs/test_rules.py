@@ -155,7 +155,7 @@ def test_rmd_core_needs_only_torch_einops_and_safetensors():
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    extras = re.findall(r"^(?:train|quantised|evaluate) = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL)
+    extras = re.findall(r"^(?:train|quantised|evaluate|captions) = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL)
     declared = set(re.findall(r'"([a-z0-9-]+)', "".join(extras)))
     used = {name.split(".")[0] for path in sources(*LAYERS - {"nodes"}) for _, name in imported(path)}
     foreign = {DISTRIBUTIONS.get(name, name) for name in used - sys.stdlib_module_names - LAYERS - OWN_SETUP}
