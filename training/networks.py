@@ -80,10 +80,10 @@ class Networks(ABC):
 
     def _like(self, network):
         """A network like one that process 0 has loaded, without weights, in the same types; to be filled later."""
-        types = self.processes.gather({name: tensor.dtype for name, tensor in network.state_dict().items()})[0]
+        types = self.processes.gather({name: tensor.dtype for name, tensor in _all_tensors(network)})[0]
         empty = without_weights(type(network), network.config)
-        for name, tensor in (*empty.named_parameters(), *empty.named_buffers()):
-            tensor.data = tensor.data.to(types.get(name, tensor.dtype))
+        for name, tensor in _all_tensors(empty):
+            tensor.data = tensor.data.to(types[name])
         return empty.eval()
 
     @abstractmethod
@@ -266,6 +266,11 @@ class AdapterNetworks(Networks):
             merged = self.base.merged("student", dtype=getattr(torch, self.config.output.dtype), base=plain)
             if main:
                 export_student(self.setup, merged, path, update=update)
+
+
+def _all_tensors(network):
+    """(name, tensor) pairs of a network's parameters and buffers, also of those that no state dict has."""
+    return *network.named_parameters(), *network.named_buffers()
 
 
 def adapt(network, backbone, settings, *, seed=0, start=None):

@@ -64,7 +64,11 @@ def _report(trainer, updates, validation, times, price):
             f"stage {stage.index + 1}, {stage.height}x{stage.width} cells: {measured.seconds:.3g} s an update, "
             f"{rate:.3g} samples a second, {gib(measured.peak)} in use at most"
         )
-    total = train.updates * sum(measured.seconds for measured in updates) / len(updates)
+    each = sum(measured.seconds for measured in updates) / len(updates)
+    speed = trainer.flops / each / count / 1e12
+    share = f", {speed / trainer.matmul:.0%} of a large matrix product" if trainer.device.type == "cuda" else ""
+    lines.append(f"arithmetic: {speed:.3g} TFLOP a second on each device{share}")
+    total = train.updates * each
     if validation is not None:
         lines.append(f"validation: {validation.seconds:.3g} s, {gib(validation.peak)} in use at most")
         total += times * validation.seconds

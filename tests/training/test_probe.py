@@ -2,7 +2,8 @@
 
 import re
 
-from training_world import distill, refused, write_world
+from training.memory import cost_of_run
+from training_world import distill, make_setup, refused, write_world
 
 
 def numbers(text, pattern):
@@ -20,6 +21,9 @@ def test_the_probe_prints_hours_and_cost_of_the_measured_seconds_and_keeps_nothi
     assert len(seconds) == 2 and "1000 updates, 3 validations" in report
     assert abs(hours - (1000 * sum(seconds) / 2 + 3 * validation) / 3600) <= 0.02 * hours
     assert abs(float(spent) - hours) <= 0.01 * hours and abs(float(cost) - 3 * hours) <= 0.01 * 3 * hours
+    cost, forward, _ = cost_of_run(make_setup(world))
+    (speed,) = numbers(report, r"arithmetic: ([\d.e-]+) TFLOP")
+    assert abs(speed - cost.total * forward * 3 / (sum(seconds) / 2) / 1e12) <= 0.02 * speed  # of batches of 3
     assert not (world / "out").exists()
 
 

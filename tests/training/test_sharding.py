@@ -50,6 +50,7 @@ SHORT = ("train.updates=3", "train.ema=null")
 PARTS = ("student", "fake", "student_optimiser", "fake_optimiser")
 WAYS = {
     "replicas": (4, True, ("train.replicas=2", "train.batch=1")),
+    "compiled": (2, True, ("train.compile=eager", "train.batch=2")),
     "split sequences": (2, False, ("train.context_parallel=2", "train.batch=4")),
     "split sequences, sharded": (2, True, ("train.context_parallel=2", "train.batch=4")),
 }
