@@ -8,9 +8,11 @@ from torch.utils._pytree import tree_leaves
 
 from training.config import load_config
 from training.networks import make_networks
-from training.parallel import Processes, gather_full, local
+from training.parallel import Processes, gather_full, local, shard
 from training.setup import outline_run, prepare
+from training.speed import speed_up
 from training.trainer import Trainer
+from training_world import tiny_wan
 
 
 class AllocationPeak(TorchDispatchMode):
@@ -84,3 +86,16 @@ def travelling(world, *overrides):
     }
     processes.close()
     return {name: sorted(value) if isinstance(value, set) else value for name, value in found.items()}
+
+
+def compiled_gradients(world):
+    """Gradients of one call of a plain network, and of a sharded one with compiled blocks, all whole."""
+    config, processes = configured(world, "train.compile=eager")
+    generator = torch.Generator().manual_seed(0)
+    x, text = torch.randn(1, 16, 1, 4, 4, generator=generator), torch.randn(1, 4, 16, generator=generator)
+    found = []
+    for network in (tiny_wan(), shard(speed_up(tiny_wan(), config.train), processes)):
+        network(x, torch.tensor([300.0]), text, return_dict=False)[0].square().mean().backward()
+        found.append({name: gather_full(p.grad) for name, p in network.named_parameters() if p.grad is not None})
+    processes.close()
+    return found

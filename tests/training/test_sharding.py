@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from process_world import Run, distill_on, on_each
-from sharded_world import start_sharded, travelling
+from sharded_world import compiled_gradients, start_sharded, travelling
 from training.backbones.wan import WanBackbone
 from training.run import CheckpointStore
 from training_world import EPS, TOLERANCE, copy_world, distance, distill, equal, metrics, tiny_wan
@@ -50,7 +50,6 @@ SHORT = ("train.updates=3", "train.ema=null")
 PARTS = ("student", "fake", "student_optimiser", "fake_optimiser")
 WAYS = {
     "replicas": (4, True, ("train.replicas=2", "train.batch=1")),
-    "compiled": (2, True, ("train.compile=eager", "train.batch=2")),
     "split sequences": (2, False, ("train.context_parallel=2", "train.batch=4")),
     "split sequences, sharded": (2, True, ("train.context_parallel=2", "train.batch=4")),
 }
@@ -80,6 +79,12 @@ def test_weights_travel_in_bfloat16_and_stay_float32(world):
         assert found["kept"] == found["outside"] == found["gradients"] == ["torch.float32"]
         assert found["in blocks"] == ["torch.bfloat16"]
         assert found["steps"] > 0
+
+
+def test_compiled_blocks_of_a_sharded_network_have_the_same_gradients(world):
+    for plain, compiled in on_each(2, compiled_gradients, world, sharded=True):
+        assert plain.keys() == compiled.keys()
+        assert all(torch.allclose(plain[name], compiled[name], rtol=1e-4, atol=1e-7) for name in plain)
 
 
 def test_what_does_not_divide_is_refused(world):
