@@ -60,6 +60,7 @@ class LoraLayer(torch.nn.Module):
         self.role = role
         self.scale = alpha / rank
         self.cast_inputs = True
+        self.names = frozenset(names)
         self.begun = ()  # the roles that begin with something
         if isinstance(base_layer, torch.nn.Linear):  # a quantised weight has another shape
             self.out_features = base_layer.out_features
@@ -86,12 +87,13 @@ class LoraLayer(torch.nn.Module):
         """The output in the type of the frozen layer's."""
         result = self.base_layer(x)
         name = self.role.name
-        if name not in self.down and name not in self.begun:
+        own, begun = name in self.names, name in self.begun
+        if not own and not begun:
             return result
         if self.cast_inputs:
             x = x.to(torch.float32)
-        added = [self._through(x, self.down[name], self.up[name]) * self.scale] if name in self.down else []
-        if name in self.begun:
+        added = [self._through(x, self.down[name], self.up[name]) * self.scale] if own else []
+        if begun:
             added += [] if self.start_down is None else [self._through(x, self.start_down, self.start_up)]
             added += [] if self.start_bias is None else [self.start_bias]
         return sum(added, result).to(result.dtype)
@@ -120,7 +122,7 @@ class LoraLayer(torch.nn.Module):
 
     def delta(self, name):
         """What a role adds to the weight, in its shape."""
-        pairs = [(self.down[name], self.up[name] * self.scale)] if name in self.down else []
+        pairs = [(self.down[name], self.up[name] * self.scale)] if name in self.names else []
         if name in self.begun and self.start_down is not None:
             pairs.append((self.start_down, self.start_up))
         deltas = [(up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:]) for down, up in pairs]
@@ -128,7 +130,7 @@ class LoraLayer(torch.nn.Module):
 
     def factors(self, name, alpha):
         """What a role adds to the weight as one Factors with this ``alpha``."""
-        pairs = [(self.down[name].detach(), self.up[name].detach(), self.scale)] if name in self.down else []
+        pairs = [(self.down[name].detach(), self.up[name].detach(), self.scale)] if name in self.names else []
         if name in self.begun and self.start_down is not None:
             pairs.append((self.start_down, self.start_up, 1.0))
         if len(pairs) == 1 and name in self.down:
@@ -267,7 +269,7 @@ class AdaptedNetwork:
         return {
             layer_name: layer.factors(name, self.alpha)
             for layer_name, layer in self.layers.items()
-            if name in layer.down or (name in layer.begun and layer.start_down is not None)
+            if name in layer.names or (name in layer.begun and layer.start_down is not None)
         }
 
     def lora(self, name):

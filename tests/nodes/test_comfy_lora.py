@@ -5,8 +5,9 @@ import logging
 import pytest
 import torch
 
-from rmd_core.files import read_metadata, read_tensors
+from rmd_core.files import read_metadata, read_tensors, save_safetensors
 from rmd_core.recipe import read_recipe
+from training.backbones.wan import WanBackbone
 from training.lora import AdaptedNetwork
 from training_world import distill, tiny_wan, write_world
 
@@ -92,3 +93,29 @@ def test_a_key_that_comfyui_does_not_know_is_noticed(comfy, caplog, run):
         comfy.sd.load_diffusion_model(str(folder / "teacher.safetensors")), None, lora, 1.0, 1.0
     )
     assert any("lora key not loaded" in record.getMessage() for record in caplog.records)
+
+
+def test_a_lora_with_its_start_in_it_is_the_whole_student(comfy, caplog, tmp_path):
+    """The start is of a larger rank and changes a norm and a bias, so the file has ``diff`` and ``diff_b`` too."""
+    write_world(tmp_path)
+    generator, start = torch.Generator().manual_seed(3), tmp_path / "start.safetensors"
+    tensors = {
+        f"diffusion_model.blocks.0.self_attn.q.{name}": 0.3 * torch.randn(shape, generator=generator)
+        for name, shape in (("lora_down.weight", (4, 128)), ("lora_up.weight", (128, 4)), ("diff_b", (128,)))
+    }
+    tensors["diffusion_model.blocks.0.self_attn.norm_q.diff"] = 0.3 * torch.randn(128, generator=generator)
+    save_safetensors(start, tensors, {})
+    assert distill(tmp_path, *RUN, f"model.init_from={start}", "output.name=lora") == 0
+    whole = ("output.name=whole", "output.merge=true")
+    assert distill(tmp_path, *RUN, f"model.init_from={start}", *whole, flags=["--resume"]) == 0
+    student = WanBackbone().load(tmp_path / "out" / "whole.safetensors")
+    lora = comfy.utils.load_torch_file(str(tmp_path / "out" / "lora.safetensors"), safe_load=True)
+    assert {"diff", "diff_b"} <= {name.rpartition(".")[2] for name in lora}
+    caplog.set_level(logging.DEBUG)
+    patcher = comfy.sd.load_diffusion_model(str(tmp_path / "teacher.safetensors"))
+    patched, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 1.0)
+    assert not [r for r in caplog.records if r.getMessage().startswith(("lora key not", "NOT LOADED"))]
+    for got, expected in velocities(comfy, patched, student):
+        assert relative_error(got, expected) < 1e-4
+    for got, expected in velocities(comfy, patcher, student):
+        assert relative_error(got, expected) > 3e-2

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from backbone_world import backbone_setup
+from process_world import distill_on
 from rmd_core.errors import RMDError
 from rmd_core.files import read_tensors, save_safetensors
 from training.backbones.wan import WanBackbone
@@ -14,7 +15,7 @@ from training.networks import make_networks
 from training.objective import estimate_x0_eps
 from training.parallel import Processes
 from training.start import read_changes
-from training_world import distill, make_setup, refused, tensors, tiny_wan, write_world
+from training_world import EPS, TOLERANCE, distance, distill, make_setup, refused, tensors, tiny_wan, write_world
 
 RANK, ALPHA = 2, 3.0
 LAYERS = ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "blocks.0.attn2.to_out.0")  # all of them have adapters
@@ -179,6 +180,23 @@ def test_what_a_run_writes_is_its_start_and_what_it_learnt(tmp_path, rank, chang
     for name, tensor in tensors(out / "checkpoints" / "step_000002" / "student.safetensors").items():
         dict(networks.trained["student"].named_parameters())[name].data.copy_(tensor)
     assert near(output(networks.student), output(WanBackbone().load(out / "whole.safetensors")))
+
+
+@pytest.mark.parametrize("mode", [(), (*ADAPTERS, "model.rank=1")])
+def test_two_processes_that_shard_start_like_one(tmp_path, mode):
+    write_world(tmp_path)
+    teacher, start = WanBackbone().load(tmp_path / "teacher.safetensors"), tmp_path / "start.safetensors"
+    file, _ = spelled(pairs(teacher, LAYERS), "lightx2v", dict(zip(LAYERS, NATIVE)))
+    file["diffusion_model.blocks.0.self_attn.norm_q.diff"] = torch.full((128,), 0.5)
+    save_safetensors(start, file, {})
+    run = (*mode, EPS, f"model.init_from={start}", "model.init_fake=student", "train.updates=2", "output.merge=true")
+    assert distill(tmp_path, *run, "train.batch=2") == 0
+    distill_on(2, tmp_path, *run, "train.batch=1", f"output.folder={tmp_path / 'two'}", sharded=True)
+    one, two = (tensors(tmp_path / folder / "student.safetensors") for folder in ("out", "two"))
+    begun = WanBackbone().native_state(
+        merge_lora(teacher, read_lora(file, WanBackbone.keys(teacher.config), "it"), "it")
+    )
+    assert distance(one, two, begun) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
