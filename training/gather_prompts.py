@@ -105,7 +105,7 @@ def _parquet(path, column):
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise RMDError(f"{path}: pyarrow is not installed; pip install pyarrow") from None
+        raise RMDError(f"{path}: pyarrow is not installed; pip install pyarrow, or the captions extra") from None
     try:
         file = ParquetFile(path)
         name = _name_of(column, file.schema_arrow.names, path)
