@@ -190,18 +190,18 @@ def page_block(all_results):
 
 
 def readme_block(all_results):
-    """What is between the marks of README.md: the speed-ups by arithmetic, and measured ones if there are any."""
+    """What is between the marks of README.md: the speed-ups that the paper reports too, by arithmetic and measured."""
     counts, measured = _all_counts(all_results), _full_size(all_results)
     columns = [f"measured, {results.made['device']}" for results in measured]
     head = ["", "calls: teacher, RMD", "paper", "by arithmetic", "with decoding", *columns]
     rows = []
-    for model in FULL:
+    for model in (model for model in FULL if model.paper):
         ratios = Ratios(model, counts[model.name])
         rows.append(
             [
                 model.name,
                 f"{model.teacher_steps} x 2, {'+'.join(map(str, model.split))}",
-                f"{model.paper:g} x" if model.paper else "-",
+                f"{model.paper:g} x",
                 f"{ratios.of('rmd'):.1f} x",
                 f"{ratios.of('rmd', decoded=True):.1f} x",
                 *(_best(results, model) for results in measured),
