@@ -5,8 +5,10 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    Flux2Transformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -61,6 +63,19 @@ WAN_14B = {  # Wan-AI/Wan2.1-T2V-14B-Diffusers, transformer/config.json
     "num_layers": 40,
 }
 Z_IMAGE = {"axes_lens": [1536, 512, 512]}  # Tongyi-MAI/Z-Image, transformer/config.json
+FLUX2_KLEIN_4B = {  # black-forest-labs/FLUX.2-klein-base-4B, transformer/config.json
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+FLUX2_KLEIN_9B = FLUX2_KLEIN_4B | {  # black-forest-labs/FLUX.2-klein-base-9B
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
 
 KL_VAE = {  # stabilityai/stable-diffusion-xl-base-1.0, vae/config.json; PixArt's is the same network
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -87,6 +102,8 @@ ARCHITECTURES = {  # name: (backbone, class of the network, its configuration)
     "Wan2.2 5B": ("wan22_5b", WanTransformer3DModel, WAN22_5B),
     "Z-Image": ("z_image", ZImageTransformer2DModel, Z_IMAGE),
     "Qwen-Image": ("qwen_image", QwenImageTransformer2DModel, {}),  # Qwen/Qwen-Image: the class's own defaults
+    "FLUX.2 klein 4B": ("flux2_klein", Flux2Transformer2DModel, FLUX2_KLEIN_4B),
+    "FLUX.2 klein 9B": ("flux2_klein", Flux2Transformer2DModel, FLUX2_KLEIN_9B),
 }
 VAES = {  # backbone: (class of the autoencoder, its configuration)
     "sdxl": (AutoencoderKL, KL_VAE),
@@ -95,6 +112,7 @@ VAES = {  # backbone: (class of the autoencoder, its configuration)
     "sd3": (AutoencoderKL, SD3_VAE),
     "wan": (AutoencoderKLWan, WAN_VAE),
     "qwen_image": (AutoencoderKLQwenImage, {}),
+    "flux2_klein": (AutoencoderKLFlux2, {}),  # black-forest-labs/FLUX.2-klein-base-4B: the class's own defaults
     "z_image": (AutoencoderKL, SD3_VAE),  # FLUX.1's, of the same sizes
 }
 

@@ -30,6 +30,7 @@ CASES = {  # by the configuration's name: the network, and the tokens of a promp
         ("sd35_large", "SD3.5 Large", 154),
         ("z_image", "Z-Image", 128),
         ("qwen_image", "Qwen-Image", 128),
+        ("flux2_klein_4b", "FLUX.2 klein 4B", 512),
         ("wan21_1.3b", "Wan2.1 1.3B", 512),
         ("wan21_14b", "Wan2.1 14B", 512),
         ("wan21_14b_from_lightx2v", "Wan2.1 14B", 512),

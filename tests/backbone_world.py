@@ -3,8 +3,10 @@
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    Flux2Transformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -102,6 +104,18 @@ TINY = {  # name: (diffusers class, configuration, text width, pooled width)
         24,
         None,
     ),
+    "flux2_klein": (
+        Flux2Transformer2DModel,
+        {
+            "num_layers": 1,
+            "num_single_layers": 2,
+            "num_attention_heads": 1,
+            "joint_attention_dim": 24,
+            "guidance_embeds": False,
+        },
+        24,
+        None,
+    ),
 }
 _ALPHA = TINY["pixart_alpha"]
 TINY["pixart_sigma"] = (_ALPHA[0], _ALPHA[1] | {"use_additional_conditions": False}, *_ALPHA[2:])
@@ -150,6 +164,11 @@ def tiny_kl_vae(backbone):
             sizes = {"base_dim": 4, "num_res_blocks": 1, "z_dim": 48, "in_channels": 12, "out_channels": 12}
             scale = {"latents_mean": [0.1] * 48, "latents_std": [2.0] * 48}
             return AutoencoderKLWan(**sizes, **scale, patch_size=2, is_residual=True, scale_factor_spatial=16)
+        if backbone.name == "flux2_klein":
+            vae = AutoencoderKLFlux2(block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2)
+            vae.bn.running_mean.normal_(0, 1)
+            vae.bn.running_var.uniform_(0.5, 2)
+            return vae
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,

@@ -3,8 +3,10 @@
 It fixes PixArt's width, and SDXL's channels and depths.
 """
 
+from collections import defaultdict
+
 import torch
-from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import Flux2Transformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 
 from training.backbones.sdxl import BASE
 
@@ -23,6 +25,13 @@ SD3 = {
     "pooled_projection_dim": 40,
     "pos_embed_max_size": 32,
     "qk_norm": "rms_norm",
+}
+FLUX2 = {
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "guidance_embeds": False,
 }
 STUDENTS = {  # name: (backbone, class, configuration, text width, pooled width, ComfyUI's class, sizes)
     "SDXL": ("sdxl", UNet2DConditionModel, SDXL, 2048, 1280, "KOALA_700M", [(8, 8), (12, 20)]),
@@ -54,7 +63,9 @@ STUDENTS = {  # name: (backbone, class, configuration, text width, pooled width,
         [(8, 8), (12, 20), (64, 32)],
     ),
     "SD3.5 Large": ("sd3", SD3Transformer2DModel, SD3, 48, 40, "SD3", [(8, 8), (12, 20)]),
+    "FLUX.2 klein": ("flux2_klein", Flux2Transformer2DModel, FLUX2, 48, None, "Flux2", [(4, 4), (6, 10)]),
 }
+TOKENS = defaultdict(lambda: 5, flux2_klein=512)  # of a prompt; ComfyUI makes a shorter one for FLUX.2 as long as that
 KEY_COMPLAINTS = ("unet missing", "unet unexpected", "left over keys", "Missing VAE keys", "Leftover VAE keys")
 
 

@@ -4,6 +4,7 @@ import time
 
 import torch
 from diffusers import (
+    Flux2KleinPipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     QwenImagePipeline,
@@ -21,6 +22,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -50,7 +52,7 @@ def t5_tokenizer():
 
 
 def qwen_tokenizer():
-    """A Qwen tokenizer that knows single letters, with the template of a chat of Qwen3 that Z-Image uses."""
+    """A Qwen tokenizer that knows single letters, with the template of a chat of Qwen3, without thinking."""
     pieces = [*LETTERS, "\u0120", "\u010a", "<", ">", "|", "_"]
     tokenizer = Qwen2Tokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -61,10 +63,11 @@ def qwen_tokenizer():
     return tokenizer
 
 
-def qwen(width):
+def qwen(width, layers=3, kind=Qwen3Model):
     """A Qwen3 language model."""
-    sizes = {"vocab_size": 64, "hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 3, "head_dim": 8}
-    return Qwen3Model(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=2))
+    sizes = {"vocab_size": 64, "hidden_size": width, "intermediate_size": 32, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    return kind(Qwen3Config(**sizes, **heads, tie_word_embeddings=kind is not Qwen3Model))
 
 
 def qwen_vl(width):
@@ -152,5 +155,9 @@ def make_pipeline(name):
     if name in ("qwen_image", "z_image"):
         kind, encoder = (ZImagePipeline, qwen(24)) if name == "z_image" else (QwenImagePipeline, qwen_vl(16))
         return kind(scheduler=None, vae=vae, text_encoder=encoder, tokenizer=qwen_tokenizer(), transformer=network)
+    if name == "flux2_klein":
+        encoder = qwen(8, layers=28, kind=Qwen3ForCausalLM)
+        parts = {"scheduler": None, "vae": vae, "text_encoder": encoder, "tokenizer": qwen_tokenizer()}
+        return Flux2KleinPipeline(**parts, transformer=network)
     kind = PixArtAlphaPipeline if name == "pixart_alpha" else PixArtSigmaPipeline
     return kind(tokenizer=t5_tokenizer(), text_encoder=t5(24), vae=vae, transformer=network, scheduler=None)

@@ -16,6 +16,8 @@ DETECTED = {  # the class that ComfyUI should detect
     "Wan2.2 5B": "WAN22_T2V",
     "Z-Image": "ZImage",
     "Qwen-Image": "QwenImage",
+    "FLUX.2 klein 4B": "Flux2",
+    "FLUX.2 klein 9B": "Flux2",
 }
 STUDENTS = tuple(DETECTED)
 

@@ -34,7 +34,7 @@ from .text_encoders import Encoded, TextEncoders
 log = logging.getLogger(__name__)
 
 DTYPE = torch.float16  # of the cache
-SHARD = 256  # prompts of one file besides the null prompt; with Wan's 512 tokens they take 1 GiB at most
+SHARD = 256  # prompts of one file besides the null prompt; they take up to 1 GiB for Wan, 2 GiB for FLUX.2 klein
 
 
 def main(argv=None):

@@ -35,11 +35,12 @@ INDEX = "model_index.json"
 COMMIT = "commit:"  # what the digest of a teacher on the hub begins with
 AT_ONCE = 8  # downloads, as many as the hub library's own
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of paths that name one file
+COUNTED = ("position_ids", "num_batches_tracked")  # endings of tensors that are counted, not learnt
 
 _VARIANTS = (None, "fp16")
 _FLOATS = ("F32", "F16", "BF16", "F64")  # safetensors names
 _ALWAYS = (INDEX, "scheduler/scheduler_config.json")  # small files of a model that are always taken
-_SMALL = (".json", ".txt", ".model")
+_SMALL = (".json", ".jinja", ".txt", ".model")
 _ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a call raises without an answer: the system's errors, and those of the hub library's HTTP client, which is not
@@ -339,8 +340,7 @@ def refuse_packed(folder, stem):
     files = weight_files(sorted(path.name for path in folder.iterdir()), stem)
     for path in (folder / name for name in files if name.endswith(".safetensors")):
         for name, entry in read_header(path).tensors.items():
-            # CLIP's position_ids are counted, not learnt.
-            if entry.dtype not in _FLOATS and not name.endswith("position_ids"):
+            if entry.dtype not in _FLOATS and not name.endswith(COUNTED):
                 raise RMDError(
                     f"{path}: '{name}' is {entry.dtype}; give weights in {', '.join(_FLOATS)}, not quantised"
                 )

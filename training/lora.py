@@ -167,7 +167,7 @@ def adapted_layers(network, targets):
 
     Raises RMDError where no layer ends like that, or where one is of a kind that takes no LoRA.
     """
-    named = [(name, layer) for name, layer in network.named_modules() if name]
+    named = [(n, layer) for n, layer in network.named_modules() if n and not isinstance(layer, torch.nn.ModuleList)]
     found = {}
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name, _ in named):

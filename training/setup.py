@@ -12,7 +12,7 @@ from rmd_core.plan import StagePlan
 from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
 
 from .backbones import Backbone, make_backbone
-from .backbones.base import refuse_other_family, warn_of_another_shift
+from .backbones.base import refuse_distilled, refuse_other_family, warn_of_another_shift
 from .config import Config
 from .draws import BatchSampler, PromptOrder
 from .hub import local_path
@@ -90,6 +90,7 @@ def outline_run(config, *, shards=1):
     plan = build_plan(config, backbone)
     intervals = build_intervals(config, plan)
     base = local_path(config.backbone.base)
+    refuse_distilled(base)
     network = backbone.outline(base)
     backbone.check_sizes(network, config.plan.sizes)
     if config.train.attention is not None:

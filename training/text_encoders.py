@@ -49,6 +49,7 @@ FAMILIES = {  # by the pipeline's class
     "WanPipeline": Family("wan", 512),
     "QwenImagePipeline": Family("qwen-image", 1024, masked=True),
     "ZImagePipeline": Family("z-image", 512, masked=True),
+    "Flux2KleinPipeline": Family("flux2-klein", 512),
 }
 
 
@@ -155,7 +156,7 @@ class TextEncoders:
     def encode(self, texts):
         """The ``Encoded`` of every text, in one batch, on the CPU in float32."""
         settings = {"device": self.device}
-        if self.family.name != "qwen-image":  # which has no such choice
+        if self.family.name not in ("qwen-image", "flux2-klein"):  # which have no such choice
             settings["do_classifier_free_guidance"] = False
         if self._tokens is not None:
             settings["max_sequence_length"] = self._tokens
@@ -164,7 +165,7 @@ class TextEncoders:
             embeddings, _, pooled, _ = self._pipeline.encode_prompt(list(texts), *further, **settings)
             return [Encoded(_on_cpu(row), _on_cpu(one)) for row, one in zip(embeddings, pooled)]
         embeddings, mask, *_ = self._pipeline.encode_prompt(list(texts), **settings)
-        if self.family.name == "z-image" or mask is None:  # no padding is left
+        if self.family.name in ("z-image", "flux2-klein") or mask is None:  # no padding is left, or it has a meaning
             lengths = [len(row) for row in embeddings]
         elif self.masked:
             lengths = [int(row.sum()) for row in mask]

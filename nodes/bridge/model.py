@@ -114,6 +114,7 @@ FAMILIES = (
     Family("Stable Diffusion 3", ("stable-diffusion-v3", "stable-diffusion-3"), "SD3"),
     Family("PixArt", ("pixart",), "PixArt"),
     Family("Flux", ("flux-1", "flux.1"), "Flux"),
+    Family("FLUX.2", ("flux.2", "flux-2"), "Flux2"),
     Family("Qwen-Image", ("qwen-image",), "QwenImage"),
     Family("Z-Image", ("z-image",), "Lumina2"),
 )

@@ -7,7 +7,7 @@ import torch
 
 from backbone_world import random_network
 from benchmarks.training_runs import CONFIGS
-from comfy_students import STUDENTS, comfy_output, relative_error
+from comfy_students import STUDENTS, TOKENS, comfy_output, relative_error
 from training.backbones import make_backbone
 from training.config import ModelSection, load_config
 from training.lora_files import native_factors, save_lora
@@ -40,7 +40,8 @@ def test_base_and_lora_at_strength_1_are_the_student(comfy, caplog, tmp_path, na
     comfy.model_management.load_models_gpu([patched], force_full_load=True)
     height, cells = sizes[0]
     x = torch.randn(1, backbone.channels, height, cells, generator=generator)
-    conditioning = {"text": torch.randn(1, 5, width, generator=generator), "mask": torch.ones(1, 5)}
+    conditioning = {"text": torch.randn(1, TOKENS[family], width, generator=generator)}
+    conditioning["mask"] = torch.ones(1, TOKENS[family])
     pooled = conditioning["pooled"] = (
         None if pooled_width is None else torch.randn(1, pooled_width, generator=generator)
     )

@@ -4,10 +4,18 @@ import logging
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
 
 from backbone_world import random_network
-from comfy_students import KEY_COMPLAINTS, STUDENTS, comfy_output, load_in_comfy, relative_error, tell_difference
+from comfy_students import (
+    KEY_COMPLAINTS,
+    STUDENTS,
+    TOKENS,
+    comfy_output,
+    load_in_comfy,
+    relative_error,
+    tell_difference,
+)
 from full_size import meta_student
 from rmd_core.files import read_tensors, save_safetensors
 from training.backbones import make_backbone
@@ -28,10 +36,11 @@ def test_a_student_is_detected_and_runs_alike(comfy, caplog, tmp_path, name):
     generator = torch.Generator().manual_seed(7)
     worst = 0.0
     for height, width_cells in sizes:
-        lengths = (5, 3) if family.startswith("pixart") else (5, 5)
+        tokens = TOKENS[family]
+        lengths = (5, 3) if family.startswith("pixart") else (tokens, tokens)
         x = torch.randn(2, backbone.channels, height, width_cells, generator=generator)
-        text = torch.randn(2, 5, width, generator=generator)
-        conditioning = {"text": text, "mask": (torch.arange(5) < torch.tensor(lengths)[:, None]).float()}
+        text = torch.randn(2, tokens, width, generator=generator)
+        conditioning = {"text": text, "mask": (torch.arange(tokens) < torch.tensor(lengths)[:, None]).float()}
         if pooled_width is not None:
             conditioning["pooled"] = torch.randn(2, pooled_width, generator=generator)
         # VP levels of table entries: between them ComfyUI tells the nearest one.
@@ -79,6 +88,35 @@ def test_what_comfyui_detects_in_one_width_runs_alike_in_a_smaller_one(comfy, tm
                 got = comfy_output(model, backbone, x[i : i + 1], sigma[i], text[i : i + 1, :length], None)
                 worst = max(worst, relative_error(got, expected[i : i + 1]))
     tell_difference(name, worst)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_native_autoencoder_of_flux2_decodes_as_in_comfyui(comfy, tmp_path, inside):
+    from comfy.diffusers_convert import convert_vae_state_dict
+    from comfy.ldm.models.autoencoder import AutoencoderKL as ComfyKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKLFlux2(block_out_channels=(32, 32, 64, 64), layers_per_block=2)
+        vae.bn.running_mean.normal_(0, 1)
+        vae.bn.running_var.uniform_(0.5, 2)
+    native = {name: tensor.contiguous() for name, tensor in convert_vae_state_dict(vae.state_dict()).items()}
+    sizes = {"double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "num_res_blocks": 2}
+    widths = {"ch": 32, "ch_mult": [1, 1, 2, 2], "attn_resolutions": [], "dropout": 0.0, "batch_norm_latent": True}
+    theirs = ComfyKL(ddconfig=sizes | widths, embed_dim=32).eval()
+    theirs.load_state_dict(native)
+    if inside:  # as the publisher names them
+        native = {
+            f"encoder.{n}" if n.startswith("quant") else f"decoder.{n}" if n.startswith("post_quant") else n: tensor
+            for n, tensor in native.items()
+        }
+    save_safetensors(tmp_path / "vae.safetensors", native)
+    backbone = make_backbone("flux2_klein")
+    latents = torch.randn(1, 128, 2, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = (theirs.decode(latents) * 0.5 + 0.5).clamp(0, 1)
+    got = backbone.decode(backbone.load_vae(tmp_path / "vae.safetensors"), latents)
+    assert got.shape == (1, 3, 1, 32, 48) and torch.allclose(got[:, :, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "shift", "quantised"), [(4, 0.0, True), (16, 0.0609, False)])

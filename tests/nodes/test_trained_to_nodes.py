@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backbone_world import random_network
-from comfy_students import STUDENTS
+from comfy_students import STUDENTS, TOKENS
 from rmd_core.files import read_tensors
 from rmd_core.noise import SeededNoise
 from rmd_core.recipe import read_recipe
@@ -26,7 +26,7 @@ train: {{updates: 1, batch: 1, warmup_updates: 0, device: cpu}}
 output: {{folder: "{folder}/out", name: lora, pictures: 1, trackers: [], dtype: float32}}
 """
 PROMPT = "a red apple"
-SIZES = {"pixart": ((34, 36), (40, 48)), "sd3": ((8, 12), (16, 24))}
+SIZES = {"pixart": ((34, 36), (40, 48)), "sd3": ((8, 12), (16, 24)), "flux2": ((4, 6), (8, 12))}
 
 
 def trained(key, folder):
@@ -36,7 +36,7 @@ def trained(key, folder):
     random_network(kind, config).save_pretrained(folder / "model" / "transformer")
     generator = torch.Generator().manual_seed(1)
     masked = name.startswith("pixart")
-    lengths = {"": 3 if masked else 6, PROMPT: 4 if masked else 6}
+    lengths = {"": 3 if masked else TOKENS[name], PROMPT: 4 if masked else TOKENS[name]}
     made = {text: torch.randn(length, width, generator=generator) for text, length in lengths.items()}
     extra = {} if pooled is None else {"pooled": {text: torch.randn(pooled, generator=generator) for text in made}}
     cache = folder / "prompts.safetensors"
@@ -66,7 +66,7 @@ def trained(key, folder):
         return backbone, high, sample("student"), sample(None)
 
 
-@pytest.mark.parametrize("key", ["SD3.5 Medium", "PixArt Sigma"])
+@pytest.mark.parametrize("key", ["SD3.5 Medium", "PixArt Sigma", "FLUX.2 klein"])
 def test_a_lora_student_with_stacked_layers(comfy, pack, nodes, node_classes, tmp_path, monkeypatch, key):
     import folder_paths
 
@@ -81,7 +81,7 @@ def test_a_lora_student_with_stacked_layers(comfy, pack, nodes, node_classes, tm
     chosen = {"kind": "LoRA", "student": "lora.safetensors", "model": base, "strength": 1.0}
     model, recipe, _ = nodes("RMD_LoadStudent", kind=chosen)
     (positive,) = nodes("RMD_LoadPromptEmbeddings", file="prompts.safetensors", prompt=PROMPT)
-    height, width = (8 * side for side in high)
+    height, width = (backbone.pixels_per_cell * side for side in high)
     source = {"source": "student recipe", "recipe": recipe}
     plan, *_ = nodes("RMD_Schedule", model=model, width=width, height=height, source=source)
     latent = {"samples": torch.zeros(1, backbone.channels, *high)}

@@ -25,6 +25,7 @@ PLANS = {  # name: (timesteps the network is told in order, frames, the backbone
     "sd35_large": ([1000, 900, 857.143, 666.667], 1, "sd3", "SD3.5 Large", {"num_layers": 2}),
     "z_image": ([1000, 947.368, 857.143, 666.667], 1, "z_image", "Z-Image", {"n_layers": 2}),
     "qwen_image": ([1000, 900, 857.143, 666.667], 1, "qwen_image", "Qwen-Image", {"num_layers": 2}),
+    "flux2_klein_4b": ([1000, 958.1, 908.2, 767.3], 1, "flux2_klein", "FLUX.2 klein 4B", {"num_single_layers": 1}),
     "wan22_5b": ([1000, 937.5, 909.091, 769.231], 31, "wan22_5b", "Wan2.2 5B", {"num_layers": 2}),
     "wan21_1.3b": ([1000, 937.359, 856.775, 833.333, 713.979, 498.798], 21, "wan", "Wan2.1 1.3B", {"num_layers": 2}),
     "wan21_14b_from_lightx2v": ([1000, 937.5, 833.333, 625], 21, "wan", "Wan2.1 14B", {"num_layers": 2}),

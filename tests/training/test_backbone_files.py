@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline
 from diffusers.loaders.single_file_utils import (
+    convert_flux2_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
     convert_wan_transformer_to_diffusers,
@@ -19,6 +21,9 @@ from rmd_core.errors import RMDError
 from rmd_core.files import read_tensors, save_safetensors
 from training.backbones import make_backbone
 from training.backbones.wan import WanBackbone
+from training.config import load_config
+from training.lora import adapted_layers
+from training.setup import outline_run
 from training_world import TEXT_DIM, equal, tensors, tiny_vae, tiny_wan, write_native_vae
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
@@ -33,12 +38,15 @@ PARAMETERS = {  # as published, in thousand millions; a few thousand of differen
     "Wan2.2 5B": 5.0,
     "Z-Image": 6.155,
     "Qwen-Image": 20.43,
+    "FLUX.2 klein 4B": 3.876,
+    "FLUX.2 klein 9B": 9.08,
 }
 CONVERTERS = {  # diffusers' own, to its names
     "wan": convert_wan_transformer_to_diffusers,
     "wan22_5b": convert_wan_transformer_to_diffusers,
     "sd3": convert_sd3_transformer_checkpoint_to_diffusers,
     "sdxl": convert_ldm_unet_checkpoint,
+    "flux2_klein": convert_flux2_transformer_checkpoint_to_diffusers,
 }
 
 
@@ -48,7 +56,8 @@ def shapes(state):
 
 def converted(name, network, native):
     """What diffusers' converter makes of a whole checkpoint with these native tensors."""
-    whole = {f"model.diffusion_model.{key}": tensor for key, tensor in native.items()}
+    prefix = "" if name == "flux2_klein" else "model.diffusion_model."  # which that one does not take off
+    whole = {f"{prefix}{key}": tensor for key, tensor in native.items()}
     return CONVERTERS[name](whole, config=dict(network.config))
 
 
@@ -74,7 +83,7 @@ def test_comfyui_detects_the_student_and_takes_every_key(detection, name):
     assert type(config).__name__ == expected
     config.set_inference_dtype(torch.float16, None)
     built = config.get_model(dict(state), "", device=torch.device("meta")).diffusion_model
-    theirs, ours = shapes(built.state_dict()), shapes(state)
+    theirs, ours = shapes(built.state_dict()), shapes(config.process_unet_state_dict(state))
     assert sorted(theirs.keys() - ours.keys()) == [] and sorted(ours.keys() - theirs.keys()) == []
     assert {key: (ours[key], shape) for key, shape in theirs.items() if ours[key] != shape} == {}
 
@@ -101,7 +110,7 @@ def test_the_page_tells_keys_and_parameters(name):
 def test_every_layer_that_a_lora_is_put_on_has_a_native_layer_of_its_shape(name):
     backbone, network, _ = meta_student(name)
     state, keys = backbone.native_state(network), backbone.keys(network.config)
-    layers = [n for n, _ in network.named_modules() if n.endswith(tuple(f".{t}" for t in backbone.adapter_targets))]
+    layers = adapted_layers(network, backbone.adapter_targets)
     assert {target for target in backbone.adapter_targets if any(n.endswith(f".{target}") for n in layers)} == set(
         backbone.adapter_targets
     )
@@ -133,7 +142,7 @@ def test_native_names_are_those_of_diffusers_own_converter(name):
     assert equal(backbone.keys(network.config).to_diffusers(native), state)
 
 
-@pytest.mark.parametrize("name", ["sd3", "pixart_alpha", "pixart_sigma", "qwen_image", "z_image"])
+@pytest.mark.parametrize("name", ["sd3", "pixart_alpha", "pixart_sigma", "qwen_image", "z_image", "flux2_klein"])
 def test_a_native_file_gives_the_same_network_as_the_folder(tmp_path, name):
     """PixArt's heads are 72 wide in every release, which a native file does not tell."""
     kind, config, *_ = TINY[name]
@@ -381,6 +390,43 @@ def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_
         expected = (vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1)
     pictures = backbone.decode(vae, latents)
     assert pictures.shape == (2, 3, 1, 24, 32) and torch.allclose(pictures[:, :, 0], expected, atol=1e-5)
+
+
+def test_flux2_latents_are_unpacked_as_its_pipeline_does(tmp_path):
+    write_backbone_world("flux2_klein", tmp_path)
+    backbone = make_backbone("flux2_klein")
+    vae = backbone.load_vae(tmp_path / "model")
+    latents = torch.randn(2, 128, 2, 3, generator=torch.Generator().manual_seed(0))
+    mean, variance = vae.bn.running_mean.view(1, -1, 1, 1), vae.bn.running_var.view(1, -1, 1, 1)
+    raw = Flux2KleinPipeline._unpatchify_latents(latents * torch.sqrt(variance + vae.config.batch_norm_eps) + mean)
+    with torch.no_grad():
+        expected = (vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1)
+    pictures = backbone.decode(vae, latents)
+    assert pictures.shape == (2, 3, 1, 32, 48) and torch.allclose(pictures[:, :, 0], expected, atol=1e-5)
+
+
+def test_flux2_files_that_comfyui_saved_are_read_and_other_models_are_refused(tmp_path):
+    backbone, network = make_backbone("flux2_klein"), tiny_network("flux2_klein")
+    native = backbone.native_state(network)
+    theirs = {name.replace("_norm.scale", "_norm.weight"): tensor for name, tensor in native.items()}
+    save_safetensors(tmp_path / "m.safetensors", theirs)
+    assert theirs.keys() != native.keys()
+    assert equal(backbone.load(tmp_path / "m.safetensors").state_dict(), network.state_dict())
+    guided = {f"guidance_in.{layer}.weight": torch.zeros(1) for layer in ("in_layer", "out_layer")}
+    save_safetensors(tmp_path / "dev.safetensors", native | guided)
+    kind, config, *_ = TINY["flux2_klein"]
+    random_network(kind, config | {"guidance_embeds": True}).save_pretrained(tmp_path / "dev" / "transformer")
+    for path in ("dev.safetensors", "dev"):
+        with pytest.raises(RMDError, match="takes the guidance as an input"):
+            backbone.load(tmp_path / path)
+
+
+def test_a_folder_that_says_it_is_distilled_is_no_teacher_but_may_be_started_from(tmp_path):
+    config = write_backbone_world("flux2_klein", tmp_path)
+    (tmp_path / "model" / "model_index.json").write_text('{"is_distilled": true}')
+    with pytest.raises(RMDError, match="distilled already"):
+        outline_run(load_config(config).resolved())
+    assert make_backbone("flux2_klein").load(tmp_path / "model").config.num_single_layers == 2
 
 
 def test_autoencoder_file_decodes_like_the_model(tmp_path):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, Flux2KleinPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "sd3": "stable-diffusion-v3.5-medium",
     "qwen_image": "qwen-image",
     "z_image": "z-image",
+    "flux2_klein": "Flux.2-klein-4b",
 }
 
 
@@ -68,6 +69,7 @@ def test_names_are_those_of_the_configuration():
         "sd3",
         "qwen_image",
         "z_image",
+        "flux2_klein",
     )
     for name, (_, _, architectures) in BACKBONES.items():
         backbone = make_backbone(name)
@@ -171,6 +173,37 @@ def test_z_image_is_told_one_minus_sigma_and_takes_prompts_without_padding(tmp_p
     for i, text in enumerate(cache.texts[:3]):
         (own,) = network([x[i, :, None]], 1 - sigma[i : i + 1].float(), [cache.embedding(text)[0].float()]).sample
         assert torch.allclose(got[i], -own[:, 0], atol=1e-5)
+
+
+def test_flux2_is_asked_as_its_pipeline_asks():
+    backbone, pipeline = make_backbone("flux2_klein"), Flux2KleinPipeline
+    generator = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 128, 3, 5, generator=generator), torch.randn(2, 7, 24, generator=generator)
+    sigma = torch.tensor([0.9, 0.3], dtype=torch.float64)
+    with torch.no_grad():
+        expected = tiny_network("flux2_klein")(
+            pipeline._pack_latents(x),
+            encoder_hidden_states=text,
+            timestep=sigma.float(),
+            img_ids=pipeline._prepare_latent_ids(x),
+            txt_ids=pipeline._prepare_text_ids(text),
+        ).sample
+        got = backbone.predict(tiny_network("flux2_klein"), x, sigma, {"text": text})
+    assert torch.allclose(pipeline._pack_latents(got), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen_image", "flux2_klein"])
+def test_half_precision_networks_embed_the_exact_level(name):
+    """0.9 and 0.8984 are one number in bfloat16, and their embeddings are not."""
+    backbone, network = make_backbone(name), tiny_network(name).to(torch.bfloat16)
+    x = torch.zeros(*backbone.latent_shape(1, 1), 4, 4)
+    conditioning, told = backbone.zero_conditioning(network, 5, "cpu"), []
+    embedder = next(module for module_name, module in network.named_modules() if module_name.endswith("time_proj"))
+    embedder.register_forward_hook(lambda module, args, embedding: told.append(embedding))
+    with torch.no_grad():
+        for sigma in (0.9, 0.8984375):
+            backbone.predict(network, x, torch.tensor([sigma], dtype=torch.float64), conditioning)
+    assert told[0].dtype == torch.float32 and not torch.allclose(told[0], told[1], atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart_alpha", "pixart_sigma", "sd3"])

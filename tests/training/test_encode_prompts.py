@@ -70,6 +70,11 @@ def by_hand(name, pipeline, text):
         tokens = ids(pipeline.tokenizer, pipeline.prompt_template_encode.format(text))
         states = pipeline.text_encoder(tokens, output_hidden_states=True).hidden_states
         return states[-1][0, pipeline.prompt_template_encode_start_idx :], None
+    if name == "flux2_klein":
+        value = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        given = pipeline.tokenizer([value], return_tensors="pt", padding="max_length", max_length=512)
+        states = pipeline.text_encoder(**given, output_hidden_states=True).hidden_states
+        return torch.cat([states[layer][0] for layer in (9, 18, 27)], -1), None
     if name == "z_image":
         value = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
         states = pipeline.text_encoder(ids(pipeline.tokenizer, value), output_hidden_states=True).hidden_states

@@ -19,7 +19,7 @@ from training.lora_files import LORA_NAMES, merge_lora, of_one_rank, read_lora
 from training.networks import adapt
 from training_world import equal, tiny_wan
 
-FAMILIES = ("wan", "sdxl", "sd3", "pixart_alpha", "qwen_image", "z_image")
+FAMILIES = ("wan", "sdxl", "sd3", "pixart_alpha", "qwen_image", "z_image", "flux2_klein")
 PATTERNS = {  # a layer of each family as each program writes it
     "wan": ("blocks.0.self_attn.q", "blocks.0.attn1.to_q"),
     "sdxl": ("input_blocks.3.1.proj_in", "down_blocks.1.attentions.0.proj_in"),
@@ -27,6 +27,7 @@ PATTERNS = {  # a layer of each family as each program writes it
     "pixart_alpha": ("blocks.0.attn.qkv", "transformer_blocks.0.attn1.to_q"),
     "qwen_image": ("transformer_blocks.1.attn.add_k_proj", "transformer_blocks.1.attn.add_k_proj"),
     "z_image": ("context_refiner.0.attention.qkv", "context_refiner.0.attention.to_q"),
+    "flux2_klein": ("single_blocks.1.linear1", "single_transformer_blocks.1.attn.to_qkv_mlp_proj"),
 }
 
 
@@ -99,6 +100,7 @@ READ_BY_DIFFUSERS = {  # the names that its own loader knows
     "pixart_alpha": (),  # its pipeline has no loader of LoRAs
     "qwen_image": ("diffusers",),
     "z_image": ("diffusers",),
+    "flux2_klein": ("kohya", "diffusers"),
 }
 
 

@@ -15,6 +15,7 @@ BACKBONES = {  # name: module, class, and how the ModelSpec architectures of its
     "sd3": ("sd3", "SD3Backbone", "stable-diffusion-v3"),
     "qwen_image": ("qwen_image", "QwenImageBackbone", "qwen-image"),
     "z_image": ("z_image", "ZImageBackbone", "z-image"),
+    "flux2_klein": ("flux2", "Flux2KleinBackbone", "Flux.2-klein"),
 }
 
 __all__ = ["BACKBONES", "Backbone", "backbone_of", "make_backbone"]

@@ -3,15 +3,17 @@
 import logging
 import re
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from rmd_core.errors import RMDError
+from rmd_core.files import read_json
 from rmd_core.noising import place
 from rmd_core.schedule import FlowCurve
 
-from ..hub import is_folder
+from ..hub import INDEX, is_folder
 from ..text_encoders import FAMILIES
 from .files import (
     decode_kl,
@@ -81,6 +83,11 @@ class Backbone:
         """The KeyMap of a network with the blocks that the ``names`` in a LoRA file speak of."""
         blocks = [int(number) for name in names for number in re.findall(r"blocks[._](\d+)[._]", name)]
         return cls.keys(SimpleNamespace(num_layers=1 + max(blocks, default=0)))
+
+    @staticmethod
+    def native_name(name):
+        """The name in ``keys`` of a tensor in a native file, where other programs name it otherwise."""
+        return name
 
     @staticmethod
     def native_config(tensors, metadata):
@@ -252,6 +259,22 @@ def network_dtype(network):
     return _DECIDING[network].dtype
 
 
+_EMBEDDERS = weakref.WeakKeyDictionary()  # network -> its module that embeds the timestep
+
+
+def tell_exactly(network, timestep):
+    """Make the next call of a network embed this timestep, which diffusers' class rounds to the type of the weights.
+
+    ComfyUI's class does not. Rounded to bfloat16, a level of 0.9 becomes 0.8984.
+    """
+    if network not in _EMBEDDERS:
+        embedder = next(module for name, module in network.named_modules() if name.endswith("time_proj"))
+        if not hasattr(embedder, "exact"):
+            embedder.register_forward_pre_hook(lambda module, args: (module.exact,))
+        _EMBEDDERS[network] = embedder
+    _EMBEDDERS[network].exact = timestep
+
+
 def select(conditioning, rows):
     """The conditioning of some samples; ``rows`` are on the CPU."""
     return {name: tensor[place(rows, tensor.device)] for name, tensor in conditioning.items()}
@@ -278,6 +301,13 @@ def warn_of_another_shift(backbone, path):
             "by; set backbone.shift=%g unless another is meant",
             *(path, shift, backbone.curve.shift, shift),
         )
+
+
+def refuse_distilled(path):
+    """Raise RMDError for a teacher's Diffusers-format folder that says of itself that it is distilled."""
+    index = Path(path) / INDEX
+    if index.is_file() and read_json(index).get("is_distilled"):
+        raise RMDError(f"{path} says that it is distilled already; give backbone.base the model that it was made from")
 
 
 def refuse_other_family(backbone, cache):

@@ -7,6 +7,7 @@ compare them with diffusers' converters. The autoencoders' names are only read, 
 
 import contextlib
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from einops import rearrange
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import cast_weight, finite_weights, read_header, read_json, read_tensors, save_safetensors
 
-from ..hub import NETWORK_STEM, is_folder, refuse_packed, weights_variant
+from ..hub import COUNTED, NETWORK_STEM, is_folder, refuse_packed, weights_variant
 
 # What diffusers and PyTorch raise for weights or configurations that make no model.
 _UNFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
@@ -218,7 +219,7 @@ def load_native(family, path, *, dtype):
     from accelerate import init_empty_weights
 
     tensors, metadata = read_tensors(path)
-    tensors = _own(tensors, family.unused)
+    tensors = _own(tensors, family)
     with init_empty_weights(include_buffers=False):
         model = _make(family, tensors, metadata, path)
     keys = family.keys(model.config)
@@ -244,7 +245,7 @@ def outline_native(family, path):
     header = read_header(path)
     with torch.device("meta"):
         tensors = {name: torch.empty(entry.shape) for name, entry in header.tensors.items()}
-        return _make(family, _own(tensors, family.unused), header.metadata, path).eval()
+        return _make(family, _own(tensors, family), header.metadata, path).eval()
 
 
 def save_native(native, path, *, dtype, metadata):
@@ -253,11 +254,11 @@ def save_native(native, path, *, dtype, metadata):
     save_safetensors(path, tensors, metadata)
 
 
-def _own(tensors, ignored):
-    """The network's tensors of a file, without prefix."""
+def _own(tensors, family):
+    """The network's tensors of a file, without prefix, by the names of the family's map."""
     prefix = "model.diffusion_model."
     wrapped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return {name: tensor for name, tensor in (wrapped or tensors).items() if name not in ignored}
+    return {family.native_name(n): tensor for n, tensor in (wrapped or tensors).items() if n not in family.unused}
 
 
 def _make(family, tensors, metadata, path):
@@ -291,13 +292,28 @@ def load_vae_file(kind, path, *, config_of, convert):
     prefix = "first_stage_model."  # in a checkpoint of all parts
     tensors, _ = read_tensors(path)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    tensors = finite_weights(own or tensors, path, dtype=torch.float32)
+    weights = {n: tensor for n, tensor in (own or tensors).items() if not n.endswith(COUNTED)}
+    tensors = finite_weights(weights, path, dtype=torch.float32)
     try:
         config = config_of(tensors)
         vae = build(kind, config, convert(tensors, config=config))
     except _UNFIT as error:
         raise RMDError(f"{path} is not a {kind.__name__} in native key names ({one_line(error, 200)})") from None
     return vae.eval()
+
+
+def kl_config(tensors):
+    """Constructor arguments of an ``AutoencoderKL``, or one of its kind, from the tensors of a native file."""
+    levels = len({name.split(".")[2] for name in tensors if name.startswith("encoder.down.")})
+    return {
+        "block_out_channels": [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)],
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": len({n.split(".")[4] for n in tensors if n.startswith("encoder.down.0.block.")}),
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "use_quant_conv": any(re.fullmatch(r"(encoder\.)?quant_conv\.weight", name) for name in tensors),
+        "use_post_quant_conv": any(name.endswith("post_quant_conv.weight") for name in tensors),
+    }
 
 
 def load_kl_vae(path, *, channels, scaling, shift=0.0):
@@ -310,18 +326,7 @@ def load_kl_vae(path, *, channels, scaling, shift=0.0):
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     def config_of(tensors):
-        levels = len({name.split(".")[2] for name in tensors if name.startswith("encoder.down.")})
-        return {
-            "block_out_channels": [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)],
-            "down_block_types": ("DownEncoderBlock2D",) * levels,
-            "up_block_types": ("UpDecoderBlock2D",) * levels,
-            "layers_per_block": len({n.split(".")[4] for n in tensors if n.startswith("encoder.down.0.block.")}),
-            "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
-            "use_quant_conv": "quant_conv.weight" in tensors,
-            "use_post_quant_conv": "post_quant_conv.weight" in tensors,
-            "scaling_factor": scaling,
-            "shift_factor": shift or None,
-        }
+        return kl_config(tensors) | {"scaling_factor": scaling, "shift_factor": shift or None}
 
     if is_folder(path):
         vae = load_component(AutoencoderKL, path, component="vae", dtype=torch.float32)

@@ -1,7 +1,5 @@
 """Qwen-Image (the text-to-image models of 60 blocks, 2512 among them)."""
 
-import weakref
-
 import torch
 from diffusers import QwenImageTransformer2DModel
 from einops import rearrange
@@ -9,7 +7,7 @@ from einops import rearrange
 from rmd_core.errors import RMDError
 from rmd_core.noising import place
 
-from .base import Backbone, network_dtype
+from .base import Backbone, network_dtype, tell_exactly
 from .files import KeyMap
 from .wan import decode_normalised, load_wan_vae
 
@@ -93,7 +91,7 @@ class QwenImageBackbone(Backbone):
     def predict(self, network, x, sigma_B, conditioning):
         dtype, (height, width) = network_dtype(network), x.shape[-2:]
         timestep = place(sigma_B, x.device, torch.float32)
-        _give_exactly(network, timestep)
+        tell_exactly(network, timestep)
         output = network(
             rearrange(x.to(dtype), "b c 1 (h p) (w q) -> b (h w) (c p q)", p=2, q=2),
             encoder_hidden_states=conditioning["text"].to(dtype),
@@ -113,19 +111,3 @@ class QwenImageBackbone(Backbone):
     def decode(self, vae, latents):
         """Images (B, 3, 1, 8h, 8w) in 0..1 from normalised latents (B, 16, 1, h, w), as float32."""
         return decode_normalised(vae, latents)
-
-
-_EMBEDDERS = weakref.WeakKeyDictionary()  # network -> its module that embeds the timestep
-
-
-def _give_exactly(network, timestep):
-    """Make the next call of a network embed this timestep, which diffusers' class rounds to the type of the weights.
-
-    ComfyUI's class does not. Rounded to bfloat16, a level of 0.9 becomes 0.8984.
-    """
-    if network not in _EMBEDDERS:
-        embedder = next(module for name, module in network.named_modules() if name.endswith("time_text_embed"))
-        if not hasattr(embedder, "exact"):
-            embedder.register_forward_pre_hook(lambda module, args: (module.exact, *args[1:]))
-        _EMBEDDERS[network] = embedder
-    _EMBEDDERS[network].exact = timestep
