@@ -108,14 +108,14 @@ ARRANGE = """table => {
         let top = y + head + pad;
         const stack = [];
         for (const entry of column.nodes) {
-          const [id, height] = Array.isArray(entry) ? entry : [entry, 0];
+          const [id, height, room = below] = Array.isArray(entry) ? entry : [entry, 0];
           const node = id === "note" ? note : graph.getNodeById(id);
           const least = node.computeSize();
           node.pos = [x, top + title];
           node.setSize([Math.max(column.width, id === "note" ? 0 : least[0]), Math.max(height, least[1])]);
           if (height < 0) node.flags.collapsed = true;
-          top += title + (height < 0 ? 0 : node.size[1]) + below;
-          bottom = Math.max(bottom, top - below + pad);
+          top += title + (height < 0 ? 0 : node.size[1]) + room;
+          bottom = Math.max(bottom, top - room + pad);
           placed.add(node);
           stack.push(node);
         }

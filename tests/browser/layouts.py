@@ -18,10 +18,10 @@ FOLDED = -1
 
 @dataclass(frozen=True)
 class Column:
-    """Nodes on top of each other: ids of the API format, `note`, or (id, least height or FOLDED)."""
+    """Nodes on top of each other: ids of the API format, `note`, or (id, least height or FOLDED[, room below])."""
 
     width: int
-    nodes: tuple[str | tuple[str, int], ...]
+    nodes: tuple[str | tuple[str, int] | tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def _by_columns(
 
 _STUDENT = ("1", 130)
 _PICTURE = (("8", 560),)
+_MANY_WIRES = (("4", 540, 110), (NOTE, 216))
 _DEMO = (_STUDENT, "3", ("2", 130), (NOTE, 300))
 
 
@@ -90,7 +91,7 @@ def _public(template: Template) -> Rows:
     found = sorted(loaders(template)[0], key=lambda id: (id in ("3", "13"), int(id)))
     usual = {*found, *"245678", "10"}
     others = [id for id in template.nodes if id not in usual]
-    plan = (("4", 540), (NOTE, 270))
+    plan = _MANY_WIRES if "21" in found else (("4", 540), (NOTE, 270))
     if template.start:
         models = [id for id in found if id not in ("3", "13")]
         return (
@@ -152,7 +153,7 @@ LAYOUTS: dict[str, Rows] = {
     "ltx2_distilled": (
         (
             _group("1 Models and prompt", BLUE, (280, "1", "3", "30", "31"), (250, ("2", 160), ("16", 90), "17", "32")),
-            _group("2 Plan: what runs at which size", GREEN, (340, ("4", 540), (NOTE, 270))),
+            _group("2 Plan: what runs at which size", GREEN, (340, *_MANY_WIRES)),
             _group("3 Sample", ORANGE, (260, "5", "18", ("19", FOLDED), ("6", 300))),
             _group("4 Result", PURPLE, (320, "20", ("7", FOLDED), ("33", FOLDED), ("10", FOLDED), ("8", 400))),
         ),
