@@ -291,7 +291,7 @@ TEMPLATES = {
         "its page before the download.",
     ),
     "sdxl_student": Template(
-        "RMD 6 your own SDXL student",
+        "RMD 6 your SDXL student",
         model="Your SDXL student",
         colour="#4d6b2f",
         profile="",
@@ -341,7 +341,7 @@ TEMPLATES = {
         about="The levels follow from the size of the result, as those of *Flux2Scheduler* do.",
     ),
     "qwen_image_lightning": Template(
-        "RMD 8 Qwen-Image 2512 Lightning",
+        "RMD 8 Qwen-Image 2512",
         model="Qwen-Image 2512 Lightning",
         colour="#3c4f8f",
         profile="Qwen-Image 2512 Lightning, 4 steps (LoRA)",
@@ -440,7 +440,7 @@ TEMPLATES = {
         "frames (17, 33) to try a prompt.\n\nA student of this model has six levels and runs 3+3.",
     ),
     "wan22_t2v": Template(
-        "RMD 9 Wan2.2 A14B text to video",
+        "RMD 9 Wan2.2 A14B T2V",
         model="Wan2.2 A14B text to video",
         colour="#2f6d7a",
         profile="Wan2.2 T2V A14B lightx2v, 4 steps (LoRA)",
@@ -453,7 +453,7 @@ TEMPLATES = {
         about=_EXPERTS,
     ),
     "wan22_i2v": Template(
-        "RMD 9 Wan2.2 A14B image to video",
+        "RMD 9 Wan2.2 A14B I2V",
         model="Wan2.2 A14B image to video",
         colour="#8a5a2b",
         profile="Wan2.2 I2V A14B lightx2v, 4 steps (LoRA)",
@@ -467,7 +467,7 @@ TEMPLATES = {
         "RMD Schedule, the length in both *Start image* nodes. CFG is 1, so the negative prompt is not used.",
     ),
     "ltx2_distilled": Template(
-        "RMD 9 LTX-2 distilled with sound",
+        "RMD 9 LTX-2 with sound",
         model="LTX-2 distilled",
         colour="#5a4a8a",
         profile="LTX-2 distilled, 8 steps (checkpoint)",
