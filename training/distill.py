@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -205,6 +206,8 @@ def _say(error, code, *, everywhere=False):
     """Print an error once, in the first process of each machine; or in every process that is left."""
     if everywhere or int(os.environ.get("LOCAL_RANK", "0")) <= 0:
         print(f"error: {one_line(error)}", file=sys.stderr)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(10)  # torchrun ends all processes with the first that ends, which has to be the one that prints
     return code
 
 
