@@ -124,12 +124,14 @@ def test_the_template_browser_offers_them_and_opens_one(frontend, keep_picture):
     page.get_by_role("button", name="Templates").first.click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("ComfyUI-RMD").click()
+    dialog.get_by_role("combobox", name="Sort by").click()  # the order in which the server lists them is no order
+    page.get_by_role("option", name="A \u2192 Z").click()
     for name in TITLE_OF.values():
         card = dialog.get_by_test_id(f"template-workflow-{name}")
         card.scroll_into_view_if_needed()
         card.locator("img").wait_for()  # it is loaded when its card comes into view
         assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 480
-    dialog.get_by_text(TITLE_OF["rmd_demo"], exact=True).scroll_into_view_if_needed()
+    dialog.get_by_test_id(f"template-workflow-{TITLE_OF['rmd_demo']}").scroll_into_view_if_needed()
     page.wait_for_timeout(1500)
     keep_picture("templates", page.screenshot())
     dialog.get_by_text(TITLE_OF["rmd_wired"], exact=True).click()
