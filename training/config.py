@@ -81,35 +81,39 @@ class Section(BaseModel):
 class BackboneSection(Section):
     """Which model is distilled."""
 
-    name: str = Field(description="backbone, such as wan or sdxl")
-    base: File = Field(description="the teacher: a Diffusers-format folder, a hub id or one native-key file")
-    vae: File | None = Field(None, description="autoencoder for validation images; none are made without it")
+    name: str = Field(description="model family; docs/backbones.md lists them")
+    base: File = Field(description="the teacher: a Diffusers-format folder, a hub id, or one native-key file")
+    vae: File | None = Field(None, description="autoencoder for validation: a folder, hub id or file; null: no images")
     shift: Positive | None = Field(
-        None, description="flow shift the teacher was trained with; null: the backbone's own"
+        None, description="flow shift at the first size of the plan; null: the family's own, 3; not for SDXL and PixArt"
     )
     gradient_checkpointing: Literal[False, True, "offload"] = Field(
-        False, description="recompute activations; offload: with the inputs of blocks in system memory meanwhile"
+        False, description="recompute activations: less memory, a third more time; offload: block inputs wait in RAM"
     )
 
 
 class ModelSection(Section):
-    """What student, fake score and teacher are made of; all keys but ``mode`` and ``init_...`` are for adapters."""
+    """Student, fake score and teacher; all keys but ``mode`` and ``init_...`` are for adapters."""
 
-    mode: Literal["adapters", "three networks"] = "adapters"
-    rank: Count = 64
-    alpha: Positive | None = Field(None, description="scale of an adapter times its rank; null: the rank")
+    mode: Literal["adapters", "three networks"] = Field(
+        "adapters", description="LoRA adapters on one frozen base, or full copies; three networks ignores adapter keys"
+    )
+    rank: Count = Field(64, description="of each adapter; at most the narrowest layer's width")
+    alpha: Positive | None = Field(
+        None, description="adapters are scaled by alpha / rank; null: the rank; a warning above 4 ranks"
+    )
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="endings of the names of the layers that get an adapter; null: the backbone's own"
+        None, description="layers that get an adapter, by the ends of their names; null: the family's own"
     )
     base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] | None = Field(
-        None, description="of the frozen base; null: train.precision"
+        None, description="of the frozen base; int8, nf4: quantised; null: train.precision; adapters stay float32"
     )
     init_from: File | None = Field(
-        None, description="what the student starts from: a student, a few-step model or its LoRA; null: the teacher"
+        None, description="start of the student: an RMD student, a few-step model or its LoRA; null: the teacher"
     )
-    init_strength: Positive = Field(1.0, description="of a LoRA that the student starts from")
+    init_strength: Positive = Field(1.0, description="strength of a LoRA in init_from")
     init_fake: Literal["teacher", "student"] = Field(
-        "teacher", description="what the fake score starts from: the teacher, or the same as the student"
+        "teacher", description="start of the fake score: the teacher, or the student's own start"
     )
 
     @model_validator(mode="after")
@@ -128,13 +132,13 @@ class ModelSection(Section):
 class PlanSection(Section):
     """Steps and stages."""
 
-    steps: Count
+    steps: Count = Field(description="steps in all")
     sizes: Annotated[
         tuple[Cells, ...], Field(min_length=1, description="latent height and width of each stage, low to high")
     ]
-    split: Split | None = Field(None, description="steps of each stage, such as 2+2")
+    split: Split | None = Field(None, description="steps of each stage, such as 2+2; give this or thresholds")
     thresholds: tuple[float, ...] | None = Field(
-        None, description="logSNR between the stages, low to high, instead of split"
+        None, description="logSNR between the stages, such as [-2.5], instead of split"
     )
     frames: Count = Field(1, description="latent frames")
 
@@ -158,40 +162,46 @@ class Ratio(Section):
 
 
 class MethodSection(Section):
-    """The method's own choices; what is left out comes from the preset."""
+    """The method's own choices; null takes the preset's value (docs/method.md, presets)."""
 
-    preset: Literal[tuple(PRESETS)] = "default"
-    mapping: Literal["area", "none"] | ShiftPair | Ratio | None = None
-    upsampler: Upsampler | None = None
-    switch_noise: SwitchNoise | None = None
-    loss_noise: SwitchNoise | None = None
-    eta_train: Share | None = None
-    eta: Share | None = Field(None, description="eta of sampling and validation, written into the recipe")
-    eta_switch: Share | None = Field(None, description="share of predicted noise at a change of size; null: as eta")
-    offset_factor: Share | None = None
-    split_timestep: bool | None = None
+    preset: Literal[tuple(PRESETS)] = Field("default", description="fills in the rest of this section")
+    mapping: Literal["area", "none"] | ShiftPair | Ratio | None = Field(
+        None, description="how levels move with the size; none: for a teacher that knows the small size too"
+    )
+    upsampler: Upsampler | None = Field(None, description="of a switch, in losses and sampling")
+    switch_noise: SwitchNoise | None = Field(None, description="noise at a switch, in sampling")
+    loss_noise: SwitchNoise | None = Field(None, description="noise at a switch, in the losses")
+    eta_train: Share | None = Field(None, description="share of predicted noise in training")
+    eta: Share | None = Field(
+        None, description="the same in validation and in the recipe; follows eta_train if only that is set"
+    )
+    eta_switch: Share | None = Field(None, description="the same at a switch; null: as eta")
+    offset_factor: Share | None = Field(None, description="see docs/method.md, timestep intervals")
+    split_timestep: bool | None = Field(None, description="see docs/method.md, timestep intervals")
 
 
 class LossSection(Section):
     """The two losses."""
 
-    cfg: Annotated[float, Field(ge=1)] = Field(5.0, description="guidance of the teacher; 1 is none")
-    fake_weighting: FakeWeighting = "eps"
-    fake_target: Literal["x0", "subinterval"] = "x0"
-    clip: Positive = Field(0.2, description="least per-sample normaliser of the generator loss")
+    cfg: Annotated[float, Field(ge=1)] = Field(5.0, description="guidance of the teacher; 1: none, which saves a call")
+    fake_weighting: FakeWeighting = Field("eps", description="see docs/method.md, weighting of the fake score")
+    fake_target: Literal["x0", "subinterval"] = Field(
+        "x0", description="target of the fake score; subinterval: unbiased under inherited noise"
+    )
+    clip: Positive = Field(0.2, description="least per-sample normaliser of the student's loss")
     huber_c: Positive | None = Field(None, description="pseudo-Huber constant; null: by the size of the latent")
 
 
 class PromptSection(Section):
-    """What is asked for."""
+    """Prompts and their embeddings."""
 
-    cache: File | None = Field(None, description="null: encode_from's encoders stay loaded, and encode as prompts come")
-    file: File | None = Field(None, description=".txt or .jsonl; null: every prompt of the cache")
-    encoder: str | None = Field(None, description="refuse a cache made by another encoder")
+    cache: File | None = Field(None, description="prompt embeddings: a folder or file; null: encode as prompts come")
+    file: File | None = Field(None, description=".txt (one a line) or .jsonl; null: every prompt of the cache")
+    encoder: str | None = Field(None, description="refuse a cache made by another text encoder")
     encode_from: File | None = Field(
-        None, description="Diffusers-format folder or hub id whose text encoders encode what is missing in the cache"
+        None, description="folder or hub id whose text encoders first encode what the cache lacks"
     )
-    negative: str = Field("", description="what the teacher is guided away from, in a cache made by encode_from")
+    negative: str = Field("", description="negative prompt of the teacher, in a cache made by encode_from")
 
     @model_validator(mode="after")
     def _something_to_encode(self):
@@ -208,52 +218,63 @@ class OptimiserSection(Section):
     """AdamW for the student and the fake score."""
 
     kind: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: both moments in 8 bits")
-    student_lr: Positive = 5e-6
-    fake_lr: Positive = 2e-5
-    lr_warmup: Natural = Field(0, description="updates of a network over which its rate rises")
-    lr_decay: Literal["none", "linear", "cosine"] = Field("none", description="of both rates, to 0 at train.updates")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    eps: Positive = 1e-8
-    clip_student: Positive | None = Field(1.0, description="largest gradient norm; null: not clipped")
-    clip_fake: Positive | None = None
+    student_lr: Positive = Field(5e-6, description="learning rate of the student (the authors')")
+    fake_lr: Positive = Field(2e-5, description="learning rate of the fake score (the authors')")
+    lr_warmup: Natural = Field(0, description="updates of a network over which its rate rises (the authors: none)")
+    lr_decay: Literal["none", "linear", "cosine"] = Field(
+        "none", description="of both rates, to 0 at train.updates, which is then fixed for resumed runs"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.0, 0.95), description="of AdamW (the authors')"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="of AdamW (the authors')")
+    eps: Positive = Field(1e-8, description="of AdamW (the authors')")
+    clip_student: Positive | None = Field(1.0, description="largest gradient norm of the student; null: not clipped")
+    clip_fake: Positive | None = Field(None, description="the same for the fake score")
 
 
 class TrainSection(Section):
     """The loop."""
 
-    updates: Count
-    batch: Count = Field(description="samples of one forward on one device")
-    accumulation: Count = 1
-    warmup_updates: Natural = Field(15, description="first updates, which draw every stage but the last")
+    updates: Count = Field(description="updates in all")
+    batch: Count = Field(description="samples of one forward on one device, all of one stage")
+    accumulation: Count = Field(1, description="forwards of an update, each with its own stage")
+    warmup_updates: Natural = Field(15, description="first updates, which train every stage but the last")
     fake_steps: Count = Field(1, description="fake-score steps before each student step")
-    fake_only_updates: Natural = Field(0, description="first updates, which train the fake score alone")
+    fake_only_updates: Natural = Field(
+        0, description="first updates, which train the fake score alone; fewer than train.updates"
+    )
     share_forward: bool = Field(True, description="one student forward serves both phases of an update")
     guidance_calls: Literal["together", "apart"] = Field(
-        "together", description="conditional and null rows of the teacher in one call, or in one after the other"
+        "together", description="conditional and null rows of the teacher in one call, or one after the other"
     )
     offload: Literal["none", "waiting"] = Field(
-        "none", description="waiting: networks and optimiser states are on the device only while they are needed"
+        "none", description="waiting: networks and optimiser states that are not in use wait in RAM"
     )
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="decay of the student's weight average")
-    seed: Natural = 0
-    device: Literal["auto", "cpu"] = "auto"
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="decay of the student's weight average, which validation and export then use"
+    )
+    seed: Natural = Field(0, description="everything random follows from it")
+    device: Literal["auto", "cpu"] = Field("auto", description="cpu: do not use a GPU")
     precision: Literal["float32", "bfloat16"] | None = Field(
         None,
-        description="of the network calls; all trained weights stay float32; null: bfloat16 on GPUs",
+        description="of the network calls; null: bfloat16 on a GPU, else float32; trained weights, and the teacher of "
+        "three networks, stay float32",
     )
     compile: str | None = Field(
         None, description="compile each transformer block by this backend of torch.compile, such as inductor"
     )
-    attention: str | None = Field(None, description="an attention backend of diffusers; null: PyTorch's own")
-    channels_last: bool = Field(False, description="keep the weights of 2D convolutions in channels_last")
-    tf32: bool = Field(False, description="float32 matrix products and convolutions in TF32 on a GPU")
-    cudnn_benchmark: bool = Field(False, description="let cuDNN try its kernels at each new size")
-    replicas: Count = Field(1, description="of networks that are sharded: each is sharded over so many fewer processes")
+    attention: str | None = Field(None, description="diffusers' backend, such as flash or sage (Wan); null: PyTorch's")
+    channels_last: bool = Field(False, description="channels_last for 2D convolutions, for SDXL; not if sharded")
+    tf32: bool = Field(False, description="TF32 on a GPU, for precision float32")
+    cudnn_benchmark: bool = Field(False, description="cuDNN tries its kernels at each new size")
+    replicas: Count = Field(1, description="copies of sharded networks (HSDP), such as one for each machine")
     context_parallel: Count = Field(
-        1, description="processes that divide the sequences of the same samples among themselves, for video"
+        1, description="processes that divide each sequence of a video; see docs/training.md, on several devices"
     )
-    expandable_segments: bool = Field(True, description="PyTorch's allocator grows its segments: fewer gaps on a GPU")
+    expandable_segments: bool = Field(
+        True, description="PyTorch's allocator grows its segments (Linux); PYTORCH_ALLOC_CONF wins"
+    )
 
     @model_validator(mode="after")
     def _student_trains(self):
@@ -266,22 +287,28 @@ class TrainSection(Section):
 
 
 class OutputSection(Section):
-    """What is written, and how often."""
+    """What the run writes, and how often."""
 
-    folder: File
-    name: str = Field("student", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="file name of the student")
-    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    merge: bool = Field(False, description="adapters: write a whole student in place of a LoRA")
-    lora_names: Literal["comfyui", "kohya", "diffusers"] = Field(  # LORA_NAMES of training.lora_files
-        "comfyui", description="adapters: whose names the tensors of the LoRA have"
+    folder: File = Field(description="where the run writes")
+    name: str = Field(
+        "student",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        description="file name of the student: letters, digits, ., _ and -, not beginning with .",
     )
-    checkpoint_every: Count = 100
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of the student's file")
+    merge: bool = Field(False, description="adapters: write a full student, merged into the base, instead of a LoRA")
+    lora_names: Literal["comfyui", "kohya", "diffusers"] = Field(  # LORA_NAMES of training.lora_files
+        "comfyui", description="adapters: naming scheme of the LoRA's tensors"
+    )
+    checkpoint_every: Count = Field(100, description="updates between checkpoints")
     keep: Count = Field(2, description="checkpoints kept")
-    validate_every: Count = 50
-    validation_prompts: tuple[str, ...] | None = Field(None, description="null: the first prompts")
+    validate_every: Count = Field(50, description="updates between validation grids; also at update 0 and at the end")
+    validation_prompts: tuple[str, ...] | None = Field(
+        None, description="prompts of the grid, repeated as needed; null: the first prompts"
+    )
     pictures: Count = Field(8, description="images of a validation grid")
     trackers: Annotated[tuple[Tracker, ...], AfterValidator(_each_once)] = Field(
-        ("tensorboard",), description="who keeps the figures beside metrics.jsonl"
+        ("tensorboard",), description="programs that get the figures of metrics.jsonl too; []: none"
     )
 
 
