@@ -51,7 +51,7 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
             options=list(UPSAMPLERS),
             default=default.upsampler,
             advanced=advanced,
-            tooltip="How the clean estimate is enlarged. Use the one that the student was trained with.",
+            tooltip="How to enlarge the clean estimate. Use the one the student was trained with.",
         ),
         io.Combo.Input(
             "switch_noise",
@@ -70,7 +70,7 @@ def boundary_inputs(*, advanced: bool | None = None) -> list[io.Input]:
             max=1.0,
             step=0.05,
             advanced=advanced,
-            tooltip="Share of predicted noise at the switch: 0 is all fresh, 1 all predicted. Not used by fresh.",
+            tooltip="Share of predicted noise at the switch: 0 is all fresh, 1 all predicted. fresh ignores it.",
         ),
     ]
 
@@ -98,7 +98,7 @@ def size_inputs(subject: str, condition: str = "") -> list[io.Int.Input]:
 def latent_image_input() -> io.Latent.Input:
     """The latent that a cascade is sampled into."""
     return io.Latent.Input(
-        "latent_image", tooltip="A latent of the final size: empty, or a picture to start from or to paint into."
+        "latent_image", tooltip="A latent of the final size: empty, or an image to start from or inpaint."
     )
 
 
@@ -110,7 +110,7 @@ def stage_inputs() -> list[io.Input]:
             optional=True,
             tooltip=(
                 "For every stage but the first: another model, LoRA or conditioning. "
-                "Without it one guider does all stages."
+                "Without it, one guider runs all stages."
             ),
         ),
         Overrides.Input("overrides", optional=True, tooltip="Settings of single stages, from RMD Stage Override."),
@@ -122,7 +122,7 @@ def upsampler_input() -> io.Input:
     return UpsamplerSocket.Input(
         "learned_upsampler",
         optional=True,
-        tooltip="Enlarges the clean estimate at each switch in place of the plan's upsampler, from RMD Upsampler.",
+        tooltip="Connect RMD Upsampler. It replaces the plan's upsampler at each switch.",
     )
 
 
@@ -132,7 +132,7 @@ def second_model_inputs() -> list[io.Input]:
         io.Model.Input(
             "second_model",
             optional=True,
-            tooltip="Samples the steps of low noise, such as Wan2.2's low noise model. It needs its own LoRA.",
+            tooltip="Runs the low noise steps, such as Wan2.2's low noise model. Load its LoRA separately.",
         ),
         io.Float.Input(
             "second_model_sigma",
@@ -143,7 +143,7 @@ def second_model_inputs() -> list[io.Input]:
             round=0.0001,
             optional=True,  # workflows from before have none
             advanced=True,
-            tooltip="Steps below this sigma are the second model's. 0: Wan2.2's own, 0.875 for text, 0.9 for images.",
+            tooltip="The second model runs steps below this sigma. 0: Wan2.2's value, 0.875 for text, 0.9 for images.",
         ),
     ]
 

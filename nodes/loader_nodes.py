@@ -23,7 +23,7 @@ FULL = "full model"
 LORA = "LoRA"
 PUBLIC = "LoRA without recipe"
 KIND_FOLDERS = {FULL: "diffusion_models", LORA: "loras", PUBLIC: "loras"}
-STUDENT_FILE = "A student's file, from models/diffusion_models or, a LoRA, models/loras. A recipe is read from it."
+STUDENT_FILE = "A student's file in models/diffusion_models (LoRA: models/loras). The node reads the recipe from it."
 
 
 class RMDLoadStudent(io.ComfyNode):
@@ -40,13 +40,13 @@ class RMDLoadStudent(io.ComfyNode):
             options=list(WEIGHT_DTYPES),
             default="default",
             advanced=True,
-            tooltip="As in Load Diffusion Model: default keeps the file's precision, fp8 saves memory.",
+            tooltip="As in Load Diffusion Model: default keeps the file's precision, fp8 uses less GPU memory.",
         )
         base = io.Model.Input("model", tooltip="The base model that the LoRA was distilled from.")
         profile = io.Combo.Input(
             "profile",
             options=list(_student_profiles()),
-            tooltip="Which public student the file is. It says the sizes, the levels and the base.",
+            tooltip="Choose the public student in this file. It sets the sizes, sigmas and base model.",
         )
         strength = io.Float.Input(
             "strength",
@@ -55,13 +55,13 @@ class RMDLoadStudent(io.ComfyNode):
             max=10.0,
             step=0.01,
             advanced=True,
-            tooltip="1 is what the student was trained with; a PEFT file may need lora_alpha / r instead.",
+            tooltip="1.0 is the training strength. A PEFT file may need lora_alpha / r instead.",
         )
         return io.Schema(
             node_id="RMD_LoadStudent",
             display_name="RMD Load Student",
             category=CATEGORY,
-            description="Loads a model or LoRA distilled for the cascade and reads from its file how to sample it. "
+            description="Loads a model or LoRA distilled for the cascade, and its recipe from the same file. "
             "Connect recipe to RMD Schedule.",
             search_aliases=["rmd", "load distilled model", "few-step", "recipe"],
             inputs=[
@@ -78,7 +78,9 @@ class RMDLoadStudent(io.ComfyNode):
             outputs=[
                 io.Model.Output("model", tooltip="The student, ready for any sampler."),
                 RecipeSocket.Output("recipe", tooltip="Steps, sigmas, sizes and rules of the student."),
-                io.String.Output("report", tooltip="The recipe in words, what was checked and what could not be."),
+                io.String.Output(
+                    "report", tooltip="The recipe as text, with the checks that ran and those that could not."
+                ),
             ],
         )
 
@@ -193,20 +195,19 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
             node_id="RMD_LoadPromptEmbeddings",
             display_name="RMD Load Prompt Embeddings",
             category=CATEGORY,
-            description="Reads the embedding of one prompt from a prompt cache made for training, so that no text "
-            "encoder has to be loaded.",
+            description="Reads the embedding of one prompt from a prompt cache for training. You need no text encoder.",
             search_aliases=["prompt cache", "text embedding", "no text encoder"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=prompt_caches(),
-                    tooltip="Prompt cache in models/rmd_prompts; the demo's is always there.",
+                    tooltip="A prompt cache in models/rmd_prompts. The demo's cache is always in the list.",
                 ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="A prompt of the cache, word for word; empty for the null prompt, the usual negative.",
+                    tooltip="A prompt of the cache, word for word. Empty: the null prompt, the usual negative.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="The prompt's embedding as in training, pooled part included.")],

@@ -42,7 +42,9 @@ def source_input() -> io.DynamicCombo.Input:
     """The input `source`: what each plan source asks for, by the names that `bridge.plans.sampling_plan` reads."""
 
     def split(default: str) -> io.String.Input:
-        tooltip = "Steps at each size, smallest first, such as 2+2 or 1+1+2. auto: the profile's own, or equal shares."
+        tooltip = (
+            "Steps at each size, smallest first, such as 2+2 or 1+1+2. auto: the profile's split, or equal shares."
+        )
         return io.String.Input("split", default=default, tooltip=tooltip)
 
     scale = io.Float.Input(
@@ -52,42 +54,42 @@ def source_input() -> io.DynamicCombo.Input:
         max=1.0,
         step=0.05,
         round=0.001,
-        tooltip="The first size over the final one. Sizes between grow evenly.",
+        tooltip="The first size divided by the final one. Sizes in between grow evenly.",
     )
     sizes = io.String.Input(
         "earlier_sizes",
         default="0.5",
         tooltip=(
-            "Sizes before the last, with commas: factors (0.5) or pixels (832x480). Empty for a plan of one size."
+            "Sizes before the last, separated by commas: factors (0.5) or pixels (832x480). Empty: one size only."
         ),
     )
     sigmas = io.String.Input(
         "sigmas",
         default="",
         advanced=True,
-        tooltip="ComfyUI's sigma of each step, as the first size names it, falling. Empty: the curve's own grid.",
+        tooltip="ComfyUI's sigma of each step at the first size, falling. Empty: the model's default grid.",
     )
-    steps = io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Network calls in all.")
+    steps = io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Total number of network calls.")
 
     def thresholds(default: str) -> io.String.Input:
-        tooltip = "logSNR at which the next size takes over, rising, one for each earlier size. Empty: as split says."
+        tooltip = "logSNR where each next size takes over, rising, one for each earlier size. Empty: split decides."
         return io.String.Input("thresholds", default=default, tooltip=tooltip)
 
     profile = io.Combo.Input(
         "profile",
         options=list(load_profiles()),
-        tooltip="A public few-step model with its own levels. Only SwD's were distilled for a cascade.",
+        tooltip="A public few-step model with its published sigmas. Only SwD students were distilled for a cascade.",
     )
     scheduler = io.Sigmas.Input(
         "scheduler_sigmas",
-        tooltip="Levels of the final size, from a scheduler for this model. Earlier sizes get them mapped.",
+        tooltip="Sigmas of the final size, from a scheduler for this model. RMD maps them to earlier sizes.",
     )
     mapping = io.Combo.Input(
         "mapping",
         options=list(MAPPINGS),
         default=AUTO,
         advanced=True,
-        tooltip="How levels move with the size. auto: by the method, and native shifts for Wan from 480p to 720p.",
+        tooltip="How sigmas change with the size. auto: the method decides; native shifts for Wan from 480p to 720p.",
     )
     method = [
         mapping,
@@ -98,14 +100,14 @@ def source_input() -> io.DynamicCombo.Input:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip=("Flow shift of the first size. 0: 3 for Wan2.1, else the model's own at the final size."),
+            tooltip="Flow shift of the first size. 0: 3 for Wan2.1, otherwise the model's own at the final size.",
         ),
         io.Combo.Input(
             "method",
             options=Methods(name for name in PRESETS if name not in NOT_OFFERED),
             default="default",
             advanced=True,
-            tooltip="Settings that published variants disagree on: mapping, noise at the switch, eta, upsampler.",
+            tooltip="Rules that differ between published variants: mapping, noise at the switch, eta, upsampler.",
         ),
     ]
     recipe = RecipeSocket.Input("recipe", tooltip="The recipe of RMD Load Student.")
@@ -142,8 +144,8 @@ class RMDSchedule(io.ComfyNode):
             display_name="RMD Schedule",
             category=CATEGORY,
             description=(
-                "Makes the plan of a cascade: the first steps at a small size, the last ones at the final size, each "
-                "at the noise level that its size needs. Shows the levels, the steps and what each of them costs."
+                "Plans a cascade: the first steps run at a small size, the last ones at the final size. Each step "
+                "gets the noise level that its size needs. Shows levels, steps and the cost of each step."
             ),
             search_aliases=["rmd", "multi-resolution schedule", "cascade plan", "logsnr", "few-step schedule"],
             inputs=[
@@ -157,12 +159,12 @@ class RMDSchedule(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Below 1 only this share of the steps run, the last ones, starting from a picture.",
+                    tooltip="Below 1, only this share of the steps runs: the last ones, starting from an image.",
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="If connected, its size replaces width and height, and its frames count in the cost.",
+                    tooltip="If connected, its size replaces width and height, and the cost includes its frames.",
                 ),
             ],
             outputs=[

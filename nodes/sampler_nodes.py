@@ -50,22 +50,22 @@ class RMDSampler(io.ComfyNode):
             display_name="RMD Sampler",
             category=CATEGORY,
             description=(
-                "Samples a plan in one go: the first steps on a small latent, the rest at the final size, "
-                "with previews at each size."
+                "Samples a whole plan: the first steps on a small latent, the rest at the final size. "
+                "Shows previews at each size."
             ),
             search_aliases=["rmd", "cascade sampler", "multi-resolution sampler", "few-step sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the plan was made with."),
-                io.Conditioning.Input("positive", tooltip="What the picture shows."),
+                io.Conditioning.Input("positive", tooltip="The positive prompt."),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What it does not show. Used, and needed, only when cfg is not 1.",
+                    tooltip="The negative prompt. Needed, and used, only when cfg is not 1.",
                 ),
                 latent_image_input(),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 seed_input(
-                    "seed", "The same seed gives the same image, on a CPU bit for bit. Each stage has its own noise."
+                    "seed", "The same seed gives the same image, bit for bit on a CPU. Each stage has its own noise."
                 ),
                 io.Float.Input(
                     "cfg",
@@ -74,14 +74,14 @@ class RMDSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance. 0: the plan's, which is 1 for most distilled models and halves the work.",
+                    tooltip="Guidance. 0: the plan's value, which is 1 for most distilled models and halves the cost.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=[RMD, *(name for name in comfy.samplers.SAMPLER_NAMES if name not in OWN_STEPS)],
                     optional=True,  # workflows from before have none
                     advanced=True,
-                    tooltip="rmd: the plan's own, with its eta. Others make the noise between steps in their own way.",
+                    tooltip="rmd: the plan's sampler, with its eta. Others add noise between steps in their own way.",
                 ),
                 upsampler_input(),
                 *second_model_inputs(),
@@ -163,19 +163,19 @@ class RMDSamplerAdvanced(io.ComfyNode):
             display_name="RMD Sampler (Advanced)",
             category=CATEGORY,
             description=(
-                "Samples a plan with a guider and a sampler of your own, and gives the picture of every stage. "
-                "Noise between steps is the sampler's: connect the plan to RMD Step Sampler for the plan's eta."
+                "Samples a plan with your own guider and sampler, and returns the image of every stage. "
+                "The sampler makes the noise between steps: connect the plan to RMD Step Sampler for the plan's eta."
             ),
             search_aliases=["cascade sampler", "multi-resolution sampler", "SamplerCustomAdvanced"],
             inputs=[
                 io.Guider.Input("guider", tooltip="Model and prompts, such as Basic Guider for a student."),
                 io.Sampler.Input(
-                    "sampler", tooltip="RMD Step Sampler, or one of KSamplerSelect but dpm_adaptive and dpm_fast."
+                    "sampler", tooltip="RMD Step Sampler, or any of KSamplerSelect except dpm_adaptive and dpm_fast."
                 ),
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
                 latent_image_input(),
                 seed_input(
-                    "noise_seed", "The same seed gives the same picture. Every stage draws its own noise from it."
+                    "noise_seed", "The same seed gives the same image. Every stage samples its own noise from it."
                 ),
                 *stage_inputs(),
                 upsampler_input(),
@@ -232,9 +232,8 @@ class RMDGuider(io.ComfyNode):
             display_name="RMD Guider",
             category=CATEGORY,
             description=(
-                "Makes core's SamplerCustomAdvanced run a whole plan. Its noise socket then only gives the seed "
-                "(DisableNoise counts as seed 0; RMD Noise also keeps batch_index), and its sigmas socket takes the "
-                "sigmas output of this node."
+                "Runs a whole plan in core's SamplerCustomAdvanced. Connect sigmas of this node to its sigmas socket. "
+                "Its noise socket only sets the seed (DisableNoise is seed 0). RMD Noise keeps batch_index too."
             ),
             search_aliases=["cascade guider"],
             inputs=[
@@ -246,9 +245,7 @@ class RMDGuider(io.ComfyNode):
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
-                io.Sigmas.Output(
-                    display_name="sigmas", tooltip="The levels of all stages, for the sigmas socket of the same node."
-                ),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The sigmas of all stages, for SamplerCustomAdvanced."),
             ],
         )
 
@@ -285,8 +282,8 @@ class RMDStepSampler(io.ComfyNode):
             display_name="RMD Step Sampler",
             category=CATEGORY,
             description=(
-                "One model call a step, then predicted and fresh noise mixed by eta. For flow, eps and v models. "
-                "A step that ends above sigma 0 is made with the predicted noise alone, for RMD Stage Upscale."
+                "Calls the model once a step, then mixes predicted and fresh noise by eta. For flow, eps and v models. "
+                "If the run ends above sigma 0, the last step keeps only predicted noise, for RMD Stage Upscale."
             ),
             search_aliases=["lcm", "euler", "eta", "renoise"],
             inputs=[
@@ -298,7 +295,7 @@ class RMDStepSampler(io.ComfyNode):
                     step=0.05,
                     tooltip="Share of predicted noise between steps: 0 is all fresh (LCM), 1 all predicted (Euler).",
                 ),
-                Plan.Input("plan", optional=True, tooltip="If connected, its eta is used in place of the number."),
+                Plan.Input("plan", optional=True, tooltip="If connected, its eta replaces the number."),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For RMD Sampler (Advanced) or core nodes.")],
         )
@@ -322,21 +319,29 @@ class RMDStageOverride(io.ComfyNode):
             node_id="RMD_StageOverride",
             display_name="RMD Stage Override",
             category=CATEGORY,
-            description="Gives one stage its own guider, sampler or way of being entered. Chain several of these.",
+            description="Gives one stage its own guider, sampler or switch rule. Chain one of these for each stage.",
             search_aliases=["stage settings", "per-stage guider", "per-stage sampler"],
             inputs=[
-                io.Int.Input("stage", default=2, min=1, max=64, tooltip="Which stage of those that run, from 1."),
+                io.Int.Input(
+                    "stage",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="The stage number. 1 is the first and smallest; sizes without a step do not count.",
+                ),
                 io.DynamicCombo.Input(
                     "boundary",
                     options=[
                         io.DynamicCombo.Option(AS_PLANNED, []),
                         io.DynamicCombo.Option(OWN, boundary_inputs()),
                     ],
-                    tooltip="How the stage takes over the picture of the stage before it.",
+                    tooltip="How the stage takes over the image of the stage before it.",
                 ),
-                io.Guider.Input("guider", optional=True, tooltip="Model and prompts of this stage alone."),
-                io.Sampler.Input("sampler", optional=True, tooltip="The sampler of this stage alone."),
-                Overrides.Input("overrides", optional=True, tooltip="Overrides of other stages, to add this one to."),
+                io.Guider.Input("guider", optional=True, tooltip="Model and prompts of this stage only."),
+                io.Sampler.Input("sampler", optional=True, tooltip="The sampler of this stage only."),
+                Overrides.Input(
+                    "overrides", optional=True, tooltip="Overrides of other stages; this one is added to them."
+                ),
             ],
             outputs=[
                 Overrides.Output(display_name="overrides", tooltip="For RMD Sampler (Advanced) or RMD Guider."),
@@ -363,8 +368,8 @@ class RMDUpsampler(io.ComfyNode):
             display_name="RMD Upsampler",
             category=CATEGORY,
             description=(
-                "Enlarges the clean estimate at a change of size with a latent upscale model, or through the pixels of "
-                "the VAE. A model of a fixed scale is followed by a resize to the stage's size."
+                "Enlarges the clean estimate at a change of size, with a latent upscale model or through the VAE's "
+                "pixels. After a model of a fixed scale, it resizes to the stage's size."
             ),
             search_aliases=["latent upscale model", "learned upsampler", "spatial upscaler"],
             inputs=[

@@ -36,13 +36,19 @@ class RMDStageSigmas(io.ComfyNode):
             display_name="RMD Stage Sigmas",
             category=CATEGORY,
             description=(
-                "One stage of a plan for a graph of SamplerCustomAdvanced nodes. A stage before the last stops "
-                "above 0, so that RMD Stage Upscale can recover the clean picture and the noise from its two outputs."
+                "Gives one stage of a plan to a graph of SamplerCustomAdvanced nodes. A stage before the last stops "
+                "above 0, so that RMD Stage Upscale can recover the clean image and the noise from its two outputs."
             ),
             search_aliases=["split sigmas", "multi-resolution sigmas", "stage size"],
             inputs=[
                 Plan.Input("plan", tooltip="The plan of RMD Schedule."),
-                io.Int.Input("stage", default=1, min=1, max=64, tooltip="Which stage of those that run, from 1."),
+                io.Int.Input(
+                    "stage",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="The stage number. 1 is the first and smallest; sizes without a step do not count.",
+                ),
             ],
             outputs=[
                 io.Sigmas.Output(display_name="sigmas", tooltip="The stage's sigmas for SamplerCustomAdvanced."),
@@ -81,22 +87,20 @@ class RMDStageUpscale(io.ComfyNode):
             description=(
                 "Takes a stage to a larger size: connect LATENT and NOISE to the next SamplerCustomAdvanced. "
                 "The stage before must have run the sigmas of RMD Stage Sigmas. "
-                "Conditioning is not sized here: areas in pixels and fixed SDXL sizes are for RMD Sampler."
+                "It does not resize conditioning: use RMD Sampler for areas in pixels and fixed SDXL sizes."
             ),
             search_aliases=["latent upscale", "renoise", "stage switch"],
             inputs=[
                 io.Latent.Input("output", tooltip="The output of the stage's SamplerCustomAdvanced."),
                 io.Latent.Input("denoised_output", tooltip="The denoised_output of the same node."),
-                io.Sigmas.Input("sigmas", tooltip="The sigmas that stage has run, from RMD Stage Sigmas."),
-                io.Model.Input("model", tooltip="The model that stage was sampled with."),
+                io.Sigmas.Input("sigmas", tooltip="The sigmas that the stage ran, from RMD Stage Sigmas."),
+                io.Model.Input("model", tooltip="The model that sampled the stage."),
                 io.Noise.Input(
-                    "noise", tooltip="The noise that stage started with: RMD Noise, RandomNoise, or the last Upscale's."
+                    "noise", tooltip="The noise that started the stage: RMD Noise, RandomNoise, or the last Upscale's."
                 ),
                 *size_inputs("next stage"),
                 *boundary_inputs(advanced=True),
-                Plan.Input(
-                    "plan", optional=True, tooltip="If connected, its rule is used in place of the three above."
-                ),
+                Plan.Input("plan", optional=True, tooltip="If connected, its rule replaces the three inputs above."),
                 upsampler_input(),
             ],
             outputs=[
@@ -192,8 +196,8 @@ class RMDNoise(io.ComfyNode):
             display_name="RMD Noise",
             category=CATEGORY,
             description=(
-                "Noise for the first stage of a hand-built cascade: with the same seed, the numbers RMD Sampler uses. "
-                "An item of a batch gets the same noise whatever the size of the batch."
+                "Makes the noise for the first stage of a hand-built cascade, the same as RMD Sampler with that seed. "
+                "An item of a batch gets the same noise at every batch size."
             ),
             search_aliases=["cascade noise", "seed", "random noise"],
             inputs=[
