@@ -194,8 +194,8 @@ NOT_DISTILLED = (
     "faster than {steps} steps at {last}, not better."
 )
 OWN_STUDENT = (
-    "With an RMD student of your own, put *RMD Load Student* in place of the loader. Then set *source* of RMD Schedule "
-    "to **student recipe** and connect **recipe**."
+    "For your own RMD student, replace the loader with *RMD Load Student*. Then set *source* of RMD Schedule to "
+    "**student recipe** and connect **recipe**."
 )
 
 
@@ -220,8 +220,8 @@ def note_of(template: Template) -> str:
             *([] if template.student else [OWN_STUDENT]),
             "## Files",
             "\n".join(files),
-            f"Together {template.gb:.0f} GB, the number in the template's name. ComfyUI keeps in RAM what does not fit "
-            "into the memory of the GPU.\n",
+            f"Together {template.gb:.0f} GB, as in the template's name. ComfyUI keeps in system RAM what does not fit "
+            "into GPU memory.\n",
         )
     )
 
@@ -261,7 +261,7 @@ _LTX2_FILES = {
     "ckpt_name": "ltx-2-19b-distilled.safetensors",
 }
 _EXPERTS = (
-    "The high noise model samples at 832x480, the low noise one at 1280x720: with the split 2+2 model and size change "
+    "The high noise model samples at 832x480, the low noise one at 1280x720. With the split 2+2, model and size change "
     "together. Each model has its own LoRA."
 )
 
@@ -286,9 +286,8 @@ TEMPLATES = {
         sizes=((256, 256), (384, 384), (512, 512), (640, 640), (768, 768), (1024, 1024)),
         steps=(1,) * 6,
         latent="EmptySD3LatentImage",
-        about="SwD's LoRAs are public students of a cascade. The download of this one is called "
-        "`adapter_model.safetensors`: save it under the name below. The checkpoint is behind a licence: accept it on "
-        "its page before the download.",
+        about="The LoRAs of SwD are public students of a cascade. Save the download `adapter_model.safetensors` under "
+        "the name below. The checkpoint needs a licence: accept it on its page first.",
     ),
     "sdxl_student": Template(
         "RMD 6 your SDXL student",
@@ -319,7 +318,7 @@ TEMPLATES = {
         clip="lumina2",
         steps=(4, 4),
         latent="EmptySD3LatentImage",
-        about="The shift is that of the profile: leave out *ModelSamplingAuraFlow*.",
+        about="The profile sets the shift: leave out *ModelSamplingAuraFlow*.",
     ),
     "flux2_klein": Template(
         "RMD 7 FLUX.2 klein 4B",
@@ -338,7 +337,7 @@ TEMPLATES = {
         text="a hand-painted wooden toy train on a shelf, soft window light, shallow depth of field",
         clip="flux2",
         latent="EmptyFlux2LatentImage",
-        about="The levels follow from the size of the result, as those of *Flux2Scheduler* do.",
+        about="The sigmas depend on the size of the result, as in *Flux2Scheduler*.",
     ),
     "qwen_image_lightning": Template(
         "RMD 8 Qwen-Image 2512",
@@ -359,7 +358,7 @@ TEMPLATES = {
         clip="qwen_image",
         sizes=((640, 640), (1280, 1280)),
         latent="EmptySD3LatentImage",
-        about="The shift is that of the profile: leave out *ModelSamplingAuraFlow*.",
+        about="The profile sets the shift: leave out *ModelSamplingAuraFlow*.",
     ),
     "sdxl_dmd2_lora": Template(
         "RMD 7 SDXL with DMD2 LoRA",
@@ -371,7 +370,7 @@ TEMPLATES = {
             File("loras", "tianweiy/DMD2/dmd2_sdxl_4step_lora_fp16.safetensors", 0.394),
         ),
         text="a wooden desk by a rainy window, an open sketchbook, a cup of tea, soft morning light",
-        about="Any SDXL checkpoint can take the place of the base model.",
+        about="You can use any SDXL checkpoint as the base model.",
     ),
     "sdxl_lightning": Template(
         "RMD 7 SDXL-Lightning",
@@ -398,8 +397,8 @@ TEMPLATES = {
         ),
         clip="pixart",
         text="a red fox asleep in autumn leaves, watercolour",
-        about="The download is called `diffusion_pytorch_model.safetensors`: save it under the name below. Sides of a "
-        "PixArt stage must be multiples of 16 px with a mean above 256 px.",
+        about="Save the download `diffusion_pytorch_model.safetensors` under the name below. Sides of a PixArt stage "
+        "must be multiples of 16 px with a mean above 256 px.",
     ),
     "sd35_large_turbo": Template(
         "RMD 8 SD3.5 Large Turbo",
@@ -413,7 +412,7 @@ TEMPLATES = {
         text="a small bookshop at night, warm light in the window, a painted sign that says OPEN LATE, "
         "wet cobblestones",
         latent="EmptySD3LatentImage",
-        about="The checkpoint is behind a licence: accept it on its page before the download.",
+        about="The checkpoint needs a licence: accept it on its page first.",
     ),
     "wan21_480p_to_720p": Template(
         "RMD 9 Wan2.1 480p to 720p",
@@ -436,8 +435,8 @@ TEMPLATES = {
         sizes=((832, 480), (1280, 720)),
         frames=81,
         latent="EmptyHunyuanLatentVideo",
-        about="Size and length are set in *Empty latent*; *RMD Schedule* reads them from there. Start with fewer "
-        "frames (17, 33) to try a prompt.\n\nA student of this model has six levels and runs 3+3.",
+        about="Set size and length in *Empty latent*; *RMD Schedule* reads them from there. To try a prompt, start "
+        "with fewer frames (17, 33).\n\nA student of this model has six sigmas and runs 3+3.",
     ),
     "wan22_t2v": Template(
         "RMD 9 Wan2.2 A14B T2V",
@@ -463,8 +462,8 @@ TEMPLATES = {
         sizes=((832, 480), (1280, 720)),
         frames=81,
         start="example.png",
-        about=f"{_EXPERTS}\n\nChoose your start image in *Load Image*. It is encoded at both sizes; the size is set in "
-        "RMD Schedule, the length in both *Start image* nodes. CFG is 1, so the negative prompt is not used.",
+        about=f"{_EXPERTS}\n\nChoose your start image in *Load Image*. The graph encodes it at both sizes. Set the "
+        "size in RMD Schedule, the length in both *Start image* nodes. CFG is 1, so the negative prompt is not used.",
     ),
     "ltx2_distilled": Template(
         "RMD 9 LTX-2 with sound",
