@@ -96,14 +96,14 @@ class ModelSection(Section):
     """Student, fake score and teacher; all keys but ``mode`` and ``init_...`` are for adapters."""
 
     mode: Literal["adapters", "three networks"] = Field(
-        "adapters", description="LoRA adapters on one frozen base, or full copies; three networks ignores adapter keys"
+        "adapters", description="LoRA adapters on one frozen base, or full copies, which ignore adapter keys and warn"
     )
     rank: Count = Field(64, description="of each adapter; at most the narrowest layer's width")
     alpha: Positive | None = Field(
         None, description="adapters are scaled by alpha / rank; null: the rank; a warning above 4 ranks"
     )
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="layers that get an adapter, by the ends of their names; null: the family's own"
+        None, description="layers that get an adapter, by name endings such as [to_q, to_v]; null: the family's"
     )
     base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] | None = Field(
         None, description="of the frozen base; int8, nf4: quantised; null: train.precision; adapters stay float32"
