@@ -3,6 +3,7 @@
 python tests/config_page.py
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -24,12 +25,18 @@ def tables():
     for name, field in Config.model_fields.items():
         section = schema["$defs"][field.annotation.__name__]
         rows = [
-            (f"`{name}.{key}`", _default(entry), _values(entry, schema["$defs"]), entry["description"])
+            (f"`{name}.{key}`", _default(entry), _values(entry, schema["$defs"]), _linked(entry["description"]))
             for key, entry in section["properties"].items()
         ]
         table = markdown_table(["key", "default", "values", "meaning"], rows, left=4)
-        blocks.append(f"## {name}\n\n{section['description'].replace('``', '`')}\n\n{table}")
+        blocks.append(f"## {name}\n\n{_linked(section['description'].replace('``', '`'))}\n\n{table}")
     return "\n\n".join(blocks)
+
+
+def _linked(text):
+    """A description with links to the pages it names, and keys as code."""
+    text = re.sub(rf"(?<![/\w])((?:{'|'.join(Config.model_fields)})\.\w+)", r"`\1`", text)
+    return re.sub(r"docs/([\w-]+\.md)", r"[\1](\1)", text)
 
 
 def _yaml(value):

@@ -81,7 +81,7 @@ class Section(BaseModel):
 class BackboneSection(Section):
     """Which model is distilled."""
 
-    name: str = Field(description="model family; docs/backbones.md lists them")
+    name: str = Field(description="model family, such as wan or sdxl; see docs/backbones.md")
     base: File = Field(description="the teacher: a Diffusers-format folder, a hub id, or one native-key file")
     vae: File | None = Field(None, description="autoencoder for validation: a folder, hub id or file; null: no images")
     shift: Positive | None = Field(
