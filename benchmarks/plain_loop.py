@@ -14,8 +14,8 @@ from training.objective import estimate_x0_eps
 class PlainLoop:
     """Updates of a ``Trainer``'s networks as the authors make them, in one process and without accumulation.
 
-    The student runs the whole cascade, of which two states are used; each phase draws its own stage and steps and makes
-    its own student forward. All noise of an update follows from one seed. Source: docs/method.md, training objective.
+    The student runs the whole cascade, of which two states are used; each phase samples its own stage and steps and
+    runs its own student forward. All noise of an update has one seed. Source: docs/method.md, training objective.
     """
 
     def __init__(self, trainer):
@@ -61,7 +61,7 @@ class PlainLoop:
 
     @staticmethod
     def received(states, batch):
-        """Each sample's state at its own drawn step."""
+        """Each sample's state at its own sampled step."""
         return torch.stack([states[step][sample] for sample, step in enumerate(batch.steps.tolist())])
 
     def fake_phase(self, batch, x_in, conditioning):

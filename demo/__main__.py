@@ -38,7 +38,7 @@ def distil(folder, extra):
     command += ["--set", f"output.folder={folder}", *extra]
     if (folder / "run.json").exists():
         command.append("--resume")
-    # passive waiting: spinning threads collapse when another program wants the cores
+    # passive waiting: spinning threads collapse when another program uses the cores
     quiet = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     print("$ " + " ".join(command[1:]), flush=True)
     done = subprocess.run(command, cwd=ROOT, env={**quiet, **os.environ}, check=False)

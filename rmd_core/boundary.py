@@ -243,7 +243,7 @@ def area_average(x: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
 def box_average(n_source: int, n_target: int) -> torch.Tensor:
     """Row-stochastic matrix (n_target, n_source), float64: each target cell averages the source over its own extent.
 
-    Works in both directions; entry [i, j] is the share of target box i, `[i, i+1) * n_source/n_target`, that lies in
+    Works in both directions; entry [i, j] is the share of target box i, `[i, i+1) * n_source/n_target`, inside
     source cell j. Integer arithmetic keeps the overlaps exact. The result is shared: treat it as read-only.
     """
     target = torch.arange(n_target, dtype=torch.int64).unsqueeze(1)

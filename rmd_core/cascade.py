@@ -112,7 +112,7 @@ def trajectory(
     """Yield the input of every step lazily, before the network is called on it.
 
     The arguments mean what they do in `run_cascade`, with the native runner itself in place of a stage function; the
-    numbers are the same bit for bit. The call on a yielded step happens only when the next one is asked for. States
+    numbers are the same bit for bit. The network is called for a yielded step only when you take the next one. States
     carry no graph.
     """
     end = None

@@ -216,9 +216,9 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def weights_digest(tensors: Iterable[torch.Tensor]) -> str:
-    """SHA-256 of the weights of a network, as 64 hex digits, whatever they are called and however they are stored.
+    """SHA-256 of the weights of a network, as 64 hex digits, independent of their names and their dtype in the file.
 
-    It is that of the sorted shapes and digests of all weights in bfloat16, to which a loader may have brought them.
+    It covers the sorted shapes and digests of all weights in bfloat16, the type a loader may have cast them to.
     """
     parts = sorted(f"{tuple(one.shape)} {tensor_digest(one.to(torch.bfloat16))}" for one in tensors)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -265,7 +265,7 @@ def write_json(path: str | Path, value: object) -> None:
 def write_atomically(path: str | Path, content: bytes | Iterable[bytes | memoryview]) -> Path:
     """Write a file in its target's folder, flush it to the disk, and move it into place. Returns the path.
 
-    content is whole or in pieces that are asked for one at a time. On any failure (a full disk, a missing right, an
+    content is whole or an iterable of pieces. On any failure (a full disk, a missing right, an
     interruption, an error while a piece is made) the part-written file is removed and what was at `path` stays. The
     folder must exist. Raises RMDError naming path and cause when writing fails or the path is none.
     """

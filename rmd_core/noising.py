@@ -18,7 +18,7 @@ BatchLevel = float | torch.Tensor
 def place(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A tensor on a device, in `dtype` if one is given.
 
-    From system memory to a CUDA device it goes through page-locked memory, so that nobody waits for the device.
+    From system memory to a CUDA device it goes through page-locked memory, so the host does not wait for the device.
     """
     device = torch.device(device)
     if device.type == "cuda" and tensor.device.type == "cpu":

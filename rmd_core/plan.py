@@ -212,7 +212,7 @@ def plan_from_thresholds(
     """A plan where each step runs at the lowest size whose threshold its base logSNR is still below.
 
     thresholds are logSNRs, rising, one fewer than sizes; all else and errors as in `plan_from_split`.
-    A size may come out without steps.
+    A size may get no steps.
     """
     thresholds = tuple(float(threshold) for threshold in thresholds)
     sizes = _sizes(sizes)
@@ -419,7 +419,7 @@ def _rising(values: Sequence[float]) -> bool:
 
 
 def _tidy(timestep: float) -> float:
-    """A timestep that is a whole number but for rounding, as that number."""
+    """A timestep within rounding of a whole number, as that number."""
     return float(round(timestep)) if abs(timestep - round(timestep)) < 1e-8 else timestep
 
 

@@ -2,8 +2,8 @@
 
 A tensor's name is the SHA-256 of its prompt; the file names the text encoder that made it. Optional metadata:
 `pooled`, the width of a pooled embedding that every prompt has under its key and `.pooled`; `masked`, true where the
-network masks the padding, so that a prompt alone is to be given without any; `negative`, the text that was encoded for
-the null prompt, where it is not the empty one; `precision`, the encoder's own, such as float32; `digests`, the SHA-256
+network masks the padding, so a single prompt needs no padding; `negative`, the encoded text of the null prompt if it is
+not the empty one; `precision`, the encoder's own, such as float32; `digests`, the SHA-256
 of each tensor's bytes. `training/prompts.py` writes these files.
 """
 
@@ -57,7 +57,7 @@ def shard_files(folder: str | Path) -> list[Path]:
 
 
 class PromptCache:
-    """Prompt embeddings of a file or a folder, each read when it is asked for; at first only headers are read.
+    """Prompt embeddings of a file or a folder, each read on first use; opening reads only headers.
 
     `tokens` is the length to which every prompt is padded, `dim` the width of an embedding, `pooled_dim` that of a
     pooled one (None where there are none), `masked` whether the network masks the padding, `encoder` the name of the
@@ -164,9 +164,9 @@ class PromptCache:
 
 
 class _Shard:
-    """The prompts of one file: its header, checked, and tensors read when they are asked for.
+    """The prompts of one file: its header, checked, and tensors read on first use.
 
-    The file is mapped, not held open; what is read stays as it was when another file takes its place. `keys` are the
+    The file is mapped, not held open; replacing the file does not change the data read here. `keys` are the
     tensor names by prompt, the other attributes are as in `PromptCache`.
     """
 

@@ -112,7 +112,7 @@ class Recipe:
         adapter_alpha: float | None = None,
         **others: Any,
     ) -> Recipe:
-        """The recipe of a student trained on a plan, with the eta and boundary it is to be sampled with.
+        """The recipe of a student trained on a plan, with the eta and boundary for sampling.
 
         `others` are the fields that have no default here.
         """

@@ -61,7 +61,7 @@ def describe(batches):
 
 
 class PromptOrder:
-    """An endless sequence over ``prompts``, shuffled anew in every pass.
+    """An endless sequence over ``prompts``, reshuffled in every pass.
 
     The prompt at a position depends on the seed and the position only, so a resumed run needs no other state.
     """

@@ -180,7 +180,7 @@ class PlannedCache:
 
 
 class LiveCache:
-    """Embeddings that are made when they are asked for, by encoders that stay on the device; else as a PromptCache.
+    """Embeddings encoded on first use, by encoders that stay on the device; otherwise like a PromptCache.
 
     They are rounded to a cache's precision, so that training sees what it would see from a cache. ``config``: of the
     run. Raises RMDError for wrong encoders.
@@ -222,7 +222,7 @@ class LiveCache:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _encoded(self, texts):
-        """The Encoded of every text; those of the last call are kept, as all of a batch is asked for in turn."""
+        """The Encoded of every text; those of the last call are kept, because callers read a batch one by one."""
         missing = [text for text in dict.fromkeys(texts) if text != NULL_PROMPT and text not in self._last]
         if missing:
             found = {text: _as_stored(text, e) for text, e in zip(missing, self._encoders.encode(missing))}

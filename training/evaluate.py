@@ -252,7 +252,7 @@ def mean_and_error(values):
 
 
 class _Given(torch.nn.Module):
-    """What stands for a feature extractor in torchmetrics where features are there already."""
+    """A feature extractor for torchmetrics that returns precomputed features."""
 
     def __init__(self, width):
         super().__init__()

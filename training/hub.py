@@ -73,7 +73,7 @@ class HubId:
 
 
 def hub_id(path):
-    """The HubId that a configured path is, or None: a path that exists is one, whatever it looks like."""
+    """The HubId that a configured path names; None for a path that exists."""
     match = _ID.fullmatch(Path(path).as_posix())
     if match is None or os.path.exists(path) or Path(match[1]).suffix in FILE_ENDINGS:
         return None

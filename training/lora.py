@@ -191,7 +191,7 @@ class AdaptedNetwork:
 
     ``targets``: endings of the names of the layers that get one. ``seed``: of the adapters' first values, which are
     without effect. The network is changed in place: those layers are replaced by a LoraLayer. ``start``: a Lora that
-    the adapters named in ``started`` begin with; where they cannot take it in whole, it stays beside them, frozen.
+    the adapters named in ``started`` start from; if it does not fit them whole, it stays as a frozen extra term.
     Raises RMDError as ``adapted_layers``, and for a ``start`` that changes what no layer has.
     """
 
@@ -281,7 +281,7 @@ class AdaptedNetwork:
         """A plain network of the same class on the CPU, the adapter of a role added to its weights.
 
         Weights are in ``dtype``, those beyond its range in float32. ``base``: a plain network to take the other
-        weights from, where those at hand are quantised.
+        weights from, if the ones here are quantised.
         """
         weights, changes = {}, self.lora(role).changes
         for name, tensor in (self.base_state() if base is None else base.state_dict()).items():

@@ -285,7 +285,7 @@ def adapt(network, backbone, settings, *, seed=0, start=None):
 
 
 class WeightAverage:
-    """The average ``decay * average + (1 - decay) * weights`` in float32, starting from the weights at hand."""
+    """The average ``decay * average + (1 - decay) * weights`` in float32, starting from the current weights."""
 
     def __init__(self, network, decay):
         self.decay = decay
@@ -329,7 +329,7 @@ def _swap(first, second):
 def make_optimiser(network, *, lr, settings):
     """The optimiser of a network's trainable parameters, by the configuration's optimiser section.
 
-    Raises RMDError where 8-bit moments are asked for and bitsandbytes is not there.
+    Raises RMDError if 8-bit moments are set and bitsandbytes is missing.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     common = {"lr": lr, "betas": settings.betas, "weight_decay": settings.weight_decay, "eps": settings.eps}

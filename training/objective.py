@@ -1,7 +1,7 @@
 """The two losses of one update, from the prompts of a batch to gradients. Source: docs/method.md, training objective.
 
 Three networks take part: the student G, the fake score F and the teacher R. The student makes a clean estimate at one
-of its steps; the estimate is brought to the final size and noised; F learns to denoise it (``fake_phase``), and the
+of its steps; the estimate is upsampled to the final size and noised; F learns to denoise it (``fake_phase``), and the
 student learns from the difference between F and R there (``student_phase``). F and R only ever see latents of the final
 size, labelled with the level the latent really has.
 """
@@ -36,7 +36,7 @@ class Guidance:
 def estimate_x0_eps(backbone, network, x, sigma_B, conditioning, *, curve, guidance=None):
     """The network's (x0, eps) for states ``x`` at the levels ``sigma_B``, shape (B,), float64.
 
-    With ``guidance`` the network is asked for conditional and null rows. Guiding x0 and eps is the same as guiding the
+    With ``guidance`` the network evaluates conditional and null rows. Guiding x0 and eps is the same as guiding the
     output, which both are affine in. Source: docs/method.md, predictions.
     """
     if guidance is not None and guidance.calls == "apart":
@@ -172,7 +172,7 @@ class Objective:
         raise AssertionError("the steps of a batch are in the plan")
 
     def estimate(self, batch, x_in, conditioning):
-        """The student's Estimate from ``x_in``, brought to the final size in one step."""
+        """The student's Estimate from ``x_in``, upsampled to the final size in one step."""
         levels = torch.tensor([step.sigma for step in self.plan.steps], dtype=torch.float64)
         x0, eps = self._x0_eps(self.student, x_in, levels[batch.steps], conditioning)
         eps = eps.detach()

@@ -27,14 +27,14 @@ _BUCKET = 2**24  # gradients that are averaged in one exchange, in numbers
 
 
 class ProcessLost(RMDError):
-    """Another process of the run is gone, or does not answer."""
+    """Another process of the run ended, or does not answer."""
 
 
 class Processes:
     """This process among the ``count`` of the run: it has ``rank`` 0 to count - 1, and its own device.
 
     Process 0 (``main``) alone writes files, and with ``one_loads`` reads weights. All of them run the same code in the
-    same order; whatever could fail in one alone is done within ``raise_together``. ``sharded``: the launcher asks for
+    same order; code that can fail in only one runs within ``raise_together``. ``sharded``: the launcher asks for
     sharded networks.
     Raises RMDError where the processes do not find each other.
     """
@@ -134,7 +134,7 @@ class Processes:
         return next((found for found in self.gather(value) if found is not None), None)
 
     def check_same(self, config):
-        """Raise RMDError in all processes unless all have the same configuration, but for what decides no weights."""
+        """Raise RMDError in all processes if their configurations differ, except keys without effect on weights."""
         digests = self.gather((config.digest(), self.replicas, self.context))
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
@@ -249,9 +249,9 @@ def check_sharding(config):
 def shard(network, processes, *, whole=(), travel=None):
     """Shard a network's parameters over the processes, each along its first axis; returns the network.
 
-    A block (one of ``_no_split_modules``) is brought together for its own call and let go after it, always, so that no
-    call sees weights from before a step. Parameters in ``whole`` are left as they are. ``travel``: the type in which
-    the weights of blocks are brought together; their gradients are added in float32.
+    A block (one of ``_no_split_modules``) is all-gathered for its own call and always freed afterwards, so that no call
+    sees weights from before a step. Parameters in ``whole`` are not sharded. ``travel``: the type in which the
+    weights of blocks are all-gathered; their gradients are added in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # not there in older PyTorch, see Processes
@@ -311,7 +311,7 @@ def split_sequences(network, processes, backbone, plan):
 def materialise(network, device):
     """Give a network's tensors on the meta device room on ``device``, and move the others there; returns the network.
 
-    It may be sharded. The values of the former are whatever the memory had.
+    It may be sharded. The values of the former are uninitialised.
     """
     return network._apply(
         lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)

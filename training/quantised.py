@@ -39,7 +39,7 @@ def bitsandbytes_for(setting):
 
 
 class QuantisedLinear(torch.nn.Linear):
-    """A frozen linear layer in the place of ``linear``, its weights packed on ``device``; a bias stays as it is.
+    """A frozen linear layer that replaces ``linear``, its weights packed on ``device``; a bias is unchanged.
 
     ``kind``: ``int8``, 255 equal steps between the extremes of 64 neighbours, or ``nf4``, the 16 levels of QLoRA's
     NormalFloat (arXiv 2305.14314).

@@ -103,7 +103,7 @@ def start_trackers(config, folder, *, first):
 class Board:
     """One event file in ``folder``; what an earlier part of the run wrote from update ``first`` on no longer counts.
 
-    Written at once, without a thread. The first failure, such as a full disk, is logged and ends the board alone.
+    Written at once, without a thread. The first failure, such as a full disk, is logged and only ends the board.
     """
 
     def __init__(self, folder, *, first):

@@ -221,7 +221,7 @@ def load_student(given, prompts, device):
 
 
 def _usual(device):
-    """The type of weights where nobody names another one."""
+    """The default type of weights."""
     return "float32" if torch.device(device).type == "cpu" else "bfloat16"
 
 
@@ -238,7 +238,7 @@ def _cells(size, recipe):
 
 
 def _base(given, recipe):
-    """The base as a path or a hub id; None where nobody names one that can be found."""
+    """The base as a path or a hub id; None if none is named or found."""
     if given is None and (hub_id(recipe.base_model) or Path(recipe.base_model).exists()):
         return recipe.base_model
     return given

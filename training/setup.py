@@ -146,7 +146,7 @@ def check_lora_names(settings, backbone, outline):
 
 
 def loaded_in(config):
-    """The type of the teacher's weights; what is to be quantised is loaded in that of the calls."""
+    """The type of the teacher's weights; weights to quantise are loaded in the type of the calls."""
     if config.model.mode == "three networks":  # copies are trained in float32, which the teacher beside them shares
         return torch.float32
     kind = config.model.base_dtype
@@ -159,7 +159,7 @@ def prepare(outline, *, planned=None, loads=True):
     ``loads``: whether this process loads networks; where it gets its shards from another one, they are on the meta
     device.
 
-    ``planned``: what takes the place of a prompt cache: a LiveCache, or a PlannedCache, which has no embeddings, so
+    ``planned``: replaces a prompt cache: a LiveCache, or a PlannedCache, which has no embeddings, so
     that such a Setup is reported, not trained.
     """
     config, backbone = outline.config, outline.backbone

@@ -49,7 +49,7 @@ def sentences(grammar, count, generator):
 
 
 class _Deck:
-    """The words of a group, each slot's dealt from a shuffled pack of its own."""
+    """The words of a group, each slot sampled without replacement from its own shuffled list."""
 
     def __init__(self, generator, words):
         self._generator = generator

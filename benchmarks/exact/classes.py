@@ -1,4 +1,4 @@
-"""Four classes of images, an object each with a texture of its own, as a mixture of Gaussians whose score is exact.
+"""Four classes of images, one object each with its own texture, as a mixture of Gaussians whose score is exact.
 
 Here a network is not linear: it decides which class a state shows. So results are sampled by the real engine, with 20
 seeds. A network that has not seen the small size expects there the middle 8 x 8 cells of a full-size image: its object

@@ -39,7 +39,7 @@ class Results:
         return results
 
     def save(self):
-        """Write everything at once."""
+        """Write everything."""
         contents = {"made": self.made, "counts": self.counts, "batches": self.batches, "rows": self.rows}
         write_results(self.path, contents)
 

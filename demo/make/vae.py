@@ -35,7 +35,7 @@ LATENT_PENALTY = 2e-3  # on the mean square of the latent
 
 
 class FrameConv(torch.nn.Module):
-    """A causal 3-D or a plain 2-D convolution on one frame, its weight a matrix as Muon wants it."""
+    """A causal 3-D or a plain 2-D convolution on one frame, its weight a matrix, as Muon needs."""
 
     def __init__(self, conv):
         super().__init__()
@@ -56,7 +56,7 @@ class FrameConv(torch.nn.Module):
 
 
 def flatten_convolutions(module):
-    """Replace every convolution inside ``module`` by its FrameConv, but for those along time."""
+    """Replace every convolution inside ``module`` by its FrameConv, except those along time."""
     for name, child in module.named_children():
         if name != "time_conv" and isinstance(child, (WanCausalConv3d, torch.nn.Conv2d)):
             setattr(module, name, FrameConv(child))

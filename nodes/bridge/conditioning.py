@@ -1,4 +1,4 @@
-"""Conditioning at a stage: whatever is bound to a place or a size in the image follows the stage's size."""
+"""Conditioning at a stage: everything tied to a place or a size in the image follows the stage's size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis
 # ComfyUI brings these to the size of each stage itself, or they are no images.
 UNCHANGED = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
 
-# Reference images that a network takes at any size, each on a grid of its own.
+# Reference images that a network takes at any size, each on its own grid.
 REFERENCES = {"reference_latents", "context_latents"}
 
 # Laid cell by cell on the latent: another size than its own would fail inside the network.
@@ -62,7 +62,7 @@ class StageView:
     references_on_grid: bool
 
     def guider(self, guider: Any) -> Any:
-        """A guider with its conditioning brought to this stage; the given guider stays as it is.
+        """A guider with its conditioning resized for this stage; the given guider is unchanged.
 
         One that keeps no conditioning in ComfyUI's way passes through.
         """
@@ -158,10 +158,10 @@ class StageView:
             )
 
     def _block(self, name: str, block: dict[str, Any]) -> dict[str, Any]:
-        """A keyframe of MiniMax H3, on the latent's grid, or a reference, on one of its own, at this stage.
+        """A keyframe of MiniMax H3, on the latent's grid, or a reference, on its own grid, at this stage.
 
-        A reference is brought to the stage's area, as core's node does that makes it. One that is larger than the final
-        image was made so for its detail, and stays.
+        A reference is resized to the stage's area, as core's reference node does. One larger than the final image keeps
+        its size, which was chosen for its detail.
         """
         latent = block.get("latent")
         if latent is None:

@@ -239,7 +239,7 @@ _LOADER_SHIFTS: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
 
 def _loader_shift(network: Any) -> float:
-    """The flow shift that a model's loader gave it, whatever nodes have patched since."""
+    """The flow shift from a model's loader, ignoring the patches of later nodes."""
     import comfy.model_base  # not at the top: the page of profiles is made without a ComfyUI
 
     if network not in _LOADER_SHIFTS:  # ComfyUI makes a whole table for it

@@ -293,7 +293,7 @@ def _sigmas_plan(
 ) -> SamplingPlan:
     """A plan of the levels that a scheduler made for the final size, whose steps keep them exactly.
 
-    Steps at earlier sizes get the levels that are mapped to those of the final size, so lower ones, but for pure noise.
+    Steps at earlier sizes get lower levels, which map to those of the final size. Pure noise stays pure noise.
     split "auto" gives each size the same number of steps, the last ones more where that leaves a rest; thresholds then
     take its place, unless they are empty. The others are as in `_split_plan`.
     Source: docs/method.md, whose shift it is.

@@ -45,7 +45,7 @@ Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 class Sampled(NamedTuple):
     """The result as the last stage's guider gave it, the same as a LATENT, and the clean estimates of the stages.
 
-    `stages` makes a LATENT of each when it is asked for, once.
+    `stages` makes a LATENT of each on first use.
     """
 
     samples: torch.Tensor
@@ -68,10 +68,10 @@ def sample_cascade(
 ) -> Sampled:
     """Sample a plan into a LATENT of the final size, with one `guider.sample` a stage.
 
-    A second model takes over below its sigma, in every stage and whatever guider that has. Where that is inside a
-    stage, each model has a `guider.sample` of its own, one after the other. Noise comes from the seed by stage, purpose
+    A second model takes over below its sigma, in every stage, whatever its guider. If that is inside a
+    stage, each model runs its own `guider.sample`, one after the other. Noise comes from the seed by stage, purpose
     and batch item (`batch_index`). The callback is called once for each step, numbered over all stages. Raises RMDError
-    for whatever `check_cascade` refuses and for a latent of another size than the plan's, before anything runs.
+    before any step for what `check_cascade` refuses and for a latent of another size than the plan's.
     """
     settings = stage_settings(
         plan, guider, sampler=sampler, later_guider=later_guider, overrides=overrides, upsampler=upsampler
@@ -155,8 +155,8 @@ def _sample_stage(
 ) -> tuple[torch.Tensor, StageEnd]:
     """What a stage's guider gives out, and the last step's x0 and, to `recover`, the noise predicted with it.
 
-    ComfyUI mixes the image so far with the noise, its callback shows x0 of each step. The noise is what the network
-    itself was given at the stage's last level and made of it, whatever the sampler does; None without such a call.
+    ComfyUI mixes the image so far with the noise, its callback shows x0 of each step. The noise follows from the
+    input and output of the network at the stage's last level, for every sampler; None without a call there.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
     stage, number = job.stage, job.stage.index + 1
@@ -488,7 +488,7 @@ def _asks_for_pooled(network: Any) -> bool:
 
 
 def check_sampler(sampler: Any) -> None:
-    """Raise RMDError for a sampler with steps of its own."""
+    """Raise RMDError for a sampler that chooses its own steps."""
     name = sampler_name(sampler)
     if name in OWN_STEPS:
         raise RMDError(f"the sampler {name} chooses its own steps; use one that keeps the plan's, such as euler")
@@ -605,8 +605,8 @@ def sample_rmd(
 ) -> torch.Tensor:
     """Run the sigmas from the state x `(B, C, [T,] H, W)`, in the form of ComfyUI's sampler functions.
 
-    A last sigma above 0 is reached with the predicted noise alone, whatever eta is: what follows is a change of size,
-    which must find x0 and eps again. Fresh noise comes from the seed by step, item by item, so that no item of a batch
+    A step to a last sigma above 0 uses only predicted noise, for every eta: a change of size follows
+    and must recover x0 and eps. Fresh noise comes from the seed by step, item by item, so that no item of a batch
     depends on another.
     """
     extra_args = extra_args or {}

@@ -242,7 +242,7 @@ class StudentChecks:
             self.checked.append(f"{source.name} and {recipe.base_model} both name {ours.title}")
 
     def whole(self, model: Any, path: str) -> None:
-        """Every weight of a full student by name: ComfyUI fills one that is missing with whatever was in memory."""
+        """Every weight of a full student by name: ComfyUI leaves a missing one uninitialised."""
         tensors = read_header(path).tensors
         stored = {re.sub(r"^(model\.)?diffusion_model\.", "", name) for name in tensors}
         network = model.model.diffusion_model

@@ -42,7 +42,7 @@ class Upsampler:
 
     @property
     def _sizes_first(self) -> bool:
-        """Whether the network keeps the size and is given an interpolated latent, as HunyuanVideo's is."""
+        """Whether the network keeps the size and takes an interpolated latent, like HunyuanVideo's."""
         return hasattr(self.upscale_model, "resample_latent")
 
     @property

@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).parent
 MODEL_FOLDERS = ("checkpoints", "diffusion_models", "loras")
 
 NOT_DISTILLED = "not distilled for the cascade"
-"""What must be said of a profile without sizes of its own: its model never saw a change of size in training."""
+"""The note for a profile without its own sizes: its model never saw a change of size in training."""
 
 MEGAPIXEL = 1024
 """Side in pixels at which the levels of a rule are listed."""
@@ -46,7 +46,7 @@ class FewStepProfile:
     from the size, `levels` names the rule and `at` gives those of a size. split is their division over sizes, mapping
     "area" or "none": how levels move with the size. sizes are those a student was distilled for, over the final one
     and smallest first, empty for a model of one size. eta is the share of predicted noise inside a stage, boundary the
-    rule at a change of size, cfg the guidance (1 is without), size_conditioning what SDXL is told about the size, None
+    rule at a change of size, cfg the guidance (1 is without), size_conditioning the size SDXL receives, None
     for the model's own. From second_model_sigma down another model takes over, None without one.
     sources are "URL - what it says".
     Source: docs/profiles.md.
