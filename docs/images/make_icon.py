@@ -51,7 +51,7 @@ def banner() -> Image.Image:
     picture.paste(cascade(side), (120, (BANNER[1] - side) // 2))
     draw = ImageDraw.Draw(picture)
     draw.text((700, 300), "RMD", fill=LIGHT, font=ImageFont.load_default(190), anchor="lm")
-    line = "small steps first, large steps last"
+    line = "low resolution first, full resolution last"
     draw.text((708, 440), line, fill=GREY, font=ImageFont.load_default(50), anchor="lm")
     return picture
 
