@@ -131,7 +131,7 @@ def source_input() -> io.DynamicCombo.Input:
     )
 
 
-ONE_FRAME = "the cost is that of a picture (one latent frame); for a video connect the latent"
+ONE_FRAME = "the cost is that of one latent frame; for a video connect the latent"
 
 
 class RMDSchedule(io.ComfyNode):

@@ -60,7 +60,7 @@ class MetricsFile:
             reached = _update_of(line)
             if reached is None and number < len(lines):
                 raise RMDError(
-                    f"{self.path}, line {number}: damaged; mend the line, or move the file away to resume without it"
+                    f"{self.path}, line {number}: damaged; repair the line, or move the file away to resume without it"
                 )
             if reached is None or reached > update:
                 break  # the last line may be cut off by a crash

@@ -411,7 +411,7 @@ def last_steps(plan: SamplingPlan, denoise: float) -> SamplingPlan:
     sigma = plan.stage_plan.curve.comfy_sigma(first.sigma)
     note = (
         f"denoise {denoise:g}: the last {left} of {len(steps)} steps run, from sigma {sigma:.4g} at "
-        f"{pixels(plan.cell_px, first.size)} px; the latent is the picture they start from"
+        f"{pixels(plan.cell_px, first.size)} px; they start from the latent's image"
     )
     return replace(plan, stage_plan=plan_tail(plan.stage_plan, left), notes=(*plan.notes, note))
 
