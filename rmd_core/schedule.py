@@ -111,8 +111,32 @@ class NoiseCurve(ABC):
         return tuple(self.table_sigma(float(size * k // steps - 1)) for k in range(steps, 0, -1))
 
 
+class _Flow(NoiseCurve):
+    """What rectified flows share, whatever their table: `x = (1 - sigma) x0 + sigma eps`, timestep 1000 sigma."""
+
+    @property
+    def table_size(self) -> int:
+        return 1000
+
+    def timestep(self, sigma: Level) -> Level:
+        return 1000.0 * _float64(sigma)
+
+    def sigma_from_timestep(self, timestep: Level) -> Level:
+        return _float64(timestep) / 1000.0
+
+    def alpha(self, sigma: Level) -> Level:
+        return 1.0 - _float64(sigma)
+
+    def with_ratio(self, sigma: Level, ratio: float) -> Level:
+        return _shifted(_float64(sigma), ratio)
+
+
+def _shifted(u: Level, shift: float) -> Level:
+    return shift * u / (1.0 - u + shift * u)
+
+
 @dataclass(frozen=True)
-class FlowCurve(NoiseCurve):
+class FlowCurve(_Flow):
     """Rectified flow with shift s: `sigma = s u / (1 + (s - 1) u)`, table entry i at u = (i + 1) / 1000.
 
     A shift is a constant offset of -2 ln(s) in logSNR. noise_scale c is that of a model whose states are
@@ -128,31 +152,15 @@ class FlowCurve(NoiseCurve):
         object.__setattr__(self, "shift", _number(self.shift, "the flow shift"))
         object.__setattr__(self, "noise_scale", _number(self.noise_scale, "the flow's noise scale"))
 
-    @property
-    def table_size(self) -> int:
-        return 1000
-
     def table_sigma(self, index: Level) -> Level:
         return _shifted((_float64(index) + 1.0) / 1000.0, self.shift)
 
     def table_index(self, sigma: Level) -> Level:
         return 1000.0 * _shifted(_float64(sigma), 1.0 / self.shift) - 1.0
 
-    def timestep(self, sigma: Level) -> Level:
-        return 1000.0 * _float64(sigma)
-
-    def sigma_from_timestep(self, timestep: Level) -> Level:
-        return _float64(timestep) / 1000.0
-
-    def alpha(self, sigma: Level) -> Level:
-        return 1.0 - _float64(sigma)
-
     def logsnr(self, sigma: Level) -> Level:
         offset = 2.0 * math.log(self.noise_scale)
         return _by_torch(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)) - offset, sigma)
-
-    def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        return _shifted(_float64(sigma), ratio)
 
     def at_ratio(self, ratio: float) -> FlowCurve:
         return FlowCurve(self.shift * ratio, self.noise_scale)
@@ -175,12 +183,8 @@ class FlowCurve(NoiseCurve):
         return {"kind": self.kind, "shift": self.shift, **scale}
 
 
-def _shifted(u: Level, shift: float) -> Level:
-    return shift * u / (1.0 - u + shift * u)
-
-
 @dataclass(frozen=True)
-class LogFlowCurve(NoiseCurve):
+class LogFlowCurve(_Flow):
     """Rectified flow over a table even in log k with k = sigma / alpha, so a level is `sigma = k / (1 + k)`.
 
     Table entry i of 1000 has k between `least` and `most`; the first size has that table, as with a VP curve. Raises
@@ -197,10 +201,6 @@ class LogFlowCurve(NoiseCurve):
         if self.least >= self.most:
             raise RMDError(f"sigma / alpha goes from {self.least:g} to {self.most:g}; give a range that rises")
 
-    @property
-    def table_size(self) -> int:
-        return 1000
-
     def table_sigma(self, index: Level) -> Level:
         return _by_torch(self._table_sigma, index)
 
@@ -211,20 +211,8 @@ class LogFlowCurve(NoiseCurve):
     def _table_sigma(self, index: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(math.log(self.least) + index * (math.log(self.most / self.least) / 999.0))
 
-    def timestep(self, sigma: Level) -> Level:
-        return 1000.0 * _float64(sigma)
-
-    def sigma_from_timestep(self, timestep: Level) -> Level:
-        return _float64(timestep) / 1000.0
-
-    def alpha(self, sigma: Level) -> Level:
-        return 1.0 - _float64(sigma)
-
     def logsnr(self, sigma: Level) -> Level:
         return _by_torch(lambda s: 2.0 * (torch.log1p(-s) - torch.log(s)), sigma)
-
-    def with_ratio(self, sigma: Level, ratio: float) -> Level:
-        return _shifted(_float64(sigma), ratio)
 
     def at_ratio(self, ratio: float) -> LogFlowCurve:
         return self

@@ -1,4 +1,4 @@
-"""The plain loop has the trainer's own gradients, blocks of updates are alike, and commands run on tiny networks."""
+"""What an update costs: the plain loop has the trainer's own gradients, commands run on tiny networks."""
 
 import itertools
 import json
@@ -7,7 +7,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from benchmarks import training_overhead as overhead
 from benchmarks.plain_loop import PlainLoop
+from benchmarks.results import read_results, stored_block
 from benchmarks.training_cost import alike, main, plain_cost
 from benchmarks.training_memory import SETS, figures, store
 from benchmarks.training_memory import main as memory_main
@@ -171,3 +173,14 @@ def test_the_authors_cost_is_that_of_the_method_page(sizes, steps, low, forwards
         return 1.0 if height == sizes[-1] else low
 
     assert plain_cost(plan, relative, cfg=5.0, checkpointing=True).total == pytest.approx(forwards, abs=0.05)
+
+
+def test_the_page_shows_the_stored_overhead():
+    assert stored_block(overhead.PAGE, overhead.MARK) == overhead.block(read_results(overhead.RESULTS))
+
+
+def test_an_update_is_measured_on_a_tiny_network(monkeypatch):
+    monkeypatch.setattr(overhead, "UPDATES", 3)
+    found = overhead.measure(TINY[0])
+    # One student call for the estimate, one of the fake score for each loss, one of the guided teacher; trajectories.
+    assert found["calls"] >= 4 and 0 < found["call_ms"] < found["update_ms"]
