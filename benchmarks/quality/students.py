@@ -265,11 +265,14 @@ FULL = World(
     Teacher("full", "trained at the full size", files.TEACHER, sha256_of(files.TEACHER)),
     AREA,
     tuned_seeds=SEEDS,
-    side_seeds=(0, 1, 2),
+    side_seeds=SEEDS,
 )
 BOTH_FILE = ROOT / OUTPUTS / "teachers" / "both.safetensors"
 BOTH = World(
-    Teacher("both", "trained at both sizes", BOTH_FILE, SHA256_OF_BOTH), NONE, tuned_seeds=(0,), side_seeds=(0,)
+    Teacher("both", "trained at both sizes", BOTH_FILE, SHA256_OF_BOTH),
+    NONE,
+    tuned_seeds=(0, 1, 2),
+    side_seeds=(0, 1, 2),
 )
 WORLDS = (FULL, BOTH)
 
