@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.cascade_overhead
 
 The whole engine runs on full-size latents with a network that does nothing, on one CPU thread: noise, mixing, the
-switch, conversions and casts. Results: benchmarks/results/cascade_overhead.json and the table of docs/speed.md.
+switch, conversions and casts. Results: benchmarks/results/cascade_overhead.json and the table of docs/use/speed.md.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from .speed.measure import Subject
 from .speed.models import FULL
 
 RESULTS = FOLDER / "cascade_overhead.json"
-PAGE, MARK = ROOT / "docs" / "speed.md", "cascade overhead"
+PAGE, MARK = ROOT / "docs" / "use" / "speed.md", "cascade overhead"
 RUNS = 5
 
 
@@ -30,7 +30,7 @@ def own_seconds(model):
 
 
 def overhead_block(stored):
-    """What is between the marks of docs/speed.md."""
+    """What is between the marks of docs/use/speed.md."""
     made, rows = stored["made"], []
     for model in FULL:
         few, rmd = (f"{1000 * stored['rows'][model.name][way]['seconds']:.3g} ms" for way in ("few", "rmd"))

@@ -15,7 +15,8 @@ class PlainLoop:
     """Updates of a ``Trainer``'s networks as the authors make them, in one process and without accumulation.
 
     The student runs the whole cascade, of which two states are used; each phase samples its own stage and steps and
-    runs its own student forward. All noise of an update has one seed. Source: docs/method.md, training objective.
+    runs its own student forward. All noise of an update has one seed.
+    Source: docs/method/method.md, training objective.
     """
 
     def __init__(self, trainer):

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.shipped_configs
 
 Counted for the full-size networks on the meta device, without weights and without a GPU; some minutes on a CPU. It
-writes the table of docs/training-backbones.md.
+writes the table of docs/train/models.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from .results import ROOT, markdown_table, replace_block
 from .training_runs import CONFIGS, Case
 
 SPEED = 400e12  # FLOP a second, about 40 % of an H100's bfloat16 peak
-PAGE, MARK = ROOT / "docs" / "training-backbones.md", "shipped configurations"
+PAGE, MARK = ROOT / "docs" / "train" / "models.md", "shipped configurations"
 CASES = {  # by the configuration's name: the network, and the tokens of a prompt as its encoders give them
     recipe: Case(name=recipe, recipe=recipe, architecture=architecture, tokens=tokens)
     for recipe, architecture, tokens in (

@@ -30,7 +30,7 @@ class RMDLoadStudent(io.ComfyNode):
     """A student file -> MODEL, the Recipe in its header or of a profile, and a report.
 
     Raises RMDError for a file without a recipe, a student of another kind, or one whose recipe names another base
-    than the model is. Source: docs/method.md, the recipe.
+    than the model is. Source: docs/method/method.md, the recipe.
     """
 
     @classmethod

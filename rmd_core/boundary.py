@@ -41,7 +41,7 @@ class Boundary:
 
     upsampler is one of `UPSAMPLERS` or the `learned_name` of a network, switch_noise one of `SWITCH_NOISES`, eta_switch
     the share of predicted noise in [0, 1]. Raises RMDError for anything else. `learned`, where given, enlarges the
-    estimate in place of the named upsampler. Source: docs/method.md, the boundary operation.
+    estimate in place of the named upsampler. Source: docs/method/method.md, the boundary operation.
     """
 
     upsampler: str = "nearest"
@@ -126,7 +126,7 @@ class Boundary:
         xi is `fresh("switch", shape at size_hw)` and zeta `fresh("switch-low", eps.shape)`; only what a rule uses is
         asked for. eta 0 uses nothing of eps; eta 1 no zeta; at equal size Q is the identity, so xi drops out.
 
-        Raises RMDError for a target smaller than eps. Source: docs/method.md, the boundary operation.
+        Raises RMDError for a target smaller than eps. Source: docs/method/method.md, the boundary operation.
         """
         rule, eta = self.switch_noise, self.eta_switch
         height, width = check_enlargement(eps, size_hw)
@@ -163,7 +163,7 @@ def step_noise(eps: torch.Tensor, eta: float, fresh: torch.Tensor | None) -> tor
 
     eps and fresh have one shape, any rank; fresh is moved to the dtype and device of eps. eta 0 uses nothing of eps
     (not even its NaNs), eta 1 nothing of fresh, which may then be None. Raises RMDError for eta outside [0, 1] or
-    shapes that differ. Source: docs/method.md, the sampler.
+    shapes that differ. Source: docs/method/method.md, the sampler.
     """
     eta = check_eta(eta)
     if eta == 1.0:
@@ -190,7 +190,7 @@ def upsample(x: torch.Tensor, size_hw: tuple[int, int], method: str) -> torch.Te
     nothing; the two agree at whole ratios (where both equal `nearest`) and at 2:3.
 
     Raises RMDError for another rank, or a target smaller than the source in either axis.
-    Source: docs/method.md, the boundary operation.
+    Source: docs/method/method.md, the boundary operation.
     """
     height, width = check_enlargement(x, size_hw)
     if x.shape[-2:] == (height, width):
@@ -275,7 +275,7 @@ def orthonormal_rows(n_low: int, n_high: int) -> torch.Tensor:
     Q reads n_high cells down to n_low; Q^T embeds them back. A constant maps to a constant times sqrt(n_high/n_low),
     and at a whole ratio Q is sqrt(ratio) times the block mean. Equal sizes give the identity. The result is shared:
     treat it as read-only. Raises RMDError unless 1 <= n_low <= n_high.
-    Source: docs/method.md, exact noise at a switch; symmetric orthogonalisation after Loewdin (1950).
+    Source: docs/method/method.md, exact noise at a switch; symmetric orthogonalisation after Loewdin (1950).
     """
     if not 1 <= n_low <= n_high:
         raise RMDError(f"no orthonormal rows from {n_high} down to {n_low} cells; need 1 <= low <= high")

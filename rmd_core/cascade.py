@@ -87,7 +87,7 @@ def run_cascade(
     sequence with one for each, which is read when its switch comes: a stage runner may change what follows it.
 
     Raises RMDError for a shape or a sequence of another length, or a runner whose result has not the stage's size.
-    Source: docs/method.md, the sampler.
+    Source: docs/method/method.md, the sampler.
     """
     end = None
     stage_x0 = []
@@ -126,7 +126,7 @@ class DenoiserRunner:
 
     eta in [0, 1] is the share of predicted noise between the steps of a stage. The state lives on `device` in `dtype`;
     noise is made on the CPU in float32 first. Raises RMDError for eta outside [0, 1].
-    Source: docs/method.md, the sampler.
+    Source: docs/method/method.md, the sampler.
     """
 
     def __init__(

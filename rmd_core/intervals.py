@@ -32,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class TimestepIntervals:
-    """The interval of every step of a plan. Source: docs/method.md, timestep intervals.
+    """The interval of every step of a plan. Source: docs/method/method.md, timestep intervals.
 
     Indices count on the table of the final size. For a flow that is the curve with its shift multiplied by the final
     stage's ratio, so a step keeps its index; for VP it is the one table, and levels move on it. `notes` are sentences
@@ -124,7 +124,7 @@ class StageSampler:
 
     During the first `warmup_updates` updates every stage but the last is chosen, with equal chances; afterwards every
     stage (with two stages: the authors' coin). A plan of one stage has that one. Nothing but the plan, the update and
-    the generator's state decides. Source: docs/method.md, training.
+    the generator's state decides. Source: docs/method/method.md, training.
     """
 
     def __init__(self, plan: StagePlan, warmup_updates: int = 0) -> None:

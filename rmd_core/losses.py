@@ -26,7 +26,7 @@ def fake_score_weight(alpha: BatchLevel, sigma: BatchLevel, weighting: str) -> t
     - `min_snr5`: min(SNR, 5);
     - `legacy`: min(1/SNR, 5), the authors' older form.
 
-    Raises RMDError for another name. Source: docs/method.md, weighting of the fake score.
+    Raises RMDError for another name. Source: docs/method/method.md, weighting of the fake score.
     """
     alpha = torch.as_tensor(alpha, dtype=torch.float64)
     sigma = torch.as_tensor(sigma, dtype=torch.float64)
@@ -55,7 +55,7 @@ def fake_score_loss(
     x0_pred and x0_target are `(B, ...)` of any rank; the target gets no gradient. alpha and sigma, floats or `(B,)`,
     belong to the state the prediction was made from. Returns a float32 (or float64) scalar. The target is biased where
     the noise of that state was inherited from the network; see `fake_score_loss_subinterval`. Raises RMDError for an
-    unknown weighting or shapes that differ. Source: docs/method.md, training objective.
+    unknown weighting or shapes that differ. Source: docs/method/method.md, training objective.
     """
     _same_shape(x0_pred, x0_target, "x0 prediction", "x0 target")
     error = to_compute_dtype(x0_pred) - to_compute_dtype(x0_target.detach())
@@ -78,7 +78,7 @@ def fake_score_loss_subinterval(
     `y = (x_t - (sigma^2/b) noise) / alpha` and the weight `(b alpha/sigma^2)^2`; together they are the plain error of
     `noise`, computed here as `mean ((b/sigma^2)(x_t - alpha x0_pred) - noise)^2`, without a division by b or alpha.
     x0_pred, x_t and noise are `(B, ...)`; fresh, alpha and sigma floats or `(B,)`. Only x0_pred gets a gradient, none
-    where b is 0. Source: docs/method.md, the fake target under inherited noise; Phased DMD, arXiv 2510.27684.
+    where b is 0. Source: docs/method/method.md, the fake target under inherited noise; Phased DMD, arXiv 2510.27684.
     """
     _same_shape(x0_pred, x_t, "x0 prediction", "x_t")
     _same_shape(x0_pred, noise, "x0 prediction", "noise")
@@ -104,7 +104,7 @@ def generator_loss(
     least `clip`. All three are `(B, ...)` of one shape at the final size; only x0 gets a gradient, which per element is
     `d / sqrt(d^2 + c^2) / (w_b numel)`. huber_c None takes `huber_constant` of the sample's shape. Returns a float32
     (or float64) scalar, 0 with gradient 0 where fake equals teacher. Raises RMDError for shapes that differ.
-    Source: docs/method.md, training objective; the Huber form is TDM's, arXiv 2503.06674.
+    Source: docs/method/method.md, training objective; the Huber form is TDM's, arXiv 2503.06674.
     """
     _same_shape(x0, teacher_x0, "x0", "teacher x0")
     _same_shape(x0, fake_x0, "x0", "fake x0")
@@ -127,7 +127,7 @@ def generator_weight(x0: torch.Tensor, teacher_x0: torch.Tensor, *, clip: float 
 def huber_constant(sample_shape: tuple[int, ...]) -> float:
     """Huber constant c = 1e-3 sqrt(numel / 16384) for one sample of `sample_shape`, given without the batch axis.
 
-    (4, 64, 64) gives 0.001 and Wan's (16, 21, 90, 160) 0.01718. Source: docs/method.md, training objective.
+    (4, 64, 64) gives 0.001 and Wan's (16, 21, 90, 160) 0.01718. Source: docs/method/method.md, training objective.
     """
     return HUBER_BASE * sqrt(prod(sample_shape) / HUBER_BASE_NUMEL)
 

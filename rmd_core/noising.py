@@ -58,7 +58,7 @@ def to_x0_eps(
 
     output and x `(B, ...)` of any rank; alpha and sigma a float or `(B,)`; prediction is one of `PREDICTIONS`: "eps" is
     the noise, "v" is `alpha eps - sigma x0` (VP), "flow" is `eps - x0`. Half types give float32.
-    Raises RMDError for another prediction. Source: docs/method.md, predictions.
+    Raises RMDError for another prediction. Source: docs/method/method.md, predictions.
     """
     alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
     output, x = to_compute_dtype(output), to_compute_dtype(x)
@@ -88,7 +88,7 @@ def add_noise(x0: torch.Tensor, eps: torch.Tensor, *, alpha: BatchLevel, sigma: 
     """The state `alpha x0 + sigma eps`.
 
     x0 and eps have one shape, any rank with the batch first; alpha and sigma are floats or `(B,)` tensors. The result
-    has the dtype of x0. Source: docs/method.md, notation.
+    has the dtype of x0. Source: docs/method/method.md, notation.
     """
     return (broadcast_to(alpha, x0) * x0 + broadcast_to(sigma, x0) * eps).to(x0.dtype)
 
@@ -115,7 +115,7 @@ def noise_further(
     in float64. `Noised.fresh` is b, which the sub-interval target of the fake score needs. At t = s, b is 0 and x_s
     comes back; a pure-noise s (alpha_s 0) admits only a pure-noise t. Never NaN for t at or above s.
 
-    Raises RMDError if t is less noisy than s for any sample. Source: docs/method.md, training objective.
+    Raises RMDError if t is less noisy than s for any sample. Source: docs/method/method.md, training objective.
     """
     a_s, s_s, a_t, s_t = (torch.as_tensor(level, dtype=torch.float64) for level in (alpha_s, sigma_s, alpha_t, sigma_t))
     # Comparing alpha_t sigma_s with sigma_t alpha_s compares the two noise-to-signal ratios without a division.

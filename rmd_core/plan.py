@@ -83,7 +83,8 @@ class StagePlan:
     """The stages that run, in order, and what was asked for: `sizes` and `steps_asked` name empty stages too.
 
     Make one with `plan_from_split` or `plan_from_thresholds`. `notes` are what a user should know, such as a level
-    that was moved to a table entry; on_table says whether levels are moved at all. Source: docs/method.md, stages.
+    that was moved to a table entry; on_table says whether levels are moved at all.
+    Source: docs/method/method.md, stages.
     """
 
     curve: NoiseCurve

@@ -10,7 +10,7 @@ from .errors import RMDError
 
 @dataclass(frozen=True, kw_only=True)
 class MethodPreset:
-    """The settings that differ between published variants, ours unless given. Source: docs/method.md, presets.
+    """The settings that differ between published variants, ours unless given. Source: docs/method/method.md, presets.
 
     mapping is "on" (levels are mapped between sizes) or "none", in training and in plans made by hand. switch_noise is
     the rule at a change of size in the sampler, loss_noise the one in the losses. eta_train and eta are the share of

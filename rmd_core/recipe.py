@@ -43,7 +43,7 @@ class Recipe:
     resolved training configuration.
 
     Raises RMDError for values that make no plan. `Recipe.from_plan` fills the plan's part.
-    Source: docs/method.md, the recipe.
+    Source: docs/method/method.md, the recipe.
     """
 
     base_model: str

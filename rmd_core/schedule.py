@@ -26,7 +26,7 @@ NAMED_SCHEDULES = ("scaled_linear", "linear")
 
 
 class NoiseCurve(ABC):
-    """What a model family means by a noise level. Source: docs/method.md, noise levels."""
+    """What a model family means by a noise level. Source: docs/method/method.md, noise levels."""
 
     kind: ClassVar[str]
 
@@ -55,7 +55,8 @@ class NoiseCurve(ABC):
     def with_ratio(self, sigma: Level, ratio: float) -> Level:
         """The level at a larger resolution that shows what `sigma` shows at the smaller: logSNR lower by 2 ln(ratio).
 
-        1 / ratio maps back. For a VP curve it may lie beyond the table. Source: docs/method.md, the resolution mapping.
+        1 / ratio maps back. For a VP curve it may lie beyond the table.
+        Source: docs/method/method.md, the resolution mapping.
         """
 
     @abstractmethod
@@ -103,7 +104,7 @@ class NoiseCurve(ABC):
         """The levels of K steps, table indices `floor(N k / K) - 1` for k = K..1 with N = table_size.
 
         Sampler and trainer both use this grid. Raises RMDError unless 1 <= steps <= table_size.
-        Source: docs/method.md, the step grid.
+        Source: docs/method/method.md, the step grid.
         """
         size = self.table_size
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= size:
@@ -380,7 +381,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ResolutionMap(ABC):
-    """The rule that gives the ratio r of two sizes. Source: docs/method.md, the resolution mapping."""
+    """The rule that gives the ratio r of two sizes. Source: docs/method/method.md, the resolution mapping."""
 
     kind: ClassVar[str]
 

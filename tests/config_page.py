@@ -1,4 +1,4 @@
-"""Writes the tables of docs/config.md: every key of a configuration, from the fields in training/config.py.
+"""Writes the tables of docs/train/config.md: every key of a configuration, from the fields in training/config.py.
 
 python tests/config_page.py
 """
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.results import ROOT, markdown_table, replace_block
 from training.config import Config
 
-PAGE, MARK = ROOT / "docs" / "config.md", "configuration keys"
+PAGE, MARK = ROOT / "docs" / "train" / "config.md", "configuration keys"
 REQUIRED = "required"
 
 
@@ -36,7 +36,7 @@ def tables():
 def _linked(text):
     """A description with links to the pages it names, and keys as code."""
     text = re.sub(rf"(?<![/\w])((?:{'|'.join(Config.model_fields)})\.\w+)", r"`\1`", text)
-    return re.sub(r"docs/([\w-]+\.md)", r"[\1](\1)", text)
+    return re.sub(r"docs/train/([\w-]+\.md)", r"[\1](\1)", text)
 
 
 def _yaml(value):

@@ -25,7 +25,7 @@ class Command:
 
 def pages():
     """Every page of the repository but the nodes' help, which has no commands."""
-    folders = ("", "docs/", "demo/**/", "training/**/", "benchmarks/**/", "tests/**/", ".github/**/")
+    folders = ("", "docs/**/", "demo/**/", "training/**/", "benchmarks/**/", "tests/**/", ".github/**/")
     return sorted({path for folder in folders for path in ROOT.glob(f"{folder}*.md")})
 
 

@@ -1,4 +1,4 @@
-"""The tables and the sources of docs/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
+"""The tables and the sources of docs/use/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
 
 Run as a program (python tests/profiles_page.py) it writes them into the page.
 """
@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "profiles.md"
+PAGE = ROOT / "docs" / "use" / "profiles.md"
 HEAD = (
     "key,file(s),folder,steps,timesteps (beta table) or sigmas,shift,CFG,LoRA strength,split,mapping,eta,at the switch"
 )

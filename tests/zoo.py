@@ -1,6 +1,6 @@
 """Every class of ComfyUI's supported models that makes images or videos, as a tiny random network in a 2+2 plan.
 
-Run as a program (python tests/zoo.py) it writes the table of docs/models.md. `meet` is what one row is made of.
+Run as a program (python tests/zoo.py) it writes the table of docs/use/models.md. `meet` is what one row is made of.
 """
 
 import sys
@@ -14,7 +14,7 @@ from comfy_models import CONTEXT, TinyModel, ltxv, net, patcher_of, pixart, qwen
 from comfyui_checkout import find_comfyui
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "models.md"
+PAGE = ROOT / "docs" / "use" / "models.md"
 BEGIN, END = "<!-- table begins: made by tests/zoo.py -->", "<!-- table ends -->"
 SEED = 5
 

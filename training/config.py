@@ -81,7 +81,7 @@ class Section(BaseModel):
 class BackboneSection(Section):
     """Which model is distilled."""
 
-    name: str = Field(description="model family, such as wan or sdxl; see docs/backbones.md")
+    name: str = Field(description="model family, such as wan or sdxl; see docs/train/backbones.md")
     base: File = Field(description="the teacher: a Diffusers-format folder, a hub id, or one native-key file")
     vae: File | None = Field(None, description="autoencoder for validation: a folder, hub id or file; null: no images")
     shift: Positive | None = Field(
@@ -162,7 +162,7 @@ class Ratio(Section):
 
 
 class MethodSection(Section):
-    """The method's own choices; null takes the preset's value (docs/method.md, presets)."""
+    """The method's own choices; null takes the preset's value (docs/method/method.md, presets)."""
 
     preset: Literal[tuple(PRESETS)] = Field("default", description="fills in the rest of this section")
     mapping: Literal["area", "none"] | ShiftPair | Ratio | None = Field(
@@ -176,15 +176,15 @@ class MethodSection(Section):
         None, description="the same in validation and in the recipe; follows eta_train if only that is set"
     )
     eta_switch: Share | None = Field(None, description="the same at a switch; null: as eta")
-    offset_factor: Share | None = Field(None, description="see docs/method.md, timestep intervals")
-    split_timestep: bool | None = Field(None, description="see docs/method.md, timestep intervals")
+    offset_factor: Share | None = Field(None, description="see docs/method/method.md, timestep intervals")
+    split_timestep: bool | None = Field(None, description="see docs/method/method.md, timestep intervals")
 
 
 class LossSection(Section):
     """The two losses."""
 
     cfg: Annotated[float, Field(ge=1)] = Field(5.0, description="guidance of the teacher; 1: none, which saves a call")
-    fake_weighting: FakeWeighting = Field("eps", description="see docs/method.md, weighting of the fake score")
+    fake_weighting: FakeWeighting = Field("eps", description="see docs/method/method.md, weighting of the fake score")
     fake_target: Literal["x0", "subinterval"] = Field(
         "x0", description="target of the fake score; subinterval: unbiased under inherited noise"
     )
@@ -270,7 +270,7 @@ class TrainSection(Section):
     cudnn_benchmark: bool = Field(False, description="cuDNN tries its kernels at each new size")
     replicas: Count = Field(1, description="copies of sharded networks (HSDP), such as one for each machine")
     context_parallel: Count = Field(
-        1, description="processes that divide each sequence of a video; see docs/training.md, on several devices"
+        1, description="processes that divide each sequence of a video; see docs/train/guide.md, on several devices"
     )
     expandable_segments: bool = Field(
         True, description="PyTorch's allocator grows its segments (Linux); PYTORCH_ALLOC_CONF wins"

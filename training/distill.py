@@ -27,7 +27,7 @@ from training.config import load_config  # noqa: E402
 
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/training.md.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/train/guide.md.")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print plan, parameters and cost, and train nothing")

@@ -66,7 +66,7 @@ def main(argv=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/prompts.md.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/train/prompts.md.")
     parser.add_argument(
         "--model", required=True, metavar="FOLDER", help="Diffusers-format folder with text encoders, or a hub id"
     )

@@ -37,7 +37,7 @@ SUBSETS = 100  # of these, where there are more images
 
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/evaluation.md.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/train/evaluation.md.")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="the images to score")
     parser.add_argument("--reference", type=Path, metavar="FOLDER", help="what they are compared with")
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP model of transformers: folder or hub id")

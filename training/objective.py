@@ -1,4 +1,6 @@
-"""The two losses of one update, from the prompts of a batch to gradients. Source: docs/method.md, training objective.
+"""The two losses of one update, from the prompts of a batch to gradients.
+
+Source: docs/method/method.md, training objective.
 
 Three networks take part: the student G, the fake score F and the teacher R. The student makes a clean estimate at one
 of its steps; the estimate is upsampled to the final size and noised; F learns to denoise it (``fake_phase``), and the
@@ -37,7 +39,7 @@ def estimate_x0_eps(backbone, network, x, sigma_B, conditioning, *, curve, guida
     """The network's (x0, eps) for states ``x`` at the levels ``sigma_B``, shape (B,), float64.
 
     With ``guidance`` the network evaluates conditional and null rows. Guiding x0 and eps is the same as guiding the
-    output, which both are affine in. Source: docs/method.md, predictions.
+    output, which both are affine in. Source: docs/method/method.md, predictions.
     """
     if guidance is not None and guidance.calls == "apart":
         rows = (conditioning, guidance.null)

@@ -143,7 +143,7 @@ def main(argv=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(description="Sample a student without ComfyUI.", epilog="See docs/evaluation.md.")
+    parser = argparse.ArgumentParser(description="Sample a student without ComfyUI.", epilog="docs/train/evaluation.md")
     parser.add_argument("--student", type=Path, required=True, metavar="FILE", help="whole student or LoRA")
     parser.add_argument("--prompts", required=True, metavar="FILE", help=".txt (one a line) or .jsonl")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the images go")

@@ -1,6 +1,6 @@
-"""Few-step cascades in a world whose scores are known: the tables and the figure of docs/exact.md.
+"""Few-step cascades in a world whose scores are known: the tables and the figure of docs/method/exact.md.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.exact [--page docs/exact.md]
+    OMP_NUM_THREADS=1 python -m benchmarks.exact [--page docs/method/exact.md]
 
 Rows are kept in benchmarks/results/exact.json, and a further run makes only the missing ones. All of them take some
 minutes on one core.
@@ -122,7 +122,7 @@ def measure(stored):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--page", type=Path, metavar="FILE", help="also put the tables into this page, docs/exact.md")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also put the tables into docs/method/exact.md")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     stored = measure(read_results(RESULTS) or {})

@@ -1,9 +1,10 @@
 """The optimum of an RMD student in the exact world: one gain a frequency and step, fitted to the losses' own states.
 
-Source: docs/method.md, training objective. For each step in turn the divergence KL(student | teacher) of the states at
-the levels of its interval is minimised, with a teacher whose scores are exact at the full size. ``Walk`` computes the
-covariances of ``world.covariance`` from the formulas, so that gradients flow through them. Enlarged by `nearest`,
-`bilinear` or `area`, mode k of an axis reaches modes k and 16 - k alone. So every covariance is 64 blocks of 4 x 4.
+Source: docs/method/method.md, training objective. For each step in turn the divergence KL(student | teacher) of the
+states at the levels of its interval is minimised, with a teacher whose scores are exact at the full size. ``Walk``
+computes the covariances of ``world.covariance`` from the formulas, so that gradients flow through them. Enlarged
+by `nearest`, `bilinear` or `area`, mode k of an axis reaches modes k and 16 - k alone. So every covariance is 64
+blocks of 4 x 4.
 """
 
 from functools import cache

@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/exact.md from stored scores."""
+"""The tables and the figure of docs/method/exact.md from stored scores."""
 
 import torch
 from matplotlib.figure import Figure

@@ -60,7 +60,7 @@ def main(argv=None):
     parser.add_argument("--table", action="store_true", help="make nothing, print the tables")
     parser.add_argument("--time", action="store_true", help="make no row, measure CPU times; let nothing else run")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw the figures into this folder")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="also put the tables into this page, docs/quality.md")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also put the tables into docs/method/quality.md")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     torch.set_num_threads(1)

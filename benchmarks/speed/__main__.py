@@ -1,4 +1,4 @@
-"""Time the teacher, few steps at one size and RMD, and write the tables of docs/speed.md and README.md.
+"""Time the teacher, few steps at one size and RMD, and write the tables of docs/use/speed.md and README.md.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed [--models SDXL "Wan2.1 14B"] [--device cpu] [--minutes 9]
 

@@ -9,7 +9,7 @@ from rmd_core.errors import RMDError
 
 from .models import FULL, MODES, TINY, Group, size_name
 
-PAGE, README = ROOT / "docs" / "speed.md", ROOT / "README.md"
+PAGE, README = ROOT / "docs" / "use" / "speed.md", ROOT / "README.md"
 TITLES = {"teacher": "teacher", "few": "few steps", "rmd": "RMD", "three": "RMD 1+1+2"}
 MARK = "speed"
 
@@ -171,7 +171,7 @@ def headlines(results):
 
 
 def page_block(all_results):
-    """What is between the marks of docs/speed.md: the arithmetic, then each device."""
+    """What is between the marks of docs/use/speed.md: the arithmetic, then each device."""
     parts = ["### By arithmetic", flop_table(_all_counts(all_results))]
     for results in all_results:
         made = results.made
@@ -209,7 +209,7 @@ def readme_block(all_results):
         )
     return (
         "RMD against the teacher with guidance at full size: the arithmetic of the network calls, and measured "
-        f"(`python -m benchmarks.speed`, [docs/speed.md](docs/speed.md)).\n\n{markdown_table(head, rows)}"
+        f"(`python -m benchmarks.speed`, [docs/use/speed.md](docs/use/speed.md)).\n\n{markdown_table(head, rows)}"
     )
 
 

@@ -63,7 +63,7 @@ class NoiseForm:
 
 
 RMD_SHIFTS = {"WAN21": 3.0}
-"""Flow shift of the first size that RMD uses for a family: Wan's own at 480p (docs/method.md, noise levels)."""
+"""Flow shift of the first size that RMD uses for a family: Wan's own at 480p (docs/method/method.md, noise levels)."""
 
 FLOW = "flow"
 SCALED_LINEAR = "scaled-linear betas"

@@ -296,7 +296,7 @@ def _sigmas_plan(
     Steps at earlier sizes get lower levels, which map to those of the final size. Pure noise stays pure noise.
     split "auto" gives each size the same number of steps, the last ones more where that leaves a rest; thresholds then
     take its place, unless they are empty. The others are as in `_split_plan`.
-    Source: docs/method.md, whose shift it is.
+    Source: docs/method/method.md, whose shift it is.
     """
     sizes, rules = stage_cells(view, final_hw, earlier_sizes), preset("default")
     made_map = chosen_map(mapping, rules, view, sizes)
@@ -538,7 +538,7 @@ def base_curve(view: ModelView, base_shift: float, *, ratio: float) -> tuple[Noi
     base_shift is the flow shift of the first size, or 0. Then a shift that a node gave the model comes first, then
     RMD's for the family, then that of the model's loader. A model's own shift is for its full resolution, so the
     first size gets it divided by r. Raises RMDError for a shift on a model that has none.
-    Source: docs/method.md, whose shift it is.
+    Source: docs/method/method.md, whose shift it is.
     """
     if not isinstance(view.curve, FlowCurve):
         if base_shift:

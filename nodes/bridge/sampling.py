@@ -587,7 +587,7 @@ class SwitchNoise:
 def rmd_step_sampler(eta: float) -> comfy.samplers.KSAMPLER:
     """A SAMPLER with the eta rule: 0 re-noises with fresh noise (as LCM), 1 with the predicted (as Euler).
 
-    For flow, eps and v models. Raises RMDError for eta outside [0, 1]. Source: docs/method.md, the sampler.
+    For flow, eps and v models. Raises RMDError for eta outside [0, 1]. Source: docs/method/method.md, the sampler.
     """
     return comfy.samplers.KSAMPLER(sample_rmd, {"eta": check_eta(eta)})
 

@@ -1,6 +1,6 @@
 """Few-step models that people already own, as data: the YAML files in this folder, and files of the user's own.
 
-docs/profiles.md says what each key of an entry means. Nothing here is bound to one loaded model.
+docs/use/profiles.md says what each key of an entry means. Nothing here is bound to one loaded model.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FewStepProfile:
     rule at a change of size, cfg the guidance (1 is without), size_conditioning the size SDXL receives, None
     for the model's own. From second_model_sigma down another model takes over, None without one.
     sources are "URL - what it says".
-    Source: docs/profiles.md.
+    Source: docs/use/profiles.md.
     """
 
     key: str
@@ -182,7 +182,7 @@ def read_profiles(path: Path) -> list[FewStepProfile]:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         entries = yaml.load(path.read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RMDError(f"{path}: this is no YAML file ({one_line(error, 200)}); see docs/profiles.md") from None
+        raise RMDError(f"{path}: this is no YAML file ({one_line(error, 200)}); see docs/use/profiles.md") from None
     if not isinstance(entries, list) or not entries:
         raise RMDError(f"{path}: the file holds {_shown(entries)}; use a list of profiles, each starting with '- key:'")
     return [_profile(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]

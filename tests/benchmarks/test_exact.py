@@ -92,7 +92,7 @@ def test_the_student_is_right_at_the_full_size(eta):
 
 
 def test_the_wrong_power_of_the_largest_scale_shrinks_by_hand():
-    """docs/exact.md: with eta 0 each full-size step multiplies the excess by alpha^2 S / (alpha^2 S + sigma^2)."""
+    """As exact.md: with eta 0 each full-size step multiplies the excess by alpha^2 S / (alpha^2 S + sigma^2)."""
     power = POWER[0].item()
     for mapping, levels in (("none", (0.75, 0.5)), ("area", (6 / 7, 2 / 3))):
         plan = plan_of("2+2", mapping)
@@ -105,7 +105,7 @@ def test_the_wrong_power_of_the_largest_scale_shrinks_by_hand():
 
 
 def test_mapping_and_exact_noise_make_the_largest_scale_right():
-    """docs/method.md, one family of jumps: the small state's mean, enlarged, is the true one at the mapped level."""
+    """As in method.md, one family of jumps: the small state's mean, enlarged, is the true one at the mapped level."""
     plan, boundary = plan_of("2+2", "area"), Boundary()
     walk, gain_at = Walk(plan, boundary, 0.5), student(plan, "seen", 0.5)
     state = walk.start()
@@ -182,7 +182,7 @@ def test_true_images_of_the_classes_are_recognised_and_halved_ones_are_not():
 
 
 def test_the_page_holds_the_kept_results(capsys):
-    """docs/exact.md is written by ``python -m benchmarks.exact --page docs/exact.md``, which keeps what it has."""
+    """``python -m benchmarks.exact --page docs/method/exact.md`` writes the page and keeps what it has."""
     main([])
     kept = report(read_results(RESULTS))
-    assert capsys.readouterr().out == f"{kept}\n" and stored_block(ROOT / "docs" / "exact.md", MARK) == kept
+    assert capsys.readouterr().out == f"{kept}\n" and stored_block(ROOT / "docs" / "method" / "exact.md", MARK) == kept

@@ -142,8 +142,8 @@ def test_tables_come_from_kept_rows_and_name_what_is_missing(tmp_path):
 
 
 def test_the_page_holds_what_the_command_prints(tmp_path):
-    """docs/quality.md is written by ``python -m benchmarks.quality --table --page docs/quality.md``."""
-    page, copy = ROOT / "docs" / "quality.md", tmp_path / "page.md"
+    """docs/method/quality.md is written by ``python -m benchmarks.quality --table --page docs/method/quality.md``."""
+    page, copy = ROOT / "docs" / "method" / "quality.md", tmp_path / "page.md"
     copy.write_bytes(page.read_bytes())
     update_page(copy, report(Store(), read_results(TIMING)))
     assert copy.read_bytes() == page.read_bytes()

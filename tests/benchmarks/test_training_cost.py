@@ -164,7 +164,7 @@ def test_the_memory_command_keeps_what_was_measured(tmp_path):
     ("sizes", "steps", "low", "forwards"), [((60, 90), 3, 0.257, 13.9), ((64, 128), 2, 0.235, 12.6)]
 )
 def test_the_authors_cost_is_that_of_the_method_page(sizes, steps, low, forwards):
-    """The authors' loop with recomputed activations (docs/method.md, cost of one update)."""
+    """The authors' loop with recomputed activations (docs/method/method.md, cost of one update)."""
     plan = plan_from_split(
         FlowCurve(3.0), f"{steps}+{steps}", sizes=[(side, side) for side in sizes], mapping=AreaMap(), steps=2 * steps
     )

@@ -11,7 +11,7 @@ from rmd_core.plan import plan_from_split, plan_from_thresholds
 from rmd_core.presets import PRESETS
 from rmd_core.schedule import AreaMap, FlowCurve, NoMap, VPCurve
 
-PAGE = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "method" / "method.md").read_text(encoding="utf-8")
 SDXL = VPCurve.scaled_linear(0.00085, 0.012)
 PIXART = VPCurve.linear(1e-4, 0.02)
 FLOW = FlowCurve(3.0)

@@ -30,7 +30,7 @@ REFUSED = [
         ("nn.Embed", "ding("),
     ]
 ]
-CITATION = re.compile(r"(docs/\w+\.md), ([^.;]+)")
+CITATION = re.compile(r"(docs/[\w/]+\.md), ([^.;]+)")
 # Import name -> project name, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 OWN_SETUP = {"resvg_py"}  # for one program that says so in its first lines: demo/make/drawings.py
@@ -187,7 +187,7 @@ def test_no_file_names_a_folder_of_one_machine():
 
 
 def test_cited_sections_exist():
-    """A docstring that says "docs/method.md, the sampler" names a heading of that page, whatever the case."""
+    """A docstring that says "docs/method/method.md, the sampler" names a heading of that page, whatever the case."""
     found = []
     for path in sources():
         words = " ".join(path.read_text(encoding="utf-8").split())

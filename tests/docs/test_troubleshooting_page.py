@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: its messages are those of the code, and everything it names exists."""
+"""docs/use/troubleshooting.md: its messages are those of the code, and everything it names exists."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 
 from help_pages import ROOT, quoted, sections, unknown
 
-PAGE = ROOT / "docs" / "troubleshooting.md"
+PAGE = ROOT / "docs" / "use" / "troubleshooting.md"
 TABLES = {name: text for name, text in sections(PAGE).items() if "\n|" in text}
 
 

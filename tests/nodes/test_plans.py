@@ -33,7 +33,7 @@ def recipe(pack):
     return pack.rmd_core.recipe.read_recipe(STUDENT)
 
 
-# The published plans, levels from docs/method.md, the resolution mapping.
+# The published plans, levels from docs/method/method.md, the resolution mapping.
 PUBLISHED = {
     "sdxl": ("sdxl", (1024, 1024), by_thresholds(), [999, 749, 692, 453], "2+2"),
     "pixart": ("pixart", (1024, 1024), by_thresholds(), [999, 749, 616, 386], "2+2"),

@@ -355,7 +355,7 @@ def own(tmp_path):
 
 
 def entry(drop=(), **changes):
-    """An entry of a file, as docs/profiles.md shows it."""
+    """An entry of a file, as docs/use/profiles.md shows it."""
     text = profiles_page.PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
     return {key: value for key, value in (yaml.safe_load(text)[0] | changes).items() if key not in drop}
 

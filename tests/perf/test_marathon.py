@@ -1,6 +1,6 @@
 """A short marathon through the real server: prompts interrupted and cancelled, every finished image still right.
 
-The long one, with the table of docs/hard-use.md: PYTHONPATH=tests python -m perf.marathon
+The long one, with the table of docs/develop/hard-use.md: PYTHONPATH=tests python -m perf.marathon
 """
 
 from perf.marathon import GROWTH_MB, Marathon

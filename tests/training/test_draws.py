@@ -12,7 +12,7 @@ from training.plans import build_intervals, build_plan
 from training_world import write_world
 
 WAN = ("backbone.shift=3.0", "plan.steps=6", "plan.split=3+3", "plan.sizes=[[60, 104], [90, 160]]")
-# docs/method.md, timestep intervals: the authors' table for 3+3, table indices drawn for each step.
+# docs/method/method.md, timestep intervals: the authors' table for 3+3, table indices drawn for each step.
 AUTHORS = [(870, 979), (745, 979), (620, 979), (367, 664), (216, 664), (66, 664)]
 
 

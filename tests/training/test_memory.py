@@ -198,7 +198,7 @@ class Stages:
     [(Stages((60, 3), (90, 3)), 0.257, 12.2, 10.5), (Stages((64, 2), (128, 2)), 0.235, 11.2, 10.0)],
 )
 def test_costs_are_those_of_the_method_page(plan, low, separate, ours):
-    """With recomputed activations (docs/method.md, cost of one update)."""
+    """With recomputed activations (docs/method/method.md, cost of one update)."""
     final = plan.stages[-1].height
 
     def relative(height, width):

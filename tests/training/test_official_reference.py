@@ -1,7 +1,7 @@
 """One update under `official-current` against a plain, slow reference of the authors' loss, with and without defects.
 
-The reference follows the description of their code in docs/method.md ("Differences from the authors' code"): tables of
-1000 levels, index arithmetic, sample by sample. Our trainer lends it nothing but the draws.
+The reference follows the description of their code in docs/method/method.md ("Differences from the authors' code"):
+tables of 1000 levels, index arithmetic, sample by sample. Our trainer lends it nothing but the draws.
 """
 
 from math import sqrt
