@@ -36,7 +36,7 @@ def tables():
 def _linked(text):
     """A description with links to the pages it names, and keys as code."""
     text = re.sub(rf"(?<![/\w])((?:{'|'.join(Config.model_fields)})\.\w+)", r"`\1`", text)
-    return re.sub(r"docs/train/([\w-]+\.md)", r"[\1](\1)", text)
+    return re.sub(r"docs/(\w+/([\w-]+\.md))", r"[\2](../\1)", text)
 
 
 def _yaml(value):
