@@ -104,7 +104,7 @@ class SampledRow:
 
     def figures(self, scorer):
         """The figures of the row."""
-        setup = self.setup(backbone().load(self.network.file, dtype=torch.float32))
+        setup = self.setup(self.network.load(backbone()))
         return scorer.score(scorer.images(setup, backbone()))
 
     def setup(self, network):
@@ -246,6 +246,9 @@ def all_groups():
         groups += [
             marked_rows(student, seed) for student in (world.rmd_half, world.two_steps) for seed in student.seeds
         ]
+        single, tuned, rmd = world.lora
+        groups += [marked_rows(single, seed) + marked_rows(tuned, seed) for seed in single.seeds]
+        groups += [marked_rows(rmd, seed) for seed in rmd.seeds]
         groups += [student_rows(student) for student in (*(world.few if world is FULL else ()), *world.options)]
     return [*groups, damaged_rows()]
 

@@ -13,8 +13,11 @@ import torch
 from benchmarks.results import ROOT
 from demo import files
 from rmd_core.errors import RMDError
+from rmd_core.files import read_header
 from training import distill
 from training.config import decisive, load_config
+from training.lora_files import is_lora, merge_lora
+from training.start import read_changes
 
 log = logging.getLogger(__name__)
 OUTPUTS = Path("outputs") / "quality"  # below the repository's root, ignored by git
@@ -45,6 +48,8 @@ ALWAYS = (
 # Identified by their content.
 FILES = ("backbone.base", "backbone.vae", "prompts.cache", "prompts.file", "model.init_from")
 THREE_SIZES = "plan.sizes=[[8,8],[12,12],[16,16]]"
+# A LoRA, as the real configurations train one; its rates are four times those of whole networks.
+ADAPTERS = ("model.mode=adapters", "model.rank=64", "optimiser.student_lr=4e-4", "optimiser.fake_lr=1.6e-3")
 AREA, NONE, HALF = "method.mapping=area", "method.mapping=none", "method.mapping={ratio: 1.4142135623730951}"
 
 
@@ -61,6 +66,10 @@ class Teacher:
     def content(self):
         """What the weights depend on."""
         return {"teacher": digest_of_digests(self.sha256)}
+
+    def load(self, backbone):
+        """The teacher as a network."""
+        return backbone.load(self.file, dtype=torch.float32)
 
     def train(self):
         """Raise RMDError where its file is not there."""
@@ -127,6 +136,13 @@ class Run:
     def file(self):
         """The file of the student."""
         return ROOT / self.folder / f"after_{self.mark}.safetensors"
+
+    def load(self, backbone):
+        """The student as a network; a LoRA is merged into its teacher."""
+        if not is_lora(read_header(self.file).tensors):
+            return backbone.load(self.file, dtype=torch.float32)
+        network = self.student.teacher.load(backbone)
+        return merge_lora(network, read_changes(self.file, backbone, network), self.file)
 
     def command(self, device="cpu"):
         """The trainer's arguments that train to ``mark`` updates, from the last checkpoint if there is one."""
@@ -196,8 +212,6 @@ OPTIONS = (
     (("bicubic", "bicubic", "method.upsampler=bicubic"), 160),
     (_boundary("fresh", 0.5), 160),
     (("split_1+3", "RMD 1+3", "plan.split=1+3"), 159),
-    (("adapters", "LoRA adapters of rank 64, 4 x the rates", "model.mode=adapters", "model.rank=64",
-      "output.merge=true", "optimiser.student_lr=4e-4", "optimiser.fake_lr=1.6e-3"), 160),
     (("target_subinterval", "fake target subinterval", "loss.fake_target=subinterval"), 160),
     (_boundary("exact", 0), 160),
     (("weighting_v", "fake weighting v", "loss.fake_weighting=v"), 160),
@@ -226,7 +240,7 @@ class World:
     def __init__(self, teacher, mapping, *, tuned_seeds, side_seeds):
         self.teacher = teacher
         main = partial(_student, teacher, seeds=SEEDS)
-        marks = (80, 160, COST)
+        marks = (20, 40, 80, 160, COST)
         one_size = (NONE, "plan.split=4", "plan.sizes=[[16,16]]")
         self.single = main("single", "one resolution, 4 steps", *one_size, marks=(64, 128, 192))
         # The control: the two full-size steps alone. Is the small stage of any use?
@@ -244,7 +258,7 @@ class World:
             _student(teacher, "rmd_2+1", "RMD 2+1", AREA, "plan.steps=3", "plan.split=2+1", marks=(247,)),
         )
         self.rmd_half = _student(teacher, "rmd_half", "RMD, half of the mapping", HALF, marks=marks)
-        start = {"start": self.single, "marks": (40, 80, 160, COST)}
+        start = {"start": self.single, "marks": marks}
         self.tuned_area = _student(
             teacher, "tuned_area", "one resolution, then tuned, area mapping", AREA, seeds=tuned_seeds, **start
         )
@@ -252,6 +266,14 @@ class World:
             teacher, "tuned_none", "one resolution, then tuned, no mapping", NONE, seeds=side_seeds, **start
         )
         tuned = self.tuned_none, self.tuned_area
+        # The same as LoRAs: what a user of a few-step LoRA would train.
+        lora = partial(_student, teacher, seeds=side_seeds[:3])
+        single = lora("single_lora", "one resolution, 4 steps, LoRA", *one_size, *ADAPTERS, marks=(192,))
+        self.lora = (
+            single,
+            lora("tuned_lora", f"{self.tuned_area.title}, LoRA", AREA, *ADAPTERS, start=single, marks=marks),
+            lora("rmd_lora", f"{self.rmd_area.title}, LoRA", AREA, *ADAPTERS, marks=marks),
+        )
         self.main = (self.single, self.two_steps, *tuned, self.rmd_none, self.rmd_half, self.rmd_area)
         self.base = self.rmd_none if mapping == NONE else self.rmd_area
         self.options = [

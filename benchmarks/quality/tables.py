@@ -115,7 +115,7 @@ class Tables:
         """The students of the main tables after each of their marks."""
         lines = []
         for world in WORLDS:
-            for student in world.main:
+            for student in (*world.main, *world.lora):
                 for mark in student.marks:
                     title = f"{world.teacher.name}: {student.title}, {mark} updates"
                     lines.append(self.line(title, rows.student_rows(student, mark)))

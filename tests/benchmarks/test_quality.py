@@ -41,7 +41,12 @@ def test_every_student_and_row_is_there_once():
     made = [row for group in rows.all_groups() for row in group]
     for values in ([row.name for row in made], [rows.key_of(row) for row in made]):
         assert len(set(values)) == len(values)
-    students = [(s, seed) for world in WORLDS for s in (*world.main, *world.few, *world.options) for seed in s.seeds]
+    students = [
+        (s, seed)
+        for world in WORLDS
+        for s in (*world.main, *world.few, *world.lora, *world.options)
+        for seed in s.seeds
+    ]
     assert len({weights_key(*run) for run in students}) == len(students)
 
 
@@ -60,7 +65,7 @@ def test_tables_show_every_row_and_none_that_is_never_made(tmp_path):
 
 def test_students_cost_as_much_training_as_rmd():
     rmd = cost_of_an_update(FULL.rmd_area)
-    for student in (FULL.single, FULL.two_steps, *FULL.few, *FULL.options):
+    for student in (FULL.single, FULL.two_steps, *FULL.few, *FULL.lora, *FULL.options):
         # Any other change leaves the cost of an update as it is.
         if any(change.startswith(("plan.", "train.", "loss.cfg")) for change in student.changes):
             assert student.marks[-1] * cost_of_an_update(student) == pytest.approx(student.cost * rmd, rel=0.01)
