@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from training.backbones.sdxl import BASE as SDXL
 
 # What each publisher's config.json says; where it agrees with the class's own default it is left out. Sources beside
-# each; docs/train/backbones.md lists them.
+# each; docs/develop/extending.md lists them.
 PIXART = {  # PixArt-alpha/PixArt-XL-2-1024-MS and PixArt-Sigma-XL-2-1024-MS, transformer/config.json
     "num_layers": 28,
     "num_attention_heads": 16,

@@ -5,7 +5,7 @@
 SDXL's modules with their adapters are all there, without weights; in place of the forward pass is a product with one
 number. So what is left of the two phases of an update is Python: batches, noise, conditioning, casts, the choice of an
 adapter, losses. CPU time of one thread, at the sizes of the shipped recipe and batch 1. ``--row``: under which name the
-result is kept in benchmarks/results/training_overhead.json; it writes the table of docs/train/guide.md.
+result is kept in benchmarks/results/training_overhead.json; it writes the table of docs/method/method.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from .results import FOLDER, ROOT, cpu_name, markdown_table, provenance, read_re
 from .training_runs import FULL, PROMPTS, RandomPrompts
 
 RESULTS = FOLDER / "training_overhead.json"
-PAGE, MARK = ROOT / "docs" / "train" / "guide.md", "training overhead"
+PAGE, MARK = ROOT / "docs" / "method" / "method.md", "training overhead"
 UPDATES = 40
 
 
@@ -82,7 +82,7 @@ def measure(case):
 
 
 def block(stored):
-    """What is between the marks of docs/train/guide.md."""
+    """What is between the marks of docs/method/method.md."""
     head = ["SDXL with adapters", "modules", "network calls an update", "own time an update", "own time a call"]
     rows = [
         [name, f"{row['modules']:,}", f"{row['calls']:.1f}", f"{row['update_ms']:.3g} ms", f"{row['call_ms']:.3g} ms"]

@@ -13,7 +13,7 @@ from training_world import metrics
 ROOT = Path(__file__).parents[1]
 ACCELERATE = ROOT / "training" / "configs" / "accelerate"
 BOUND = 180  # seconds after which a run that hangs is ended, and its test fails
-COMMANDS = {  # any free port; the rest is as docs/train/guide.md has it
+COMMANDS = {  # any free port; the rest is as docs/train/gpus.md has it
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
     "ddp": ("accelerate.commands.launch", "--config_file", ACCELERATE / "ddp.yaml", "--main_process_port", "0"),
     "fsdp2": ("accelerate.commands.launch", "--config_file", ACCELERATE / "fsdp2.yaml", "--main_process_port", "0"),

@@ -81,7 +81,7 @@ class Section(BaseModel):
 class BackboneSection(Section):
     """Which model is distilled."""
 
-    name: str = Field(description="model family, such as wan or sdxl; see docs/train/backbones.md")
+    name: str = Field(description="model family, such as wan or sdxl; see docs/train/models.md")
     base: File = Field(description="the teacher: a Diffusers-format folder, a hub id, or one native-key file")
     vae: File | None = Field(None, description="autoencoder for validation: a folder, hub id or file; null: no images")
     shift: Positive | None = Field(
@@ -270,7 +270,7 @@ class TrainSection(Section):
     cudnn_benchmark: bool = Field(False, description="cuDNN tries its kernels at each new size")
     replicas: Count = Field(1, description="copies of sharded networks (HSDP), such as one for each machine")
     context_parallel: Count = Field(
-        1, description="processes that divide each sequence of a video; see docs/train/guide.md, on several devices"
+        1, description="processes that divide each sequence of a video; see docs/train/gpus.md, several GPUs"
     )
     expandable_segments: bool = Field(
         True, description="PyTorch's allocator grows its segments (Linux); PYTORCH_ALLOC_CONF wins"

@@ -51,7 +51,8 @@ class UpdateCost:
 def update_cost(plan, relative_cost, *, cfg, fake_steps=1, shared=True, accumulation=1, checkpointing=False):
     """The mean cost of an update after the warm-up; ``relative_cost(height, width)`` is 1 at the final size.
 
-    With ``accumulation`` above 1 the phases share trajectories, but not forwards (docs/train/guide.md).
+    With ``accumulation`` above 1 the phases share trajectories, but not forwards.
+    Source: docs/method/method.md, cost of one update.
     """
     gradient = CHECKPOINTED if checkpointing else GRADIENT
     before, reached, forward = 0.0, [], []

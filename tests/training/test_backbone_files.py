@@ -26,7 +26,7 @@ from training.lora import adapted_layers
 from training.setup import outline_run
 from training_world import TEXT_DIM, equal, tensors, tiny_vae, tiny_wan, write_native_vae
 
-PAGE = Path(__file__).parents[2] / "docs" / "train" / "backbones.md"
+PAGE = Path(__file__).parents[2] / "docs" / "develop" / "extending.md"
 PARAMETERS = {  # as published, in thousand millions; a few thousand of difference would show
     "SDXL": 2.567,
     "PixArt alpha": 0.611,

@@ -50,7 +50,7 @@ class WanBackbone(Backbone):
     multiple = 2
     pixels_per_cell = 8
     temporal = True
-    recommended_batch = 64  # the authors', see docs/train/guide.md, on several devices
+    recommended_batch = 64  # the authors', see docs/train/gpus.md, several GPUs
     sequence_plan = ("rope", "blocks.0", "proj_out")  # without that of timesteps of each token, which no call has
     adapter_targets = (*Backbone.adapter_targets, "ffn.net.0.proj", "ffn.net.2")
     kind = WanTransformer3DModel
