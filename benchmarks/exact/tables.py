@@ -69,7 +69,7 @@ def report(stored):
         "The student 2+2 by band": by_band(rows),
         "Upsamplers": grid(rows, "total (low / mid / high)", upsamplers, banded, ENDS),
         "The state after the switch": largest_scale(),
-        "Noise at the switch, and eta": grid(rows, "total (low / mid / high)", noises, banded, ENDS),
+        "Noise at the switch, and eta": grid(rows, "total", noises, total, ENDS),
         "The ratio": ratios(rows),
         "The size of what is in the image": grid(rows, "correlation length, cells", lengths, total, ENDS),
         "The place of the switch": grid(rows, "8 steps, logSNR after the switch", switches, total, ENDS),
@@ -125,17 +125,16 @@ def ratios(rows):
 
 
 def of_classes(found):
-    """The share of recognised images, the total with its interval, and the bands."""
-    shares = " / ".join(f"{found[band][0]:.1f}" for band in BANDS)
-    return "{:.0f} %; {:.1f} +- {:.1f} ({})".format(found["recognised"][0], *found["total"], shares)
+    """The share of recognised images, and the total with its interval."""
+    return "{:.0f} %; {:.1f} +- {:.1f}".format(found["recognised"][0], *found["total"])
 
 
 def four_classes(rows):
     alone = ", ".join(f"{name}: {of_classes(rows[name])}" for name in ("true images", "student 4", "teacher 16"))
     kinds = [*(f"student {split}" for split in SPLITS), "teacher 8+8"]
     kinds += [f"student 2+2 {rule}" for rule in ("bilinear exact", "nearest fresh", "nearest mix")]
-    corner = "recognised; total (low / mid / high)"
-    return f"At the full size alone: {alone}.\n\n{grid(rows, corner, dict(zip(kinds, kinds)), of_classes, ENDS)}"
+    table = grid(rows, "recognised; total", dict(zip(kinds, kinds)), of_classes, ENDS)
+    return f"At the full size alone: {alone}.\n\n{table}"
 
 
 def figure(rows):
