@@ -27,6 +27,12 @@ def _a_path(path):
     raise ValueError("this is no path, it has a character that file names cannot have")
 
 
+def _an_upsampler(path):
+    if path.suffix in (".safetensors", ".sft"):
+        return path
+    raise ValueError("no file of an upsampler")
+
+
 def _each_once(names):
     if len(set(names)) == len(names):
         return names
@@ -63,12 +69,14 @@ _LATER = {
     "model.init_fake": "teacher",
     "optimiser.lr_warmup": 0,
     "optimiser.lr_decay": "none",
+    "method.upsampler_sha256": None,
 }
 File = Annotated[Path, AfterValidator(_a_path)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Split = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 SwitchNoise = Literal["exact", "mix", "fresh"]  # SWITCH_NOISES of rmd_core.boundary
 Upsampler = Literal["nearest", "bicubic", "bilinear", "area"]  # UPSAMPLERS of it
+UpsamplerFile = Annotated[File, AfterValidator(_an_upsampler)]
 FakeWeighting = Literal["eps", "v", "min_snr5", "legacy"]  # FAKE_WEIGHTINGS of rmd_core.losses
 
 
@@ -168,7 +176,12 @@ class MethodSection(Section):
     mapping: Literal["area", "none"] | ShiftPair | Ratio | None = Field(
         None, description="how levels move with the size; none: for a teacher that knows the small size too"
     )
-    upsampler: Upsampler | None = Field(None, description="of a switch, in losses and sampling")
+    upsampler: Upsampler | UpsamplerFile | None = Field(
+        None, description="of a switch, in losses and sampling; path: a file of training/train_upsampler.py"
+    )
+    upsampler_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="of the weights in that file; null: filled in; if given, other weights are refused"
+    )
     switch_noise: SwitchNoise | None = Field(None, description="noise at a switch, in sampling")
     loss_noise: SwitchNoise | None = Field(None, description="noise at a switch, in the losses")
     eta_train: Share | None = Field(None, description="share of predicted noise in training")
@@ -178,6 +191,12 @@ class MethodSection(Section):
     eta_switch: Share | None = Field(None, description="the same at a switch; null: as eta")
     offset_factor: Share | None = Field(None, description="see docs/method/method.md, timestep intervals")
     split_timestep: bool | None = Field(None, description="see docs/method/method.md, timestep intervals")
+
+    @model_validator(mode="after")
+    def _digest_of_a_file(self):
+        if self.upsampler_sha256 is not None and not isinstance(self.upsampler, Path):
+            raise ValueError("upsampler_sha256 is of a file; give it in upsampler, or leave the digest out")
+        return self
 
 
 class LossSection(Section):
@@ -339,6 +358,8 @@ class Config(Section):
             "split_timestep": preset.split,
         }
         method = _filled(method, choices)
+        if isinstance(method.upsampler, Path):
+            method = _filled(method, {"upsampler_sha256": _weights_of(method)})
         train = self.train if self.train.precision else _filled(self.train, {"precision": _own_precision(self.train)})
         if model.mode == "adapters":
             model = _filled(model, {"alpha": float(model.rank), "base_dtype": train.precision})
@@ -377,12 +398,23 @@ def _own_precision(train):
     return "bfloat16" if fast or torch.xpu.is_available() else "float32"
 
 
+def _weights_of(method):
+    """The digest of the weights of a learned upsampler."""
+    if method.upsampler_sha256 is not None:
+        return method.upsampler_sha256
+    from rmd_core.upsampler import read_upsampler  # which imports torch
+
+    return read_upsampler(method.upsampler).digest()
+
+
 def decisive(tree):
     """The keys of a dumped configuration that decide the trained weights, as ``{"section.key": value}``."""
     flat = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
     for name, default in _LATER.items():
         if flat.get(name) == default:
             flat.pop(name, None)
+    if "method.upsampler_sha256" in flat:  # which says more than the path
+        flat.pop("method.upsampler", None)
     undecisive = _UNDECISIVE - ({"train.updates"} if "optimiser.lr_decay" in flat else set())
     return {n: value for n, value in flat.items() if not n.startswith("output.") and n not in undecisive}
 
@@ -462,6 +494,11 @@ def _line(error):
     place, kind = ".".join(str(part) for part in error["loc"]), error["type"]
     if error["loc"][:2] == ("method", "mapping"):  # one complaint for each form that it is not
         return "'method.mapping': it is area, none, {shift: [LOW, HIGH]} or {ratio: NUMBER}, with numbers above 0"
+    if error["loc"][:2] == ("method", "upsampler"):
+        return (
+            f"'method.upsampler': it is {', '.join(Upsampler.__args__)}, or a .safetensors file of "
+            f"training/train_upsampler.py (given: {json.dumps(error['input'], default=str)[:80]})"
+        )
     if kind == "extra_forbidden":
         return f"unknown key '{place}'; allowed there: {', '.join(_fields(error['loc'][:-1]))}"
     if kind == "missing":

@@ -95,8 +95,9 @@ class Objective:
         self.student = student
         self.fake = fake
         self.teacher = teacher
-        self.boundary = training_boundary(config.method)  # at a change of size while trajectories are made
-        self.loss_boundary = loss_boundary(config.method)  # from a low-resolution estimate to the final size
+        learned = setup.learned(device)
+        self.boundary = training_boundary(config.method, learned)  # at a change of size while trajectories are made
+        self.loss_boundary = loss_boundary(config.method, learned)  # from a low-resolution estimate to the final size
         self.guidance_calls = config.train.guidance_calls
         self.device = device
         self.null = to_device(self.embed([NULL_PROMPT]), device)

@@ -1,10 +1,13 @@
 """From a configuration to the stage plan and the rules at a change of size."""
 
-from rmd_core.boundary import Boundary
+from pathlib import Path
+
+from rmd_core.boundary import Boundary, learned_name
 from rmd_core.errors import RMDError
 from rmd_core.intervals import TimestepIntervals
 from rmd_core.plan import plan_from_split, plan_from_thresholds
 from rmd_core.schedule import AreaMap, FixedRatioMap, NoMap, ShiftPairMap
+from rmd_core.upsampler import read_upsampler
 
 
 def build_plan(config, backbone):
@@ -32,19 +35,51 @@ def build_intervals(config, plan):
     return TimestepIntervals.from_plan(plan, offset_factor=method.offset_factor, split=method.split_timestep)
 
 
-def training_boundary(method):
-    """The rule at a change of size while trajectories are made for training."""
-    return Boundary(method.upsampler, method.switch_noise, _switch_eta(method, method.eta_train))
+def load_upsampler(method, backbone):
+    """The LatentUpsampler that a resolved method names, frozen, on the CPU; None for a fixed kernel.
+
+    Raises RMDError for a file of other weights than the configuration says, or for latents of another model.
+    """
+    if method.upsampler_sha256 is None:
+        return None
+    network = read_upsampler(method.upsampler)
+    if network.digest() != method.upsampler_sha256:
+        raise RMDError(
+            f"method.upsampler: {method.upsampler} has not the weights of method.upsampler_sha256; give the right "
+            "file, or leave the digest out"
+        )
+    return check_upsampler(network, method.upsampler, backbone)
 
 
-def loss_boundary(method):
+def check_upsampler(network, path, backbone):
+    """The LatentUpsampler itself. Raises RMDError, naming its file, if it is for latents of another model."""
+    if (network.channels, network.latents) != (backbone.channels, backbone.name):
+        raise RMDError(
+            f"{path} was trained on {network.latents}'s latents of {network.channels} channels, {backbone.name} has "
+            f"{backbone.channels}; train one with --backbone {backbone.name}"
+        )
+    return network
+
+
+def training_boundary(method, learned=None):
+    """The rule at a change of size while trajectories are made; ``learned``: the method's LatentUpsampler, if any."""
+    return _boundary(method, method.switch_noise, method.eta_train, learned)
+
+
+def loss_boundary(method, learned=None):
     """The rule by which a low-resolution estimate reaches the final size inside the losses."""
-    return Boundary(method.upsampler, method.loss_noise, _switch_eta(method, method.eta_train))
+    return _boundary(method, method.loss_noise, method.eta_train, learned)
 
 
-def sampling_boundary(method):
+def sampling_boundary(method, learned=None):
     """The rule at a change of size in validation, and in the recipe."""
-    return Boundary(method.upsampler, method.switch_noise, _switch_eta(method, method.eta))
+    return _boundary(method, method.switch_noise, method.eta, learned)
+
+
+def _boundary(method, noise, eta, learned):
+    name, digest = method.upsampler, method.upsampler_sha256
+    name = name if digest is None else learned_name(Path(name).name, digest)
+    return Boundary(name, noise, _switch_eta(method, eta), learned=learned)
 
 
 def _switch_eta(method, eta):

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -28,6 +28,7 @@ from tqdm import tqdm
 if __name__ == "__main__":  # run as a file: the repository takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from rmd_core.boundary import Boundary
 from rmd_core.cascade import DenoiserRunner, run_cascade
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import make_folder, read_tensors, write_atomically
@@ -35,6 +36,7 @@ from rmd_core.noise import SeededNoise
 from rmd_core.plan import StagePlan
 from rmd_core.prompt_cache import NULL_PROMPT
 from rmd_core.recipe import Recipe, read_recipe
+from rmd_core.upsampler import read_upsampler
 from training.backbones import Backbone, backbone_of
 from training.backbones.base import refuse_other_family, to_device
 from training.encode_prompts import encode_prompts, usable_device
@@ -43,6 +45,7 @@ from training.lora_files import merge_lora, read_lora
 from training.memory import gib
 from training.objective import Guidance, estimate_x0_eps
 from training.offload import NetworkOffloader, ran_out_of_memory
+from training.plans import check_upsampler
 from training.prompts import open_cache, read_prompts
 from training.quantised import BITS, quantise
 from training.text_encoders import TextEncoders
@@ -80,6 +83,7 @@ class Student:
 
     recipe: Recipe
     plan: StagePlan
+    boundary: Boundary
     backbone: Backbone
     network: object
     vae: torch.nn.Module
@@ -104,7 +108,7 @@ class Student:
             self.plan,
             conditioning=conditioning,
             noise=SeededNoise(seed),
-            boundary=recipe.boundary(),
+            boundary=self.boundary,
             eta=recipe.eta,
             frames=frames,
             guidance=None if recipe.cfg == 1.0 else Guidance(recipe.cfg, null),
@@ -149,6 +153,7 @@ def _parser():
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the images go")
     parser.add_argument("--base", metavar="BASE", help="folder, hub id or file; the recipe's base if left out")
     parser.add_argument("--vae", metavar="VAE", help="folder, hub id or file; that of the base if left out")
+    parser.add_argument("--upsampler", metavar="FILE", help="of a student that was trained with a learned one")
     parser.add_argument("--encode-from", metavar="MODEL", help="folder or hub id with text encoders; else the base")
     parser.add_argument("--cache", metavar="CACHE", help="prompt embeddings; FOLDER/prompts if left out")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image; each next has one more")
@@ -181,8 +186,7 @@ def load_student(given, prompts, device):
         raise RMDError("--count and --frames are 1 or more, --seed is 0 or more")
     if given.frames > 1 and not backbone.temporal:
         raise RMDError(f"--frames is {given.frames}, but {backbone.name} makes single images; use 1")
-    if recipe.boundary().learned_sha256 is not None:
-        raise RMDError(f"{given.student} needs the upsampler {recipe.upsampler}; sample it in ComfyUI, RMD Upsampler")
+    boundary = _boundary(given, recipe, backbone, device)
     plan = recipe.plan(_cells(given.size, recipe))
     lora = recipe.adapter_alpha is not None
     base = _base(given.base, recipe)
@@ -217,7 +221,24 @@ def load_student(given, prompts, device):
         network = offloader.hooked("network", network, network)
     else:
         network, autoencoder = network.to(device), autoencoder.to(device)
-    return Student(recipe, plan, backbone, network, autoencoder, cache, device, precision, offloader)
+    return Student(recipe, plan, boundary, backbone, network, autoencoder, cache, device, precision, offloader)
+
+
+def _boundary(given, recipe, backbone, device):
+    """The recipe's rule at a change of size, with its learned upsampler in it if it has one."""
+    rule = recipe.boundary()
+    if (rule.learned_sha256 is None) != (given.upsampler is None):
+        advice = "leave out --upsampler" if rule.learned_sha256 is None else "give its file as --upsampler"
+        raise RMDError(f"{given.student} was trained with the upsampler {recipe.upsampler}; {advice}")
+    if given.upsampler is None:
+        return rule
+    network = check_upsampler(read_upsampler(given.upsampler), given.upsampler, backbone)
+    if network.digest() != rule.learned_sha256:
+        raise RMDError(
+            f"{given.student} was trained with the upsampler {recipe.upsampler}, {given.upsampler} has other weights; "
+            "give the right file"
+        )
+    return replace(rule, learned=network.to(device))
 
 
 def _usual(device):

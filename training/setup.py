@@ -10,6 +10,7 @@ from rmd_core.errors import RMDError
 from rmd_core.intervals import StageSampler, TimestepIntervals
 from rmd_core.plan import StagePlan
 from rmd_core.prompt_cache import NULL_PROMPT, PromptCache
+from rmd_core.upsampler import LatentUpsampler
 
 from .backbones import Backbone, make_backbone
 from .backbones.base import refuse_distilled, refuse_other_family, warn_of_another_shift
@@ -19,7 +20,7 @@ from .hub import local_path
 from .lora import Lora, adapted_layers
 from .memory import Memory, log_memory
 from .parallel import check_sharding
-from .plans import build_intervals, build_plan
+from .plans import build_intervals, build_plan, load_upsampler
 from .prompts import read_prompts
 from .quantised import bitsandbytes_for, is_quantised
 from .record import check_trackers
@@ -57,10 +58,15 @@ class Setup:
     teacher: torch.nn.Module
     vae: torch.nn.Module | None
     start: torch.nn.Module | Lora | None = None  # what the student starts from, if not the teacher
+    upsampler: LatentUpsampler | None = None  # of method.upsampler, where it is a file
 
     def embed(self, prompts):
         """The conditioning of prompts, on the CPU."""
         return self.backbone.conditioning(self.cache, prompts)
+
+    def learned(self, device):
+        """The upsampler on a device, None where there is none."""
+        return None if self.upsampler is None else self.upsampler.to(device)
 
     def sampler(self, processes=1):
         """The BatchSampler of the run, whose micro-batches are those of all processes together."""
@@ -168,6 +174,7 @@ def prepare(outline, *, planned=None, loads=True):
     if not prompts:
         raise RMDError(f"{config.prompts.cache} contains no prompt but the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
+    upsampler = load_upsampler(config.method, backbone)
     if hasattr(cache, "require"):
         cache.require((*prompts, *validation, NULL_PROMPT))
         refuse_other_family(backbone, cache)
@@ -190,4 +197,5 @@ def prepare(outline, *, planned=None, loads=True):
         teacher=teacher,
         start=start,
         vae=vae,
+        upsampler=upsampler,
     )

@@ -28,6 +28,7 @@ class Validation:
         self.device = device
         self.conditioning = to_device(setup.embed(setup.validation_prompts), device)
         self.vae = setup.vae.to(device) if decodes else None
+        self.boundary = sampling_boundary(setup.config.method, setup.learned(device))
         self.seed = derive_seed(setup.config.train.seed, "validation")
 
     def sample(self, network):
@@ -42,7 +43,7 @@ class Validation:
             self.setup.plan,
             conditioning={name: rows[number : number + 1] for name, rows in self.conditioning.items()},
             noise=SeededNoise(self.seed, (number,)),
-            boundary=sampling_boundary(config.method),
+            boundary=self.boundary,
             eta=config.method.eta,
             frames=config.plan.frames,
             device=self.device,

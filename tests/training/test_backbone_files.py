@@ -390,6 +390,9 @@ def test_latents_of_an_encoded_picture_decode_to_it_as_the_autoencoder_says(tmp_
         expected = (vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1)
     pictures = backbone.decode(vae, latents)
     assert pictures.shape == (2, 3, 1, 24, 32) and torch.allclose(pictures[:, :, 0], expected, atol=1e-5)
+    mode = vae.encode(2 * expected - 1).latent_dist.mode().detach()
+    scaled = (mode - (config.shift_factor or 0.0)) * config.scaling_factor
+    assert torch.allclose(backbone.encode(vae, expected), scaled, atol=1e-5)
 
 
 def test_flux2_latents_are_unpacked_as_its_pipeline_does(tmp_path):
@@ -403,6 +406,9 @@ def test_flux2_latents_are_unpacked_as_its_pipeline_does(tmp_path):
         expected = (vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1)
     pictures = backbone.decode(vae, latents)
     assert pictures.shape == (2, 3, 1, 32, 48) and torch.allclose(pictures[:, :, 0], expected, atol=1e-5)
+    packed = Flux2KleinPipeline._patchify_latents(vae.encode(2 * expected - 1).latent_dist.mode().detach())
+    normalised = (packed - mean) / torch.sqrt(variance + vae.config.batch_norm_eps)
+    assert torch.allclose(backbone.encode(vae, expected), normalised, atol=1e-5)
 
 
 def test_flux2_files_that_comfyui_saved_are_read_and_other_models_are_refused(tmp_path):
@@ -440,6 +446,8 @@ def test_autoencoder_file_decodes_like_the_model(tmp_path):
     pictures = WanBackbone().decode(again, latents)
     assert pictures.shape == (2, 3, 1, 32, 48)
     assert torch.allclose(pictures, expected, atol=1e-6)
+    mode = vae.encode(2 * expected - 1).latent_dist.mode().detach()
+    assert torch.allclose(WanBackbone().encode(again, expected[:, :, 0]), (mode - mean) / std, atol=1e-5)
     assert not any(p.requires_grad for p in again.parameters())
 
 

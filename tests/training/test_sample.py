@@ -1,6 +1,7 @@
 """Sampling without ComfyUI: against the demo's own sampling and against the adapters of a training, image by image."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from demo import files
 from demo.sampling import sample_setup, student_setup
 from encoder_world import write_model
 from rmd_core.boundary import learned_name
+from rmd_core.files import read_tensors, save_safetensors
 from rmd_core.noise import SeededNoise
-from rmd_core.recipe import read_recipe
-from student_files import write_student
+from rmd_core.recipe import RECIPE_KEY, read_recipe
+from rmd_core.upsampler import LatentUpsampler, read_upsampler
 from training.backbones import make_backbone
 from training.config import load_config
 from training.export import export_lora, export_student
@@ -125,8 +127,28 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path, capsys, wrong):
     assert wrong[0] in line or "--encode-from" in line
 
 
-def test_a_recipe_with_a_learned_upsampler_is_for_comfyui(tmp_path, capsys):
-    write_student(tmp_path / "student.safetensors", upsampler=learned_name("x2", "0" * 64))
-    options = ("--student", str(tmp_path / "student.safetensors"), "--out", str(tmp_path / "out"))
-    assert sample(tmp_path, TEXTS, *options) == 2
-    assert "RMD Upsampler" in capsys.readouterr().err
+def test_a_student_with_a_learned_upsampler_takes_that_one_alone(tmp_path, capsys):
+    """An untrained upsampler is bicubic, so the images are those of the same student with bicubic."""
+    network = LatentUpsampler(channels=16, width=4, blocks=1, latents="wan")
+    path = network.save(tmp_path / "up.safetensors")
+    network.leave.bias.data += 1.0
+    other = network.save(tmp_path / "other.safetensors")
+    tensors, metadata = read_tensors(files.STUDENT)
+    shared = ["--vae", files.VAE, "--cache", files.PROMPTS, "--seed", "7"]
+
+    def run(name, *options, upsampler):
+        recipe = replace(read_recipe(files.STUDENT), upsampler=upsampler)
+        student = tmp_path / f"{name}.safetensors"
+        save_safetensors(student, tensors, metadata | {RECIPE_KEY: recipe.to_json()})
+        words = map(str, ["--student", student, "--out", tmp_path / name, *shared, *options])
+        return sample(tmp_path, TEXTS[:1], *words), tmp_path / name / "00000.png"
+
+    named = learned_name("up.safetensors", read_upsampler(path).digest())
+    for name, options, rule, words in (
+        ("without", (), named, "give its file as --upsampler"),
+        ("other", ("--upsampler", other), named, "has other weights"),
+        ("nearest", ("--upsampler", path), "nearest", "leave out --upsampler"),
+    ):
+        assert run(name, *options, upsampler=rule)[0] == 2 and words in capsys.readouterr().err
+    (code, image), (plain, expected) = run("own", "--upsampler", path, upsampler=named), run("b", upsampler="bicubic")
+    assert code == plain == 0 and np.array_equal(pixels(image), pixels(expected))

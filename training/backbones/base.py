@@ -17,6 +17,7 @@ from ..hub import INDEX, is_folder
 from ..text_encoders import FAMILIES
 from .files import (
     decode_kl,
+    encode_kl,
     load_component,
     load_kl_vae,
     load_native,
@@ -177,6 +178,10 @@ class Backbone:
     def decode(self, vae, latents):
         """Images (B, 3, T, H, W) in 0..1 of latents."""
         return decode_kl(vae, latents, scaling=self.scaling, shift=self.latent_shift)
+
+    def encode(self, vae, images):
+        """Latents, of one frame for a video model, of images (B, 3, H, W) in 0..1: what ``decode`` decodes."""
+        return encode_kl(vae, images, scaling=self.scaling, shift=self.latent_shift)
 
     # Conditioning
 

@@ -347,3 +347,10 @@ def decode_kl(vae, latents, *, scaling, shift=0.0):
     """Images (B, 3, 1, H, W) in 0..1 from the latents (B, C, h, w) that networks see, as float32."""
     decoded = vae.decode(latents.to(vae.dtype) / scaling + shift, return_dict=False)[0]
     return rearrange((decoded.float() * 0.5 + 0.5).clamp(0, 1), "b c h w -> b c 1 h w")
+
+
+@torch.no_grad()
+def encode_kl(vae, images, *, scaling, shift=0.0):
+    """The latents (B, C, h, w) that networks see, the posterior's mode, of images (B, 3, H, W) in 0..1, as float32."""
+    mode = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode().float()
+    return (mode - shift) * scaling

@@ -12,7 +12,7 @@ from rmd_core.noising import place
 
 from ..hub import is_folder
 from .base import Backbone, network_dtype, tell_exactly
-from .files import KeyMap, decode_kl, kl_config, load_component, load_vae_file
+from .files import KeyMap, decode_kl, encode_kl, kl_config, load_component, load_vae_file
 
 HEAD = 128
 GUIDED = "its network takes the guidance as an input, as that of FLUX.2 dev does; give FLUX.2 klein base"
@@ -154,9 +154,21 @@ class Flux2KleinBackbone(Backbone):
 
     def decode(self, vae, latents):
         """Images (B, 3, 1, 16h, 16w) in 0..1 from packed, normalised latents (B, 128, h, w), as float32."""
-        mean, variance = (rearrange(values, "c -> c 1 1") for values in (vae.bn.running_mean, vae.bn.running_var))
-        packed = latents * (variance + vae.config.batch_norm_eps).sqrt() + mean
+        mean, deviation = _statistics(vae)
+        packed = latents * deviation + mean
         return decode_kl(vae, rearrange(packed, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), scaling=1.0)
+
+    def encode(self, vae, images):
+        """Packed, normalised latents (B, 128, H/16, W/16) of images (B, 3, H, W) in 0..1, as float32."""
+        mean, deviation = _statistics(vae)
+        packed = rearrange(encode_kl(vae, images, scaling=1.0), "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+        return (packed - mean) / deviation
+
+
+def _statistics(vae):
+    """Mean and deviation (C, 1, 1) of packed latents."""
+    mean, variance = (rearrange(values, "c -> c 1 1") for values in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()
 
 
 def _vae_to_diffusers(tensors, *, config):

@@ -9,7 +9,7 @@ from rmd_core.noising import place
 
 from .base import Backbone, network_dtype, tell_exactly
 from .files import KeyMap
-from .wan import decode_normalised, load_wan_vae
+from .wan import decode_normalised, encode_normalised, load_wan_vae
 
 HEAD = 128
 
@@ -111,3 +111,7 @@ class QwenImageBackbone(Backbone):
     def decode(self, vae, latents):
         """Images (B, 3, 1, 8h, 8w) in 0..1 from normalised latents (B, 16, 1, h, w), as float32."""
         return decode_normalised(vae, latents)
+
+    def encode(self, vae, images):
+        """Normalised latents (B, 16, 1, H/8, W/8) of images (B, 3, H, W) in 0..1, as float32."""
+        return encode_normalised(vae, images)

@@ -122,6 +122,10 @@ class WanBackbone(Backbone):
         """Images (B, 3, T, 8h, 8w) in 0..1 from normalised latents (B, 16, t, h, w), as float32."""
         return decode_normalised(vae, latents)
 
+    def encode(self, vae, images):
+        """Normalised latents (B, 16, 1, H/8, W/8) of images (B, 3, H, W) in 0..1, as float32."""
+        return encode_normalised(vae, images)
+
 
 class Wan22Backbone(WanBackbone):
     """Wan2.2 5B, which makes videos of text: 48 latent channels of 16 px, the text encoder of Wan2.1."""
@@ -163,9 +167,21 @@ def load_wan_vae(path, kind, *, channels):
 @torch.no_grad()
 def decode_normalised(vae, latents):
     """Images (B, 3, T, 8h, 8w) in 0..1 from latents (B, C, t, h, w) of mean 0 and deviation 1, as float32."""
-    mean, std = (
-        rearrange(torch.tensor(values, dtype=torch.float32, device=latents.device), "c -> c 1 1 1")
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = _statistics(vae, latents.device)
     decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
     return (decoded.float() * 0.5 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
+def encode_normalised(vae, images):
+    """Latents (B, C, 1, h, w) of mean 0 and deviation 1, the posterior's mode, of images (B, 3, H, W) in 0..1."""
+    mean, std = _statistics(vae, images.device)
+    mode = vae.encode(rearrange((2 * images - 1).to(vae.dtype), "b c h w -> b c 1 h w")).latent_dist.mode()
+    return (mode.float() - mean) / std
+
+
+def _statistics(vae, device):
+    return (
+        rearrange(torch.tensor(values, dtype=torch.float32, device=device), "c -> c 1 1 1")
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
