@@ -10,9 +10,13 @@ from ..rmd_core.errors import RMDError
 from ..rmd_core.files import read_metadata
 from ..rmd_core.prompt_cache import SHARD_NAME, shard_files
 from ..rmd_core.recipe import RECIPE_KEY
+from ..rmd_core.upsampler import UPSAMPLER_KEY
 
 PROMPTS = "rmd_prompts"
 """Folder key of prompt caches: models/rmd_prompts for the user's own."""
+
+UPSCALERS = "latent_upscale_models"
+"""Core's folder key of latent upscale models, where upsamplers of the trainer are too."""
 
 DEMO_MODELS = Path(__file__).parent.parent / "demo" / "models"
 DEMO_FOLDERS = {"diffusion_models": "diffusion_models", "vae": "vae", PROMPTS: "embeddings"}
@@ -36,23 +40,28 @@ def safetensors_files(key: str) -> list[str]:
 
 def student_files(key: str) -> list[str]:
     """Those of the safetensors files under a folder key that carry a recipe; each header is read once."""
-    return _by_recipe(key, True)
+    return _by_entry(key, RECIPE_KEY, True)
 
 
 def plain_files(key: str) -> list[str]:
     """Those of them that carry none."""
-    return _by_recipe(key, False)
+    return _by_entry(key, RECIPE_KEY, False)
 
 
-def _by_recipe(key: str, wanted: bool) -> list[str]:
+def upsampler_files() -> list[str]:
+    """The files that training/train_upsampler.py wrote."""
+    return _by_entry(UPSCALERS, UPSAMPLER_KEY, True)
+
+
+def _by_entry(key: str, entry: str, wanted: bool) -> list[str]:
     paths = ((name, folder_paths.get_full_path(key, name)) for name in safetensors_files(key))
-    return [name for name, path in paths if path is not None and _has_recipe(path, _stamp(path)) == wanted]
+    return [name for name, path in paths if path is not None and _has_entry(path, entry, _stamp(path)) == wanted]
 
 
 @lru_cache(maxsize=4096)
-def _has_recipe(path: str, stamp: str) -> bool:
+def _has_entry(path: str, entry: str, stamp: str) -> bool:
     try:
-        return RECIPE_KEY in read_metadata(path)
+        return entry in read_metadata(path)
     except RMDError:  # damaged, or no safetensors file
         return False
 

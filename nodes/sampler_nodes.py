@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..rmd_core.boundary import Boundary
 from ..rmd_core.errors import RMDError, short_repr
+from ..rmd_core.upsampler import read_upsampler
 from .bridge.calls import SecondModel
 from .bridge.sampling import (
     OWN_STEPS,
@@ -21,6 +22,7 @@ from .bridge.sampling import (
     small_overrides,
 )
 from .bridge.upsampling import Upsampler
+from .folders import UPSCALERS, find_file, fingerprint, upsampler_files
 from .inputs import (
     CATEGORY,
     Overrides,
@@ -38,6 +40,9 @@ from .inputs import (
 
 RMD = "rmd"
 """The choice of `sampler_name` for our own sampler."""
+
+NO_FILE = "none"
+"""The choice of `file` where RMD Upsampler enlarges with what is connected."""
 
 
 class RMDSampler(io.ComfyNode):
@@ -359,7 +364,7 @@ class RMDStageOverride(io.ComfyNode):
 
 
 class RMDUpsampler(io.ComfyNode):
-    """A latent upscale model or a VAE in, an upsampler for the changes of size out."""
+    """A latent upscale model, a VAE or a file of the trainer in, an upsampler for the changes of size out."""
 
     @classmethod
     def define_schema(cls):
@@ -368,8 +373,8 @@ class RMDUpsampler(io.ComfyNode):
             display_name="RMD Upsampler",
             category=CATEGORY,
             description=(
-                "Enlarges the clean estimate at a change of size, with a latent upscale model or through the VAE's "
-                "pixels. After a model of a fixed scale, it resizes to the stage's size."
+                "Enlarges the clean estimate at a change of size, with a trained network or through the VAE's pixels. "
+                "After a model of a fixed scale, it resizes to the stage's size."
             ),
             search_aliases=["latent upscale model", "learned upsampler", "spatial upscaler"],
             inputs=[
@@ -383,6 +388,13 @@ class RMDUpsampler(io.ComfyNode):
                     optional=True,
                     tooltip="The model's VAE. Alone: decode, resize, encode. LTX upscale models need it too.",
                 ),
+                io.Combo.Input(
+                    "file",
+                    options=[NO_FILE, *upsampler_files()],
+                    default=NO_FILE,
+                    optional=True,  # workflows from before have none
+                    tooltip="An upsampler of the RMD trainer in models/latent_upscale_models. It needs no other input.",
+                ),
             ],
             outputs=[
                 UpsamplerSocket.Output(
@@ -392,6 +404,11 @@ class RMDUpsampler(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file=None, **_) -> str:
+        return fingerprint(UPSCALERS, file)
+
+    @classmethod
     @checked
-    def execute(cls, upscale_model=None, vae=None) -> io.NodeOutput:
-        return io.NodeOutput(Upsampler(upscale_model, vae))
+    def execute(cls, upscale_model=None, vae=None, file=NO_FILE) -> io.NodeOutput:
+        own = None if file == NO_FILE else read_upsampler(find_file(UPSCALERS, file))
+        return io.NodeOutput(Upsampler(upscale_model, vae, own, file))

@@ -1,4 +1,4 @@
-"""Learned upsamplers at a switch: networks of core's LATENT_UPSCALE_MODEL, and the detour through a VAE's pixels."""
+"""Learned upsamplers at a switch: our own, networks of core's LATENT_UPSCALE_MODEL, and the detour through pixels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from ...rmd_core.boundary import Boundary, Learned, learned_name, resize, upsample
 from ...rmd_core.errors import RMDError
 from ...rmd_core.files import weights_digest
+from ...rmd_core.upsampler import LatentUpsampler
 from .latents import video_channels
 
 logger = logging.getLogger(__name__)
@@ -22,18 +23,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Upsampler:
-    """How a clean estimate is enlarged in place of the plan's upsampler: by `upscale_model`, else by the `vae`.
+    """How a clean estimate is enlarged in place of the plan's upsampler: by `own` or `upscale_model`, else the `vae`.
 
     upscale_model is a LATENT_UPSCALE_MODEL of core's loader. The ones of LTX work on latents without the normalisation
-    of their VAE, so they need the `vae` too.
+    of their VAE, so they need the `vae` too. own is what the trainer wrote into a `file`, for latents as the diffusion
+    model itself sees them.
     """
 
     upscale_model: Any | None
     vae: Any | None
+    own: LatentUpsampler | None = None
+    file: str = ""
 
     def __post_init__(self) -> None:
-        if self.upscale_model is None and self.vae is None:
-            raise RMDError("RMD Upsampler has nothing to enlarge with; connect an upscale_model, or the model's vae")
+        connected = self.upscale_model is not None or self.vae is not None
+        if self.own is not None and connected:
+            raise RMDError(
+                f"{self.file} needs neither upscale_model nor vae in RMD Upsampler; "
+                "disconnect them, or set file to none"
+            )
+        if self.own is None and not connected:
+            raise RMDError(
+                "RMD Upsampler has nothing to enlarge with; connect an upscale_model or the model's vae, "
+                "or choose a file"
+            )
         if self.upscale_model is not None and not self._sizes_first and self._statistics is None:
             raise RMDError(
                 "this upscale_model works on latents without their VAE's normalisation; connect the video VAE of the "
@@ -53,6 +66,8 @@ class Upsampler:
     @cached_property
     def name(self) -> str:
         """The `learned_name` of the network, which a recipe may ask for; a VAE has none but `vae`."""
+        if self.own is not None:
+            return learned_name(self.file, self.own.digest())
         if self.upscale_model is None:
             return "vae"
         network = self.upscale_model.model
@@ -61,6 +76,8 @@ class Upsampler:
     @property
     def _channels(self) -> int:
         """The channels of the latents that it takes."""
+        if self.own is not None:
+            return self.own.channels
         if self.upscale_model is None:
             return self.vae.latent_channels
         return next(weight.shape[1] for weight in self.upscale_model.model.parameters() if weight.ndim > 3)
@@ -72,10 +89,13 @@ class Upsampler:
         """
         channels = video_channels(model)
         if self._channels != channels:
+            given = "connected vae" if self.upscale_model is None else "connected upscale_model"
             raise RMDError(
-                f"the connected {'vae' if self.upscale_model is None else 'upscale_model'} of RMD Upsampler is for "
-                f"latents of {self._channels} channels, this model's have {channels}; connect one of the same family"
+                f"the {given if self.own is None else f'file {self.file}'} of RMD Upsampler is for latents of "
+                f"{self._channels} channels, this model's have {channels}; use one of the same family"
             )
+        if self.own is not None:
+            return self._by_own
         enlarge = self._by_vae if self.upscale_model is None else self._by_network
 
         @torch.no_grad()
@@ -85,6 +105,12 @@ class Upsampler:
             return model.model.process_latent_in(torch.cat(items).to(x0))
 
         return learned
+
+    @torch.no_grad()
+    def _by_own(self, x0: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+        assert self.own is not None
+        network = self.own.to(x0.device)  # a few MB, not worth a place in ComfyUI's memory management
+        return torch.cat([network(item, size_hw) for item in x0.split(1)])
 
     def _by_network(self, samples: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
         """As LTXVLatentUpsampler and HunyuanVideo15LatentUpscaleWithModel do, then to the size by `resize`."""
@@ -119,8 +145,7 @@ def with_upsampler(rule: Boundary, upsampler: Upsampler | None, model: Any, *, s
     if trained is not None and (upsampler is None or not upsampler.name.endswith(trained)):
         raise RMDError(
             f"the student was trained with the upsampler {rule.upsampler}, the one connected is "
-            f"{'none' if upsampler is None else upsampler.name}; load its file with Load Latent Upscale Model and "
-            "connect it through RMD Upsampler"
+            f"{'none' if upsampler is None else upsampler.name}; connect RMD Upsampler with that file"
         )
     if upsampler is None:
         return rule

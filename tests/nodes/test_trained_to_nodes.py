@@ -1,5 +1,7 @@
 """From the trainer to the picture: a LoRA student's file through the real nodes gives what the trainer samples."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from comfy_students import STUDENTS, TOKENS
 from rmd_core.files import read_tensors
 from rmd_core.noise import SeededNoise
 from rmd_core.recipe import read_recipe
+from rmd_core.upsampler import LatentUpsampler, read_upsampler
 from training.backbones import make_backbone
 from training.config import ModelSection
 from training.networks import adapt
@@ -29,8 +32,8 @@ PROMPT = "a red apple"
 SIZES = {"pixart": ((34, 36), (40, 48)), "sd3": ((8, 12), (16, 24)), "flux2": ((4, 6), (8, 12))}
 
 
-def trained(key, folder):
-    """A LoRA student of a tiny network: its file, backbone and what the trainer samples with it, and without it."""
+def trained(key, folder, *overrides):
+    """A LoRA student of a tiny network: backbone, size, and what the trainer samples with it, and without it."""
     name, kind, config, width, pooled, *_ = dict(STUDENTS)[key]
     low, high = SIZES[name.partition("_")[0]]
     random_network(kind, config).save_pretrained(folder / "model" / "transformer")
@@ -42,13 +45,16 @@ def trained(key, folder):
     cache = folder / "prompts.safetensors"
     write_prompt_cache(cache, made, encoder="toy", masked=masked, dtype=torch.float32, **extra)
     (folder / "config.yaml").write_text(CONFIG.format(name=name, folder=folder, low=low, high=high))
-    assert distill(folder) == 0
+    assert distill(folder, *overrides) == 0
     backbone = make_backbone(name)
     base = adapt(backbone.load(folder / "model", dtype=torch.float32), backbone, ModelSection(rank=3, alpha=1.5))
     state, _ = read_tensors(folder / "out" / "checkpoints" / "step_000001" / "student.safetensors")
     for name, parameter in base.adapters["student"].named_parameters():
         parameter.data.copy_(state[name])
     recipe = read_recipe(folder / "out" / "lora.safetensors")
+    rule = recipe.boundary()
+    if rule.learned_sha256 is not None:
+        rule = replace(rule, learned=read_upsampler(folder / "upsampler.safetensors"))
 
     def sample(role):
         conditioning = backbone.conditioning(PromptCache(cache), [PROMPT])
@@ -58,7 +64,7 @@ def trained(key, folder):
             recipe.plan(),
             conditioning=conditioning,
             noise=SeededNoise(5),
-            boundary=recipe.boundary(),
+            boundary=rule,
             eta=recipe.eta,
         ).x0
 
@@ -68,15 +74,47 @@ def trained(key, folder):
 
 @pytest.mark.parametrize("key", ["SD3.5 Medium", "PixArt Sigma", "FLUX.2 klein"])
 def test_a_lora_student_with_stacked_layers(comfy, pack, nodes, node_classes, tmp_path, monkeypatch, key):
+    backbone, high, expected, teacher = trained(key, tmp_path)
+    got = by_nodes(comfy, nodes, tmp_path, monkeypatch, backbone, high)
+    scale = expected.abs().max()
+    assert (got - expected).abs().max() / scale < 5e-6 < (teacher - expected).abs().max() / scale
+
+
+def upsampler(path, channels, *, seed):
+    """A file of an upsampler with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LatentUpsampler(channels=channels, width=8, blocks=1, latents="sd3")
+        torch.nn.init.normal_(network.leave.weight, std=0.05)
+    return network.save(path)
+
+
+def test_a_student_with_a_learned_upsampler(comfy, pack, nodes, node_classes, tmp_path, monkeypatch, refused):
+    path = upsampler(tmp_path / "upsampler.safetensors", 16, seed=1)
+    upsampler(tmp_path / "other.safetensors", 16, seed=2)
+    backbone, high, expected, _ = trained("SD3.5 Medium", tmp_path, f"method.upsampler={path}")
+    recipe = read_recipe(tmp_path / "out" / "lora.safetensors")
+    assert recipe.upsampler == f"upsampler.safetensors sha256:{read_upsampler(path).digest()}"
+    got = by_nodes(comfy, nodes, tmp_path, monkeypatch, backbone, high, file="upsampler.safetensors")
+    assert (got - expected).abs().max() / expected.abs().max() < 5e-6
+
+    def run(**options):
+        return by_nodes(comfy, nodes, tmp_path, monkeypatch, backbone, high, **options)
+
+    refused(lambda: run(file="other.safetensors"), "upsampler.safetensors", "the one connected is other.safetensors")
+    refused(run, "the one connected is none", "RMD Upsampler")
+
+
+def by_nodes(comfy, nodes, folder, monkeypatch, backbone, high, *, file=None):
+    """The latent of the LoRA student in ``folder`` by the real nodes, with an upsampler's ``file`` of that folder."""
     import folder_paths
 
-    backbone, high, expected, teacher = trained(key, tmp_path)
-    for kind, folder in (("loras", tmp_path / "out"), ("rmd_prompts", tmp_path)):
+    for kind, path in (("loras", folder / "out"), ("rmd_prompts", folder), ("latent_upscale_models", folder)):
         suffixes = folder_paths.folder_names_and_paths[kind][1]
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(folder)], suffixes))
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(path)], suffixes))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    base_file = tmp_path / "base.safetensors"
-    backbone.export(backbone.load(tmp_path / "model", dtype=torch.float32), base_file, dtype=torch.float32, metadata={})
+    base_file = folder / "base.safetensors"
+    backbone.export(backbone.load(folder / "model", dtype=torch.float32), base_file, dtype=torch.float32, metadata={})
     base = comfy.sd.load_diffusion_model(str(base_file))
     chosen = {"kind": "LoRA", "student": "lora.safetensors", "model": base, "strength": 1.0}
     model, recipe, _ = nodes("RMD_LoadStudent", kind=chosen)
@@ -84,8 +122,8 @@ def test_a_lora_student_with_stacked_layers(comfy, pack, nodes, node_classes, tm
     height, width = (backbone.pixels_per_cell * side for side in high)
     source = {"source": "student recipe", "recipe": recipe}
     plan, *_ = nodes("RMD_Schedule", model=model, width=width, height=height, source=source)
-    latent = {"samples": torch.zeros(1, backbone.channels, *high)}
-    (out,) = nodes("RMD_Sampler", model=model, positive=positive, latent_image=latent, plan=plan, seed=5, cfg=plan.cfg)
-    got = model.model.process_latent_in(out["samples"])
-    scale = expected.abs().max()
-    assert (got - expected).abs().max() / scale < 5e-6 < (teacher - expected).abs().max() / scale
+    inputs = {"model": model, "positive": positive, "plan": plan, "seed": 5, "cfg": plan.cfg}
+    if file is not None:
+        (inputs["learned_upsampler"],) = nodes("RMD_Upsampler", file=file)
+    (out,) = nodes("RMD_Sampler", latent_image={"samples": torch.zeros(1, backbone.channels, *high)}, **inputs)
+    return model.model.process_latent_in(out["samples"])

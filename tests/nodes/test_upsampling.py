@@ -1,6 +1,7 @@
 """Learned upsamplers at the switch: what core's own nodes make of the same estimate, then our noise."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 import comfy_upscalers
 from cascade_rig import SEED, HandBuilt, Recorder, fresh_noise, relative
 from demo import files
-from rmd_core.boundary import learned_name, resize
+from rmd_core.boundary import learned_name, resize, upsample
 from rmd_core.files import weights_digest
+from rmd_core.upsampler import LatentUpsampler, read_upsampler
 
 PARITY = 5e-6  # of the largest value
 SIZES = ((4, 6), (8, 12))
@@ -94,6 +96,46 @@ def test_the_vae_alone_is_decode_scale_encode_by_cores_nodes(nodes, tiny):
             assert relative(mine, expected["samples"]) < PARITY
 
 
+def own_file(channels, name="own.safetensors", *, seed=1):
+    """The name in ComfyUI's folder, and the path, of an upsampler as the trainer writes it, with random weights."""
+    import folder_paths
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LatentUpsampler(channels=channels, width=8, blocks=1, latents="wan")
+        torch.nn.init.normal_(network.leave.weight, std=0.05)
+    folder = Path(folder_paths.get_folder_paths("latent_upscale_models")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return name, network.save(folder / name)
+
+
+@pytest.mark.parametrize(("model_name", "frames"), [("wan", 2), ("sdxl", 1)])
+def test_a_file_of_the_trainer_enlarges_what_the_model_sees(nodes, tiny, model_name, frames):
+    model = tiny(model_name)
+    name, path = own_file(model.channels)
+    made = upsampler(nodes, file=name)
+    assert made.name == learned_name(name, read_upsampler(path).digest())
+    given, got = switched(nodes, model, ((4, 6), (6, 10)), made, frames=frames, batch=2)
+    inner = model.patcher.model
+    expected = read_upsampler(path)(inner.process_latent_in(given), (6, 10))
+    assert relative(inner.process_latent_in(got), expected) < PARITY
+    assert relative(expected, upsample(inner.process_latent_in(given), (6, 10), "bicubic")) > 0.01
+
+
+def test_the_list_of_files_has_those_of_the_trainer_alone(nodes, node_classes, pack, refused):
+    comfy_upscalers.sr_model(16)
+    name, path = own_file(16)
+    assert (
+        name in pack.nodes.folders.upsampler_files() and "sr_16.safetensors" not in pack.nodes.folders.upsampler_files()
+    )
+    before = node_classes["RMD_Upsampler"].fingerprint_inputs(file=name)
+    own_file(16, seed=2)
+    assert node_classes["RMD_Upsampler"].fingerprint_inputs(file=name) != before
+    refused(lambda: upsampler(nodes, file="sr_16.safetensors"), "is no RMD upsampler", "Load Latent Upscale Model")
+    refused(lambda: upsampler(nodes, file=name, vae=comfy_upscalers.image_vae()), "neither upscale_model nor vae")
+    refused(lambda: upsampler(nodes, file="gone.safetensors"), "no file 'gone.safetensors' in models/latent_upscale")
+
+
 def test_a_decoder_that_samples_noise_repeats_itself_and_leaves_the_global_one(nodes, ltx):
     model, vae, _ = ltx
     enlarge = upsampler(nodes, vae=vae).on(model.patcher)
@@ -163,4 +205,6 @@ def test_what_cannot_enlarge_is_refused(nodes, tiny, refused):
     refused(lambda: nodes.advanced(model, plan, learned_upsampler=made), "of 4 channels, this model's have 16")
     made = upsampler(nodes, upscale_model=comfy_upscalers.sr_model(32)[0])
     refused(lambda: nodes.advanced(model, plan, learned_upsampler=made), "of 32 channels, this model's have 16")
+    made = upsampler(nodes, file=own_file(4)[0])
+    refused(lambda: nodes.advanced(model, plan, learned_upsampler=made), "file own.safetensors", "of 4 channels")
     refused(lambda: upsampler(nodes, vae=model.patcher), "vae is of type")
