@@ -33,6 +33,12 @@ def _an_upsampler(path):
     raise ValueError("no file of an upsampler")
 
 
+def _a_digest(text):
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text
+    raise ValueError("a digest has 64 hexadecimal digits")
+
+
 def _each_once(names):
     if len(set(names)) == len(names):
         return names
@@ -179,7 +185,7 @@ class MethodSection(Section):
     upsampler: Upsampler | UpsamplerFile | None = Field(
         None, description="of a switch, in losses and sampling; path: a file of training/train_upsampler.py"
     )
-    upsampler_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+    upsampler_sha256: Annotated[str, AfterValidator(_a_digest)] | None = Field(
         None, description="of the weights in that file; null: filled in; if given, other weights are refused"
     )
     switch_noise: SwitchNoise | None = Field(None, description="noise at a switch, in sampling")
