@@ -138,7 +138,7 @@ def test_a_student_with_a_learned_upsampler_takes_that_one_alone(tmp_path, capsy
 
     def run(name, *options, upsampler):
         recipe = replace(read_recipe(files.STUDENT), upsampler=upsampler)
-        student = tmp_path / f"{name}.safetensors"
+        student = tmp_path / f"student_{name}.safetensors"
         save_safetensors(student, tensors, metadata | {RECIPE_KEY: recipe.to_json()})
         words = map(str, ["--student", student, "--out", tmp_path / name, *shared, *options])
         return sample(tmp_path, TEXTS[:1], *words), tmp_path / name / "00000.png"
