@@ -1,4 +1,4 @@
-"""The tables and the sources of docs/use/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
+"""The tables of docs/use/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
 
 Run as a program (python tests/profiles_page.py) it writes them into the page.
 """
@@ -10,11 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "use" / "profiles.md"
-HEAD = (
-    "key,file(s),folder,steps,timesteps (beta table) or sigmas,shift,CFG,LoRA strength,split,mapping,eta,at the switch"
-)
-STUDENTS_HEAD = "key,base,file,steps,timesteps (beta table) or sigmas,sizes over the final one,CFG"
-MODELS_HEAD = "your model,profile in RMD Schedule,load it with,template,work,what to expect"
+HEAD = "profile,file in its folder,steps,levels,rules,work,source"
 MODELS = {  # ComfyUI's class of the model: its name for people
     "SD3": "SD3 and SD3.5",
     "Flux": "FLUX.1",
@@ -31,13 +27,9 @@ MODELS = {  # ComfyUI's class of the model: its name for people
     "LTXAV": "LTX-2 and LTX-2.3",
     "MiniMaxH3": "MiniMax H3",
 }
-LOADERS = {
-    "checkpoints": "Load Checkpoint",
-    "diffusion_models": "Load Diffusion Model",
-    "loras": "LoraLoaderModelOnly",
-}
 EMPTY = Path("no user folder")
-MADE = "<!-- {} {}: made by tests/profiles_page.py from nodes/profiles/*.yaml -->"
+BEGIN = "<!-- profiles begin: made by tests/profiles_page.py from nodes/profiles/*.yaml -->"
+END = "<!-- profiles end -->"
 
 
 def profiles_module():
@@ -58,112 +50,53 @@ def timesteps(profile):
     return tuple(round(profile.curve.timestep(sigma), 6) for sigma in profile.sigmas)
 
 
-def table(profiles):
-    """The table in Markdown of models that were not distilled for a cascade, one row a profile."""
-    return _table(HEAD, [_cells(one) for one in profiles if not one.sizes])
-
-
-def students(profiles):
-    """The table in Markdown of those that were."""
-    return _table(STUDENTS_HEAD, [_student_cells(one) for one in profiles if one.sizes])
-
-
 def models(profiles):
-    """The table in Markdown of what to use for a model, one row a profile, those of one model together."""
-    order = list(MODELS)
-    used = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("workflows/*.json"))}
-    rows = [_model_cells(one, used) for one in sorted(profiles, key=lambda one: order.index(one.family))]
-    return _table(MODELS_HEAD, rows)
-
-
-def sources(profiles):
-    """Sources and notes as a list in Markdown; profiles with the same sources share one entry."""
-    groups = {}
-    for one in profiles:
-        groups.setdefault(one.sources, []).append(one)
-    lines = []
-    for urls, group in groups.items():
-        lines.append(f"- {', '.join(f'`{one.key}`' for one in group)}")
-        lines += [f"  - {_link(source)}" for source in urls]
-        lines += [f"  - Note: {note}" for note in dict.fromkeys(note for one in group for note in one.notes)]
-    return "\n".join(lines)
+    """A section in Markdown for each model: its templates, and a table with one row a profile."""
+    profiles, sections = list(profiles), []
+    workflows = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("workflows/*.json"))}
+    for family in sorted({one.family for one in profiles}, key=list(MODELS).index):
+        own = [one for one in profiles if one.family == family]
+        used = [name for name, text in workflows.items() if any(f'"{one.title}"' in text for one in own)]
+        head = f"Templates: {', '.join(f'*{name}*' for name in used)}.\n\n" if used else ""
+        rows = [f"|{HEAD.replace(',', '|')}|", "|---" * (HEAD.count(",") + 1) + "|", *map(_row, own)]
+        sections.append(f"### {MODELS[family]}\n\n{head}" + "\n".join(rows))
+    return "\n\n".join(sections)
 
 
 def page(text, profiles):
-    """The page with all parts made again."""
-    profiles = list(profiles)
-    for name, part in (
-        ("models", models(profiles)),
-        ("students", students(profiles)),
-        ("table", table(profiles)),
-        ("sources", sources(profiles)),
-    ):
-        begin, end = MADE.format(name, "begins"), MADE.format(name, "ends")
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end)[1]}"
-    return text
+    """The page with its tables made again."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{models(profiles)}\n\n{END}{rest.split(END)[1]}"
 
 
-def _row(cells):
-    return f"| {' | '.join(cells)} |"
-
-
-def _table(head, rows):
-    return "\n".join([_row(head.split(",")), "|" + "---|" * (head.count(",") + 1), *map(_row, rows)])
+def _row(one):
+    shares = one.sizes or (0.5, 1.0)
+    work = sum(count * share**2 for count, share in zip(one.split, shares, strict=True)) / sum(one.split)
+    strength = "" if one.lora_strength in (None, 1.0) else f", strength {one.lora_strength:g}"
+    sizes = f" at {', '.join(f'{size:g}' for size in one.sizes)}" if one.sizes else ""
+    noise = "fresh" if one.boundary.switch_noise == "fresh" else "Euler"
+    cells = (
+        f"{one.title}{strength}",
+        ", ".join(f"`{name}`" for name in one.files),
+        "+".join(map(str, one.split)) + sizes,
+        _levels(one),
+        f"{one.mapping}, {noise}" + ("" if one.cfg == 1 else f", CFG {one.cfg:g}"),
+        f"{work:.0%}",
+        _link(one.sources),
+    )
+    return f"|{'|'.join(cells)}|"
 
 
 def _levels(one):
     told = [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
-    return ", ".join(told) + (" (at 1024 x 1024)" if one.levels else "")
+    return ", ".join(told) + (" (at 1024 px)" if one.levels else "")
 
 
-def _model_cells(one, workflows):
-    shares = one.sizes or (0.5, 1.0)
-    work = sum(count * share**2 for count, share in zip(one.split, shares, strict=True)) / sum(one.split)
-    load = "RMD Load Student" if one.sizes else LOADERS[one.folder]
-    expect = "sampled as it was distilled" if one.sizes else "not distilled for two sizes: faster, not better"
-    return [
-        MODELS[one.family],
-        one.title,
-        load + (", two models" if one.second_model_sigma is not None else ""),
-        ", ".join(name for name, text in workflows.items() if f'"{one.title}"' in text) or "-",
-        f"{work:.0%}",
-        expect,
-    ]
-
-
-def _student_cells(one):
-    return [
-        f"`{one.key}`",
-        f"`{one.base}`",
-        f"`{one.files[0]}`",
-        str(len(one.sigmas)),
-        _levels(one),
-        ", ".join(f"{size:g}" for size in one.sizes),
-        f"{one.cfg:g}",
-    ]
-
-
-def _cells(one):
-    return [
-        f"`{one.key}`",
-        ", ".join(f"`{name}`" for name in one.files),
-        one.folder,
-        str(len(one.sigmas)),
-        _levels(one),
-        "-" if one.shift is None else f"{one.shift:g}",
-        f"{one.cfg:g}",
-        "-" if one.lora_strength is None else f"{one.lora_strength:g}",
-        "+".join(map(str, one.split)),
-        one.mapping,
-        f"{one.eta:g}",
-        "fresh" if one.boundary.switch_noise == "fresh" else f"exact {one.boundary.eta_switch:g}",
-    ]
-
-
-def _link(source):
-    url, says = source.split(" - ", 1)
-    return f"[{'/'.join(url.removeprefix('https://').split('/')[:3])}]({url}): {says}"
+def _link(sources):
+    """The model's own page where a source is one, a package last."""
+    urls = [source.split(" - ", 1)[0] for source in sources]
+    url = min(urls, key=lambda url: ("//huggingface.co/" not in url or "/docs/" in url, "//pypi.org/" in url))
+    return f"[{'/'.join(url.removeprefix('https://').split('/')[1:3])}]({url})"
 
 
 def main():

@@ -1,8 +1,9 @@
 """Every class of ComfyUI's supported models that makes images or videos, as a tiny random network in a 2+2 plan.
 
-Run as a program (python tests/zoo.py) it writes the table of docs/use/models.md. `meet` is what one row is made of.
+Run as a program (python tests/zoo.py) it writes the tables of docs/use/models.md. `meet` tries one class.
 """
 
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -276,14 +277,12 @@ ZOO = {
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one class: its line of the table."""
+    """What became of one class: its noise and the flow shift at both sizes, or why RMD does not take it."""
 
     name: str
     noise: str = ""
     shift: str = ""
-    latents: str = ""
-    sizes: str = ""
-    result: str = ""
+    refused: str = ""
 
 
 def tiny_model(name):
@@ -331,7 +330,7 @@ def meet(name, nodes):
         empty = bridge.latents.final_latent(model.patcher, empty_latent(name))
     except errors.RMDError as error:
         assert animal.refused and animal.refused in str(error), error
-        return Row(name, result=f"refused: {error}")
+        return Row(name, refused=str(error))
     assert not animal.refused, f"{name} was to be refused"
     size = tuple(empty["samples"].shape[-2:])
     positive = model.conditioning(1, tokens=animal.tokens, **animal.extra)
@@ -349,7 +348,7 @@ def meet(name, nodes):
         assert abs(call.sigma - level) <= 1e-6 * level
     core = _at_one_size(nodes, model, whole, positive, empty)
     assert [one.shape for one in streams(out)] == [one.shape for one in streams(core)]
-    return _row(name, view, plan, empty["samples"])
+    return _row(name, view, plan)
 
 
 def _at_one_size(nodes, model, plan, positive, empty):
@@ -366,19 +365,10 @@ def _at_one_size(nodes, model, plan, positive, empty):
     return core
 
 
-def _row(name, view, plan, samples):
-    curve = plan.stage_plan.curve
-    flow = curve.kind == "flow"
-    stages = plan.stage_plan.stages
-    shapes = " and ".join("x".join(map(str, one.shape[1:])) for one in streams(samples))
-    return Row(
-        name,
-        noise=view.kind.table,
-        shift=" to ".join(f"{curve.shift * stage.ratio:.3g}" for stage in stages) if flow else "",
-        latents=f"{view.kind.latents}, {shapes}, {view.cell_px} px a cell",
-        sizes=" to ".join(f"{stage.height}x{stage.width}" for stage in stages),
-        result="2+2 runs; one size is core's, bit for bit",
-    )
+def _row(name, view, plan):
+    curve, stages = plan.stage_plan.curve, plan.stage_plan.stages
+    shift = " to ".join(f"{curve.shift * stage.ratio:.3g}" for stage in stages) if curve.kind == "flow" else "-"
+    return Row(name, noise=view.kind.table, shift=shift)
 
 
 def load_nodes():
@@ -398,10 +388,30 @@ def load_nodes():
 
 
 def table(rows):
-    """The rows in Markdown."""
-    head = "| class | noise | shift, small to final | latents | cells of the two sizes | result |\n" + "|---" * 6 + "|"
-    cells = ([f"`{row.name}`", row.noise, row.shift, row.latents, row.sizes, row.result] for row in rows)
-    return "\n".join([head, *(f"| {' | '.join(line)} |" for line in cells)])
+    """Two tables in Markdown: classes that ran, by noise and shift, and those that are refused, by the reason."""
+    ran, refused = {}, {}
+    for row in rows:
+        if row.refused:
+            reason = re.split(", for which|;", row.refused)[0].split(" is ", 1)[-1]
+            refused.setdefault(reason, []).append(f"`{row.name}`")
+        else:
+            ran.setdefault((row.noise, row.shift), []).append(f"`{row.name}`")
+    lines = ["| noise | shift, first to final size | classes |", "|---" * 3 + "|"]
+    lines += [f"| {' | '.join(about)} | {', '.join(names)} |" for about, names in sorted(ran.items(), key=_by_noise)]
+    lines += [
+        "",
+        f"These {sum(map(len, refused.values()))} are refused:",
+        "",
+        "| noise or latents | classes |",
+        "|---|---|",
+    ]
+    lines += [f"| {reason} | {', '.join(names)} |" for reason, names in refused.items()]
+    return "\n".join([f"These {sum(map(len, ran.values()))} run:", "", *lines])
+
+
+def _by_noise(item):
+    (noise, shift), _ = item
+    return noise, float(shift.split(" ")[0]) if shift != "-" else 0.0
 
 
 def main():
@@ -417,7 +427,7 @@ def main():
                 print(f"{name}: {type(error).__name__} {error}"[:500], flush=True)
                 continue
             raise
-        print(f"{name}: {rows[-1].result} ({time.perf_counter() - started:.2f} s)", flush=True)
+        print(f"{name}: {rows[-1].refused or 'runs'} ({time.perf_counter() - started:.2f} s)", flush=True)
     if not sys.argv[1:]:
         import comfy.supported_models
 

@@ -80,21 +80,16 @@ class Ratios:
 
 
 def flop_table(counts):
-    """The arithmetic of the full-size models: one call, one decoding, and the speed-ups that it allows."""
-    head = ["", "low, high", "TFLOP a call", "low / high", "decoding", "teacher", "steps", "few steps", "RMD"]
-    head += ["RMD / few", "1+1+2", "with decoding: few", "RMD"]
+    """The arithmetic of the full-size models: a small call over a large one, and the speed-ups that it allows."""
+    head = ["", "steps", "low / high", "few steps", "RMD", "RMD / few", "1+1+2", "with decoding: few", "RMD"]
     rows = []
     for model in FULL:
         ratios = Ratios(model, counts[model.name])
         rows.append(
             [
                 model.name,
-                ", ".join(f"{8 * width} x {8 * height}" for height, width in (model.low, model.high)),
-                f"{ratios.low / 1e12:,.4g}, {ratios.high / 1e12:,.4g}",
+                f"{model.teacher_steps} x 2, {'+'.join(map(str, model.split))}",
                 f"{ratios.low_to_high:.3f}",
-                f"{ratios.decode / 1e12:.1f}",
-                f"{model.teacher_steps} x 2",
-                "+".join(map(str, model.split)),
                 f"{ratios.of('few'):.1f} x",
                 f"**{ratios.of('rmd'):.1f} x**",
                 f"{ratios.of('rmd') / ratios.of('few'):.2f} x",
@@ -159,21 +154,18 @@ def headlines(results):
         low, high = model.split
         measured = measured_low_to_high(model, rmd)
         needed = (2 * model.teacher_steps / model.paper - high) / low
-        guided, plain = (row["calls"][size_name(model.high)]["median"] for row in (teacher, rmd))
         lines.append(
             f"- {model.name} {low}+{high} against {model.teacher_steps} x 2 calls, {group.mode}, batch {rmd['batch']}: "
-            f"**{ours:.1f} x**, the paper {model.paper:g} x, by arithmetic alone {ratios.of('rmd'):.1f} x. "
-            f"A low call costs {measured:.3f} of a high one, {100 * (measured / ratios.low_to_high - 1):+.0f} % over "
-            f"the arithmetic ({ratios.low_to_high:.3f}); the paper's figure needs {needed:.3f}. A guided call costs "
-            f"{guided / plain:.2f} plain ones; {100 * rmd['outside']:.1f} % of RMD's time is around its calls."
+            f"**{ours:.1f} x**, the paper {model.paper:g} x. A low call costs {measured:.3f} of a high one; "
+            f"by arithmetic {ratios.low_to_high:.3f}, the paper's figure needs {needed:.3f}."
         )
     return "\n".join(lines)
 
 
 def page_block(all_results):
-    """What is between the marks of docs/use/speed.md: the arithmetic, then each device."""
+    """What is between the marks of docs/use/speed.md: the arithmetic, then each device that ran full-size models."""
     parts = ["### By arithmetic", flop_table(_all_counts(all_results))]
-    for results in all_results:
+    for results in _full_size(all_results):
         made = results.made
         versions = ", ".join(f"{name} {made[name]}" for name in ("torch", "diffusers") if name in made)
         parts += [
