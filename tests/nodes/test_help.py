@@ -8,7 +8,7 @@ from urllib.error import HTTPError
 import pytest
 
 from english_locale import HAN, LANGUAGES, LOCALES, SCRIPTS, english, locale
-from help_pages import PAGES, ROOT, SECTIONS, TEMPLATES, blocks, entries, entry, quoted, sections, unknown
+from help_pages import PAGES, ROOT, SECTIONS, TEMPLATES, blocks, entries, entry, quoted, sections
 
 FIRST = "the first"  # the default of a drop-down that names none, as of files
 
@@ -98,11 +98,6 @@ class TestPage:
             names |= {field.id for field in fields}
         bold = set(re.findall(r"\*\*(.+?)\*\*", page.read_text(encoding="utf-8")))
         assert bold - names == set()
-
-    def test_messages_are_those_of_the_code(self, page):
-        told = [text for text in quoted(sections(page)["What goes wrong"]) if " " in text]
-        assert told
-        assert unknown(told, "nodes", "rmd_core") == []
 
     def test_the_template_shows_the_node(self, page):
         text = sections(page)["Template"]
