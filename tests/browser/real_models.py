@@ -188,10 +188,10 @@ def prompt_of(template: Template, key: str) -> dict[str, dict]:
     return found
 
 
-DISTILLED = "as the student was distilled. RMD Load Student and its recipe set sizes, levels, noise and CFG."
+DISTILLED = "as the student was distilled. RMD Load Student and its recipe set sizes, sigmas, noise and CFG."
 NOT_DISTILLED = (
-    "with a public few-step model and its published levels. It was **not distilled for the cascade**: expect it to be "
-    "faster than {steps} steps at {last}, not better."
+    "with a public few-step model and its published noise levels. It was **not distilled for the cascade**: expect it "
+    "to cost less than {steps} steps at {last}, not to look better."
 )
 OWN_STUDENT = (
     "For your own RMD student, replace the loader with *RMD Load Student*. Then set *source* of RMD Schedule to "
@@ -297,8 +297,9 @@ TEMPLATES = {
         files=(_SDXL, File("loras", saved_as="sdxl_rmd_student.safetensors")),
         text="an old wooden boat on a calm lake, mountains behind, early morning mist",
         student="LoRA",
-        about="Train the LoRA with `python training/distill.py --config training/configs/sdxl.yaml`, and copy it from "
-        "`outputs/sdxl` into the folder below. A student with another split or other sizes needs no change here.",
+        about="Train the LoRA in a clone of the repository, because the package of the registry has no trainer: "
+        "`python training/distill.py --config training/configs/sdxl.yaml`. Copy it from `outputs/sdxl` into the folder "
+        "below. A student with another split or other sizes needs no change here.",
     ),
     "z_image_turbo": Template(
         "RMD 7 Z-Image-Turbo",
