@@ -410,5 +410,5 @@ class RMDUpsampler(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, upscale_model=None, vae=None, file=NO_FILE) -> io.NodeOutput:
-        own = None if file == NO_FILE else read_upsampler(find_file(UPSCALERS, file))
+        own = None if file in (None, NO_FILE) else read_upsampler(find_file(UPSCALERS, file))
         return io.NodeOutput(Upsampler(upscale_model, vae, own, file))
