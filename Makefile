@@ -52,7 +52,7 @@ browser: $(INSTALLED) ## open and run the example workflows in a real ComfyUI pa
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(NEWEST_PAGE) comfyui-frontend-package
 	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST_PAGE) $(BIN)/python -m pytest tests/browser
 
-workflows: $(INSTALLED) ## save workflows/, subgraphs/ and the images of the help pages with the real frontend
+workflows: $(INSTALLED) ## save example_workflows/, subgraphs/ and the images of the help pages with the real frontend
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_workflows
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_subgraphs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
-TEMPLATES = {path.stem.split(" (")[0]: path for path in (ROOT / "workflows").glob("*.json")}
+TEMPLATES = {path.stem.split(" (")[0]: path for path in (ROOT / "example_workflows").glob("*.json")}
 """Template by its name without the brackets, behind which some languages cannot end bold text."""
 SECTIONS = ["Inputs", "Outputs", "Template"]
 

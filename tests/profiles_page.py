@@ -53,7 +53,7 @@ def timesteps(profile):
 def models(profiles):
     """A section in Markdown for each model: its templates, and a table with one row a profile."""
     profiles, sections = list(profiles), []
-    workflows = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("workflows/*.json"))}
+    workflows = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("example_workflows/*.json"))}
     for family in sorted({one.family for one in profiles}, key=list(MODELS).index):
         own = [one for one in profiles if one.family == family]
         used = [name for name, text in workflows.items() if any(f'"{one.title}"' in text for one in own)]

@@ -1,4 +1,4 @@
-"""Makes workflows/*.json and their thumbnails with the real frontend.
+"""Makes example_workflows/*.json and their thumbnails with the real frontend.
 
 Their sources: tests/workflows/*.json, notes/, layouts.py and real_models.py.
 
@@ -22,7 +22,7 @@ from browser.session import Frontend, open_frontend
 from browser.thumbnails import picture_thumbnail, title_thumbnail
 
 ROOT = Path(__file__).parents[2]
-WORKFLOWS = ROOT / "workflows"
+WORKFLOWS = ROOT / "example_workflows"
 
 
 def workflow_file(name: str, kind: str = "json") -> Path:

@@ -28,6 +28,7 @@ TOP = {
     "README.md",
     "__init__.py",
     "demo",
+    "example_workflows",
     "locales",
     "nodes",
     "pyproject.toml",
@@ -35,7 +36,6 @@ TOP = {
     "rmd_core",
     "subgraphs",
     "web",
-    "workflows",
 }
 """What lies in the root of the package; anything new is either meant for ComfyUI's users or named in .comfyignore."""
 

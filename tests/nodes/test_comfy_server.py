@@ -22,7 +22,7 @@ from training.backbones import make_backbone
 from training.prompts import PromptCache
 
 ROOT = Path(__file__).parents[2]
-TEMPLATES = ROOT / "workflows"
+TEMPLATES = ROOT / "example_workflows"
 NOTES = {"MarkdownNote", "Note"}
 NODE_IDS = {
     "RMD_Guider",

@@ -91,7 +91,7 @@ def test_its_nodes_exist_and_run_on_the_demos_models(server, name):
     assert run.outputs["save"]
 
 
-WORKFLOWS = Path(__file__).parents[2] / "workflows"
+WORKFLOWS = Path(__file__).parents[2] / "example_workflows"
 WIDEST, HIGHEST = 1750, 1020  # of a graph whose text the page still shows when it opens at 1366 x 768
 
 
