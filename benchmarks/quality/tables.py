@@ -11,7 +11,7 @@ from rmd_core.files import write_text
 
 from . import rows
 from .scoring import DAMAGES, PAIRS, PROMPTS, REPEATS, violations
-from .students import BOTH, FULL, LONG, OPTION_COST, WORLDS
+from .students import BOTH, COST, FULL, LONG, OPTION_COST, SEEDS, WORLDS
 
 NAMES = ("fd", "kid", "swd", "concept", "worst_concept", "doubt", "spread")
 DIGITS = {"fd": 3, "kid": 1, "swd": 2, "concept": 3, "worst_concept": 2, "doubt": 1, "spread": 2}
@@ -181,72 +181,88 @@ def _cell(figures, name):
 def draw(store, folder):
     """Write both figures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, panel in (("quality_against_cost", against_cost), ("quality_during_training", during_training)):
-        figure_of(store, panel).savefig(folder / f"{name}.png", dpi=110)
+    for name, figure in (("quality_against_cost", against_cost), ("quality_during_training", during_training)):
+        figure(store).savefig(folder / f"{name}.png", dpi=160)
 
 
-def figure_of(store, panel):
-    """A matplotlib Figure of two panels, ``panel(axes, store, name)``, with the real images' distance as a line."""
-    from matplotlib.figure import Figure  # only here: tables need no matplotlib
-
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    titles = {"fd": "Frechet distance", "swd": "patch sliced Wasserstein, x100"}
-    for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
-        axes.set_title(f"{title} (less is better)", fontsize=11, color=INK)
-        axes.grid(color="#e6e6e6", lw=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        panel(axes, store, name)
-        floor = values_of(store, rows.floor_rows())
-        if floor:
-            axes.axhline(mean(values[name] for values in floor), color=MUTED, ls="--", lw=1, label="real images")
-    handles, titles = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, titles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+def against_cost(store):
+    """A matplotlib Figure: Frechet distance against cost where there is a gap, seven points; bars span the seeds."""
+    untouched = {found[0].name: found for found in zip(*(rows.untouched_rows(FULL, seed) for seed in SEEDS))}
+    few_step, unmapped, mapped = "few-step model", "full_untouched_2+2_none_seed_0", "full_untouched_2+2_area_seed_0"
+    right, above = ((14, -4), "left"), ((0, 14), "right")
+    points = [  # title, colour, marker, its size, rows, (offset of the title in points, which end of it is there)
+        ("teacher, 50 steps with guidance", "#0072b2", "s", 8, rows.teacher_rows(FULL)[:1], above),
+        (f"{few_step} at 128 px, 4 steps", "#009e73", "D", 8, rows.student_rows(FULL.single), right),
+        (f"{few_step} in the cascade, untouched", "#888888", "o", 8, untouched[unmapped], right),
+        (f"{few_step} in the cascade, levels mapped", "#888888", "o", 8, untouched[mapped], right),
+        (
+            f"{few_step} in the cascade, tuned",
+            "#b0468e",
+            "^",
+            17,
+            rows.student_rows(FULL.tuned_area),
+            ((14, 14), "left"),
+        ),
+        ("RMD", "#d55e00", "*", 9, rows.student_rows(FULL.rmd_area), ((-14, 2), "right")),
+        ("control: 2 steps at 128 px", "#56b4e9", "D", 8, rows.student_rows(FULL.two_steps), ((-8, -22), "left")),
+    ]
+    figure, (axes,) = _figure(store, fd="Frechet distance to real images (less is better)", width=9)
+    for title, colour, marker, size, found, (offset, side) in points:
+        values = [figures["fd"] for figures in values_of(store, found)]
+        if values:
+            at, shown = (found[0].units, mean(values)), {"ms": size, "mfc": "none" if marker == "^" else colour}
+            span = [[at[1] - min(values)], [max(values) - at[1]]]
+            axes.errorbar(*at, yerr=span, fmt=marker, color=colour, lw=1.2, zorder=3, **shown)
+            axes.annotate(f"{title}: {at[1]:.3g}", at, offset, textcoords="offset points", ha=side, color=INK)
+    axes.set_yscale("log")
+    axes.set_xscale("log")
+    axes.set_xlim(1.3, 130)
+    axes.set_yticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20], ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20"])
+    axes.set_xticks([2, 2.5, 4, 10, 100], ["2", "2.5", "4", "10", "100"])
+    axes.minorticks_off()
+    axes.set_xlabel("cost of an image, in network calls at 128 px")
     return figure
 
 
-def against_cost(axes, store, name):
-    """Distance against network evaluations with a gap between the sizes, a point a row; bars span the seeds."""
-    untouched = zip(*(rows.untouched_rows(FULL, seed) for seed in FULL.tuned_area.seeds))
-    teacher = rows.teacher_rows(FULL)
-    kinds = [  # title, colour, marker, lists of rows, one a point
-        ("teacher", "#0072b2", "s", [[row] for row in teacher[:3]]),
-        ("teacher in the cascade", "#56b4e9", "o", [[row] for row in teacher[3:]]),
-        ("one resolution, 4 steps", "#009e73", "D", [rows.student_rows(FULL.single)]),
-        ("one resolution, 2 steps", "#66c2a5", "D", [rows.student_rows(FULL.two_steps)]),
-        ("the same untouched in the cascade", "#999999", "o", untouched),
-        ("the same, tuned, area mapping", "#cc79a7", "^", [rows.student_rows(FULL.tuned_area)]),
-        ("RMD, no mapping", "#e69f00", "^", [rows.student_rows(FULL.rmd_none)]),
-        ("RMD, area mapping", "#d55e00", "*", [rows.student_rows(FULL.rmd_area)]),
-    ]
-    for title, colour, marker, points in kinds:
-        kept = [(found[0].units, [v[name] for v in values]) for found in points if (values := values_of(store, found))]
-        if kept:
-            costs, means = [cost for cost, _ in kept], [mean(values) for _, values in kept]
-            spans = [[mean(v) - min(v) for _, v in kept], [max(v) - mean(v) for _, v in kept]]
-            size = 10 if marker == "*" else 6
-            axes.errorbar(costs, means, yerr=spans, fmt=marker, color=colour, ms=size, lw=1.2, label=title)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(1.5, 130)
-    axes.set_xticks([2, 4, 8, 100], ["2", "4", "8", "100"])
-    axes.minorticks_off()
-    axes.set_xlabel("network evaluations an image, in units of one at 128 px")
+def during_training(store):
+    """A matplotlib Figure: distances during training where there is a gap; bands span the seeds, lines are means."""
+    titles = {"fd": "Frechet distance (less is better)", "swd": "patch distance, texture (less is better)"}
+    lines = (FULL.tuned_area, "few-step model, tuned", "#b0468e"), (FULL.rmd_area, "RMD", "#d55e00")
+    figure, panels = _figure(store, width=11, **titles)
+    for axes, name in zip(panels, titles):
+        for student, title, colour in lines:
+            kept = {mark: values_of(store, rows.student_rows(student, mark)) for mark in student.marks}
+            kept = {mark: [values[name] for values in figures] for mark, figures in kept.items() if figures}
+            costs, values = [student.cost * mark / student.marks[-1] for mark in kept], list(kept.values())
+            axes.fill_between(costs, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.2, lw=0)
+            axes.plot(costs, [*map(mean, values)], "o-", color=colour, lw=2, label=title)
+        _reference(axes, store, name, rows.student_rows(FULL.single), "few-step model at 128 px")
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, COST + 10)
+        axes.set_xlabel("training cost, in updates of RMD 2+2")
+    panels[0].legend(frameon=False)
+    return figure
 
 
-def during_training(axes, store, name):
-    """Distance against training cost with a gap between the sizes; a thin line a seed, a thick one for their mean."""
-    colours = ("#009e73", "#66c2a5", "#8c6bb1", "#cc79a7", "#e69f00", "#0072b2", "#d55e00")
-    for student, colour in zip(FULL.main, colours):
-        seeds = zip(*(rows.student_rows(student, mark) for mark in student.marks))
-        curves = [[figures[name] for figures in values_of(store, found)] for found in seeds]
-        curves = [curve for curve in curves if len(curve) == len(student.marks)]
-        costs = [student.cost * mark / student.marks[-1] for mark in student.marks]
-        for curve in curves:
-            axes.plot(costs, curve, color=colour, lw=0.8, alpha=0.6)
-        if curves:
-            title = f"{student.title} ({len(curves)} seed{'s' * (len(curves) > 1)})"
-            axes.plot(costs, [mean(column) for column in zip(*curves)], "o-", color=colour, lw=2, label=title)
-    axes.set_yscale("log")
-    axes.set_xlabel("training cost, in updates of RMD 2+2")
+def _figure(store, *, width, **titles):
+    """A matplotlib Figure and its panels, ``titles`` by the name of the distance; the real images' is a line."""
+    from matplotlib.figure import Figure  # only here: tables need no matplotlib
+
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, (name, title) in zip(panels, titles.items()):
+        axes.set_title(title, fontsize=12, color=INK)
+        axes.grid(color="#e6e6e6", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        _reference(axes, store, name, rows.floor_rows(), "real images")
+    return figure, panels
+
+
+def _reference(axes, store, name, found, title):
+    """A dashed line at the mean of the ``found`` rows that are kept, its title below its right end."""
+    values = [figures[name] for figures in values_of(store, found)]
+    if values:
+        axes.axhline(mean(values), color=MUTED, ls="--", lw=1)
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "top"}
+        axes.annotate(title, (1, mean(values)), (-2, -3), color=MUTED, **place)
