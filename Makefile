@@ -6,7 +6,7 @@
 #   COMFYUI_PATH=/path/to/ComfyUI         the ComfyUI that `make test` tests against (else ~/comfy/ComfyUI, else none)
 #   WORKERS=4                             processes of `make test` (else one per core)
 #   CHROMIUM=/path/to/chromium            the browser of `make browser` (else a Chromium or Chrome on the path)
-#   SCREENSHOTS=docs/images               where `make browser` keeps its screenshots (else nowhere)
+#   SCREENSHOTS=folder                    where `make browser` keeps its screenshots (else nowhere)
 
 PYTHON ?= python3
 TORCH ?= torch
@@ -52,11 +52,12 @@ browser: $(INSTALLED) ## open and run the example workflows in a real ComfyUI pa
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(NEWEST_PAGE) comfyui-frontend-package
 	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST_PAGE) $(BIN)/python -m pytest tests/browser
 
-workflows: $(INSTALLED) ## save example_workflows/, subgraphs/ and the images of the help pages with the real frontend
+workflows: $(INSTALLED) ## save templates, blueprints and the screenshots of the pages with the real frontend
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_workflows
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_subgraphs
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_help_pictures
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_screenshots
 
 lint: $(INSTALLED) ## run ruff, and mypy on rmd_core
 	$(LINT)

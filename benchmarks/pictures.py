@@ -37,7 +37,7 @@ GREY = "#555555"
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    logsnr_stages().savefig(FOLDER / "logsnr_stages.png", dpi=100)
+    logsnr_stages().savefig(FOLDER / "logsnr_stages.png", dpi=150)
     shipped = load_shipped()
     full_size_cascade_rmd(shipped).save(FOLDER / "full_size_cascade_rmd.png", optimize=True)
     stages_of_a_sample(shipped).save(FOLDER / "stages_of_a_sample.png", optimize=True)
@@ -62,10 +62,10 @@ def load_shipped():
     curve = read_recipe(files.STUDENT).curve
     backbone = make_backbone("wan", shift=curve.shift)
     student = student_setup("RMD student", files.STUDENT, backbone)
-    few_step = student_setup("few-step model", files.FEW_STEP, backbone)
+    few_step = student_setup("few-step, full size", files.FEW_STEP, backbone)
     sizes = [stage.size for stage in student.plan.stages]
     plan = plan_from_split(curve, student.plan.calls_per_stage, sizes=sizes, mapping=NoMap(), steps=4)
-    cascade = replace(student, title="the same in a cascade", network=few_step.network, plan=plan)
+    cascade = replace(student, title="the same, untouched", network=few_step.network, plan=plan)
     return Shipped(backbone, backbone.load_vae(files.VAE), PromptCache(files.PROMPTS), few_step, cascade, student)
 
 
@@ -105,15 +105,15 @@ class SharedStart(SeededNoise):
 
 @torch.no_grad()
 def full_size_cascade_rmd(shipped):
-    """The PIL image: a row for each setup, a column for each prompt, one noise for all setups."""
-    labels, head, gap = 190, 30, 6
+    """The PIL image: a row for each setup, a column for each prompt, twice as large; one noise for all setups."""
+    scale, labels, head, gap = 2, 390, 60, 12
     noise = SharedStart(7, tuple(range(len(COLUMNS))), shipped.student.plan.final_hw)
     setups, rows = (shipped.few_step, shipped.cascade, shipped.student), []
     for setup in setups:
         latents = sample_setup(setup, shipped.backbone, shipped.cache, COLUMNS, noise)
         rows.append(to_pixels(shipped.backbone.decode(shipped.vae, latents)))
-    side = rows[0].shape[1]
-    large, small = (ImageFont.load_default(size=size) for size in (17, 15))
+    side = scale * rows[0].shape[1]
+    large, small = (ImageFont.load_default(size=size) for size in (34, 30))
     size = (labels + len(COLUMNS) * (side + gap) - gap, head + len(rows) * (side + gap) - gap)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -122,34 +122,40 @@ def full_size_cascade_rmd(shipped):
     for number, (setup, images) in enumerate(zip(setups, rows)):
         top = head + number * (side + gap)
         draw.text((0, top + side / 2), setup.title, "black", large, anchor="ls")
-        draw.text((0, top + side / 2 + 6), f"{setup.sides}\ncost {setup.units:g}", GREY, small)
+        draw.text((0, top + side / 2 + 12), f"{setup.sides}\ncost {setup.units:g}", GREY, small)
         for column, image in enumerate(images):
-            sheet.paste(Image.fromarray(image), (labels + column * (side + gap), top))
+            sheet.paste(enlarged(image, side), (labels + column * (side + gap), top))
     return sheet
 
 
-# The stages of one sample: what the student expects the image to be after each step, sizes to scale.
+def enlarged(image, side):
+    """The PIL image of an 8-bit array (S, S, 3), each pixel a square."""
+    return Image.fromarray(image).resize((side, side), Image.NEAREST)
 
-ROWS = (prompt("burger", "noto", "green"), prompt("panda", "fluent", "orange"))
+
+# The stages of one sample: what each step gets and what the student expects the image to be, sizes to scale.
+
+SAMPLE = prompt("burger", "noto", "green")
+ROWS = ("a step gets", "and estimates")
 
 
 @torch.no_grad()
-def estimates(shipped):
-    """(step, 8-bit images (N, S, S, 3)) of every step: the clean estimate after it, decoded."""
+def stages(shipped):
+    """(step, 8-bit images (2, S, S, 3)) of every step: its latent and the clean estimate, decoded."""
     backbone, setup = shipped.backbone, shipped.student
-    conditioning = backbone.conditioning(shipped.cache, ROWS)
+    conditioning = backbone.conditioning(shipped.cache, [SAMPLE])
     found = []
 
     def denoise(x, step):
         sigma = torch.full((len(x),), step.sigma, dtype=torch.float64)
         x0, eps = estimate_x0_eps(backbone, setup.network, x, sigma, conditioning, curve=setup.plan.curve)
-        found.append((step, to_pixels(backbone.decode(shipped.vae, x0))))
+        found.append((step, to_pixels(backbone.decode(shipped.vae, torch.cat((x, x0))))))
         return x0, eps
 
     run_cascade(
         setup.plan,
         DenoiserRunner(denoise, eta=setup.eta),
-        shape=backbone.latent_shape(len(ROWS), 1),
+        shape=backbone.latent_shape(1, 1),
         noise=SeededNoise(3),
         boundary=setup.boundary,
     )
@@ -157,34 +163,31 @@ def estimates(shipped):
 
 
 def stages_of_a_sample(shipped):
-    """The PIL image: a row for each sample, a column for each step, twice as large, an arrow at the switch."""
-    scale, gap, head, between = 2, 12, 46, 40
-    found = estimates(shipped)
+    """The PIL image: a column for each step, three times as large, an arrow at the switch."""
+    scale, labels, gap, head, between = 3, 170, 14, 84, 130
+    found = stages(shipped)
     tall = max(scale * images.shape[1] for _, images in found)
-    lefts, switches, right = [], [], 0
-    for number, (step, images) in enumerate(found):
-        if number:
-            switched = step.stage != found[number - 1][0].stage
-            right += between if switched else gap
-            switches += [right - between // 2] * switched
-        lefts.append(right)
-        right += scale * images.shape[1]
-    sheet = Image.new("RGB", (right, head + len(ROWS) * (tall + gap) - gap), "white")
+    sheet = Image.new("RGB", (1600, head + len(ROWS) * (tall + gap) - gap), "white")
     draw = ImageDraw.Draw(sheet)
-    large, small = (ImageFont.load_default(size=size) for size in (17, 15))
-    for (step, images), left in zip(found, lefts):
+    large, small = (ImageFont.load_default(size=size) for size in (30, 24))
+    tops = [head + row * (tall + gap) for row in range(len(ROWS))]
+    for text, top in zip(ROWS, tops):
+        draw.text((0, top + tall / 2), text, "black", small, anchor="lm")
+    left = labels
+    for number, (step, images) in enumerate(found):
         side = scale * images.shape[1]
+        if number and step.stage != found[number - 1][0].stage:
+            end, y = left + between - 10, tops[0] + tall // 2
+            draw.line([(left, y), (end - 8, y)], "black", 3)
+            draw.polygon([(end, y), (end - 14, y - 9), (end - 14, y + 9)], "black")
+            draw.text(((left + end) / 2, y - 14), "enlarge,\nadd noise", GREY, small, anchor="md", align="center")
+            left += between
         draw.text((left, 0), f"step {step.index + 1}", "black", large)
-        draw.text((left, 23), f"{images.shape[1]} px, sigma {step.sigma:.3f}", GREY, small)
-        for row, image in enumerate(images):
-            top = head + row * (tall + gap) + (tall - side) // 2
-            sheet.paste(Image.fromarray(image).resize((side, side), Image.NEAREST), (left, top))
-    for x in switches:
-        for row in range(len(ROWS)):
-            y = head + row * (tall + gap) + tall // 2
-            draw.line([(x - 12, y), (x + 8, y)], "black", 2)
-            draw.polygon([(x + 13, y), (x + 5, y - 5), (x + 5, y + 5)], "black")
-    return sheet
+        draw.text((left, 42), f"{images.shape[1]} px, sigma {step.sigma:g}", GREY, small)
+        for image, top in zip(images, tops):
+            sheet.paste(enlarged(image, side), (left, top + (tall - side) // 2))
+        left += side + gap
+    return sheet.crop((0, 0, left - gap, sheet.height))
 
 
 # The logSNR curves of SDXL and Wan2.1 at their two sizes, with the steps and stages of 2+2 and 3+3.
@@ -205,8 +208,14 @@ def logsnr_stages():
     wan = plan_from_split(FlowCurve(3.0), "3+3", sizes=[(60, 104), (90, 160)], mapping=ShiftPairMap(3.0, 5.0))
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _panel(left, sdxl, "SDXL, 2+2", ("512 px", "1024 px"), labels=("512 px", "1024 px: lower by 2 ln 2"))
-    _panel(right, wan, "Wan2.1, 3+3", ("480p", "720p"), labels=("480p, shift 3", "720p, shift 5: lower by 2 ln 5/3"))
+    _panel(left, sdxl, "SDXL, 2+2", ("512 px", "1024 px"), labels=("512 px", "1024 px, mapped: lower by 2 ln 2"))
+    _panel(
+        right,
+        wan,
+        "Wan2.1, 3+3",
+        ("480p", "720p"),
+        labels=("480p, shift 3", "720p, shift 5, mapped: lower by 2 ln 5/3"),
+    )
     left.set_ylabel("logSNR of the latent (lower: noisier)")
     return figure
 
@@ -222,6 +231,7 @@ def _panel(axes, plan, title, sizes, *, labels):
     axes.text(0.015, THRESHOLD + 0.12, f"threshold {THRESHOLD:g}", ha="right", va="bottom", fontsize=9, color=DARK)
     _stages(axes, plan, sizes)
     _steps(axes, plan)
+    _unmapped(axes, plan, f"{sizes[1]}, unmapped: stays on the curve of {sizes[0]}")
     axes.set(xlim=(1.03, 0.0), ylim=(LOWEST, HIGHEST), title=title)
     axes.set_xlabel("place on the noise table (1: noisiest, 0: clean)")
     axes.legend(loc="upper left", frameon=False, fontsize=9)
@@ -238,7 +248,6 @@ def _stages(axes, plan, sizes):
     after = plan.curve.logsnr(plan.stages[1].sigmas[0])
     arrow = {"arrowstyle": "-|>", "color": DARK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 8}
     axes.annotate("", xy=(switch, after), xytext=(switch, before), arrowprops=arrow, zorder=3)
-    axes.plot(switch, before, "o", color="white", markeredgecolor=COLOURS[0], markersize=7, zorder=4)
     place = {"xy": (switch, before), "xytext": (10, 6), "va": "bottom", "ha": "right"}
     axes.annotate("switch: upsampled,\nmade noisier", **place, **NOTE)
 
@@ -251,6 +260,16 @@ def _steps(axes, plan):
         axes.text(*at, str(step.index + 1), color="white", ha="center", va="center_baseline", fontsize=10, zorder=6)
         if level != step.logsnr:
             axes.annotate("pure noise", xy=at, xytext=(12, 0), va="center", **NOTE)
+
+
+def _unmapped(axes, plan, label):
+    """The steps of the later stages without a mapping: at the same places, on the smaller size's curve."""
+    curve = plan.curve
+    sigmas = [step.base_sigma for step in plan.steps if step.stage]
+    places, levels = [_place(curve, sigma) for sigma in sigmas], [curve.logsnr(sigma) for sigma in sigmas]
+    axes.plot(places, levels, "o", color=COLOURS[1], markerfacecolor="white", markersize=13, zorder=5, label=label)
+    for step, *at in zip((step for step in plan.steps if step.stage), places, levels):
+        axes.text(*at, str(step.index + 1), color=COLOURS[1], ha="center", va="center_baseline", fontsize=9, zorder=6)
 
 
 def _place(curve, sigma):

@@ -16,15 +16,15 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 @pytest.mark.parametrize("name", ["logsnr_stages", "full_size_cascade_rmd", "stages_of_a_sample"])
 def test_images_are_small(name):
     path = IMAGES / f"{name}.png"
-    assert path.stat().st_size < 300_000
-    assert Image.open(path).width <= 1200
+    assert path.stat().st_size < 450_000
+    assert Image.open(path).width <= 1800
 
 
 def test_the_curves_have_a_panel_for_each_model():
     left, right = logsnr_stages().axes
     assert (left.get_title(), right.get_title()) == ("SDXL, 2+2", "Wan2.1, 3+3")
     numbers = [[text.get_text() for text in axes.texts if text.get_text().isdigit()] for axes in (left, right)]
-    assert numbers == [list("1234"), list("123456")]
+    assert numbers == [list("1234") + list("34"), list("123456") + list("456")]  # then those without a mapping
 
 
 def test_the_smaller_start_is_the_larger_one_read_down():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import asdict
 
-from browser.layouts import SHOWN, Rows
+from browser.layouts import SHOWN, Rows, groups_of
 from browser.real_models import FILES, files_named
 from browser.session import Frontend
 
@@ -19,12 +19,12 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
             models[file] = {"name": file, "directory": FILES[file].folder, "url": FILES[file].url}
     table = {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-RMD/{name}")),
-        "rows": [[asdict(group) for group in row] for row in rows],
+        "rows": [[[asdict(group) for group in groups_of(entry)] for entry in row] for row in rows],
         "note": note,
         "models": models,
         "shown": SHOWN.get(name, {}),
     }
-    left_out = page.evaluate(f"table => {{ {ROUTE} return ({ARRANGE})(table); }}", table)
+    left_out = page.evaluate(f"table => {{ {ROUTE} {RETURN} return ({ARRANGE})(table); }}", table)
     if left_out:
         raise RuntimeError(f"{name}: no group of its layout holds {', '.join(left_out)}")
     page.wait_for_timeout(500)
@@ -32,13 +32,14 @@ def arrange(frontend: Frontend, name: str, *, prompt: dict, rows: Rows, note: st
 
 ROUTE = """
 // Wires that would pass behind the nodes of other columns go through the gaps between those nodes.
-function route(graph, columns) {
-  const title = LiteGraph.NODE_TITLE_HEIGHT, apart = 18, used = new Map();
+// used: of each gap, how many wires it holds; done: the ids of the wires that have their way.
+function route(graph, columns, used, done) {
+  const title = LiteGraph.NODE_TITLE_HEIGHT, apart = 18;
   const top = node => node.pos[1] - title, bottom = node => node.pos[1] + (node.flags.collapsed ? 0 : node.size[1]);
   const columnOf = new Map(columns.flatMap((stack, index) => stack.map(node => [node.id, index])));
   const left = columns.map(stack => stack[0].pos[0]);
   const right = columns.map(stack => Math.max(...stack.map(node => node.pos[0] + node.size[0])));
-  const gaps = columns.map(stack => stack.map((node, place) => {
+  const gaps = columns.map(stack => stack.gaps ??= stack.map((node, place) => {
     const next = stack[place + 1];
     return [bottom(node), next ? top(next) : bottom(node) + 70];
   }));
@@ -57,7 +58,8 @@ function route(graph, columns) {
   const outputs = new Map();
   for (const link of graph._links.values()) {
     const from = columnOf.get(link.origin_id), to = columnOf.get(link.target_id);
-    if (to <= from + 1) continue;
+    if (from === undefined || to === undefined || to <= from + 1 || done.has(link.id)) continue;
+    done.add(link.id);
     const key = `${link.origin_id}.${link.origin_slot}`;
     outputs.set(key, [...(outputs.get(key) ?? []), {link, from, to}]);
   }
@@ -87,8 +89,23 @@ function route(graph, columns) {
 }
 """
 
+RETURN = """
+// Wires from a group of a stack to the next one go back through the room between them.
+function comeBack(graph, [frame, columns], [, later]) {
+  const columnOf = (stacks, id) => stacks.find(stack => stack.some(node => node.id === id));
+  let y = frame.pos[1] + frame.size[1];
+  for (const link of graph._links.values()) {
+    const from = columnOf(columns, link.origin_id), to = columnOf(later, link.target_id);
+    if (!from || !to) continue;
+    y += 13;
+    graph.createReroute([Math.max(...from.map(node => node.pos[0] + node.size[0])) + 13, y], link);
+    graph.createReroute([to[0].pos[0] - 26, y], link);
+  }
+}
+"""
+
 ARRANGE = """table => {
-  const gap = 30, below = 56, pad = 14, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
+  const gap = 30, between = 52, below = 56, pad = 14, head = 34, title = LiteGraph.NODE_TITLE_HEIGHT, graph = app.graph;
   graph.id = table.id;
   const note = LiteGraph.createNode("MarkdownNote");
   note.title = "Read me";
@@ -96,46 +113,55 @@ ARRANGE = """table => {
   note.bgcolor = "#101010";
   graph.add(note);
   note.widgets[0].value = table.note;
-  const placed = new Set(), columns = [];
+  const placed = new Set();
+  let ways = [[]];  // the columns from left to right, once for each group of a stack
   let y = 0;
   for (const row of table.rows) {
     let x = 0, bottom = y;
-    const groups = [];
-    for (const frame of row) {
-      const start = x;
-      x += pad;
-      for (const column of frame.columns) {
-        let top = y + head + pad;
-        const stack = [];
-        for (const entry of column.nodes) {
-          const [id, height, room = below] = Array.isArray(entry) ? entry : [entry, 0];
-          const node = id === "note" ? note : graph.getNodeById(id);
-          const least = node.computeSize();
-          node.pos = [x, top + title];
-          node.setSize([Math.max(column.width, id === "note" ? 0 : least[0]), Math.max(height, least[1])]);
-          if (height < 0) node.flags.collapsed = true;
-          top += title + (height < 0 ? 0 : node.size[1]) + room;
-          bottom = Math.max(bottom, top - room + pad);
-          placed.add(node);
-          stack.push(node);
+    const open = [];
+    for (const entry of row) {
+      const start = x, found = [];
+      let from = y;
+      for (const group of entry) {
+        const frame = new LiteGraph.LGraphGroup(group.title), columns = [];
+        let right = start + pad, low = from;
+        for (const column of group.columns) {
+          let top = from + head + pad;
+          const stack = [];
+          for (const entry of column.nodes) {
+            const [id, height, room = below] = Array.isArray(entry) ? entry : [entry, 0];
+            const node = id === "note" ? note : graph.getNodeById(id);
+            const least = node.computeSize();
+            node.pos = [right, top + title];
+            node.setSize([Math.max(column.width, id === "note" ? 0 : least[0]), Math.max(height, least[1])]);
+            if (height < 0) node.flags.collapsed = true;
+            top += title + (height < 0 ? 0 : node.size[1]) + room;
+            low = Math.max(low, top - room + pad);
+            placed.add(node);
+            stack.push(node);
+          }
+          columns.push(stack);
+          right += column.width + gap;
         }
-        columns.push(stack);
-        x += column.width + gap;
+        frame.color = group.colour;
+        frame.pos = [start, from];
+        frame.size = [right + pad - gap - start, low - from];
+        graph.add(frame);
+        found.push([frame, columns]);
+        x = Math.max(x, right + pad);
+        from = low + between;
       }
-      x += pad - gap;
-      groups.push([frame, start, x - start]);
-      x += gap;
+      for (const [frame] of found) frame.size[0] = x - gap - start;
+      found.slice(1).forEach((entry, above) => comeBack(graph, found[above], entry));
+      bottom = Math.max(bottom, from - between);
+      open.push(found.at(-1)[0]);
+      ways = found.flatMap(([, columns]) => ways.map(way => [...way, ...columns]));
     }
-    for (const [frame, start, width] of groups) {
-      const group = new LiteGraph.LGraphGroup(frame.title);
-      group.color = frame.colour;
-      group.pos = [start, y];
-      group.size = [width, bottom - y];
-      graph.add(group);
-    }
+    for (const frame of open) frame.size[1] = bottom - frame.pos[1];
     y = bottom + gap;
   }
-  route(graph, columns);
+  const used = new Map(), done = new Set();
+  for (const columns of ways) route(graph, columns, used, done);
   for (const node of graph._nodes) {
     for (const widget of node.widgets ?? []) {
       const shown = table.shown[node.id]?.[widget.name];

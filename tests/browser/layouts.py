@@ -33,7 +33,13 @@ class Group:
     columns: tuple[Column, ...]
 
 
-Rows = tuple[tuple[Group, ...], ...]
+Stack = tuple[Group, ...]  # groups on top of each other
+Rows = tuple[tuple[Group | Stack, ...], ...]
+
+
+def groups_of(entry: Group | Stack) -> Stack:
+    """The groups of an entry of a row, from top to bottom."""
+    return (entry,) if isinstance(entry, Group) else entry
 
 
 def _group(title: str, colour: str, *columns: tuple) -> Group:
@@ -125,7 +131,7 @@ LAYOUTS: dict[str, Rows] = {
             _group("Result", PURPLE, (520, ("13", 590))),
         ),
     ),
-    "rmd_wired": _by_columns(_DEMO, (("4", 560), ("9", 250)), "5", (("8", 500),), widths=(520, 400)),
+    "rmd_wired": _by_columns(_DEMO, (("4", 540), ("9", 300)), "5", (("8", 500),), widths=(520, 400)),
     "rmd_few_step_and_rmd": (
         (
             _group("Read me", GREY, (270, (NOTE, 440))),
@@ -144,9 +150,23 @@ LAYOUTS: dict[str, Rows] = {
     "rmd_hand_built": (
         (
             _group("1 Model and prompt", BLUE, (310, _STUDENT, ("2", 130), "3", (NOTE, 300))),
-            _group("2 For both stages", GREEN, (340, ("4", 450), "7", "6", "5")),
-            _group("3 Stage 1: the small size", ORANGE, (260, "10", "11", "12", ("30", FOLDED), ("31", 200))),
-            _group("4 Stage 2: the final size", PURPLE, (280, "20", "21", "22"), (310, ("32", FOLDED), ("33", 420))),
+            _group("2 For both stages", GREEN, (300, ("4", 470), "7", "6", "5")),
+            (
+                _group(
+                    "3 Stage 1: the small size",
+                    ORANGE,
+                    (260, "10", "11"),
+                    (240, "12"),
+                    (280, ("30", FOLDED), ("31", 210)),
+                ),
+                _group(
+                    "4 Stage 2: the final size",
+                    PURPLE,
+                    (260, "20", "21"),
+                    (240, "22"),
+                    (280, ("32", FOLDED), ("33", 360)),
+                ),
+            ),
         ),
     ),
     **{key: _public(template) for key, template in TEMPLATES.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -38,11 +39,14 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def open_frontend(folder: Path, *, models: list[tuple[str, str]] = (), **settings) -> Iterator[Frontend]:
+def open_frontend(
+    folder: Path, *, models: list[tuple[str, str]] = (), pixels: int = 1, **settings
+) -> Iterator[Frontend]:
     """A server with an empty base folder of its own, and a page on it, both closed at the end.
 
-    models: (folder, file name) of empty files to put under models/, so that drop-downs offer them. settings: of the
-    frontend, with `_` for the dots of their names. Raises FileNotFoundError without a ComfyUI or a Chromium.
+    models: (folder, file name) of empty files to put under models/, so that drop-downs offer them. pixels: of a
+    screenshot for one of the page. settings: of the frontend, with `_` for the dots of their names. Raises
+    FileNotFoundError without a ComfyUI or a Chromium.
     """
     comfyui, chromium = find_comfyui(), find_chromium()
     if comfyui is None or chromium is None:
@@ -57,7 +61,7 @@ def open_frontend(folder: Path, *, models: list[tuple[str, str]] = (), **setting
     with ComfyServer(comfyui, folder) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
         try:
-            yield Frontend(browser.new_page(viewport=WINDOW), server)
+            yield Frontend(browser.new_page(viewport=WINDOW, device_scale_factor=pixels), server)
         finally:
             browser.close()
 
@@ -97,6 +101,33 @@ class Frontend:
         self.page.wait_for_timeout(500)
         self.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(workflow["nodes"]))
 
+    def run(self) -> list[tuple[str, bytes]]:
+        """Press Run and wait for the end; (node id, file) of each preview. Raises RuntimeError where the run fails."""
+        self.page.evaluate(WATCH)
+        self.page.get_by_test_id("queue-button").click()
+        self.page.wait_for_function("seen.done || seen.errors.length", timeout=120_000)
+        if errors := self.page.evaluate("seen.errors"):
+            raise RuntimeError("; ".join(errors))
+        self.page.wait_for_timeout(1500)  # the images of the output nodes are fetched after the last event
+        return [(node, base64.b64decode(data)) for node, data in self.page.evaluate("seen.previews")]
+
+    @contextmanager
+    def in_language(self, language: str) -> Iterator[Frontend]:
+        """Another page on the same server, in a language."""
+        self.page.evaluate(SET, ["Comfy.Locale", language])
+        pixels = self.page.evaluate("devicePixelRatio")
+        page = self.page.context.browser.new_page(viewport=WINDOW, device_scale_factor=pixels)
+        try:
+            yield Frontend(page, self.server)
+        finally:
+            page.close()
+            self.page.evaluate(SET, ["Comfy.Locale", "en"])
+
+    def add_in_columns(self, kinds: list[str]) -> list:
+        """Empty the canvas and add a node of each type; [title, input names shown, output names shown] of each."""
+        self.load("empty", {"nodes": [], "links": [], "version": 0.4})
+        return self.page.evaluate(ADD_IN_COLUMNS, kinds)
+
     def serialised(self) -> dict:
         """The open workflow as the frontend saves it."""
         return json.loads(self.page.evaluate("JSON.stringify(app.graph.serialize())"))
@@ -132,6 +163,32 @@ class Frontend:
             self.errors.append(text)
 
 
+SET = "([name, value]) => app.extensionManager.setting.set(name, value)"
+WATCH = """() => {
+  const listening = Boolean(window.seen);
+  window.seen = {previews: [], errors: [], done: false};
+  if (listening) return;
+  const base64 = async blob => btoa(String.fromCharCode(...new Uint8Array(await blob.arrayBuffer())));
+  const on = (name, call) => app.api.addEventListener(name, call);
+  on("b_preview_with_metadata", async ({detail}) => seen.previews.push([detail.nodeId, await base64(detail.blob)]));
+  on("execution_error", event => seen.errors.push(event.detail.exception_message));
+  on("execution_success", () => { seen.done = true; });
+}"""
+ADD_IN_COLUMNS = """kinds => {
+  const bottoms = [0, 0, 0, 0];  // of four columns; each node goes to the shortest
+  return kinds.map(kind => {
+    const node = LiteGraph.createNode(kind);
+    app.graph.add(node);
+    const column = bottoms.indexOf(Math.min(...bottoms)), size = node.computeSize();
+    node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
+    node.pos = [column * 420, bottoms[column]];
+    bottoms[column] += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 40;
+    const widgets = (node.widgets ?? []).map(widget => [widget.name, widget.label]);
+    const sockets = node.inputs.filter(input => !input.widget).map(one => [one.name, one.label ?? one.localized_name]);
+    const outputs = node.outputs.map(output => output.localized_name);
+    return [node.title, Object.fromEntries([...sockets, ...widgets]), outputs];
+  });
+}"""
 POPUPS = '[data-testid="queue-notification-banner"], [data-testid="toast-viewport"], .p-toast, .p-tooltip'
 NO_POPUPS = f"{POPUPS} {{ display: none }}"
 BOUNDS = """() => {

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from browser.session import WINDOW, Frontend
+from browser.session import SET
 from english_locale import SCRIPTS, locale
 from help_pages import ROOT, blocks
 
@@ -45,22 +45,6 @@ def test_every_node_can_be_added_with_every_choice(frontend):
     assert frontend.errors == []
 
 
-SET_LANGUAGE = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
-ADD_IN_COLUMNS = """kinds => {
-  const bottoms = [0, 0, 0, 0];  // of four columns; each node goes to the shortest
-  return kinds.map(kind => {
-    const node = LiteGraph.createNode(kind);
-    app.graph.add(node);
-    const column = bottoms.indexOf(Math.min(...bottoms)), size = node.computeSize();
-    node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
-    node.pos = [column * 420, bottoms[column]];
-    bottoms[column] += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 40;
-    const widgets = (node.widgets ?? []).map(widget => [widget.name, widget.label]);
-    const sockets = node.inputs.filter(input => !input.widget).map(one => [one.name, one.label ?? one.localized_name]);
-    const outputs = node.outputs.map(output => output.localized_name);
-    return [node.title, Object.fromEntries([...sockets, ...widgets]), outputs];
-  });
-}"""
 BOXES = "() => app.graph._nodes.map(node => [node.title, ...node.boundingRect])"
 
 
@@ -75,13 +59,9 @@ def overlapping(boxes):
 
 @pytest.mark.parametrize("language", SCRIPTS)
 def test_every_node_is_in_the_users_language(frontend, keep_picture, language):
-    frontend.page.evaluate(SET_LANGUAGE, language)
-    page = frontend.page.context.browser.new_page(viewport=WINDOW)
-    try:
-        opened = Frontend(page, frontend.server)
-        opened.load("empty", {"nodes": [], "links": [], "version": 0.4})
-        wanted = locale(language)
-        for (kind, texts), (title, inputs, outputs) in zip(wanted.items(), page.evaluate(ADD_IN_COLUMNS, list(wanted))):
+    wanted = locale(language)
+    with frontend.in_language(language) as opened:
+        for (kind, texts), (title, inputs, outputs) in zip(wanted.items(), opened.add_in_columns(list(wanted))):
             assert title == texts["display_name"]
             for name, shown in inputs.items():
                 if name != "control_after_generate":  # the frontend's own
@@ -90,14 +70,10 @@ def test_every_node_is_in_the_users_language(frontend, keep_picture, language):
             assert outputs == named or kind == "RMD_LoadPromptEmbeddings"  # the frontend names bare types itself
         assert opened.errors == []
         keep_picture(f"nodes_{language}", opened.graph_picture())
-        assert overlapping(page.evaluate(BOXES)) == []
-    finally:
-        page.close()
-        frontend.page.evaluate(SET_LANGUAGE, "en")
+        assert overlapping(opened.page.evaluate(BOXES)) == []
 
 
 KIND = "RMD_StageOverride"
-CLOSE_PANEL = "() => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)"
 
 
 def seen(path):
@@ -107,12 +83,9 @@ def seen(path):
 
 @pytest.mark.parametrize("language, name", [("zh", f"{KIND}/zh.md"), ("fr", f"{KIND}.md")])
 def test_the_help_is_in_the_users_language(frontend, keep_picture, language, name):
-    frontend.page.evaluate(SET_LANGUAGE, language)
-    page = frontend.page.context.browser.new_page(viewport=WINDOW)
-    try:
-        opened = Frontend(page, frontend.server)
-        opened.load("empty", {"nodes": [], "links": [], "version": 0.4})
-        page.evaluate(ADD_IN_COLUMNS, list(locale("en")))
+    with frontend.in_language(language) as opened:
+        page = opened.page
+        opened.add_in_columns(list(locale("en")))
         opened.show_all()
         page.mouse.click(*opened.place_of(KIND))
         page.get_by_test_id("info-button").click()
@@ -128,7 +101,4 @@ def test_the_help_is_in_the_users_language(frontend, keep_picture, language, nam
         assert max(widths) <= room < 400, (room, max(widths))
         assert opened.errors == []
         keep_picture(f"help_{language}", page.screenshot())
-    finally:
-        page.evaluate(CLOSE_PANEL)  # it would cover nodes of the next page
-        page.close()
-        frontend.page.evaluate(SET_LANGUAGE, "en")
+    frontend.page.evaluate(SET, ["Comfy.RightSidePanel.IsOpen", False])  # it would cover nodes of the next page

@@ -9,9 +9,10 @@ from PIL import Image, ImageChops, ImageStat
 
 from browser.blueprints import BLUEPRINTS, SAVED_BY, SMALL
 from browser.layouts import LAYOUTS, TITLE_OF, read_prompt
+from browser.make_screenshots import IMAGES
 from browser.make_workflows import workflow_file
 from browser.real_models import SHIPPED, files_named
-from browser.session import WINDOW, Frontend
+from browser.session import SET, WINDOW, Frontend
 
 NAMES = sorted(LAYOUTS)
 RUNNABLE = [name for name in NAMES if set(files_named(read_prompt(name))) <= SHIPPED]
@@ -23,16 +24,6 @@ PICTURES = {
     "rmd_three_sizes": ["8"],
 }
 """The nodes that show an image when a run is done: of 128 px, 64 after the first stage, 512 where it is enlarged."""
-WATCH = """() => {
-  const listening = Boolean(window.seen);
-  window.seen = {previews: [], errors: [], done: false};
-  if (listening) return;
-  const base64 = async blob => btoa(String.fromCharCode(...new Uint8Array(await blob.arrayBuffer())));
-  const on = (name, call) => app.api.addEventListener(name, call);
-  on("b_preview_with_metadata", async ({detail}) => seen.previews.push([detail.nodeId, await base64(detail.blob)]));
-  on("execution_error", event => seen.errors.push(event.detail.exception_message));
-  on("execution_success", () => { seen.done = true; });
-}"""
 
 
 def workflow(name):
@@ -45,14 +36,8 @@ def open_workflow(frontend, name):
 
 
 def press_run(frontend):
-    """Press Run and wait for the end of the run; returns (node id, preview picture) of every preview."""
-    page = frontend.page
-    page.evaluate(WATCH)
-    page.get_by_test_id("queue-button").click()
-    page.wait_for_function("seen.done || seen.errors.length", timeout=120_000)
-    assert page.evaluate("seen.errors") == []
-    page.wait_for_timeout(1500)  # the pictures of the output nodes are fetched after the last event
-    return [(node, Image.open(io.BytesIO(base64.b64decode(data)))) for node, data in page.evaluate("seen.previews")]
+    """Press Run and wait for the end of the run; returns (node id, preview image) of every preview."""
+    return [(node, Image.open(io.BytesIO(file))) for node, file in frontend.run()]
 
 
 def detail(picture, cells):
@@ -102,9 +87,6 @@ def overlapping(frontend):
     return found
 
 
-SET = "([name, value]) => app.extensionManager.setting.set(name, value)"
-
-
 def test_previews_come_at_both_sizes(frontend):
     open_workflow(frontend, "rmd_wired")
     frontend.page.evaluate("app.graph.getNodeById(6).widgets.find(w => w.name === 'seed').value = 8")
@@ -138,6 +120,23 @@ def test_the_template_browser_offers_them_and_opens_one(frontend, keep_picture):
     page.wait_for_function("app.graph._nodes.some(n => n.type === 'RMD_LoadStudent')", timeout=20_000)
     dialog.wait_for(state="hidden")
     assert page.evaluate("app.graph._nodes.length") == len(workflow("rmd_wired")["nodes"])
+    assert frontend.errors == []
+
+
+DROP = """([data, name]) => app.handleFile(
+  new File([Uint8Array.from(atob(data), one => one.charCodeAt(0))], name, {type: "image/png"})
+)"""
+
+
+@pytest.mark.parametrize("image, name", [("demo_result", "rmd_demo"), ("rmd_hand_built", "rmd_hand_built")])
+def test_an_image_of_the_pages_opens_its_workflow(frontend, image, name):
+    """One that Save Image wrote, and a screenshot."""
+    frontend.load("empty", {"nodes": [], "links": [], "version": 0.4})
+    data = base64.b64encode((IMAGES / f"{image}.png").read_bytes()).decode()
+    frontend.page.evaluate(DROP, [data, f"{image}.png"])
+    frontend.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(workflow(name)["nodes"]))
+    sent, meant = frontend.api_format(), read_prompt(name)
+    assert {id: node["class_type"] for id, node in sent.items()} == {id: n["class_type"] for id, n in meant.items()}
     assert frontend.errors == []
 
 
