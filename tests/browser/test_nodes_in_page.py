@@ -101,4 +101,4 @@ def test_the_help_is_in_the_users_language(frontend, keep_picture, language, nam
         assert max(widths) <= room < 400, (room, max(widths))
         assert opened.errors == []
         keep_picture(f"help_{language}", page.screenshot())
-    frontend.page.evaluate(SET, ["Comfy.RightSidePanel.IsOpen", False])  # it would cover nodes of the next page
+        page.evaluate(SET, ["Comfy.RightSidePanel.IsOpen", False])  # it would cover nodes of the next page
