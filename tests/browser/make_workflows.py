@@ -26,7 +26,7 @@ WORKFLOWS = ROOT / "example_workflows"
 
 
 def workflow_file(name: str, kind: str = "json") -> Path:
-    """The file of a workflow in workflows/, or its thumbnail where kind is `jpg`."""
+    """The file of a workflow in example_workflows/, or its thumbnail where kind is `jpg`."""
     return WORKFLOWS / f"{TITLE_OF[name]}.{kind}"
 
 
