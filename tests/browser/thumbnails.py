@@ -16,6 +16,8 @@ CAPTIONED = {
     "rmd_few_step_and_rmd": (("23", "full size"), ("33", "cascade"), ("43", "RMD")),
 }
 """Which output nodes a thumbnail shows, and what is written under each."""
+PLAN = ("rmd_wired", "4")
+"""The template and node whose image is a plan: the line above it is too small to read here."""
 
 
 def picture_thumbnail(name: str, shown: dict[str, Image.Image]) -> Image.Image:
@@ -27,6 +29,8 @@ def picture_thumbnail(name: str, shown: dict[str, Image.Image]) -> Image.Image:
     room = ((SIZE[0] - gap) // len(entries) - gap, SIZE[1] - 60)
     for place, (node, caption) in enumerate(entries):
         picture = shown[node].convert("RGB")
+        if (name, node) == PLAN:
+            picture = picture.crop((0, picture.height // 8, *picture.size))
         scale = min(room[0] / picture.width, room[1] / picture.height)
         width, height = round(scale * picture.width), round(scale * picture.height)
         middle = gap + room[0] // 2 + place * (room[0] + gap)
