@@ -176,8 +176,6 @@ def page_block(all_results):
             "Times faster than the teacher (by arithmetic alone):",
             ratio_table(results),
         ]
-        if lines := headlines(results):
-            parts += ["Against the paper:", lines]
     return "\n\n".join(parts)
 
 
