@@ -23,10 +23,10 @@ ENTRY = re.compile(r"(\*\*[^*]+\*\*(?: \([^)]*\))?)(?:: |\uff1a)(.+)")
 
 
 def entry(text, parts):
-    """The name and the `parts` (3 of an input: default, what it takes, meaning; 2 of an output) of such a paragraph.
+    """The name and the `parts` (3 of an input: default, what it takes, meaning; 2 of an output) of an entry.
 
-    An input's is `**name**: default (takes). Meaning.`, an output's `**name**: type. Meaning.`; Chinese and Japanese
-    have their own marks.
+    An input's is `**name**: default (takes). Meaning.`, an output's `**name**: type. Meaning.`; Chinese has
+    its own marks.
     """
     name, rest = ENTRY.fullmatch(text).groups()
     ascii_marks, wide_marks = (r"(.+?) \((.+?)\)\. (.+)", r"(.+?)\uff08(.+?)\uff09\u3002(.+)")
@@ -57,11 +57,11 @@ def messages(*folders):
     return found
 
 
-def unknown(told, *folders):
+def unknown(quotes, *folders):
     """Those of the quoted messages that no text in the code of some folders holds."""
     known = messages(*folders)
-    patterns = {text: ".*".join(map(re.escape, text.split("..."))) for text in told}
-    return [text for text in told if not any(re.search(patterns[text], message) for message in known)]
+    patterns = {text: ".*".join(map(re.escape, text.split("..."))) for text in quotes}
+    return [text for text in quotes if not any(re.search(patterns[text], message) for message in known)]
 
 
 def quoted(text):

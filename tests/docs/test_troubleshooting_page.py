@@ -20,8 +20,8 @@ def rows(text):
 @pytest.mark.parametrize("name", TABLES)
 def test_messages_are_those_of_the_code(name):
     folders = ("training", "rmd_core") if name == "Training" else ("nodes", "rmd_core")
-    told = [quoted(message)[0] for message, _ in rows(TABLES[name])]
-    assert len(told) > 5 and unknown(told, *folders) == []
+    quotes = [quoted(message)[0] for message, _ in rows(TABLES[name])]
+    assert len(quotes) > 5 and unknown(quotes, *folders) == []
 
 
 def test_bold_names_are_inputs_or_choices(node_classes):

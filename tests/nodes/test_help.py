@@ -10,11 +10,13 @@ import pytest
 from english_locale import HAN, LANGUAGES, LOCALES, SCRIPTS, english, locale
 from help_pages import PAGES, ROOT, SECTIONS, TEMPLATES, blocks, entries, entry, quoted, sections
 
+TRANSLATED = ["zh"]
+"""Languages with help pages of their own. The page shows the English ones in all others."""
 FIRST = "the first"  # the default of a drop-down that names none, as of files
 
 
 def options(field):
-    """The values that a drop-down allows as it stands in the code; none where they come from a folder or a list."""
+    """The values that the code lists for a drop-down; none where they come from a folder or a list."""
     found = list(getattr(field, "options", None) or ())
     if found and hasattr(found[0], "inputs"):
         return [option.key for option in found]
@@ -58,7 +60,7 @@ class TestPage:
         title, *found = (heading for heading in sections(page) if ": " not in heading)
         assert found == SECTIONS and "RMD" in title
 
-    def test_begins_with_the_picture_of_the_node(self, page, schemas):
+    def test_begins_with_the_image_of_the_node(self, page, schemas):
         text = next(iter(sections(page).values())).lstrip()
         assert text.startswith(f"![{schemas[page.stem].display_name}](images/{page.stem}.png)\n")
 
@@ -82,8 +84,8 @@ class TestPage:
 
     def test_outputs_are_those_of_the_node(self, page, node_classes):
         listed = entries(sections(page)["Outputs"], 2)
-        told = node_classes[page.stem].GET_NODE_INFO_V1()
-        assert [(name, kind) for name, kind, _ in listed] == list(zip(told["output_name"], told["output"]))
+        info = node_classes[page.stem].GET_NODE_INFO_V1()
+        assert [(name, kind) for name, kind, _ in listed] == list(zip(info["output_name"], info["output"]))
 
     def test_bold_names_exist(self, page, schemas, node_classes):
         """An input, output or choice of any node, a node, or a template: nothing else is bold."""
@@ -188,13 +190,13 @@ def test_nodes_are_called_by_their_translated_names(language):
 
 
 def test_the_server_gives_them(server):
-    told = server.json("/i18n")
-    assert told == {language: {"nodeDefs": locale(language)} for language in LANGUAGES}
+    served = server.json("/i18n")
+    assert served == {language: {"nodeDefs": locale(language)} for language in LANGUAGES}
 
 
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 TARGET = re.compile(r"\]\(([^)\s]+)|\ssrc=[\"']([^\"']+)")
-"""Where a picture or a link points to. The page resolves relative pictures from docs/ in every language."""
+"""Where an image or a link points to. The page resolves relative images from docs/ in every language."""
 
 
 def names(language):
@@ -233,15 +235,15 @@ def beside(name, own):
     return f"**{own}**" if name == own else f"**{own}** ({name})"
 
 
-def test_every_page_is_there_in_every_language_with_its_picture_and_no_other_file():
+def test_every_page_is_there_in_each_language_with_its_image_and_no_other_file():
     folder = ROOT / "web" / "docs"
     wanted = [page.name for page in PAGES]
-    wanted += [f"{page.stem}/{language}.md" for page in PAGES for language in SCRIPTS]
+    wanted += [f"{page.stem}/{language}.md" for page in PAGES for language in TRANSLATED]
     wanted += [f"images/{page.stem}.png" for page in PAGES]
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == set(wanted)
 
 
-@pytest.mark.parametrize("language", SCRIPTS)
+@pytest.mark.parametrize("language", TRANSLATED)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 class TestTranslation:
     def test_has_the_same_blocks_in_the_same_order(self, page, language):
@@ -283,7 +285,7 @@ class TestTranslation:
                 assert quoted(value) == quoted(other)
                 assert re.search("[a-z]", prose(value)) or other == value
 
-    def test_pictures_and_links_are_the_same(self, page, language):
+    def test_images_and_links_are_the_same(self, page, language):
         for text, mine in pairs(page, language):
             assert TARGET.findall(mine) == TARGET.findall(text)
 
@@ -301,9 +303,9 @@ def test_the_server_gives_them_and_nothing_for_another_language(server):
     from comfy_server import PACK
 
     for page in PAGES:
-        for language in SCRIPTS:
+        for language in TRANSLATED:
             path = page.with_suffix("") / f"{language}.md"
             assert server.get(f"/extensions/{PACK}/docs/{page.stem}/{path.name}") == path.read_bytes()
-        for language in ("en", "fr", "zh-TW"):
+        for language in ("en", "ja", "ko", "zh-TW"):
             with pytest.raises(HTTPError, match="404"):
                 server.get(f"/extensions/{PACK}/docs/{page.stem}/{language}.md")
