@@ -39,12 +39,12 @@ def safetensors_files(key: str) -> list[str]:
 
 
 def student_files(key: str) -> list[str]:
-    """Those of the safetensors files under a folder key that carry a recipe; each header is read once."""
+    """The safetensors files under a folder key that carry a recipe; each header is read once."""
     return _by_entry(key, RECIPE_KEY, True)
 
 
 def plain_files(key: str) -> list[str]:
-    """Those of them that carry none."""
+    """The safetensors files under a folder key that carry no recipe."""
     return _by_entry(key, RECIPE_KEY, False)
 
 
@@ -97,7 +97,7 @@ def fingerprint(key: str, name: str | None) -> str:
 
 
 def cache_fingerprint(name: str | None) -> str:
-    """The same for a prompt cache."""
+    """Text that changes when a file of a prompt cache does."""
     folder = _cache_folder(name) if isinstance(name, str) else None
     return "\n".join(map(_stamp, shard_files(folder))) if folder else fingerprint(PROMPTS, name)
 

@@ -28,7 +28,7 @@ RecipeSocket = io.Custom("RMD_RECIPE")
 """A `Recipe`, read from a student's file."""
 
 Overrides = io.Custom("RMD_OVERRIDES")
-"""A tuple of `StageOverride`s: what one stage does otherwise than the plan."""
+"""A tuple of `StageOverride`s: settings of one stage that differ from the plan's."""
 
 UpsamplerSocket = io.Custom("RMD_UPSAMPLER")
 """An `Upsampler`: a learned way to enlarge the clean estimate at a switch."""
@@ -103,7 +103,7 @@ def latent_image_input() -> io.Latent.Input:
 
 
 def stage_inputs() -> list[io.Input]:
-    """What single stages do otherwise; both are optional."""
+    """Settings of single stages that differ from the plan's; both are optional."""
     return [
         io.Guider.Input(
             "later_guider",
@@ -141,7 +141,7 @@ def second_model_inputs() -> list[io.Input]:
             max=100000.0,
             step=0.005,
             round=0.0001,
-            optional=True,  # workflows from before have none
+            optional=True,  # saved workflows from before it have none
             advanced=True,
             tooltip="The second model runs steps below this sigma. 0: Wan2.2's value, 0.875 for text, 0.9 for images.",
         ),
@@ -205,7 +205,7 @@ def _check_all(entries: list[Any], inputs: dict[str, Any], node: str) -> dict[st
             result[entry.id] = _check(entry, value, node)
         elif isinstance(entry, io.DynamicCombo.Input):  # ComfyUI leaves out a choice that it does not know
             choices = ", ".join(repr(option.key) for option in entry.options)
-            raise RMDError(f"{entry.id} is none of the choices of {node}; use {choices}")
+            raise RMDError(f"{entry.id} is not one of the choices of {node}; use {choices}")
         elif entry.id in inputs and not entry.optional:
             raise RMDError(f"{entry.id} of {node} is empty; connect a node that gives one, or type it in")
     return result
@@ -239,7 +239,7 @@ def _check(entry: Any, value: Any, node: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: on one line, cut if it is long; the type of what is no plain value."""
+    """A value in a message: on one line, cut if it is long; only the type of an object."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, int) and abs(value) >= 10**60:
@@ -322,4 +322,4 @@ _SOCKETS: dict[str, tuple[Callable[[Any], bool], str]] = {
     UpscaleModel.io_type: (_is_upscale_model, "connect Load Latent Upscale Model"),
     io.Vae.io_type: (lambda one: _has(one, "decode", "encode", "first_stage_model"), ""),
 }
-"""ComfyUI's type -> the check of a value over a link, and what to connect."""
+"""ComfyUI's type -> the check of a linked value, and the advice on what to connect."""

@@ -121,7 +121,8 @@ class RMDLoadStudent(io.ComfyNode):
         profiles = _student_profiles()
         if kind["profile"] not in profiles:
             raise RMDError(
-                f"no profile {short_repr(kind['profile'])} of a student; use one of {'; '.join(profiles) or '(none)'}"
+                f"no student profile is called {short_repr(kind['profile'])}; "
+                f"use one of {'; '.join(profiles) or '(none)'}"
             )
         profile, strength = profiles[kind["profile"]], kind["strength"]
         recipe = profile_recipe(profile, ModelView.of(kind["model"]))
@@ -168,7 +169,7 @@ def student_report(checks: StudentChecks, *, applied: str, notes: Sequence[str] 
         f"at a change of size: {recipe.upsampler}, {recipe.switch_noise} noise, eta {recipe.eta_switch:g}",
         f"CFG: {recipe.cfg:g}",
         f"prompt encoder: {recipe.prompt_encoder}",
-        f"told about the size: {SIZE_CONDITIONING[recipe.size_conditioning]}",
+        f"size conditioning: {SIZE_CONDITIONING[recipe.size_conditioning]}",
     ]
     if recipe.training_step:
         lines.append(f"trained: {recipe.training_step} updates, configuration {recipe.config_digest[:12]}")
@@ -229,12 +230,12 @@ class RMDLoadPromptEmbeddings(io.ComfyNode):
                 )
             if not cache.texts:
                 raise RMDError(
-                    f"{file} holds the null prompt alone, not {short_repr(text)}; leave the prompt empty, or add yours"
+                    f"{file} only has the null prompt, not {short_repr(text)}; leave the prompt empty, or add yours"
                 )
             alike = ", ".join(map(short_repr, cache.closest(text)))
             advice = f"the closest are {alike}" if alike else f"one is {short_repr(cache.texts[0])}"
             raise RMDError(
-                f"the prompt {short_repr(text)} is not among the {len(cache.texts)} of {file}; {advice}: "
+                f"the prompt {short_repr(text)} is not one of the {len(cache.texts)} in {file}; {advice}: "
                 "use one of them word for word, or add yours to the cache"
             )
         # Without a pooled part it is None, as ComfyUI's own encoders of sequences alone (T5, UMT5) give it.

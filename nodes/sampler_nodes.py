@@ -84,7 +84,7 @@ class RMDSampler(io.ComfyNode):
                 io.Combo.Input(
                     "sampler_name",
                     options=[RMD, *(name for name in comfy.samplers.SAMPLER_NAMES if name not in OWN_STEPS)],
-                    optional=True,  # workflows from before have none
+                    optional=True,  # saved workflows from before it have none
                     advanced=True,
                     tooltip="rmd: the plan's sampler, with its eta. Others add noise between steps in their own way.",
                 ),

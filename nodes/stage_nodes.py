@@ -130,7 +130,7 @@ class RMDStageUpscale(io.ComfyNode):
         size = final_cells(view, width=width, height=height)
         view.check_size(size)
         if len(sigmas) < 2:
-            raise RMDError(f"the sigmas hold {len(sigmas)} level(s), which is no step; connect those the stage has run")
+            raise RMDError(f"the sigmas hold {len(sigmas)} level(s), too few for a step; connect those of the stage")
         form, last = NoiseForm.of(model), sigmas[-1].cpu().double()
         if last <= 0.0 or (form.flow and last >= 1.0):
             raise RMDError(
@@ -154,14 +154,14 @@ class RMDStageUpscale(io.ComfyNode):
             raise RMDError("output and denoised_output differ in shape; connect both outputs of one sampler node")
         if "noise_mask" in output:
             raise RMDError(
-                "a latent with a noise mask cannot be switched by hand, as the full-size source is not here; "
+                "a latent with a noise mask cannot be switched by hand, because the full-size source is missing; "
                 "use RMD Sampler or RMD Guider for inpainting"
             )
         started, stage = StageSeed.of(noise.seed), output.get(STAGE, 0)
         if started.stage != stage:  # two stages would sample the same numbers
             raise RMDError(
                 f"the noise is that of stage {started.stage + 1}, the output that of stage {stage + 1}; "
-                "connect the noise which the sampler node of this output was given"
+                "connect the same noise as to the sampler node of this output"
             )
         # The state at the last level, less its clean image, is the noise that was predicted there.
         to_model = model.model.process_latent_in
@@ -172,7 +172,7 @@ class RMDStageUpscale(io.ComfyNode):
         if not LEAST_DEVIATION < deviation < MOST_DEVIATION:
             raise RMDError(
                 f"the noise recovered from this stage has deviation {deviation:.3g} instead of about 1; connect the "
-                "sigmas that the stage has run, and output and denoised_output of the same node"
+                "sigmas that the stage ran, and output and denoised_output of the same node"
             )
         boundary = Boundary(upsampler, switch_noise, eta_switch) if plan is None else plan.boundary
         if x0.shape[-2:] != size:

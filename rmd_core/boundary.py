@@ -105,7 +105,7 @@ class Boundary:
         result = self.learned(x0, size)
         if result.shape != (*x0.shape[:-2], *size):
             raise RMDError(
-                f"the learned upsampler made {tuple(result.shape)} out of {tuple(x0.shape)}, not "
+                f"the learned upsampler turned {tuple(x0.shape)} into {tuple(result.shape)}, not "
                 f"{(*x0.shape[:-2], *size)}; use one for the latents of this model"
             )
         return result.to(x0)
@@ -170,7 +170,7 @@ def step_noise(eps: torch.Tensor, eta: float, fresh: torch.Tensor | None) -> tor
         return eps
     if fresh is None or fresh.shape != eps.shape:
         shape = None if fresh is None else tuple(fresh.shape)
-        raise RMDError(f"fresh noise is {shape}, predicted noise {tuple(eps.shape)}; give it the same shape")
+        raise RMDError(f"fresh noise is {shape}, predicted noise {tuple(eps.shape)}; give both the same shape")
     fresh = place(fresh, eps.device, eps.dtype)
     return fresh if eta == 0.0 else eta * eps + sqrt(1.0 - eta * eta) * fresh
 

@@ -205,6 +205,6 @@ def _checked(end: StageEnd, job: StageJob) -> StageEnd:
         if tensor is not None and tuple(tensor.shape) != shape:
             raise RMDError(
                 f"stage {job.stage.index + 1} returned {name} of shape {tuple(tensor.shape)}, not {shape}; "
-                "a stage keeps the shape of its noise"
+                "a stage must keep the shape of its noise"
             )
     return end

@@ -43,7 +43,7 @@ _OTHER_FORMATS = {
     b"version https://git-lfs": "this is a Git LFS pointer, not the file; run `git lfs pull`",
     b"<": "this is a web page, not a model; download the file itself",
 }
-"""First bytes of what is often given in place of a safetensors file, and what to say of it."""
+"""First bytes of files that are often given in place of a safetensors file, and the words for each."""
 
 
 def open_tensors(path: str | Path, *, framework: str = "pt") -> Any:
@@ -55,7 +55,7 @@ def open_tensors(path: str | Path, *, framework: str = "pt") -> Any:
     """
     start = b""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block forever
             raise RMDError(f"{path}: cannot be read, it is a folder, a pipe or a device; give a safetensors file")
         with open(path, "rb") as file:
             start = file.read(32)
@@ -69,7 +69,7 @@ def open_tensors(path: str | Path, *, framework: str = "pt") -> Any:
     except (OSError, RuntimeError) as error:
         raise RMDError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or one_line(error)})") from error
     except ValueError as error:  # a NUL byte, or text the file system cannot name
-        raise RMDError(f"{str(path)!r}: this is no path ({error}); correct it") from None
+        raise RMDError(f"{str(path)!r}: this is not a valid path ({error}); correct it") from None
 
 
 def _cause(start: bytes, error: SafetensorError) -> str:
@@ -135,8 +135,8 @@ def finite_weights(
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise RMDError(
-                f"{path}: '{name}' holds {_short(tensor.dtype)} values, weights are floating-point numbers; "
-                "use the file that was not quantised"
+                f"{path}: '{name}' holds {_short(tensor.dtype)} values, but weights must be floating-point; "
+                "use the file before quantisation"
             )
         weights[name] = tensor.to(dtype)
         if not torch.isfinite(weights[name]).all():
@@ -276,7 +276,7 @@ def write_atomically(path: str | Path, content: bytes | Iterable[bytes | memoryv
             raise ValueError("embedded null byte")
         part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     except ValueError as error:
-        raise RMDError(f"{str(path)!r} cannot be written: it is no file's path ({error}); correct it") from None
+        raise RMDError(f"{str(path)!r} cannot be written: this is not a valid path ({error}); correct it") from None
     started = False
     try:
         with open(part, "xb") as file:
@@ -336,7 +336,9 @@ def lock_file(path: str | Path, taken: str) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 raise RMDError(taken) from None
-            log.warning("warning: %s cannot be locked (%s); let no other program write there", path, error.strerror)
+            log.warning(
+                "warning: %s cannot be locked (%s); make sure that no other program writes there", path, error.strerror
+            )
         yield  # closing the file gives the lock back
 
 

@@ -192,8 +192,8 @@ def plan_from_split(
     text, total = split_text(counts), sum(counts)
     if len(counts) != len(sizes):
         raise RMDError(
-            f"the split {text} has {len(counts)} parts for {len(sizes)} sizes; give one for each size, which are those "
-            "of earlier_sizes and the final one"
+            f"the split {text} has {len(counts)} parts for {len(sizes)} sizes; give one for each of earlier_sizes, "
+            "and one for the final size"
         )
     base = _base_grid(curve, total if steps is None else steps)
     if len(base) != total:
@@ -239,7 +239,7 @@ def plan_tail(plan: StagePlan, steps: int) -> StagePlan:
     """
     total = len(plan.base_sigmas)
     if not 1 <= steps <= total:
-        raise RMDError(f"the last {steps} of {total} steps are no plan; keep 1 to {total}")
+        raise RMDError(f"cannot keep the last {steps} of {total} steps; keep 1 to {total}")
     if steps == total:
         return plan
     dropped = left = total - steps
@@ -267,7 +267,7 @@ def split_counts(split: str | Sequence[int]) -> tuple[int, ...]:
         counts, whole = (), False
     if not whole or not counts or min(counts) < 0 or sum(counts) == 0:
         raise RMDError(
-            f"the split {short_repr(split)} is no plan; give steps per stage such as 2+2, at least one step in all"
+            f"the split {short_repr(split)} is not valid; give steps per stage such as 2+2, at least one step in all"
         )
     return counts
 
@@ -280,7 +280,8 @@ def _base_grid(curve: NoiseCurve, steps: BaseGrid) -> tuple[float, ...]:
     within = all(0.0 < sigma <= curve.sigma_max + 1e-9 for sigma in base)
     if not base or not within or not _rising(base[::-1]):
         raise RMDError(
-            f"the levels {_listed(base)} are no grid; give sigmas that fall strictly within (0, {curve.sigma_max:.6g}]"
+            f"the levels {_listed(base)} are not valid; give sigmas that fall strictly, above 0 and "
+            f"up to {curve.sigma_max:.6g}"
         )
     return base
 
@@ -317,7 +318,8 @@ def _ratio_pairs(ratios: Sequence[float | tuple[float, float]]) -> tuple[tuple[f
     grow = all(low <= high for before, after in zip(checked, checked[1:]) for low, high in zip(before, after))
     if not grow or (1.0, 1.0) not in checked or not all(0.0 < side < math.inf for pair in checked for side in pair):
         raise RMDError(
-            f"the size ratios {ratios!r} are no stages; use some above 0 that never fall, one of them 1, like 0.5, 1"
+            f"the size ratios {ratios!r} are not valid; give ratios above 0 that never fall and include 1, "
+            "such as 0.5, 1"
         )
     return checked
 
@@ -406,7 +408,7 @@ def _sizes(sizes: Sequence[Size]) -> tuple[Size, ...]:
     except (TypeError, ValueError):
         checked, whole = (), False
     if not whole or not checked or min(min(size) for size in checked) < 1:
-        raise RMDError(f"the sizes {sizes!r} are no latent sizes; give (height, width) in whole cells for each stage")
+        raise RMDError(f"the sizes {sizes!r} are not latent sizes; give (height, width) in whole cells for each stage")
     for before, after in zip(checked, checked[1:]):
         if after[0] < before[0] or after[1] < before[1]:
             raise RMDError(

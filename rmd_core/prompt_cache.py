@@ -28,16 +28,16 @@ from .files import header_of, open_tensors, tensor_digest
 METADATA_KEY = "rmd.prompt_cache"
 VERSION = 1
 NULL_PROMPT = ""
-"""What guidance is guided away from."""
+"""The prompt that guidance moves away from."""
 
 POOLED = ".pooled"
-"""What follows a prompt's key in the name of its pooled embedding."""
+"""The ending of the name of a pooled embedding, after the prompt's key."""
 
 SHARD_NAME = re.compile(r"prompts-(\d{5,})\.safetensors")
-"""What the files of a folder are called by the program that makes them."""
+"""The names that training.encode_prompts gives to the files of a folder."""
 
 DTYPES = ("F64", "F32", "F16", "BF16")
-"""What embeddings are stored in."""
+"""The dtypes of stored embeddings."""
 
 MAX_TOKENS = 65_536
 """The most tokens that prompts are padded to; a damaged header would ask for more memory than there is."""
@@ -184,8 +184,8 @@ class _Shard:
         self.tokens: int = entry.get("tokens", longest)
         if type(self.tokens) is not int or not longest <= self.tokens <= MAX_TOKENS:
             raise RMDError(
-                f"{path} pads its prompts to {short_repr(self.tokens)} tokens, but one has {longest}, and {MAX_TOKENS} "
-                "are the most; make the cache again"
+                f"{path} pads its prompts to {short_repr(self.tokens)} tokens, but one has {longest}, and the limit "
+                f"is {MAX_TOKENS}; make the cache again"
             )
         self.encoder: str = entry["encoder"]
         self.masked: bool = entry.get("masked", False)
@@ -203,7 +203,7 @@ class _Shard:
             raise self._damaged()
         for key in entry["prompts"] if self.pooled_dim is not None else ():
             if key + POOLED not in self._header.tensors:
-                raise RMDError(f"{path}: it holds no tensor {key + POOLED!r}; copy it again")
+                raise RMDError(f"{path}: it has no tensor {key + POOLED!r}; copy it again")
             shape = self._header.tensors[key + POOLED].shape
             if shape != (self.pooled_dim,):
                 raise RMDError(f"{path}: a pooled embedding has shape {shape}; ({self.pooled_dim},) is expected")
@@ -211,7 +211,7 @@ class _Shard:
     def _metadata(self) -> dict[str, Any]:
         text = self._header.metadata.get(METADATA_KEY)
         if text is None:
-            raise RMDError(f"{self.path} is no prompt cache: it has no '{METADATA_KEY}' metadata")
+            raise RMDError(f"{self.path} is not a prompt cache: it has no '{METADATA_KEY}' metadata")
         try:
             entry = json.loads(text)
             version, encoder, prompts = entry["version"], entry["encoder"], entry["prompts"]
@@ -250,7 +250,8 @@ class _Shard:
         if name not in self._checked:
             if name in self._digests and tensor_digest(stored) != self._digests[name]:
                 raise RMDError(
-                    f"{self.path}: damaged, the embedding {name[:80]!r} is not the one that was written; copy it again"
+                    f"{self.path}: damaged, the embedding {name[:80]!r} differs from the one that was written; "
+                    "copy it again"
                 )
             if not tensor.isfinite().all():
                 raise RMDError(
@@ -276,8 +277,7 @@ def _read_shard(file: str | Path) -> _Shard:
         if not SHARD_NAME.fullmatch(Path(file).name) or not os.path.exists(file):
             raise
         raise RMDError(
-            f"{error}; or delete this one file, the others stay good, and python -m training.encode_prompts encodes "
-            "its prompts again"
+            f"{error}; or delete this one file and encode its prompts again: python -m training.encode_prompts"
         ) from None
 
 
@@ -294,6 +294,6 @@ def _check_match(first: _Shard, shard: _Shard) -> None:
         here, there = getattr(shard, name), getattr(first, name)
         if here != there:
             raise RMDError(
-                f"{shard.path} and {first.path} cannot be one cache: the {what} is {short_repr(here)} in one and "
+                f"{shard.path} and {first.path} cannot be in one cache: the {what} is {short_repr(here)} in one and "
                 f"{short_repr(there)} in the other; move one of them out of the folder"
             )

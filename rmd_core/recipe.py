@@ -80,20 +80,18 @@ class Recipe:
             )
         if max(len(self.split), len(self.sigmas)) > MAX_STEPS:
             raise RMDError(
-                f"the recipe has {len(self.sigmas)} steps at {len(self.split)} sizes; use {MAX_STEPS} at most"
+                f"the recipe has {len(self.sigmas)} steps at {len(self.split)} sizes; use at most {MAX_STEPS}"
             )
         last_ratio = [pair for pair, count in zip(self.ratios, self.split) if count][-1]
         sides = [side for pair in self.ratios for side in pair]
         if last_ratio != (1.0, 1.0) or not all(0.0 < side <= MAX_RATIO for side in sides):
-            raise RMDError("the recipe's size ratios must be above 0, and (1, 1) at the last that runs")
+            raise RMDError("the recipe's size ratios must be above 0, and (1, 1) for the last stage with a step")
         if not all(1 <= cells <= MAX_CELLS for cells in (*self.final_hw, self.multiple, self.pixels_per_cell)):
-            raise RMDError(
-                f"the recipe's final_hw, multiple and pixels_per_cell must be at least 1, and {MAX_CELLS} at most"
-            )
+            raise RMDError(f"the recipe's final_hw, multiple and pixels_per_cell must be from 1 to {MAX_CELLS}")
         if self.cfg < 0.0 or (self.adapter_alpha is not None and self.adapter_alpha <= 0.0):
             raise RMDError(
                 f"the recipe's cfg is {self.cfg:g} and its adapter_alpha {self.adapter_alpha}; "
-                "cfg is at least 0, adapter_alpha above 0 or absent"
+                "cfg must be at least 0, adapter_alpha above 0 or absent"
             )
         check_eta(self.eta, "the recipe's eta")
         self.boundary()
@@ -245,7 +243,7 @@ def read_recipe(path: str | Path) -> Recipe:
     metadata = read_metadata(path)
     if RECIPE_KEY not in metadata:
         raise RMDError(
-            f"{path}: no RMD recipe in this file; it is no RMD student, or a tool dropped its metadata: "
+            f"{path}: no RMD recipe in this file; it is not an RMD student, or a tool dropped its metadata: "
             "use the original file, or set the plan by hand"
         )
     try:

@@ -78,7 +78,7 @@ def tiny(comfy):
 
 @pytest.fixture
 def progress(comfy):
-    """What ComfyUI's progress bar is told: (value, total, preview) of each event."""
+    """What ComfyUI's progress bar receives: (value, total, preview) of each event."""
     events = []
     comfy.utils.set_progress_bar_global_hook(
         lambda value, total, preview, node_id=None: events.append((value, total, preview))

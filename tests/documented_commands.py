@@ -35,7 +35,7 @@ def fences(page):
 
 
 def spans(page):
-    """What stands between backticks in the text of a page, each on one line."""
+    """The texts between backticks on a page, each on one line."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     return [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", text)]
 

@@ -27,7 +27,7 @@ class Ledger:
         """Run `action`, judge its result, and count the outcome under `name`; `shown` is the try in words.
 
         An RMDError of one line is a clear error. `judge(result)` raises AssertionError for a result that its caller was
-        not promised. Raises Wrong for a crash and for such a result.
+        not promised. Raises Wrong for a crash and for results of that kind.
         """
         try:
             result = action()

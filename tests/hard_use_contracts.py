@@ -55,14 +55,14 @@ def _stageupscale(inputs, outputs):
 
 
 def _schedule(inputs, outputs):
-    plan, table, picture, cfg, width, height, *small = outputs
+    plan, table, image, cfg, width, height, *small = outputs
     check_plan(plan)
     first = plan.stage_plan.stages[0]
     assert small == [first.width * plan.cell_px, first.height * plan.cell_px]
     if inputs.get("latent") is None:
         assert (width, height) == (inputs["width"], inputs["height"])
     assert plan.final_px == (height, width) and cfg == plan.cfg and math.isfinite(cfg)
-    assert picture.shape == IMAGE and torch.isfinite(picture).all() and 0.0 <= picture.min() <= picture.max() <= 1.0
+    assert image.shape == IMAGE and torch.isfinite(image).all() and 0.0 <= image.min() <= image.max() <= 1.0
     assert table.count("\n") > 8 and "nan" not in table.replace("-inf", "")
 
 

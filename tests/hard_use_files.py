@@ -75,10 +75,10 @@ class Folder:
             tiny_network("sdxl").half().save_pretrained(path.parent)
         else:
             backbone = make_backbone("sd3" if kind == "full student, SD3" else BACKBONES.get(kind, "wan"))
-            told = {}
+            header = {}
             if kind.startswith("full student"):
-                told = student_metadata(recipe(base_model="own", architecture=backbone.architecture), title="own")
-            backbone.export(_network(backbone.name), path, dtype=torch.float16, metadata=told)
+                header = student_metadata(recipe(base_model="own", architecture=backbone.architecture), title="own")
+            backbone.export(_network(backbone.name), path, dtype=torch.float16, metadata=header)
         return path
 
 

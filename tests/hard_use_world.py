@@ -34,7 +34,7 @@ FOREIGN = (None, 0, 3.5, "text", "", [], {}, (), object(), torch.zeros(3), [[tor
 
 
 class Named:
-    """An object under a name, which is what a report shows of it; `make` gives it anew each time."""
+    """An object under a name, which is what a report shows of it; `make` returns a new one each time."""
 
     def __init__(self, name, make):
         self.name, self.make = name, make
@@ -91,7 +91,7 @@ class World:
         return {kind: st.sampled_from(values) for kind, values in fitting.items()}
 
     def usual_of(self, node_id, name):
-        """`usual`, and by the name of an input what only this node wants in it."""
+        """`usual`, and by the name of an input what only this node needs in it."""
         model, fitting = self.tiny(name), self.usual(name)
         if node_id == "RMD_StageUpscale":
             fitting["output"] = st.just(Named("open output", lambda: self.open_output(model, TINY[name][0])))
@@ -113,7 +113,7 @@ class World:
         return tiny_wan_vae()
 
     def open_output(self, model, size_hw):
-        """What a sampler node put out at sigma 0.5 beside an empty clean picture: noise of deviation 1 is in it."""
+        """What a sampler node put out at sigma 0.5 beside an empty clean image: noise of deviation 1 is in it."""
         latent = model.latent(*size_hw)
         noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2))
         inside = model.patcher.model

@@ -262,8 +262,8 @@ def _names(header, body, text, names, rng):
 
 
 def _metadata(header, body, text, names, rng):
-    told = header.get("__metadata__", {})
-    key = rng.choice(list(told)) if told else "x"
+    metadata = header.get("__metadata__", {})
+    key = rng.choice(list(metadata)) if metadata else "x"
     values = [
         "",
         "{}",
@@ -277,15 +277,15 @@ def _metadata(header, body, text, names, rng):
         None,
         [],
         {},
-        told.get(key, "")[:-3],
-        told.get(key, "") + " ",
+        metadata.get(key, "")[:-3],
+        metadata.get(key, "") + " ",
     ]
     value = rng.choice([*values, "absent"])
     if value == "absent":
         return "no metadata", joined({name: header[name] for name in names}, body)
     if rng.random() < 0.2:
         return f"metadata {value!r:.30}", joined({**header, "__metadata__": value}, body)
-    return f"metadata {key} {value!r:.30}", joined({**header, "__metadata__": {**told, key: value}}, body)
+    return f"metadata {key} {value!r:.30}", joined({**header, "__metadata__": {**metadata, key: value}}, body)
 
 
 def _data(header, body, text, names, rng):

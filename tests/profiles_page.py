@@ -46,7 +46,7 @@ def shipped():
 
 
 def timesteps(profile):
-    """What the network is told at each level."""
+    """What the network is shown at each level."""
     return tuple(round(profile.curve.timestep(sigma), 6) for sigma in profile.sigmas)
 
 
@@ -88,8 +88,8 @@ def _row(one):
 
 
 def _levels(one):
-    told = [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
-    return ", ".join(told) + (" (at 1024 px)" if one.levels else "")
+    shown = [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
+    return ", ".join(shown) + (" (at 1024 px)" if one.levels else "")
 
 
 def _link(sources):

@@ -46,7 +46,7 @@ class Schedules:
         return node.execute(model=self.tiny(name).patcher, width=size[0], height=size[1], source=source, **others)
 
     def plan(self, name, size, source, *, denoise=1.0):
-        """The node's plan without its picture."""
+        """The node's plan without its image."""
         nodes = self.pack.nodes
         view = nodes.bridge.model.ModelView.of(self.tiny(name).patcher)
         final_hw = nodes.bridge.plans.final_cells(view, width=size[0], height=size[1])

@@ -81,7 +81,7 @@ def adapted(names=("student", "fake"), *, network=None, seed=0, moved=True):
 
 
 def copy_world(source, target):
-    """Copy a world, its configurations told of the new folder."""
+    """Copy a world, its configurations changed to the new folder."""
     shutil.copytree(source, target, dirs_exist_ok=True)
     for path in target.rglob("*.yaml"):
         path.write_bytes(path.read_bytes().replace(str(source).encode(), str(target).encode()))

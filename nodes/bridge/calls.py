@@ -61,7 +61,7 @@ class SecondModel:
         return cls(model, sigma)
 
     def takes(self, sigma: float) -> bool:
-        """Whether a call at `sigma` is this model's; at its own sigma it is still the first one's."""
+        """Whether this model makes a call at `sigma`; at exactly its own sigma the first one still does."""
         return sigma < self.sigma * (1.0 - AT_SIGMA)
 
     def guider(self, guider: Any) -> Any:
@@ -145,7 +145,7 @@ class HandOver:
         return self._state is not None
 
     def first(self, sampler: Any) -> Any:
-        """A SAMPLER for the first model; what it puts out has no meaning if it `stopped`."""
+        """A SAMPLER for the first model; its output has no meaning if it `stopped`."""
         return with_function(sampler, self._record)
 
     def second(self, sampler: Any) -> Any:

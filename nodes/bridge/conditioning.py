@@ -24,7 +24,7 @@ SIZE_OPTIONS = {  # option of SDXL's micro-conditioning -> axis
     "crop_h": 0,
 }
 
-# ComfyUI brings these to the size of each stage itself, or they are no images.
+# ComfyUI resizes these for each stage itself, or they are not images.
 UNCHANGED = {"mask", "concat_mask_index", "cross_attn", "pooled_output", "model_conds", "control", "hooks", "uuid"}
 
 # Reference images that a network takes at any size, each on its own grid.
@@ -204,7 +204,7 @@ class StageView:
 
 
 def unknown_tensors(guider: Any) -> list[str]:
-    """Names of a guider's conditioning that may be images, and that this module knows nothing about."""
+    """Names of a guider's conditioning that may be images but are unknown to this module."""
     entries = (entry for listed in getattr(guider, "original_conds", {}).values() for entry in listed)
     return sorted({name for entry in entries for name in entry.keys() - KNOWN if _holds_maps(entry[name])})
 

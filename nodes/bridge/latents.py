@@ -40,9 +40,7 @@ def final_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
                 "(B, C, T, H, W) of floating-point numbers, from an empty latent or an encoded image"
             )
         if stream.numel() == 0:
-            raise RMDError(
-                f"the latent of shape {tuple(stream.shape)} is empty of items; give it a batch of at least 1"
-            )
+            raise RMDError(f"the latent of shape {tuple(stream.shape)} has no items; use a batch of at least 1")
         if stream.any() and not torch.isfinite(stream).all():
             raise RMDError("the latent holds values that are not finite (nan or inf); make or encode it again")
     samples = comfy.sample.fix_empty_latent_channels(model, samples, *(latent.get(key) for key in RATIO_KEYS))
@@ -77,13 +75,13 @@ def _check_streams(model: Any, video: torch.Tensor, mask: Any) -> None:
     """Raise RMDError unless a MODEL takes nested latents with a mask like this one."""
     network = model.model
     try:
-        told = network.extra_conds(latent_shapes=[], device="cpu", noise=video.new_zeros(1, video.shape[1], 1, 2, 2))
+        conds = network.extra_conds(latent_shapes=[], device="cpu", noise=video.new_zeros(1, video.shape[1], 1, 2, 2))
     except Exception:  # it lacks something else, which ComfyUI gives it
-        told = {"latent_shapes": []}
-    if "latent_shapes" not in told:
+        conds = {"latent_shapes": []}
+    if "latent_shapes" not in conds:
         raise RMDError(
-            f"this latent holds several tensors (such as video and audio), and {type(network).__name__} takes one; "
-            "use a latent of images or videos alone"
+            f"this latent holds several tensors (such as video and audio), but {type(network).__name__} takes one; "
+            "use a latent of images or videos only"
         )
     if mask is not None and getattr(model.get_model_object("model_sampling"), "audio_shift", None):
         raise RMDError(

@@ -222,11 +222,11 @@ def with_video_shift(guider: Any, shift: float) -> Any:
     own.set_parameters(shift=shift, audio_shift=audio_shift, multiplier=sampling.multiplier)
     patched = model.clone()
     patched.add_object_patch("model_sampling", own)
-    told = {"minimax_h3_sigma_shift_video": shift, "minimax_h3_sigma_shift_audio": audio_shift}
+    shifts = {"minimax_h3_sigma_shift_video": shift, "minimax_h3_sigma_shift_audio": audio_shift}
     changed = copy.copy(guider)
     changed.model_patcher = patched
     options = getattr(guider, "model_options", model.model_options)
-    changed.model_options = {**options, "transformer_options": {**options.get("transformer_options", {}), **told}}
+    changed.model_options = {**options, "transformer_options": {**options.get("transformer_options", {}), **shifts}}
     return changed
 
 

@@ -111,7 +111,7 @@ def check_levels(plan: SamplingPlan, stage: Stage, sigma_max: float) -> None:
         )
     if stage.index and first >= sigma_max * (1.0 - PURE_NOISE):
         raise RMDError(
-            f"stage {stage.index + 1} would start at sigma {first:.6g}, which ComfyUI takes for pure noise "
+            f"stage {stage.index + 1} would start at sigma {first:.6g}, which ComfyUI treats as pure noise "
             f"(sigma_max {sigma_max:.6g}); run one more step before the change of size, or use a smaller size ratio"
         )
 
@@ -460,7 +460,7 @@ def _stage_size(view: ModelView, final_hw: Size, entry: str) -> Size:
         factor = math.nan
     if not 0.0 < factor <= 1.0:
         raise RMDError(
-            f"{short_repr(entry)} in earlier_sizes is no size; for each stage before the last give a factor above 0 "
+            f"{short_repr(entry)} in earlier_sizes is not a size; for each stage before the last give a factor above 0 "
             "and at most 1, such as 0.5, or width x height in pixels, such as 832x480"
         )
     return stage_sizes(final_hw, (factor, 1.0), multiple=view.multiple)[0]
@@ -490,7 +490,7 @@ def given_levels(curve: NoiseCurve, sigmas: str, steps: int) -> tuple[float, ...
     if len(values) != steps or not falling or not all(value > 0.0 for value in values):
         raise RMDError(
             f"sigmas is {short_repr(sigmas)} for {steps} steps; give {steps} numbers above 0 that fall, "
-            "as ComfyUI names them, or leave it empty for the curve's own grid"
+            "in ComfyUI's units, or leave it empty for the curve's own grid"
         )
     if values[0] > most * (1.0 + 1e-4):
         raise RMDError(
@@ -513,14 +513,14 @@ def scheduler_levels(
     most = curve.comfy_sigma(curve.sigma_max)
     listed = short_repr(", ".join(f"{value:.6g}" for value in values))
     if not values:
-        raise RMDError("the SIGMAS hold no level above 0, so no step; connect a scheduler with 1 step or more")
+        raise RMDError("the SIGMAS have no level above 0, so no step can run; set at least 1 step in the scheduler")
     falling = all(before > after for before, after in zip(values, values[1:]))
     if not falling or not math.isfinite(sum(values)) or values[-1] <= 0.0:
-        raise RMDError(f"the sigmas are {listed}; connect finite ones that fall, above 0 but for a closing 0")
+        raise RMDError(f"the sigmas are {listed}; connect finite sigmas that fall; only the last may be 0")
     if values[0] > most * (1.0 + 1e-4):
         raise RMDError(
             f"the first sigma is {values[0]:g}, above this model's largest, {most:.6g}; "
-            "connect a scheduler that is given the same model, or levels of this model"
+            "connect the same model to the scheduler, or use levels of this model"
         )
     first, *rest = (curve.from_comfy_sigma(value) for value in values)
     own = [curve.with_ratio(level, 1.0 / ratio) for level in (first, *rest)]

@@ -153,7 +153,7 @@ def _sample_stage(
     on_step: Callable[[int, torch.Tensor, torch.Tensor], None],
     recover: bool,
 ) -> tuple[torch.Tensor, StageEnd]:
-    """What a stage's guider gives out, and the last step's x0 and, to `recover`, the noise predicted with it.
+    """The output of a stage's guider, and the last step's x0 and, to `recover`, the noise predicted with it.
 
     ComfyUI mixes the image so far with the noise, its callback shows x0 of each step. The noise follows from the
     input and output of the network at the stage's last level, for every sampler; None without a call there.
@@ -213,8 +213,8 @@ def _sample_stage(
             output = run(settings.second.guider(settings.guider), models.second(sampler))
     if x0 is None:
         raise RMDError(
-            f"the guider or sampler of stage {number} reported no last step, so there is no image for the "
-            "next; use RMD Step Sampler or euler, with a guider of ComfyUI's"
+            f"the guider or sampler of stage {number} reported no last step, so the next stage has no "
+            "image to start from; use RMD Step Sampler or euler, with one of ComfyUI's guiders"
         )
     for call in reversed(calls):
         if call.sigma.max().item() >= sigmas[last].item() * (1.0 - 1e-4):
@@ -251,7 +251,7 @@ def _with_whole_thresholds(guider: Any, plan: SamplingPlan, stage: Stage) -> Any
 
 
 def _blamed_patch(error: Exception, model: Any, *, stage: int) -> RMDError | None:
-    """What to say of an error that arose in the code of a patch of the model, after a change of size; else None."""
+    """The message for an error in the code of a patch of the model, after a change of size; else None."""
     if stage == 1 or isinstance(error, (RMDError, comfy.model_management.OOM_EXCEPTION)):
         return None
     own = os.path.dirname(torch.__file__)
@@ -278,7 +278,7 @@ def _functions(value: Any) -> list[Any]:
 
 
 def _warn(plan: SamplingPlan, settings: tuple[StageSettings, ...], source: SourceImage) -> None:
-    """Warn of settings that are allowed and seldom meant, once each."""
+    """Warn once about each setting that is allowed but rarely intended."""
     for scale in dict.fromkeys(getattr(setting.guider, "cfg", plan.cfg) for setting in settings):
         if abs(scale - plan.cfg) > 1e-6:
             logger.warning("cfg is %g, the plan is made for %g (%s)", scale, plan.cfg, plan.origin)
@@ -423,7 +423,7 @@ OWN_STEPS = ("dpm_adaptive", "dpm_fast")
 
 
 def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> None:
-    """Raise RMDError for a cascade that would fail or go wrong without saying so; each stage by its own model."""
+    """Raise RMDError for a cascade that would fail, or silently go wrong; each stage is checked with its own model."""
     views: dict[int, ModelView] = {}  # one guider mostly serves all stages
     for stage, setting in zip(plan.stage_plan.stages, settings):
         second = () if setting.second is None else (setting.second.model,)
@@ -446,7 +446,7 @@ def check_cascade(plan: SamplingPlan, settings: tuple[StageSettings, ...]) -> No
 
 
 def check_guidance(guider: Any, sampler: Any) -> None:
-    """Raise RMDError for a guider that is a cascade itself, guides away from nothing, or has no pooled prompt."""
+    """Raise RMDError for a guider that is itself a cascade, or lacks its negative or a pooled prompt."""
     if isinstance(guider, CascadeGuider):
         raise RMDError("this guider is an RMD Guider and runs a cascade already; connect the guider inside it")
     conds, scale = getattr(guider, "original_conds", {}), getattr(guider, "cfg", 1.0)
@@ -459,7 +459,7 @@ def check_guidance(guider: Any, sampler: Any) -> None:
             )
         name = sampler_name(sampler)
         if name.endswith("_cfg_pp"):
-            raise RMDError(f"the sampler {name} steps along the negative, which is missing; connect one or use euler")
+            raise RMDError(f"the sampler {name} needs a negative, which is missing; connect one or use euler")
     network = guider.model_patcher.model
     entries = [entry for entries in conds.values() for entry in entries if "unclip_conditioning" not in entry]
     absent, empty = any("pooled_output" not in entry for entry in entries), False
@@ -495,12 +495,12 @@ def check_sampler(sampler: Any) -> None:
 
 
 def check_hand_over(sampler: Any, stage: int) -> None:
-    """Raise RMDError for a sampler that a second model cannot go on with inside a stage (0 is the first)."""
+    """Raise RMDError for a sampler that cannot change to a second model inside a stage (0 is the first)."""
     name = sampler_name(sampler)
     if getattr(sampler, "sampler_function", None) is None or name.endswith("_cfg_pp"):
         raise RMDError(
-            f"the second model takes over inside stage {stage + 1}, where the sampler {name} cannot go on with another "
-            "model; use RMD Step Sampler or euler, or a second_model_sigma between two stages"
+            f"the second model takes over inside stage {stage + 1}, where the sampler {name} cannot change the model; "
+            "use RMD Step Sampler or euler, or set second_model_sigma between two stages"
         )
 
 

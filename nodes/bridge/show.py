@@ -45,7 +45,7 @@ def plan_table(plan: SamplingPlan, costs: Sequence[float]) -> str:
         f"cfg       {plan.cfg:g}",
     ]
     if plan.size_conditioning != "none":
-        lines.append(f"size told that of the {plan.size_conditioning}")
+        lines.append(f"size      SDXL receives that of the {plan.size_conditioning}")
     notes = [*plan.notes, *(note.text(lambda size: f"{pixels(plan.cell_px, size)} px") for note in stage_plan.notes)]
     if notes:
         lines += ["", "notes", *(f"- {note}" for note in notes)]
@@ -194,7 +194,7 @@ class Canvas:
     def text(
         self, at: Point, words: str, size: float, colour: str, *, anchor: str = "la", room: float | None = None
     ) -> None:
-        """Words at a point; anchor is PIL's ("la" left top, "mm" the middle).
+        """Text at a point; anchor is PIL's ("la" left top, "mm" the middle).
 
         Words that are wider than `room` are set smaller, down to 0.6 of the size, and then cut.
         """

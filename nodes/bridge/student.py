@@ -123,10 +123,10 @@ DOWN = re.compile(
     r"^(.+?)(\.lora_down\.weight|\.lora_A\.weight|\.lora_A\.default\.weight|\.lora_A|_lora\.down\.weight"
     r"|\.lora\.down\.weight|\.lora_linear_layer\.down\.weight)$"
 )
-"""The names that the first matrix of a pair goes by, after the name of what it changes."""
+"""Endings of the first matrix of a pair, after the name of the weight that it changes."""
 
 UP = re.compile(r"^(.+?)(\.lora_B\.weight|\.lora_B\.default\.weight)$")
-"""The same for the second matrix of a pair, as PEFT names it."""
+"""The ending of the second matrix of a pair in PEFT's files."""
 
 HALF_PRECISION = 1e-2
 """Relative difference that storing an alpha in half precision can make, and more."""
@@ -298,12 +298,12 @@ class StudentChecks:
             fits = (up.shape[0], prod(down.shape[1:])) == (shape[0], prod(shape[1:]))
             if not fits or prod(up.shape[1:]) != down.shape[0]:
                 raise RMDError(
-                    f"{self.student}: {key} is {shape[0]}x{prod(shape[1:])} in this model, but the LoRA changes one of "
-                    f"{up.shape[0]}x{prod(down.shape[1:])} by matrices of rank {prod(up.shape[1:])} and "
+                    f"{self.student}: {key} is {shape[0]}x{prod(shape[1:])} in this model, but the LoRA is for one of "
+                    f"{up.shape[0]}x{prod(down.shape[1:])}, with matrices of rank {prod(up.shape[1:])} and "
                     f"{down.shape[0]}; it is for {self.recipe.base_model}"
                 )
         if other:
-            self.unchecked.append(f"the shapes of {len(other)} patches that are no plain LoRA pairs")
+            self.unchecked.append(f"the shapes of {len(other)} patches that are not plain LoRA pairs")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -313,8 +313,8 @@ class StudentChecks:
             yield
         except (KeyError, IndexError) as error:
             raise RMDError(
-                f"{student}: ComfyUI misses a tensor in this file ({one_line(error, 200)}); copy it again or export it "
-                "again"
+                f"{student}: ComfyUI does not find a tensor in this file ({one_line(error, 200)}); copy it again or "
+                "export it again"
             ) from error
         except (SafetensorError, OSError) as error:
             raise RMDError(
@@ -328,14 +328,14 @@ class StudentChecks:
                 ) from None
             if "Error(s) in loading state_dict" in str(error):
                 raise RMDError(
-                    f"{student}: its tensors do not have the shapes of one network; it is damaged, copy it again or "
-                    "export it again"
+                    f"{student}: its tensors do not have the shapes of one network; the file is damaged, copy it again "
+                    "or export it again"
                 ) from error
             raise
 
 
 def _source_file(model: Any) -> Path | None:
-    """The file a MODEL was loaded from, where its loader left a note of it."""
+    """The file a MODEL was loaded from, where its loader recorded it."""
     note = getattr(model, "cached_patcher_init", None)
     if not note or len(note) < 2 or not note[1] or not isinstance(note[1][0], (str, os.PathLike)):
         return None
@@ -448,17 +448,15 @@ def apply_lora(model: Any, path: str, checks: StudentChecks, *, strength: float)
     base = f"it is for {recipe.base_model} ({recipe.architecture})"
     if not used:
         raise RMDError(
-            f"{student}: none of its {len(tensors)} tensors belongs to a LoRA pair with a place in this model, "
+            f"{student}: none of its {len(tensors)} tensors belongs to a LoRA pair that fits this model, "
             f"first {min(tensors, default='')!r:.90}; {base}"
         )
     if unused:
         raise RMDError(
-            f"{student}: {len(unused)} of its {len(tensors)} tensors have no place in this model, "
+            f"{student}: {len(unused)} of its {len(tensors)} tensors match nothing in this model, "
             f"first {unused[0]!r:.90}; {base}"
         )
-    checks.checked.append(
-        f"all {len(tensors)} tensors of the LoRA have a place in the model and change {len(patches)} weights"
-    )
+    checks.checked.append(f"all {len(tensors)} tensors of the LoRA match the model and change {len(patches)} weights")
     checks.shapes(model, patches)
     patched = model.clone()
     patched.add_patches(patches, strength)

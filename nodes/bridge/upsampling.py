@@ -144,15 +144,15 @@ def with_upsampler(rule: Boundary, upsampler: Upsampler | None, model: Any, *, s
     trained = rule.learned_sha256
     if trained is not None and (upsampler is None or not upsampler.name.endswith(trained)):
         raise RMDError(
-            f"the student was trained with the upsampler {rule.upsampler}, the one connected is "
+            f"the student was trained with the upsampler {rule.upsampler}, but the connected one is "
             f"{'none' if upsampler is None else upsampler.name}; connect RMD Upsampler with that file"
         )
     if upsampler is None:
         return rule
     if trained is None and student:
         logger.warning(
-            "the student was trained with the upsampler %s, and another one is connected; without it the result is "
-            "the one of training",
+            "the student was trained with the upsampler %s, and another one is connected; remove it to sample "
+            "as in training",
             rule.upsampler,
         )
     return replace(rule, learned=upsampler.on(model))

@@ -166,7 +166,7 @@ def _load(stamps: Stamps) -> Mapping[str, FewStepProfile]:
             taken = {name for known in found.values() for name in (known.key, known.title)}
             for one in entries:
                 if {one.key, one.title} & taken:
-                    raise RMDError(f"{path}: the key {one.key!r} or its title is taken; use another")
+                    raise RMDError(f"{path}: the key {one.key!r} or its title is already used; choose another")
                 taken |= {one.key, one.title}
         except RMDError as error:
             logger.warning("%s; this file of profiles is left out", error)
@@ -176,13 +176,13 @@ def _load(stamps: Stamps) -> Mapping[str, FewStepProfile]:
 
 
 def read_profiles(path: Path) -> list[FewStepProfile]:
-    """The profiles of one YAML file, in its order; RMDError that names the file where one is not as it must be."""
+    """The profiles of one YAML file, in its order; RMDError that names the file where one is not valid."""
     try:
         # libyaml's safe loader takes a tenth of the time of the other one; a PyYAML may come without it.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         entries = yaml.load(path.read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RMDError(f"{path}: this is no YAML file ({one_line(error, 200)}); see docs/use/profiles.md") from None
+        raise RMDError(f"{path}: this is not a YAML file ({one_line(error, 200)}); see docs/use/profiles.md") from None
     if not isinstance(entries, list) or not entries:
         raise RMDError(f"{path}: the file holds {_shown(entries)}; use a list of profiles, each starting with '- key:'")
     return [_profile(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
@@ -200,12 +200,12 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
             if not unused and name not in _OPTIONAL:
                 raise RMDError(f"{place}: {name} is missing; give {allowed}")
         elif unused:
-            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out, as it is {allowed}")
+            raise RMDError(f"{place}: {name} is {_shown(entry[name])}; leave it out: it is {allowed}")
         elif not fits(entry[name]):
             raise RMDError(f"{place}: {name} is {_shown(entry[name])}; use {allowed}")
     levels = [name for name in ("timesteps", "sigmas", "levels") if name in entry]
     if len(levels) != 1:
-        raise RMDError(f"{place}: the levels come as {' and '.join(levels) or 'nothing'}; give timesteps or sigmas")
+        raise RMDError(f"{place}: it has {' and '.join(levels) or 'no levels'}; give either timesteps or sigmas")
     if levels == ["levels"] and entry["noise"] != FLOW:
         raise RMDError(f"{place}: levels is {entry['levels']}, a rule for noise: {FLOW}; give timesteps or sigmas")
     split = tuple(int(part) for part in entry["split"].split("+"))
@@ -215,7 +215,7 @@ def _profile(entry: Any, place: str) -> FewStepProfile:
     if len(split) != (len(sizes) or 2):
         raise RMDError(f"{place}: split is {entry['split']} for {len(sizes) or 2} sizes; give steps for each of them")
     if sizes and is_lora and "base" not in entry:
-        raise RMDError(f"{place}: base is missing; give {_KEYS['base'][0]}, as a student goes on that alone")
+        raise RMDError(f"{place}: base is missing; give {_KEYS['base'][0]}, because a student only fits its own base")
     return FewStepProfile(
         key=entry["key"],
         title=entry["title"],

@@ -1,4 +1,4 @@
-"""How each example workflow lies on the canvas: rows of groups, groups of columns, columns of nodes."""
+"""The layout of each example workflow: rows of groups, groups of columns, columns of nodes."""
 
 from __future__ import annotations
 

@@ -109,9 +109,9 @@ def check_hf(words):
     if program is None:
         pytest.skip("this huggingface_hub has no hf")
     verbs = [word for word in words if re.fullmatch(r"[a-z]+", word)][: 2 if words[0] == "auth" else 1]
-    told = subprocess.run([program, *verbs, "--help"], capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z-]+", told.stdout))
+    run = subprocess.run([program, *verbs, "--help"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z-]+", run.stdout))
 
 
 def check_pip(words):

@@ -91,5 +91,5 @@ def test_presets():
 def test_step_grids():
     grids = re.findall(r"((?:\d+ )+)for\s+K = (\d)", PAGE)
     assert len(grids) == 2
-    for steps, told in grids:
-        assert [round(FLOW.table_index(sigma)) for sigma in FLOW.grid(int(told))] == [int(i) for i in steps.split()]
+    for steps, listed in grids:
+        assert [round(FLOW.table_index(sigma)) for sigma in FLOW.grid(int(listed))] == [int(i) for i in steps.split()]

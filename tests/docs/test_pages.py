@@ -1,4 +1,4 @@
-"""What the pages point at is there: links, headings, pictures, and files and folders named between backticks."""
+"""What the pages point at is there: links, headings, images, and files and folders named between backticks."""
 
 import re
 

@@ -37,7 +37,7 @@ TOP = {
     "subgraphs",
     "web",
 }
-"""What lies in the root of the package; anything new is either meant for ComfyUI's users or named in .comfyignore."""
+"""The root of the package; anything new is either meant for ComfyUI's users or named in .comfyignore."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""LoRA students of every picture backbone through ComfyUI's loaders, against diffusers' forward with the adapter."""
+"""LoRA students of every image backbone through ComfyUI's loaders, against diffusers' forward with the adapter."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Students of the picture backbones through ComfyUI's own loader: detected, with the forward of diffusers' class."""
+"""Students of the image backbones through ComfyUI's own loader: detected, with the forward of diffusers' class."""
 
 import logging
 

@@ -22,8 +22,8 @@ def complaints(comfy, caplog):
     caplog.set_level(logging.DEBUG)
 
     def so_far():
-        told = [record.getMessage() for record in caplog.records]
-        return [line for line in told if line.startswith(KEY_COMPLAINTS)]
+        messages = [record.getMessage() for record in caplog.records]
+        return [line for line in messages if line.startswith(KEY_COMPLAINTS)]
 
     return so_far
 
@@ -46,19 +46,19 @@ def assert_equal_transformers(comfy, path, sizes):
 
 
 def assert_equal_vaes(comfy, path, frames):
-    """ComfyUI's VAE codes and decodes pictures as diffusers' AutoencoderKLWan does."""
+    """ComfyUI's VAE codes and decodes images as diffusers' AutoencoderKLWan does."""
     tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     ours, theirs = comfy.sd.VAE(sd=tensors, metadata=metadata), WanBackbone().load_vae(path)
     ours.throw_exception_if_invalid()
-    pictures = torch.rand(frames, 64, 48, 3, generator=torch.Generator().manual_seed(3))  # ComfyUI's IMAGE, 0..1
+    images = torch.rand(frames, 64, 48, 3, generator=torch.Generator().manual_seed(3))  # ComfyUI's IMAGE, 0..1
     with torch.no_grad():
-        expected = theirs.encode(pictures.movedim(-1, 0)[None] * 2 - 1).latent_dist.mode()
-        latents = ours.encode(pictures)
+        expected = theirs.encode(images.movedim(-1, 0)[None] * 2 - 1).latent_dist.mode()
+        latents = ours.encode(images)
         assert latents.shape == expected.shape == (1, 16, 1 + frames // 4, 8, 6)
         assert relative_error(latents, expected) < 1e-5
         expected = theirs.decode(latents, return_dict=False)[0].clamp(-1, 1)[0].movedim(0, -1) * 0.5 + 0.5
         decoded = ours.decode(latents)[0]
-        assert decoded.shape == expected.shape == pictures.shape
+        assert decoded.shape == expected.shape == images.shape
         assert relative_error(decoded, expected) < 1e-5
 
 
@@ -95,12 +95,12 @@ def test_a_missing_or_foreign_key_is_noticed(comfy, complaints, tmp_path):
     tensors["blocks.0.self_attn.extra.weight"] = tensors.pop("blocks.0.self_attn.q.weight")
     save_file(tensors, tmp_path / "wan.safetensors", metadata=backbone.native_metadata(model))
     load_in_comfy(comfy, tmp_path / "wan.safetensors")
-    told = " ".join(complaints())
-    assert "unet missing" in told and "self_attn.q.weight" in told and "self_attn.extra.weight" in told
+    text = " ".join(complaints())
+    assert "unet missing" in text and "self_attn.q.weight" in text and "self_attn.extra.weight" in text
 
     write_native_vae(tiny_vae(), tmp_path / "vae.safetensors")
     tensors = load_file(tmp_path / "vae.safetensors")
     tensors["extra.weight"] = tensors.pop("decoder.conv1.weight")
     comfy.sd.VAE(sd=tensors)
-    told = " ".join(complaints())
-    assert "Missing VAE keys ['decoder.conv1.weight']" in told and "Leftover VAE keys ['extra.weight']" in told
+    text = " ".join(complaints())
+    assert "Missing VAE keys ['decoder.conv1.weight']" in text and "Leftover VAE keys ['extra.weight']" in text

@@ -55,8 +55,8 @@ def test_base_and_lora_at_strength_1_are_the_trained_student(comfy, caplog, run)
     for got, teacher in velocities(comfy, patcher, base.with_adapter(None)):
         assert relative_error(got, teacher) < 1e-5
     patched, _ = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 1.0)
-    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(("lora key not", "NOT LOADED"))]
-    assert told == []
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith(("lora key not", "NOT LOADED"))]
+    assert lines == []
     assert len(patched.patches) == len(lora) // 3 == len(base.layers) == 10
     for got, student in velocities(comfy, patched, base.with_adapter("student")):
         assert relative_error(got, student) < 1e-4

@@ -47,7 +47,7 @@ def the(prompt, kind):
 
 
 def pixels(server, run, prompt, kind="SaveImage"):
-    """The pictures (N, 3, H, W) in 0..1 that the output node of a kind shows."""
+    """The images (N, 3, H, W) in 0..1 that the output node of a kind shows."""
     images = run.outputs[the(prompt, kind)]["images"]
     assert all(image["type"] in ("output", "temp") for image in images)
     arrays = [np.asarray(server.view(image).convert("RGB"), np.float32) / 255.0 for image in images]
@@ -62,7 +62,7 @@ def info(server):
 
 @pytest.fixture(scope="module")
 def demo(server):
-    """(prompt, Run, pictures) of the demo's shipped prompt, run once."""
+    """(prompt, Run, images) of the demo's shipped prompt, run once."""
     prompt = read_prompt("rmd_wired")
     run = server.run(prompt)
     assert run.errors == []
@@ -145,8 +145,8 @@ def test_a_prompt_over_the_demos_files_runs(server, name):
     assert all(entry for entry in run.outputs.values())
 
 
-def test_the_demos_picture_is_the_one_that_the_trainers_code_makes(demo):
-    prompt, _, pictures = demo
+def test_the_demos_image_is_the_one_that_the_trainers_code_makes(demo):
+    prompt, _, images = demo
     recipe = read_recipe(files.STUDENT)
     backbone = make_backbone("wan", shift=recipe.curve.shift)
     cache = PromptCache(files.PROMPTS, encoder=ENCODER)
@@ -155,15 +155,15 @@ def test_the_demos_picture_is_the_one_that_the_trainers_code_makes(demo):
     setup = student_setup("student", files.STUDENT, backbone)
     latents, _ = make_latents(setup, backbone, cache, [text], seed=seed)
     expected = backbone.decode(backbone.load_vae(files.VAE), latents)[:, :, 0] * 2 - 1
-    assert pictures.shape == expected.shape == (1, 3, 128, 128)
-    apart = (pictures * 255 - (expected.clamp(-1, 1) + 1) * 127.5).abs()
+    assert images.shape == expected.shape == (1, 3, 128, 128)
+    apart = (images * 255 - (expected.clamp(-1, 1) + 1) * 127.5).abs()
     assert apart.max() <= 1.01 and apart.mean() < 0.6  # the file holds whole numbers
 
 
 def test_the_judge_names_what_the_demo_drew(demo):
-    prompt, _, pictures = demo
+    prompt, _, images = demo
     text = prompt[the(prompt, "RMD_LoadPromptEmbeddings")]["inputs"]["prompt"]
-    label = classify(load_classifier(), pictures * 2 - 1).labels["concept"].item()
+    label = classify(load_classifier(), images * 2 - 1).labels["concept"].item()
     assert list(CONCEPTS)[label] == text.split()[0]
 
 
@@ -177,8 +177,8 @@ def test_a_preview_came_of_every_step(demo):
 def test_progress_counts_over_both_stages(demo):
     prompt, run, _ = demo
     sampler = the(prompt, "RMD_Sampler")
-    told = [(data["value"], data["max"]) for data in run.of("progress") if data["node"] == sampler]
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    progress = [(data["value"], data["max"]) for data in run.of("progress") if data["node"] == sampler]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_the_same_prompt_again_is_cached(server, demo):
@@ -188,22 +188,22 @@ def test_the_same_prompt_again_is_cached(server, demo):
     assert not [data for data in again.of("executing") if data["node"] is not None]
 
 
-def test_a_new_seed_draws_anew_and_loads_nothing_again(server, demo):
-    prompt, _, pictures = demo
+def test_a_new_seed_samples_again_and_loads_nothing_again(server, demo):
+    prompt, _, images = demo
     other = copy.deepcopy(prompt)
     other[the(other, "RMD_Sampler")]["inputs"]["seed"] += 1
     run = server.run(other)
     ran = {data["node"] for data in run.of("executing") if data["node"] is not None}
     assert ran == {the(prompt, kind) for kind in ("RMD_Sampler", "VAEDecode", "SaveImage")}
-    assert (pixels(server, run, other) - pictures).abs().mean() > 0.01
+    assert (pixels(server, run, other) - images).abs().mean() > 0.01
 
 
-def test_the_hand_built_graph_draws_the_demos_picture(server, demo):
-    _, _, pictures = demo
+def test_the_hand_built_graph_samples_the_demos_image(server, demo):
+    _, _, images = demo
     prompt = read_prompt("rmd_hand_built")
     run = server.run(prompt)
     assert run.errors == []
-    assert (pixels(server, run, prompt) - pictures).abs().max() <= 1.01 / 255
+    assert (pixels(server, run, prompt) - images).abs().max() <= 1.01 / 255
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_the_sigmas_of_a_scheduler_come_over_a_link(server, demo):
     assert server.run(prompt).errors == []
     prompt["scheduler"]["inputs"] |= {"denoise": 0.0}
     (message,) = server.run(prompt).errors
-    assert "the SIGMAS hold no level above 0" in message
+    assert "the SIGMAS have no level above 0" in message
 
 
 def test_a_second_model_and_a_prompt_of_the_small_size_come_over_links(server, demo):

@@ -1,4 +1,4 @@
-"""What is bound to a place or a size in the picture follows every stage: areas, masks, hints, sizes, image latents."""
+"""What is bound to a place or a size in the image follows every stage: areas, masks, hints, sizes, image latents."""
 
 from dataclasses import replace
 
@@ -107,8 +107,8 @@ def test_a_controlnet_hint_has_the_size_of_each_stage(nodes, tiny, comfy):
     assert torch.equal(nodes.sample(model, plan)["samples"], plain)
 
 
-def told_sizes(nodes, model, size_conditioning, **values):
-    """What SDXL is told beside the pooled prompt in each of two stages."""
+def given_sizes(nodes, model, size_conditioning, **values):
+    """What SDXL is given beside the pooled prompt in each of two stages."""
     recorder = Recorder()
     plan = nodes.plan(model, sizes=SIZES, size_conditioning=size_conditioning)
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=model.conditioning(1, **values))
@@ -136,10 +136,10 @@ HALF = {**SQUARE[64], "crop_w": 8, "crop_h": 4}
         ("final", EXPLICIT, EXPLICIT, EXPLICIT),
     ],
 )
-def test_sdxl_is_told_the_size_that_the_recipe_says(nodes, tiny, rule, values, small, large):
+def test_sdxl_is_given_the_size_that_the_recipe_says(nodes, tiny, rule, values, small, large):
     model = tiny("sdxl")
-    for told, wanted in zip(told_sizes(nodes, model, rule, **values), (small, large)):
-        assert torch.allclose(told, size_vector(model, **wanted), atol=1e-6)
+    for vector, wanted in zip(given_sizes(nodes, model, rule, **values), (small, large)):
+        assert torch.allclose(vector, size_vector(model, **wanted), atol=1e-6)
 
 
 def test_an_image_to_video_latent_is_averaged_to_each_stage(nodes, tiny):
@@ -204,9 +204,9 @@ def test_tensors_that_nobody_knows_are_warned_of_once(nodes, tiny, caplog):
     for sizes in (SIZES, SIZES[1:]):
         caplog.clear()
         nodes.sample(model, nodes.plan(model, sizes=sizes, split="+".join("2" for _ in sizes)), positive=prompts)
-        told = [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
-        named = [name for name in ("novel_latent", "novel_list") for text in told if repr(name) in text]
-        assert named == (["novel_latent", "novel_list"] if len(sizes) == 2 else []) and len(told) == len(named)
+        messages = [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
+        named = [name for name in ("novel_latent", "novel_list") for text in messages if repr(name) in text]
+        assert named == (["novel_latent", "novel_list"] if len(sizes) == 2 else []) and len(messages) == len(named)
 
 
 def test_a_second_guider_takes_the_later_stages(nodes, tiny):

@@ -114,7 +114,7 @@ def test_overrides_that_fit_no_stage(nodes, tiny, refused):
 
 
 def left_open(model, sigma):
-    """The output of a stage of a flow model that stopped at sigma with an empty clean picture."""
+    """The output of a stage of a flow model that stopped at sigma with an empty clean image."""
     latent = model.latent(8, 8)
     state = sigma * torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2))
     zero = model.patcher.model.process_latent_in(latent["samples"])
@@ -144,7 +144,7 @@ def crossed(nodes, model, *, sigmas, latent=None, denoised=None, width=128, heig
 def test_stage_upscale_after_the_wrong_stage(nodes, tiny, refused):
     model = tiny("wan")
     refused(lambda: crossed(nodes, model, sigmas=[1.0, 0.5, 0.0]), "ended at sigma 0", "RMD Stage Sigmas")
-    refused(lambda: crossed(nodes, model, sigmas=[1.0]), "1 level", "stage has run")
+    refused(lambda: crossed(nodes, model, sigmas=[1.0]), "1 level", "those of the stage")
     masked = model.latent(8, 8, noise_mask=torch.ones(1, 8, 8))
     refused(lambda: crossed(nodes, model, sigmas=[1.0, 0.5], latent=masked), "noise mask", "RMD Sampler")
     refused(lambda: crossed(nodes, model, sigmas=[1.0, 0.5], denoised=model.latent(8, 6)), "differ in shape")
@@ -206,7 +206,7 @@ def test_prompts_without_a_pooled_output(nodes, tiny, refused, name):
 def test_an_empty_batch(nodes, tiny, refused):
     model = tiny("wan")
     plan = nodes.plan(model, sizes=SIZES)
-    refused(lambda: nodes.sample(model, plan, latent=model.latent(16, 16, batch=0)), "empty of items", "at least 1")
+    refused(lambda: nodes.sample(model, plan, latent=model.latent(16, 16, batch=0)), "has no items", "at least 1")
 
 
 def test_a_choice_that_comfyui_left_out(nodes, tiny, refused):

@@ -55,7 +55,7 @@ def tries(count):
         deadline=None,
         derandomize=True,
         database=None,
-        phases=[Phase.generate],  # the first try that fails is told as it was
+        phases=[Phase.generate],  # the first try that fails is reported as it was
         suppress_health_check=list(HealthCheck),
     )
 

@@ -135,7 +135,7 @@ def sample_euler():
 
 
 def test_errors_that_are_comfyuis_pass(nodes, tiny):
-    """Out of memory is met by ComfyUI itself, and another error of a network is told as it is."""
+    """Out of memory is met by ComfyUI itself, and another error of a network is raised as it is."""
     model = tiny("wan")
     for error in (torch.OutOfMemoryError("out of memory"), RuntimeError("another thing")):
 
@@ -178,9 +178,9 @@ def test_every_input_and_output_has_a_tooltip(schemas):
 def test_one_name_has_one_tooltip_in_all_choices(schemas):
     """ComfyUI's page keys translations by name alone, so an input of several choices must mean one thing."""
     for node, schema in schemas.items():
-        told = {}
+        tooltips = {}
         for name, field in all_inputs(schema):
-            assert told.setdefault(name, field.tooltip) == field.tooltip, (node, name)
+            assert tooltips.setdefault(name, field.tooltip) == field.tooltip, (node, name)
 
 
 def test_what_is_rarely_set_is_folded_away(schemas):

@@ -151,7 +151,7 @@ def test_the_network_gets_what_the_trainers_sampler_gives_it(comfy, folder, load
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("aple noto on-blue", "'aple noto on-blue' is not among the 252 of .*; the closest are 'apple noto on-blue'"),
+        ("aple noto on-blue", "'aple noto on-blue' is not one of the 252 in .*; the closest are 'apple noto on-blue'"),
         ("Apple", "the closest are 'apple"),
         ("0123456789", "; one is 'apple': use one of them"),
         ("a\nb" + "y" * 300, r"'a\\nbyyy"),
@@ -166,7 +166,7 @@ def test_a_missing_prompt_names_those_that_look_alike(pack, load, prompt, words)
 def test_a_cache_of_the_null_prompt_alone_says_so(pack, folder, load):
     write_prompt_cache(folder / "rmd_prompts" / "null.safetensors", {"": torch.ones(1, 6)}, encoder="toy")
     assert load("null.safetensors", "")[0][0].shape == (1, 1, 6)
-    with pytest.raises(pack.rmd_core.errors.RMDError, match="null.safetensors holds the null prompt alone, not 'red'"):
+    with pytest.raises(pack.rmd_core.errors.RMDError, match="null.safetensors only has the null prompt, not 'red'"):
         load("null.safetensors", "red")
 
 
@@ -174,7 +174,7 @@ def test_files_that_are_no_caches_are_refused(pack, folder, load):
     error = pack.rmd_core.errors.RMDError
     shutil.copy(TEACHER, folder / "rmd_prompts" / "teacher.safetensors")
     (folder / "rmd_prompts" / "cut.safetensors").write_bytes(PROMPTS.read_bytes()[:100_000])
-    with pytest.raises(error, match="is no prompt cache: it has no 'rmd.prompt_cache' metadata"):
+    with pytest.raises(error, match="is not a prompt cache: it has no 'rmd.prompt_cache' metadata"):
         load("teacher.safetensors", "apple")
     with pytest.raises(error, match="truncated"):
         load("cut.safetensors", "apple")

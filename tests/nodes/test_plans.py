@@ -125,8 +125,8 @@ def test_wan_starts_at_its_own_480p_shift_whatever_the_loader_says(run, tiny):
     assert tiny("wan").patcher.get_model_object("model_sampling").shift == 8
     made, table = run("wan", (1280, 720), by_split(earlier_sizes="832x480")).args[:2]
     assert made.stage_plan.curve.shift == 3
-    told = "base shift 3 (RMD's for WAN21), the loader's is 8; RMD sets its own sigmas, so the loader's is not used"
-    assert told in made.notes and told in table
+    note = "base shift 3 (RMD's for WAN21), the loader's is 8; RMD sets its own sigmas, so the loader's is not used"
+    assert note in made.notes and note in table
     assert "3 at 832x480 px, 5 at 1280x720 px (RMD's for WAN21, for the first size)" in shift_line(table)
 
 
@@ -236,13 +236,13 @@ def test_earlier_sizes(plan, entry, expected):
 
 
 @pytest.mark.parametrize(
-    ("earlier", "told"),
+    ("earlier", "message"),
     [
-        ("0", "'0' in earlier_sizes is no size"),
-        ("1.5", "'1.5' in earlier_sizes is no size"),
-        ("half", "'half' in earlier_sizes is no size"),
-        ("nan", "'nan' in earlier_sizes is no size"),
-        ("832x", "'832x' in earlier_sizes is no size"),
+        ("0", "'0' in earlier_sizes is not a size"),
+        ("1.5", "'1.5' in earlier_sizes is not a size"),
+        ("half", "'half' in earlier_sizes is not a size"),
+        ("nan", "'nan' in earlier_sizes is not a size"),
+        ("832x", "'832x' in earlier_sizes is not a size"),
         ("830x480", "sides are multiples of 8 px here: use 832x480"),
         ("0x480", "use 8x480"),
         ("2048x1024", "the size shrinks from 2048x1024 to 1280x720 px"),
@@ -250,9 +250,9 @@ def test_earlier_sizes(plan, entry, expected):
         ("", "the split 2+2 has 2 parts for 1 sizes"),
     ],
 )
-def test_earlier_sizes_that_are_refused(refused, earlier, told):
+def test_earlier_sizes_that_are_refused(refused, earlier, message):
     split = "1+1+2" if earlier.count(",") else "2+2"
-    assert told in refused("wan", (1280, 720), by_split(split, earlier_sizes=earlier))
+    assert message in refused("wan", (1280, 720), by_split(split, earlier_sizes=earlier))
 
 
 def test_final_size_must_be_whole_cells(refused):
@@ -279,12 +279,12 @@ def test_sizes_a_network_cannot_run_are_refused(refused):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
-        (by_split("2+x"), "the split '2+x' is no plan"),
-        (by_split("2+-1"), "the split '2+-1' is no plan"),
-        (by_split("0+0"), "the split '0+0' is no plan"),
-        (by_split(""), "the split '' is no plan"),
+        (by_split("2+x"), "the split '2+x' is not valid"),
+        (by_split("2+-1"), "the split '2+-1' is not valid"),
+        (by_split("0+0"), "the split '0+0' is not valid"),
+        (by_split(""), "the split '' is not valid"),
         (by_split("1+1+2"), "the split 1+1+2 has 3 parts for 2 sizes"),
         (by_split("4+0"), "no step runs at the final size 512x512 px (split 4+0)"),
         (by_thresholds(thresholds="9"), "no step runs at the final size 512x512 px (split 4+0)"),
@@ -301,8 +301,8 @@ def test_sizes_a_network_cannot_run_are_refused(refused):
         (by_split(sigmas="a"), "sigmas is 'a'; use numbers"),
     ],
 )
-def test_what_makes_no_plan_is_refused(refused, source, told):
-    assert told in refused("sdxl", (512, 512), source)
+def test_what_makes_no_plan_is_refused(refused, source, message):
+    assert message in refused("sdxl", (512, 512), source)
 
 
 def test_given_sigmas_are_the_levels_of_the_first_size(plan):
@@ -324,7 +324,7 @@ def test_a_switch_that_keeps_almost_nothing_is_noted(plan, caplog, sigma, warned
 
 def test_a_later_stage_at_pure_noise_is_refused(refused):
     text = refused("wan", (256, 256), by_split("1+1", sigmas="1, 0.999998"))
-    assert text.startswith("stage 2 would start at sigma 0.999999, which ComfyUI takes for pure noise (sigma_max 1)")
+    assert text.startswith("stage 2 would start at sigma 0.999999, which ComfyUI treats as pure noise (sigma_max 1)")
 
 
 # recipe
@@ -373,7 +373,7 @@ def test_denoise_keeps_the_last_steps(plan, denoise, split):
 
 
 def test_a_plan_is_what_the_sampler_runs(nodes, tiny, plan):
-    """The calls that RMD Sampler makes for a part of a plan: at its sizes and sigmas, from a picture."""
+    """The calls that RMD Sampler makes for a part of a plan: at its sizes and sigmas, from an image."""
     for name, source in (("wan", by_split("1+1+2", earlier_sizes="0.25,0.5")), ("sdxl", by_thresholds())):
         recorder, model = Recorder(), tiny(name)
         made = plan(name, (256, 192), source, denoise=0.75)
@@ -425,7 +425,7 @@ def test_nothing_else_changes(run, tiny):
     assert first[0] == second[0] and first[1] == second[1] and torch.equal(first[2], second[2])
 
 
-def test_the_preview_is_the_picture(run, comfy):
+def test_the_preview_is_the_image(run, comfy):
     import folder_paths
     import numpy as np
     from PIL import Image

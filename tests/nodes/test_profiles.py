@@ -38,7 +38,7 @@ NETWORKS = {  # family, ComfyUI's class of comfy/model_base.py -> the class of c
 }
 
 FOUR, EIGHT = (999, 749, 499, 249), (999, 874, 749, 624, 499, 374, 249, 124)
-# key: what the network is told, or the sigmas as fractions of the published lists; CFG; LoRA strength; eta
+# key: what the network is given, or the sigmas as fractions of the published lists; CFG; LoRA strength; eta
 TIMESTEPS = {
     "sdxl-dmd2-lora": (FOUR, 1.0, 1.0, 0.0),
     "sdxl-dmd2-unet": (FOUR, 1.0, None, 0.0),
@@ -225,10 +225,10 @@ def test_its_levels_reach_a_network_of_its_family(pack, nodes, network, key):
     positive = model.conditioning(1, tokens=animal.tokens, **animal.extra)
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=positive, latent=latent)
     assert recorder.sizes == [step.size for step in plan.stage_plan.steps]
-    told = [call.sigma for call in recorder.calls]
+    levels = [call.sigma for call in recorder.calls]
     if profile.mapping == "none":
-        assert told == pytest.approx(list(map(expected.curve.comfy_sigma, expected.sigmas)), rel=1e-6)
-    assert told == pytest.approx([made.curve.comfy_sigma(step.sigma) for step in made.steps], rel=1e-6)
+        assert levels == pytest.approx(list(map(expected.curve.comfy_sigma, expected.sigmas)), rel=1e-6)
+    assert levels == pytest.approx([made.curve.comfy_sigma(step.sigma) for step in made.steps], rel=1e-6)
 
 
 @pytest.mark.parametrize("key", PROFILES)
@@ -237,8 +237,8 @@ def test_only_students_of_a_cascade_are_said_to_be_distilled_for_one(pack, netwo
     if zoo.ZOO[NETWORKS[profile.family]].refused:
         pytest.skip(f"the nodes refuse {profile.family}")
     plan, _ = planned(pack, model, latent, profile)
-    told = f"{plan.origin} {' '.join(plan.notes)}"
-    assert ("not distilled" in told) == (not profile.sizes)
+    text = f"{plan.origin} {' '.join(plan.notes)}"
+    assert ("not distilled" in text) == (not profile.sizes)
     if profile.sizes:
         assert plan.origin == f"profile {profile.title}, distilled for these sizes"
         assert plan.student
@@ -375,9 +375,9 @@ def test_a_file_is_read_again_when_it_changes(own):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("- key: [1", "this is no YAML file"),
-        (b"\xff\xfe\x00", "this is no YAML file"),
-        ("- !!python/object/apply:os.system [ls]", "this is no YAML file"),
+        ("- key: [1", "this is not a YAML file"),
+        (b"\xff\xfe\x00", "this is not a YAML file"),
+        ("- !!python/object/apply:os.system [ls]", "this is not a YAML file"),
         ("", "holds None; use a list of profiles"),
         ("key: value", "holds {'key': 'value'}; use a list of profiles"),
         ("- text", "entry 1 is 'text'; use keys with values"),
@@ -390,14 +390,14 @@ def test_a_file_is_read_again_when_it_changes(own):
         ([entry(drop=["cfg"])], "cfg is missing; give a number from 0 to 100"),
         ([entry(drop=["lora_strength"])], "lora_strength is missing"),
         ([entry(folder="lora")], "folder is 'lora'; use one of checkpoints, diffusion_models, loras"),
-        ([entry(folder="checkpoints")], "lora_strength is 1; leave it out, as it is a number, for a LoRA alone"),
+        ([entry(folder="checkpoints")], "lora_strength is 1; leave it out: it is a number, for a LoRA alone"),
         ([entry(files=[])], "files is []; use a list of file names"),
         ([entry(noise="flow")], "shift is missing; give a number above 0"),
         ([entry(noise="cosine")], "noise is 'cosine'; use one of flow, scaled-linear betas, linear betas"),
         ([entry(timesteps=[249, 999])], "timesteps is [249, 999]; use a list of two falling numbers or more"),
         ([entry(timesteps=[999, float("nan")])], "timesteps is [999, nan]; use a list"),
-        ([entry(sigmas=[14.0, 1.0])], "the levels come as timesteps and sigmas; give timesteps or sigmas"),
-        ([entry(drop=["timesteps"])], "the levels come as nothing"),
+        ([entry(sigmas=[14.0, 1.0])], "it has timesteps and sigmas; give either timesteps or sigmas"),
+        ([entry(drop=["timesteps"])], "it has no levels"),
         ([entry(drop=["timesteps"], levels="flux2")], "levels is flux2, a rule for noise: flow; give timesteps"),
         ([entry(drop=["timesteps"], noise="flow", levels="karras")], "levels is 'karras'; use one of flux2"),
         ([entry(drop=["timesteps"], noise="flow", levels="flux2", shift=3)], "shift is 3; leave it out"),
@@ -412,8 +412,8 @@ def test_a_file_is_read_again_when_it_changes(own):
         ([entry(eta=1.5)], "eta is 1.5; use a number from 0 to 1"),
         ([entry(upsampler="lanczos")], "upsampler is 'lanczos'; use one of nearest, bicubic"),
         ([entry(title="two\nlines")], "title is 'two\\nlines'; use one line of text"),
-        ([entry(key="sdxl-dmd2-lora")], "the key 'sdxl-dmd2-lora' or its title is taken; use another"),
-        ([entry(), entry()], "the key 'my-model-4' or its title is taken"),
+        ([entry(key="sdxl-dmd2-lora")], "the key 'sdxl-dmd2-lora' or its title is already used; choose another"),
+        ([entry(), entry()], "the key 'my-model-4' or its title is already used"),
     ],
 )
 def test_a_file_with_a_mistake_is_left_out_with_one_line(own, caplog, content, words):

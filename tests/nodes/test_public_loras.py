@@ -104,7 +104,7 @@ def test_base_and_lora_are_diffusers_network_with_the_adapter(pack, comfy, folde
     file, strength = save(folders / "loras" / "adapter_model.safetensors", made), 0.5
     base = comfy.sd.load_diffusion_model(str(folders / "diffusion_models" / "base.safetensors"))
     model, recipe, report = load(file, base, own_profile(pack, folders, profile), strength)
-    assert f"all {2 * len(made)} tensors of the LoRA have a place" in report and not base.patches
+    assert f"all {2 * len(made)} tensors of the LoRA match the model" in report and not base.patches
     assert sum(map(len, model.patches.values())) == len(made)
 
     generator = torch.Generator().manual_seed(7)
@@ -273,16 +273,16 @@ def test_wrong_files_bases_and_profiles_are_refused(pack, folders, load, refused
     title, loras = own_profile(pack, folders, "swd-flux1-dev-4-lora"), folders / "loras"
     file = save(loras / "a.safetensors", whole)
     titles = {one.key: title for title, one in pack.nodes.profiles.load_profiles().items()}
-    refused(lambda: load(file, base, "other"), "no profile 'other' of a student; use one of SwD SD3.5 Medium")
-    refused(lambda: load(file, base, titles["sdxl-dmd2-lora"]), "of a student; use one of")
+    refused(lambda: load(file, base, "other"), "no student profile is called 'other'; use one of SwD SD3.5 Medium")
+    refused(lambda: load(file, base, titles["sdxl-dmd2-lora"]), "no student profile is called")
     refused(lambda: load(file, base, titles["swd-sdxl-4-lora"]), "is for SDXL, the model is Flux")
     refused(
         lambda: load(file, base, titles["swd-flux1-dev-4-lora"]), "depth 19+38, guidance), but the model is Flux of"
     )
     extra = save(loras / "b.safetensors", whole | pairs({"transformer_blocks.1.attn.to_q": (48, 48)}))
-    refused(lambda: load(extra, base, title), "2 of its 52 tensors have no place in this model", "transformer_blocks.1")
+    refused(lambda: load(extra, base, title), "2 of its 52 tensors match nothing in this model", "transformer_blocks.1")
     wide = save(loras / "c.safetensors", whole | pairs({"transformer_blocks.0.attn.to_q": (48, 96)}))
-    refused(lambda: load(wide, base, title), "is 48x48 in this model, but the LoRA changes one of 48x96")
+    refused(lambda: load(wide, base, title), "is 48x48 in this model, but the LoRA is for one of 48x96")
     refused(lambda: load("gone.safetensors", base, title), "no file 'gone.safetensors' in models/loras")
 
 

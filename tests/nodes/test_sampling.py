@@ -47,7 +47,7 @@ def native_plan(name, model_plan):
 def native_samples(model, plan, arguments, *, eta, batch=1, items=None, cfg=1.0):
     """The cascade by the core's runner, with one `apply_model` of the ComfyUI model a call.
 
-    ``arguments``: for each size of latent, what the network is told beside state and level, a list of one
+    ``arguments``: for each size of latent, what the network is given beside state and level, a list of one
     (positive) or two (positive, negative).
     """
     network = model.patcher.model
@@ -55,8 +55,8 @@ def native_samples(model, plan, arguments, *, eta, batch=1, items=None, cfg=1.0)
     def denoise(x, step):
         alpha, sigma = plan.curve.alpha(step.sigma), plan.curve.comfy_sigma(step.sigma)
         state = x if plan.curve.kind == "flow" else x / alpha
-        told = torch.full((len(x),), sigma, dtype=torch.float32)
-        answers = [network.apply_model(state, told, **c) for c in arguments[(step.height, step.width)]]
+        seen = torch.full((len(x),), sigma, dtype=torch.float32)
+        answers = [network.apply_model(state, seen, **c) for c in arguments[(step.height, step.width)]]
         x0 = guide(answers[0], answers[-1] if len(answers) > 1 else None, cfg)
         if plan.curve.kind == "flow":
             return x0, (x - alpha * x0) / step.sigma
@@ -74,8 +74,8 @@ def native_samples(model, plan, arguments, *, eta, batch=1, items=None, cfg=1.0)
         return network.process_latent_out(end.x0)
 
 
-def told_by_size(recorder):
-    """What the network was told beside state and level in each size, less ComfyUI's own bookkeeping."""
+def given_by_size(recorder):
+    """What the network was given beside state and level in each size, less ComfyUI's own bookkeeping."""
     return {
         size: [{key: value for key, value in call.conditioning.items() if key != "transformer_options"}]
         for size, call in zip(recorder.sizes, recorder.calls)
@@ -88,7 +88,7 @@ def test_the_cores_runner_gives_the_same_latents(nodes, tiny, name, eta):
     model, recorder = tiny(name), Recorder()
     plan = nodes.plan(model, sizes=TINY[name], eta=eta)
     out = nodes.sample(model, plan, patcher=recorder.watch(model.patcher))["samples"]
-    expected = native_samples(model, native_plan(name, plan), told_by_size(recorder), eta=eta)
+    expected = native_samples(model, native_plan(name, plan), given_by_size(recorder), eta=eta)
     assert out.shape == expected.shape
     assert relative(out, expected) <= PARITY
 
@@ -100,8 +100,8 @@ def test_guidance_is_the_cores_guidance(nodes, tiny):
         for prompt in (1, 2):
             recorder = Recorder()
             nodes.sample(model, plan, patcher=recorder.watch(model.patcher), positive=model.conditioning(prompt))
-            for size, told in told_by_size(recorder).items():
-                arguments.setdefault(size, []).extend(told)
+            for size, seen in given_by_size(recorder).items():
+                arguments.setdefault(size, []).extend(seen)
         out = nodes.sample(model, plan, negative=model.conditioning(2), cfg=2.5)["samples"]
         expected = native_samples(model, native_plan(name, plan), arguments, eta=0.5, cfg=2.5)
         assert relative(out, expected) <= PARITY
@@ -178,7 +178,7 @@ def test_an_item_depends_neither_on_its_batch_nor_on_its_place(nodes, tiny, name
 
 
 def test_noise_of_different_steps_and_stages_is_uncorrelated(nodes, tiny):
-    """All fresh noise, read back from the states: number by number, and place by place in the picture."""
+    """All fresh noise, read back from the states: number by number, and place by place in the image."""
     model, recorder = tiny("wan"), Recorder()
     plan = nodes.plan(model, sizes=((16, 16), (32, 32)), switch_noise="fresh", eta=0.0)
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher))
@@ -236,7 +236,7 @@ RULES = {
 
 
 def expected_states(plan, calls):
-    """(picture, noise) parts of the state of every call, by the formula, from the recorded call before it."""
+    """(image, noise) parts of the state of every call, by the formula, from the recorded call before it."""
     rule = Boundary(plan.boundary.upsampler, plan.boundary.switch_noise, plan.boundary.eta_switch)
     before = None
     for step, call in zip(plan.stage_plan.steps, calls, strict=True):
@@ -263,10 +263,10 @@ def assert_states_follow_the_formula(nodes, model, plan):
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher))
     steps = plan.stage_plan.steps
     assert recorder.sizes == [(step.height, step.width) for step in steps]
-    for step, call, (picture, noise) in zip(steps, recorder.calls, expected_states(plan, recorder.calls), strict=True):
+    for step, call, (image, noise) in zip(steps, recorder.calls, expected_states(plan, recorder.calls), strict=True):
         assert call.sigma == pytest.approx(plan.stage_plan.curve.comfy_sigma(step.sigma), rel=1e-6)
-        error = (call.x.double() - (picture + noise)).abs().max()
-        assert error <= (1e-6 if is_flow(plan) else 1e-6 * (picture.abs() + noise.abs()).max())
+        error = (call.x.double() - (image + noise)).abs().max()
+        assert error <= (1e-6 if is_flow(plan) else 1e-6 * (image.abs() + noise.abs()).max())
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -333,9 +333,9 @@ def test_a_video_crosses_frame_by_frame(nodes, tiny):
     recorder = Recorder()
     latent = model.latent(*plan.stage_plan.final_hw, frames=3)
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher), latent=latent)
-    for call, (picture, noise) in zip(recorder.calls, expected_states(plan, recorder.calls), strict=True):
+    for call, (image, noise) in zip(recorder.calls, expected_states(plan, recorder.calls), strict=True):
         assert call.x.shape[2] == 3
-        assert (call.x.double() - (picture + noise)).abs().max() <= 1e-6
+        assert (call.x.double() - (image + noise)).abs().max() <= 1e-6
 
 
 def test_the_latent_that_comes_out_is_the_last_clean_estimate(nodes, tiny):

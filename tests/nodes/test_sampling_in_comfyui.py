@@ -31,7 +31,7 @@ def tail_plan(nodes, model, steps, split):
     return replace(whole, stage_plan=stages)
 
 
-def picture(model, seed=2, side=16):
+def image_latent(model, seed=2, side=16):
     """A LATENT that holds something, in ComfyUI's space."""
     latent = model.latent(side, side)
     values = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(seed))
@@ -62,7 +62,7 @@ def test_a_lora_acts_like_its_matrix_and_leaves_the_weights(nodes, tiny, comfy):
 def test_inpainting_keeps_the_source_outside_the_mask_in_every_stage(nodes, tiny, name):
     model, recorder = tiny(name), Recorder()
     plan = nodes.plan(model, sizes=SIZES)
-    latent = picture(model)
+    latent = image_latent(model)
     mask = torch.zeros(1, 128, 128)
     mask[..., 64:] = 1.0  # paint into the right half
     out = nodes.sample(model, plan, latent={**latent, "noise_mask": mask}, patcher=recorder.watch(model.patcher))[
@@ -91,15 +91,15 @@ def test_inpainting_keeps_the_source_outside_the_mask_in_every_stage(nodes, tiny
 @pytest.mark.parametrize("name", ["wan", "sdxl"])
 def test_a_mask_of_ones_is_no_mask(nodes, tiny, name):
     model = tiny(name)
-    plan, latent = tail_plan(nodes, model, 4, "1+2"), picture(model)
+    plan, latent = tail_plan(nodes, model, 4, "1+2"), image_latent(model)
     out = nodes.sample(model, plan, latent={**latent, "noise_mask": torch.ones(1, 64, 64)})["samples"]
     assert relative(out, nodes.sample(model, plan, latent=latent)["samples"]) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["wan", "sd3", "sdxl"])
-def test_a_picture_to_start_from_is_averaged_and_noised_to_the_first_level(nodes, tiny, name):
+def test_an_image_to_start_from_is_averaged_and_noised_to_the_first_level(nodes, tiny, name):
     model, recorder = tiny(name), Recorder()
-    plan, latent = tail_plan(nodes, model, 4, "1+2"), picture(model)
+    plan, latent = tail_plan(nodes, model, 4, "1+2"), image_latent(model)
     out = nodes.sample(model, plan, latent=latent, patcher=recorder.watch(model.patcher))["samples"]
     source = latent["samples"]
     small = F.avg_pool2d(source.flatten(1, -3), 2).reshape(*source.shape[:-2], 8, 8)
@@ -107,7 +107,7 @@ def test_a_picture_to_start_from_is_averaged_and_noised_to_the_first_level(nodes
     alpha, sigma = alpha_sigma(plan, first.sigma)
     expected = alpha * model.patcher.model.process_latent_in(small) + sigma * fresh_noise(first.x.shape, 0, "start")
     assert relative(first.x, expected) <= 1e-6
-    assert relative(nodes.sample(model, plan, latent=picture(model, seed=9))["samples"], out) > 1e-2
+    assert relative(nodes.sample(model, plan, latent=image_latent(model, seed=9))["samples"], out) > 1e-2
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
@@ -167,9 +167,9 @@ def test_any_empty_latent_of_the_size_gives_the_same_result(nodes, tiny, name, c
     assert set(out) == {"samples"}
 
 
-def test_a_picture_without_a_time_axis_is_one_frame(nodes, tiny):
+def test_an_image_without_a_time_axis_is_one_frame(nodes, tiny):
     model = tiny("wan")
-    plan, latent = tail_plan(nodes, model, 4, "1+2"), picture(model)
+    plan, latent = tail_plan(nodes, model, 4, "1+2"), image_latent(model)
     flat = {"samples": latent["samples"][:, :, 0]}
     expected = nodes.sample(model, plan, latent=latent)["samples"]
     assert torch.equal(nodes.sample(model, plan, latent=flat)["samples"], expected)

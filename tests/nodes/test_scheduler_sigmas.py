@@ -187,14 +187,14 @@ def test_a_plan_knows_its_levels_before_the_mapping(nodes, tiny, caplog):
 @pytest.mark.parametrize(
     ("sigmas", "others", "message"),
     [
-        ([1.0, 0.5, 0.75, 0.0], {}, "the sigmas are '1, 0.5, 0.75'; connect finite ones that fall"),
-        ([1.0, 0.5, 0.5], {}, "connect finite ones that fall, above 0 but for a closing 0"),
+        ([1.0, 0.5, 0.75, 0.0], {}, "the sigmas are '1, 0.5, 0.75'; connect finite sigmas that fall"),
+        ([1.0, 0.5, 0.5], {}, "connect finite sigmas that fall; only the last may be 0"),
         ([1.0, 0.5, -0.5], {}, "the sigmas are '1, 0.5, -0.5'"),
         ([1.0, 0.5, 0.0, 0.0], {}, "the sigmas are '1, 0.5, 0'"),
         ([1.0, math.nan, 0.5], {}, "connect a list of finite sigmas"),
         ([math.inf, 0.5], {}, "connect a list of finite sigmas"),
-        ([], {}, "the SIGMAS hold no level above 0"),
-        ([0.0], {}, "the SIGMAS hold no level above 0"),
+        ([], {}, "the SIGMAS have no level above 0"),
+        ([0.0], {}, "the SIGMAS have no level above 0"),
         ([14.6, 5.0, 0.0], {}, "the first sigma is 14.6, above this model's largest, 1;"),
         ([1.0, 0.5, 0.0], {"split": "2+2"}, "the split 2+2 has 4 steps but there are 2 levels"),
         ([1.0, 0.5, 0.0], {"split": "1+1", "thresholds": "-2"}, "set split to auto, or leave thresholds empty"),

@@ -44,7 +44,7 @@ def plan_of(nodes, model, size, split, mapping="none"):
 def deaf(model, recorder):
     """A MODEL whose sound does not depend on the video: the network's answer is a function of each alone.
 
-    It stands where the network does, so that core's own scaling of the sound is around it.
+    It takes the network's place, so that core's own scaling of the sound is around it.
     """
     from comfy.patcher_extension import WrappersMP
 

@@ -205,16 +205,16 @@ def test_a_lora_that_does_not_fit_is_refused(folder, refused, teacher):
     unet = lora_tensors(lora_pairs(), prefix="unet.")
     refused(write_lora(loras / "a.safetensors", unet), teacher, match="none of its 9 tensors belongs to a LoRA pair")
     extra = whole | {"diffusion_model.blocks.9.self_attn.q.lora_A.weight": torch.zeros(3, 128)}
-    refused(write_lora(loras / "b.safetensors", extra), teacher, match="1 of its 10 tensors have no place in this")
+    refused(write_lora(loras / "b.safetensors", extra), teacher, match="1 of its 10 tensors match nothing in this")
     name = "diffusion_model.blocks.0.self_attn.q.lora_A.weight"
     wide = whole | {name: torch.zeros(RANK, 256)}
     refused(
         write_lora(loras / "c.safetensors", wide),
         teacher,
-        match="128x128 in this model, but the LoRA changes one of 128x256",
+        match="128x128 in this model, but the LoRA is for one of 128x256",
     )
     ranks = whole | {name: torch.zeros(RANK + 1, 128)}
-    refused(write_lora(loras / "d.safetensors", ranks), teacher, match="by matrices of rank 3 and 4")
+    refused(write_lora(loras / "d.safetensors", ranks), teacher, match="with matrices of rank 3 and 4")
     diffs = {"diffusion_model.head.head.diff": torch.zeros(64, 128)}
     refused(write_lora(loras / "f.safetensors", diffs), teacher, match="none of its 1 tensors belongs to a LoRA pair")
     refused(write_lora(loras / "g.safetensors", {}), teacher, match="none of its 0 tensors")
@@ -330,7 +330,7 @@ def test_pairs_without_an_alpha_among_others_and_alphas_in_half_precision(comfy,
 def test_patches_that_are_no_pairs_are_reported(comfy, folder, load, teacher):
     diff = {"diffusion_model.head.head.diff_b": torch.ones(64)}
     report = load(write_lora(folder / "loras" / "l.safetensors", lora_tensors(lora_pairs()) | diff), teacher)[2]
-    assert "NOT checked: the shapes of 1 patches that are no plain LoRA pairs" in report
+    assert "NOT checked: the shapes of 1 patches that are not plain LoRA pairs" in report
 
 
 def test_a_changed_file_is_read_again(node_classes, folder):
@@ -356,12 +356,12 @@ def test_a_weight_under_another_name_is_a_weight_that_is_missing(folder, refused
 def test_half_a_pair_and_a_network_without_its_first_layer(folder, refused, teacher):
     half = lora_tensors(lora_pairs())
     del half["diffusion_model.head.head.lora_A.weight"]
-    refused(write_lora(folder / "loras" / "l.safetensors", half), teacher, match="misses a tensor .*lora_A")
+    refused(write_lora(folder / "loras" / "l.safetensors", half), teacher, match="does not find a tensor .*lora_A")
     part = write_student(folder / "diffusion_models" / "s.safetensors", drop=["patch_embedding.weight"])
-    refused(part, match="misses a tensor in this file .*patch_embedding.weight")
+    refused(part, match="does not find a tensor in this file .*patch_embedding.weight")
 
 
-def test_tensors_of_other_shapes_are_told_in_a_line(folder, refused):
+def test_tensors_of_other_shapes_are_refused_in_a_line(folder, refused):
     path = folder / "diffusion_models" / "s.safetensors"
     save_safetensors(path, load_file(STUDENT) | {"blocks.0.ffn.2.weight": torch.zeros(3, 5)}, metadata())
     refused(path, match="its tensors do not have the shapes of one network")

@@ -1,4 +1,4 @@
-"""From the trainer to the picture: a LoRA student's file through the real nodes gives what the trainer samples."""
+"""From the trainer to the image: a LoRA student's file through the real nodes gives what the trainer samples."""
 
 from dataclasses import replace
 

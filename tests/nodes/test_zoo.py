@@ -29,7 +29,7 @@ def kind(pack, name):
 
 
 @pytest.mark.parametrize(("one", "other"), [("Flux", "FluxSchnell"), ("Lumina2", "ZImage"), ("SD15", "SD20")])
-def test_models_of_one_network_class_are_told_apart(pack, one, other):
+def test_models_of_one_network_class_are_distinguished(pack, one, other):
     assert kind(pack, one) != kind(pack, other) and kind(pack, one) == kind(pack, one)
 
 

@@ -91,7 +91,7 @@ def test_missing_file_and_folder(tmp_path):
     with pytest.raises(RMDError, match="cannot be read"):
         read_header(tmp_path)
     for name in ("a\0b", "\ud800"):
-        with pytest.raises(RMDError, match="this is no path"):
+        with pytest.raises(RMDError, match="this is not a valid path"):
             read_header(tmp_path / name)
 
 
@@ -151,7 +151,7 @@ def entry(begin, end, **changes):
                 {"w": entry(0, 7)},  # a byte follows
                 {"w": entry(2, 8)},  # a gap before
                 {"a": entry(0, 4), "b": entry(6, 8)},  # a gap between
-                {"a": entry(0, 4), "b": entry(3, 8)},  # one lies on the other
+                {"a": entry(0, 4), "b": entry(3, 8)},  # they overlap
                 {"__metadata__": {"a": 1}, "w": entry(0, 8)},
                 {"__metadata__": ["a"], "w": entry(0, 8)},
             )
@@ -244,9 +244,9 @@ def test_a_failure_between_pieces_leaves_the_old_file_and_no_rubbish(tmp_path, e
 
 def test_paths_that_are_none_are_named_and_nothing_is_written(tmp_path):
     for path in (tmp_path / "a\0b", tmp_path / "a\0b" / "c", tmp_path / "\ud800", "", "."):
-        with pytest.raises(RMDError, match="cannot be written: it is no file's path"):
+        with pytest.raises(RMDError, match="cannot be written: this is not a valid path"):
             write_atomically(path, b"x")
-    with pytest.raises(RMDError, match="no file's path"):
+    with pytest.raises(RMDError, match="not a valid path"):
         save_safetensors(tmp_path / "a\0b", {"w": torch.zeros(1)})
     assert not names(tmp_path)
 

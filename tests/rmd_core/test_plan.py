@@ -224,7 +224,7 @@ def test_asking_changes_no_argument():
 
 @pytest.mark.parametrize("split", ["", "a+b", "2+", "2+-1", "0+0", "2.5+1", [], [0], [1.5, 2], [None], 4, None])
 def test_splits_that_are_no_plan_are_refused(split):
-    with pytest.raises(RMDError, match="is no plan"):
+    with pytest.raises(RMDError, match="is not valid"):
         plan_from_split(FLOW3, split, sizes=IMAGE, mapping=AreaMap())
 
 
@@ -298,7 +298,7 @@ REFUSED_RATIOS = [
 
 @pytest.mark.parametrize("ratios", REFUSED_RATIOS)
 def test_size_ratios_that_are_no_stages_are_refused(ratios):
-    with pytest.raises(RMDError, match="size ratios .* never fall, one of them 1"):
+    with pytest.raises(RMDError, match="size ratios .* never fall and include 1"):
         stage_sizes((16, 16), ratios, multiple=2)
 
 
@@ -346,5 +346,5 @@ def test_dropped_stages_keep_their_place_in_the_split():
 @pytest.mark.parametrize("kept", [0, 7, -1])
 def test_a_tail_longer_than_the_plan_or_empty_is_refused(kept):
     plan = plan_from_split(FlowCurve(3.0), "3+3", sizes=[(60, 104), (90, 160)], mapping=AreaMap())
-    with pytest.raises(RMDError, match=f"the last {kept} of 6 steps are no plan; keep 1 to 6"):
+    with pytest.raises(RMDError, match=f"cannot keep the last {kept} of 6 steps; keep 1 to 6"):
         plan_tail(plan, kept)
