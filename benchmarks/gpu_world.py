@@ -88,7 +88,7 @@ def train_teacher(scale, folder, device, minutes):
     saved = time.monotonic()
     while (share := training.share()) < 1:
         rows = torch.randint(len(index), (scale.batch,), generator=generator, device=device)
-        context = prompts.draw(index[rows], background[rows], generator)
+        context = prompts.sample(index[rows], background[rows], generator)
         loss = small.flow_loss(model, pool[scale.side][rows], context, SHIFT, generator)
         training.update(loss, 1e-3 * min(1.0, (training.step + 1) / 100) * max(0.01, min(1.0, (1 - share) / 0.4)))
         if time.monotonic() - saved > 60:

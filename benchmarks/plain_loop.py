@@ -25,7 +25,7 @@ class PlainLoop:
 
     def update(self, number):
         """One update, counted from 1: the losses of the fake score and of the student."""
-        first, second = self.drawn(number)
+        first, second = self.batches(number)
         conditioning = to_device(self.objective.embed(first.prompts), self.objective.device)
         states = self.states(first, conditioning)
         losses = []
@@ -35,7 +35,7 @@ class PlainLoop:
         self.trainer.networks.update_ema()
         return losses
 
-    def drawn(self, number):
+    def batches(self, number):
         """The batches of the two phases: stage, steps and levels of their own, the same prompts."""
         sampler = self.trainer.sampler
         first, second = (sampler.batch(number, name, round_number=number - 1) for name in ("fake-0", "student"))

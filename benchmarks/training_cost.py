@@ -62,7 +62,7 @@ def alike(plain):
         block = {}
         while len(block) < kinds:
             number = next(numbers)
-            first, second = (int(draw.steps[0]) if single else draw.stage for draw in plain.drawn(number))
+            first, second = (int(batch.steps[0]) if single else batch.stage for batch in plain.batches(number))
             if second == (first + 1) % kinds:
                 block.setdefault(first, number)
         yield [block[first] for first in sorted(block)]
@@ -111,7 +111,7 @@ def peaks(ways):
     """
     clock, block, found = DeviceClock(ways["trainer"].device), next(alike(ways["plain"])), {}
     for phase, way in enumerate(WAYS):  # the trainer's student shares the fake score's samples
-        last = max(block, key=lambda number, phase=phase: int(ways["plain"].drawn(number)[phase].steps.max()))
+        last = max(block, key=lambda number, phase=phase: int(ways["plain"].batches(number)[phase].steps.max()))
         clock.start_peak()
         ways[way].update(last)
         found[way] = clock.peak()
@@ -150,8 +150,8 @@ def main(argv=None, results=RESULTS):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="tiny networks in place of the full-size ones")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help="some of the cases alone")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE", help="one mode alone")
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE", help="only these modes")
     parser.add_argument("--blocks", type=int, default=8, help="timed pairs of blocks (default 8)")
     arguments = parser.parse_args(argv)
     on_gpu = arguments.device == "cuda"

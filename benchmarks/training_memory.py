@@ -85,7 +85,7 @@ def figures(case, overrides, *, measure):
         return found
     ram = system_memory()
     if memory.waiting > ram:
-        print(f"not measured: {gib(memory.waiting)} would wait in system memory, and there are {gib(ram)}")
+        print(f"not measured: it needs {gib(memory.waiting)} of system memory, and there are {gib(ram)}")
         return found
     return found | {"measured": measured(case, config)}
 

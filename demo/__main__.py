@@ -111,7 +111,7 @@ def main():
     print(
         "\ncost: network calls in units of one at the full size, a smaller one counted by its pixels;"
         f"\nalone, in {BATCH}: CPU time of an image on one thread, alone and in a batch of {BATCH}, decoding left out;"
-        f"\nFD: Frechet distance of {len(prompts)} images to as many real ones, less is better;"
+        f"\nFD: Frechet distance of {len(prompts)} images to as many real ones, lower is better;"
         f"\nnamed right: by the shipped classifier, over {len(prompts)} images ({BATCH} of the teacher's)."
     )
     sheet = args.out / "comparison.png"

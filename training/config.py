@@ -24,7 +24,7 @@ def _a_path(path):
             return path
     except UnicodeEncodeError:
         pass
-    raise ValueError("this is no path, it has a character that file names cannot have")
+    raise ValueError("this is not a valid path: it has a character that file names cannot have")
 
 
 def _an_upsampler(path):
@@ -133,13 +133,13 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _a_start(self):
         if self.init_from is None and (self.init_strength, self.init_fake) != (1.0, "teacher"):
-            raise ValueError("init_strength and init_fake are for what init_from names; give it, or leave them out")
+            raise ValueError("init_strength and init_fake need init_from; set it, or leave them out")
         return self
 
     @model_validator(mode="after")
     def _quantised_base(self):
         if self.mode == "three networks" and self.base_dtype in ("int8", "nf4"):
-            raise ValueError(f"base_dtype {self.base_dtype} is for mode adapters; weights that train are float32")
+            raise ValueError(f"base_dtype {self.base_dtype} is for mode adapters; trained weights are float32")
         return self
 
 
@@ -459,13 +459,15 @@ def load_config(path, overrides=()):
     except (OSError, UnicodeDecodeError) as error:
         raise RMDError(f"the configuration {path} cannot be read ({error})") from None
     if not isinstance(tree, dict):
-        raise RMDError(f"the configuration {path} is no mapping of sections; see training/configs/demo.yaml")
+        raise RMDError(f"the configuration {path} is not a mapping of sections; see training/configs/demo.yaml")
     for override in overrides:
         _apply(tree, override)
     try:
         text = json.dumps(tree, default=str, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise RMDError(f"{path}: keys must be text, texts Unicode, and no value may contain itself ({error})") from None
+        raise RMDError(
+            f"{path}: keys must be text, text must be Unicode, and no value may contain itself ({error})"
+        ) from None
     try:
         return Config.model_validate_json(text)
     except ValidationError as error:
@@ -478,7 +480,7 @@ def _parse(text, source):
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
         # The reader passes on what Python says of a date that is none (2020-13-45) or a number without digits (0b_).
-        raise RMDError(f"{source}: no valid YAML ({one_line(error)})") from None
+        raise RMDError(f"{source}: not valid YAML ({one_line(error)})") from None
 
 
 def _apply(tree, override):

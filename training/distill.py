@@ -32,7 +32,7 @@ def main(argv=None):
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print plan, parameters and cost, and train nothing")
     parser.add_argument("--probe", action="store_true", help="measure memory and time with a few updates, keep nothing")
-    parser.add_argument("--price", type=float, metavar="X", help="with --probe: of a device for an hour")
+    parser.add_argument("--price", type=float, metavar="X", help="with --probe: price of one device for an hour")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     start.add_argument(

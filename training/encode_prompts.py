@@ -44,7 +44,7 @@ def main(argv=None):
     logging.getLogger("training").setLevel(logging.INFO)
     try:
         if arguments.batch < 1 or (arguments.tokens is not None and arguments.tokens < 1):
-            raise RMDError("--batch and --tokens are 1 or more")
+            raise RMDError("--batch and --tokens must be at least 1")
         prompts = read_prompts(arguments.prompts)
         device = usable_device(arguments.device)
         CacheFolder(arguments.out)
@@ -72,10 +72,10 @@ def _parser():
     )
     parser.add_argument("--prompts", required=True, metavar="FILE", help=".txt (one a line) or .jsonl")
     parser.add_argument("--out", required=True, metavar="CACHE", help="the cache, a folder of safetensors files")
-    parser.add_argument("--negative", default=NULL_PROMPT, metavar="TEXT", help="what the teacher is guided away from")
-    parser.add_argument("--tokens", type=int, metavar="N", help="length of a text; the family's own if left out")
+    parser.add_argument("--negative", default=NULL_PROMPT, metavar="TEXT", help="negative prompt of the teacher")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of each prompt; default: the family's length")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="prompts encoded together")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the encoders' weights")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the encoders")
     parser.add_argument("--device", default="auto", help="auto, cpu, or a device's name")
     return parser
 
@@ -164,9 +164,8 @@ def _device_errors(device, batch):
     except (RuntimeError, MemoryError) as error:
         how = "ran out of memory" if ran_out_of_memory(error) else "failed"
         raise RMDError(
-            f"the text encoders {how} on {device} ({one_line(error, 200)}); what is encoded by now is "
-            f"kept, go on by python -m training.encode_prompts with a --batch below {batch}, --dtype bfloat16 or "
-            "--device cpu"
+            f"the text encoders {how} on {device} ({one_line(error, 200)}); the prompts encoded so far are "
+            f"kept; run python -m training.encode_prompts with --batch below {batch}, --dtype bfloat16 or --device cpu"
         ) from None
 
 

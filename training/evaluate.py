@@ -39,7 +39,7 @@ def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See docs/train/evaluation.md.")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="the images to score")
-    parser.add_argument("--reference", type=Path, metavar="FOLDER", help="what they are compared with")
+    parser.add_argument("--reference", type=Path, metavar="FOLDER", help="reference images to compare with")
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP model of transformers: folder or hub id")
     parser.add_argument("--features", metavar="MODEL", help="an image model of transformers, such as a DINOv2")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images scored together")
@@ -157,7 +157,7 @@ def _opened(path):
         with Image.open(path) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise RMDError(f"{path}: this is no image that can be read ({one_line(error, 120)}); delete it") from None
+        raise RMDError(f"{path}: cannot be read as an image ({one_line(error, 120)}); delete it") from None
 
 
 # Models

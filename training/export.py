@@ -103,7 +103,7 @@ def convert(path, out, *, names, base=None):
     """
     recipe = read_recipe(path)
     if recipe.adapter_alpha is None:
-        raise RMDError(f"{path} is a whole student, whose weights have one form; give a LoRA")
+        raise RMDError(f"{path} is a whole student, not a LoRA; give a LoRA")
     tensors, metadata = read_tensors(path)
     backbone = backbone_of(recipe)
     if base is None:
@@ -125,15 +125,17 @@ def convert(path, out, *, names, base=None):
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     parser = argparse.ArgumentParser(description="Write a LoRA student again under the names of another program.")
-    parser.add_argument("file", type=Path, metavar="FILE", help="the student's LoRA, under any of the names")
-    parser.add_argument("--names", choices=LORA_NAMES, required=True, help="whose names the new file has")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the new file; FILE_NAMES.safetensors if left out")
-    parser.add_argument("--base", metavar="BASE", help="the base, where the network has not its family's usual blocks")
+    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA file of a student")
+    parser.add_argument("--names", choices=LORA_NAMES, required=True, help="naming scheme of the new file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the new file; default: FILE_NAMES.safetensors")
+    parser.add_argument(
+        "--base", metavar="BASE", help="the base model, if its blocks are not the usual ones of the family"
+    )
     given = parser.parse_args(argv)
     out = given.out or given.file.with_name(f"{given.file.stem}_{given.names}.safetensors")
     try:
         if out.exists():
-            raise RMDError(f"{out} is there already; delete it, or give another --out")
+            raise RMDError(f"{out} already exists; delete it, or give another --out")
         convert(given.file, out, names=given.names, base=given.base)
     except RMDError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

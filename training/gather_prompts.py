@@ -95,7 +95,7 @@ def _captions(path, column):
             elif path.suffix in (".csv", ".tsv"):
                 yield from _column(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","), column, path)
             else:
-                raise RMDError(f"{path}: a caption file ends in {', '.join(KINDS)}")
+                raise RMDError(f"{path}: a caption file must end in {', '.join(KINDS)}")
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise RMDError(f"{path}: cannot be read ({one_line(error)})") from None
 
@@ -140,19 +140,28 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, or OWNER/NAME on the hub")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the prompt list, a .txt file")
-    parser.add_argument("--column", metavar="NAME", help=f"of the captions; {', '.join(COLUMNS)} are found without")
+    parser.add_argument(
+        "--column", metavar="NAME", help=f"column of the captions; found without it: {', '.join(COLUMNS)}"
+    )
     parser.add_argument("--files", default="*", metavar="PATTERN", help="which files of a folder or data set")
-    parser.add_argument("--words", type=int, nargs=2, default=(3, 120), metavar=("MIN", "MAX"), help="of a prompt")
-    parser.add_argument("--count", type=int, metavar="N", help="take so many at random")
+    parser.add_argument(
+        "--words",
+        type=int,
+        nargs=2,
+        default=(3, 120),
+        metavar=("MIN", "MAX"),
+        help="shortest and longest prompt in words",
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="keep N prompts, chosen at random")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     try:
         if given.out.suffix != ".txt":
-            raise RMDError(f"--out {given.out}: a prompt list ends in .txt")
+            raise RMDError(f"--out {given.out}: a prompt list must end in .txt")
         options = {"column": given.column, "files": given.files, "words": given.words}
         prompts, figures = gather(given.sources, **options, count=given.count, seed=given.seed)
         if not prompts:
-            raise RMDError(f"no prompt is left of {figures['read']}; look at --column and --words")
+            raise RMDError(f"none of {figures['read']} prompts is left; check --column and --words")
         write_text(given.out, "\n".join(prompts) + "\n")
     except RMDError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

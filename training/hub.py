@@ -129,7 +129,7 @@ def fetching(path, part):
         missing = _missing(hub, part)
         if missing is not None:
             raise _refusal(hub, part, error, missing) from None
-        log.info("the hub gives no answer for %s; the copy in %s is read", hub, _cached(hub))
+        log.info("the hub does not answer for %s; using the copy in %s", hub, _cached(hub))
 
 
 def _side_by_side(download, files):
@@ -217,7 +217,7 @@ def _cached(hub):
         return Path(snapshot_download(hub.name, revision=hub.revision, local_files_only=True, allow_patterns=[]))
     except (*_NO_ANSWER, HFValidationError):
         raise RMDError(
-            f"{hub} is not a folder here, and there is no copy of such a model in the local hub cache; correct the "
+            f"{hub} is not a folder here, and there is no copy of this model in the local hub cache; correct the "
             f"path, or run: {_command(hub)}"
         ) from None
 
@@ -276,7 +276,7 @@ def _refusal(hub, part, error, missing):
         )
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
     return RMDError(
-        f"{hub} is not a folder here, there is no complete copy of such a model in the local hub cache: {missing}, and "
+        f"{hub} is not a folder here, there is no complete copy of this model in the local hub cache: {missing}, and "
         f"it cannot be downloaded ({why}); correct the path, or with a network run: {_command(hub, part)}"
     )
 

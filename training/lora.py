@@ -214,7 +214,9 @@ class AdaptedNetwork:
             _put(network, name, self.layers[name])
         for name, own in {name: own for name, own in changes.items() if own}.items():
             if name in self.layers:
-                raise RMDError(f"the weight of '{name}' is changed in full, but it has an adapter; use three networks")
+                raise RMDError(
+                    f"the weight of '{name}' is changed in full, but it has an adapter; set model.mode three networks"
+                )
             _put(network, name, ChangedLayer(network.get_submodule(name), self._role, self._started, own))
         adapted = {name: layer for name, layer in self.layers.items() if name in targeted}
         self.adapters = {name: Adapter(adapted, name, derive_seed(seed, "adapter", name)) for name in names}
@@ -306,7 +308,7 @@ def _by_layer(network, changes):
     for name, change in changes.items():
         layer, _, own = name.rpartition(".")
         if own not in ("weight", "bias") or next(network.get_submodule(layer).children(), None) is not None:
-            raise RMDError(f"'{name}' is no layer's weight or bias, so no role can see it changed")
+            raise RMDError(f"'{name}' is not the weight or bias of a layer, so adapters cannot change it")
         found.setdefault(layer, {})[own] = change
     return found
 

@@ -82,7 +82,7 @@ def save_lora(path, factors, changes=None, *, names="comfyui", component="transf
     """
     if changes and names == "diffusers":
         raise RMDError(
-            f"{path}: '{next(iter(changes))}' is changed in full, for which the names of diffusers have no room; use "
+            f"{path}: '{next(iter(changes))}' is changed in full, which the names of diffusers cannot say; use "
             "those of comfyui or kohya, or write a whole student (output.merge)"
         )
 
@@ -130,13 +130,13 @@ def read_lora(tensors, keys, source):
         elif name.endswith(".alpha"):
             alphas[name.removesuffix(".alpha")] = float(tensor)
         else:
-            raise RMDError(f"{source}: {name[:80]!r} belongs to no LoRA pair; give a plain LoRA")
+            raise RMDError(f"{source}: {name[:80]!r} is not part of a LoRA pair; give a plain LoRA")
     found = {}
     for stem, pair in pairs.items():
         layers = _layers_of(stem, known)
         if layers is None or len(pair) < 2:
             what = "is half of a LoRA pair" if layers else "names no layer of this network"
-            raise RMDError(f"{source}: {stem[:80]!r} {what}; give a LoRA of this base, for its network alone")
+            raise RMDError(f"{source}: {stem[:80]!r} {what}; give a LoRA of this base, for its diffusion network only")
         down, alpha = pair["down"], alphas.get(stem, float(len(pair["down"])))
         for layer, up in zip(layers, pair["up"].chunk(len(layers))):
             if len(layers) == 1:
@@ -216,6 +216,6 @@ def check_lora(network, lora, source):
     wrong = next((name for name, size in sizes.items() if flat.get(name, shapes.get(name)) != size), None)
     if wrong is not None:
         raise RMDError(
-            f"{source} changes '{wrong}' as one of {sizes[wrong]}, but it is {shapes.get(wrong, 'not there')}; give "
-            "the base that it was trained on"
+            f"{source} changes '{wrong}' of size {sizes[wrong]}, but here it is {shapes.get(wrong, 'missing')}; "
+            "give the base that it was trained on"
         )

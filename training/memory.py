@@ -227,14 +227,14 @@ def log_memory(config, backbone, outline, *, shards=1):
     log.info("memory: %s; there is %s on %s", memory.line(), gib(available), device)
     if memory.waiting > system_memory():
         log.warning(
-            "warning: %s wait in system memory by this configuration, which has %s; undo train.offload",
+            "warning: this configuration keeps %s in system memory, which has %s; turn off train.offload",
             *(gib(memory.waiting), gib(system_memory())),
         )
     if memory.total > available:
         overrides, better = advice(config, available, backbone, outline, shards=shards)
-        way = f"--set {' --set '.join(overrides)} needs {gib(better.total)}" if overrides else "take a smaller model"
+        way = f"--set {' --set '.join(overrides)} needs {gib(better.total)}" if overrides else "use a smaller model"
         if overrides and better.total > available:
-            way += ", still too much: take a larger device"
+            way += ", still too much: use a larger device"
         log.warning("warning: this run will not fit into the memory of %s, even without activations; %s", device, way)
     return memory
 
@@ -301,7 +301,7 @@ def dry_run_report(setup, *, processes=1):
             f"prompts     {len(setup.prompts):,}, encoder {setup.cache.encoder}",
             f"batch       {' x '.join(map(str, factors))} = {batch} samples an update",
             f"updates     {train.updates}, of which {train.fake_only_updates} train the fake score alone "
-            f"and {train.warmup_updates} draw every stage but the last",
+            f"and {train.warmup_updates} sample every stage but the last",
             f"cost        {ours.total:.2f} forwards at {height}x{width} a sample and update: trajectory "
             f"{ours.trajectory:.2f}, student {ours.student:.2f}, fake score {ours.fake:.2f}, "
             f"teacher and fake score for the student {ours.score_queries:.2f}",

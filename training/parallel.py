@@ -139,7 +139,7 @@ class Processes:
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
                 raise RMDError(
-                    f"process {rank + 1} of {self.count} has another configuration than the first one; "
+                    f"process {rank + 1} of {self.count} has a different configuration from process 1; "
                     "give all of them the same file and the same --set"
                 )
 
@@ -209,13 +209,13 @@ def _check_launch(train):
     for key in ("replicas", "context_parallel"):
         if announced() % getattr(train, key):
             raise RMDError(
-                f"train.{key} is {getattr(train, key)}, which does not divide {announced()} processes; change one"
+                f"train.{key} is {getattr(train, key)}, by which {announced()} processes cannot be divided; change one"
             )
     if train.replicas > 1 and not _sharded():
         raise RMDError("train.replicas is for networks that are sharded; launch with FSDP, or leave it out")
     if announced() > 1 and get_int_from_env(_RANKS, -1) < 0:
         raise RMDError(
-            f"{announced()} processes are announced in the environment (WORLD_SIZE), but not which of them this is; "
+            f"{announced()} processes are set in the environment (WORLD_SIZE), but the rank of this one is not; "
             "start with torchrun or accelerate launch, or unset WORLD_SIZE"
         )
 
@@ -283,13 +283,13 @@ def split_sequences(network, processes, backbone, plan):
     if count == 1:
         return network
     if not backbone.sequence_plan or getattr(network, "_cp_plan", None) is None:
-        raise RMDError(f"train.context_parallel: {backbone.name} has no sequences that processes can divide; take 1")
+        raise RMDError(f"train.context_parallel: {backbone.name} has no sequences that processes can divide; use 1")
     patch = math.prod(config.patch_size)
     divided = [plan.frames * height * width // patch for height, width in plan.sizes] + [config.num_attention_heads]
     if any(number % count for number in divided):
         raise RMDError(
-            f"train.context_parallel is {count}, which does not divide the network's {divided[-1]} heads and the "
-            f"stages' {', '.join(map(str, divided[:-1]))} tokens; give a divisor of all"
+            f"train.context_parallel is {count}, but it must divide the network's {divided[-1]} heads and the "
+            f"stages' {', '.join(map(str, divided[:-1]))} tokens; give a divisor of all of them"
         )
     from diffusers import ContextParallelConfig, ParallelConfig
     from diffusers.hooks.context_parallel import apply_context_parallel

@@ -66,7 +66,7 @@ def read_entries(folder):
     except OSError as error:
         raise RMDError(f"{path}: cannot be read ({error.strerror or error}); name the output folder of a run") from None
     except (ValueError, TypeError):
-        raise RMDError(f"{path}: damaged, not one JSON object a line") from None
+        raise RMDError(f"{path}: damaged; each line must be one JSON object") from None
     return [entry for entry in entries if "update" in entry]
 
 
@@ -187,9 +187,7 @@ def _summary(label, entries):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of distill.py")
-    parser.add_argument(
-        "--out", type=Path, help="the image (png, svg or pdf); curves.png in the first folder if left out"
-    )
+    parser.add_argument("--out", type=Path, help="the image (png, svg or pdf); default: curves.png in the first folder")
     given = parser.parse_args(arguments)
     out = given.out or given.runs[0] / "curves.png"
     try:
@@ -202,7 +200,7 @@ def main(arguments=None):
     except (RMDError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"the image is {out}")
+    print(f"image: {out}")
     return 0
 
 

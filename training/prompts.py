@@ -27,7 +27,7 @@ def read_prompts(path):
     """
     path = Path(path)
     if path.suffix not in (".txt", ".jsonl"):
-        raise RMDError(f"{path}: a prompt file ends in .txt or .jsonl")
+        raise RMDError(f"{path}: a prompt file must end in .txt or .jsonl")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -115,12 +115,12 @@ class CacheFolder:
         self.path = Path(path)
         if self.path.is_file():
             raise RMDError(
-                f"{path} is one file, to which nothing is added; move it into a folder of its own, such as "
-                f"{self.path.with_suffix('')}, and give that"
+                f"{path} is a single file, which cannot be extended; move it into its own folder, such as "
+                f"{self.path.with_suffix('')}, and give that folder"
             )
         if self.path.suffix in (".safetensors", ".sft"):
             raise RMDError(
-                f"{path}: a prompt cache is made as a folder of safetensors files; give a folder's name, such as "
+                f"{path}: a prompt cache is a folder of safetensors files; give the name of a folder, such as "
                 f"{self.path.with_suffix('')}"
             )
 

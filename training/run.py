@@ -141,7 +141,7 @@ def _check_same_run(config, data, folder):
         )
     if digest != config.digest():
         raise RMDError(
-            f"the run in {folder} has another configuration ({_differences(config, folder)}); "
+            f"the run in {folder} has a different configuration ({_differences(config, folder)}); "
             "resume with the same one, or choose another output.folder"
         )
     names = {

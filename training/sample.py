@@ -150,28 +150,30 @@ def _parser():
     parser = argparse.ArgumentParser(description="Sample a student without ComfyUI.", epilog="docs/train/evaluation.md")
     parser.add_argument("--student", type=Path, required=True, metavar="FILE", help="whole student or LoRA")
     parser.add_argument("--prompts", required=True, metavar="FILE", help=".txt (one a line) or .jsonl")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the images go")
-    parser.add_argument("--base", metavar="BASE", help="folder, hub id or file; the recipe's base if left out")
-    parser.add_argument("--vae", metavar="VAE", help="folder, hub id or file; that of the base if left out")
-    parser.add_argument("--upsampler", metavar="FILE", help="of a student that was trained with a learned one")
-    parser.add_argument("--encode-from", metavar="MODEL", help="folder or hub id with text encoders; else the base")
-    parser.add_argument("--cache", metavar="CACHE", help="prompt embeddings; FOLDER/prompts if left out")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image; each next has one more")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the images")
+    parser.add_argument("--base", metavar="BASE", help="base model: folder, hub id or file; default: the recipe's base")
+    parser.add_argument("--vae", metavar="VAE", help="autoencoder: folder, hub id or file; default: that of the base")
+    parser.add_argument("--upsampler", metavar="FILE", help="upsampler that the student was trained with")
+    parser.add_argument("--encode-from", metavar="MODEL", help="folder or hub id with text encoders; default: the base")
+    parser.add_argument("--cache", metavar="CACHE", help="prompt embeddings; default: prompts in the --out folder")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the first image; each next image adds 1"
+    )
     parser.add_argument("--count", type=int, default=1, metavar="N", help="images of each prompt")
-    parser.add_argument("--size", metavar="WxH", help="in pixels; that of the training if left out")
+    parser.add_argument("--size", metavar="WxH", help="size in pixels; default: the size of training")
     parser.add_argument("--frames", type=int, default=1, metavar="N", help="latent frames; 21 are 81 images of Wan")
-    parser.add_argument("--save-frames", action="store_true", help="of a video, every frame as PNG too")
+    parser.add_argument("--save-frames", action="store_true", help="also write every frame of a video as PNG")
     parser.add_argument("--device", default="auto", help="auto, cpu, or a device's name")
     parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", *BITS), default="auto", help="of the network"
+        "--dtype", choices=("auto", "float32", "bfloat16", *BITS), default="auto", help="precision of the network"
     )
     parser.add_argument(
-        "--offload", choices=("none", "waiting"), default="none", help="waiting: what is not needed is in RAM"
+        "--offload", choices=("none", "waiting"), default="none", help="waiting: idle networks stay in RAM"
     )
     parser.add_argument(
         "--tile-vae", action="store_true", help="decode in tiles: less memory, not quite the same image"
     )
-    parser.add_argument("--resume", action="store_true", help="leave out the images that are there")
+    parser.add_argument("--resume", action="store_true", help="only make the missing images")
     return parser
 
 
@@ -183,7 +185,7 @@ def load_student(given, prompts, device):
     recipe = read_recipe(given.student)
     backbone = backbone_of(recipe)
     if given.count < 1 or given.frames < 1 or given.seed < 0:
-        raise RMDError("--count and --frames are 1 or more, --seed is 0 or more")
+        raise RMDError("--count and --frames must be at least 1, --seed at least 0")
     if given.frames > 1 and not backbone.temporal:
         raise RMDError(f"--frames is {given.frames}, but {backbone.name} makes single images; use 1")
     boundary = _boundary(given, recipe, backbone, device)
@@ -196,8 +198,8 @@ def load_student(given, prompts, device):
     refuse_other_family(backbone, cache)
     if recipe.prompt_encoder != cache.encoder:
         log.warning(
-            "warning: the student was trained with prompts of %s, those of %s are of %s; if its text encoders are not "
-            "the same ones, images get worse",
+            "warning: the student was trained with prompts encoded by %s, but %s was made by %s; if these "
+            "text encoders differ, images get worse",
             *(recipe.prompt_encoder, cache.path, cache.encoder),
         )
     precision = _usual(device) if given.dtype == "auto" else given.dtype
@@ -267,7 +269,7 @@ def _base(given, recipe):
 
 def _needed(base):
     if base is None:
-        raise RMDError("the recipe names its base by a name that is no path and no hub id; give --base")
+        raise RMDError("the recipe's base is neither a path nor a hub id; give --base")
     return base
 
 
@@ -300,7 +302,9 @@ def _sample_all(student, given, prompts):
     names = [f"{number:05d}" for number in range(len(prompts))]
     there = {path.stem for path in given.out.glob("*.*") if path.suffix in (".png", ".webp")}
     if there & set(names) and not given.resume:
-        raise RMDError(f"{given.out} has images already; choose another --out, or --resume to make what is missing")
+        raise RMDError(
+            f"{given.out} already has images; choose another --out, or add --resume to make the missing ones"
+        )
     log.info("%s: %s steps, %s px, %d images on %s", given.student.name, plan.split, sizes, len(names), student.device)
     seconds = []
     for number, (name, prompt) in enumerate(zip(tqdm(names, unit="image", dynamic_ncols=True), prompts)):

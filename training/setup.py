@@ -128,13 +128,13 @@ def check_rank(settings, backbone, outline):
     narrow = min(widths, key=widths.get)
     if settings.rank > widths[narrow]:
         raise RMDError(
-            f"model.rank is {settings.rank}, but '{narrow}' has a rank of at most {widths[narrow]}, which is the most "
-            "that an adapter can add to it; lower model.rank, or leave that layer out of model.targets"
+            f"model.rank is {settings.rank}, but an adapter of '{narrow}' has a rank of at most {widths[narrow]}; "
+            "lower model.rank, or leave that layer out of model.targets"
         )
     if settings.alpha > STRONG * settings.rank:
         log.warning(
-            "warning: model.alpha %g at model.rank %d makes every step of the adapters %.3g times as large; "
-            "1 to 2 times the rank are usual",
+            "warning: model.alpha %g at model.rank %d multiplies each adapter step by %.3g; alpha is usually "
+            "1 to 2 times the rank",
             *(settings.alpha, settings.rank, settings.alpha / settings.rank),
         )
 
@@ -172,7 +172,7 @@ def prepare(outline, *, planned=None, loads=True):
     cache = planned or PromptCache(config.prompts.cache, encoder=config.prompts.encoder)
     prompts = read_prompts(config.prompts.file) if config.prompts.file else cache.texts
     if not prompts:
-        raise RMDError(f"{config.prompts.cache} contains no prompt but the null prompt; add prompts to the cache")
+        raise RMDError(f"{config.prompts.cache} contains only the null prompt; add prompts to the cache")
     validation = config.output.validation_prompts or prompts
     upsampler = load_upsampler(config.method, backbone)
     if hasattr(cache, "require"):

@@ -34,7 +34,7 @@ def read_start(settings, backbone, teacher, *, load):
         return _of_layers(lora, teacher, path) if adapters else merge_lora(copy.deepcopy(teacher), lora, path)
     if adapters:
         raise RMDError(
-            f"model.init_from: {path} is a whole network, and adapters start from a LoRA; give the same model as a "
+            f"model.init_from: {path} is a whole network, but adapters start from a LoRA; give the same model as a "
             "LoRA, or set model.mode three networks"
         )
     own = teacher.state_dict()
@@ -44,7 +44,7 @@ def read_start(settings, backbone, teacher, *, load):
         network = load(path, dtype=torch.float32)
     if not same_shapes(network.state_dict(), own):
         raise RMDError(
-            f"{settings.init_from} is a network of other sizes than the teacher; give model.init_from a student of "
+            f"{settings.init_from} has other layer sizes than the teacher; set model.init_from to a student of "
             "this teacher"
         )
     return network.eval()
@@ -57,8 +57,8 @@ def _of_layers(lora, network, path):
     if len(kept) < len(lora.changes):
         first = next(name for name in lora.changes if name not in kept)
         log.warning(
-            "warning: %s: %d changes of tensors that are no layer's, first '%s', are left out, as ComfyUI does; with "
-            "model.mode three networks they are in",
+            "warning: %s: %d changes outside of layers, first '%s', are left out, as ComfyUI does; "
+            "model.mode three networks keeps them",
             *(path, len(lora.changes) - len(kept), first),
         )
     return Lora(lora.factors, kept)

@@ -65,7 +65,7 @@ class TextEncoders:
         self._index = _read_index(self.folder)
         self.family = FAMILIES[self._index["_class_name"]]
         if tokens is not None and self.family.tokens is None:
-            raise RMDError(f"{folder}: the length of its texts is fixed at the tokenizer's; leave --tokens out")
+            raise RMDError(f"{folder}: its tokenizer fixes the length of prompts; leave --tokens out")
         self._tokens = tokens or self.family.tokens
         self._parts = _encoder_folders(self.folder, self._index)
         self._pipeline = None
@@ -149,7 +149,9 @@ class TextEncoders:
         used, stored = getattr(model, "encoder", None), getattr(model, "shared", None)
         if stored is not None and not torch.equal(used.embed_tokens.weight, stored.weight):
             version = transformers.__version__
-            raise RMDError(f"{part}: transformers {version} leaves its embeddings untied; 5.24 is known to tie them")
+            raise RMDError(
+                f"{part}: transformers {version} leaves its embeddings untied; install 5.24, which ties them"
+            )
         return model
 
     @torch.inference_mode()
@@ -197,7 +199,7 @@ def _read_index(folder):
     index = read_json(path)
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
-        raise RMDError(f"{path} names the pipeline {name}; known are {', '.join(FAMILIES)}")
+        raise RMDError(f"{path} names the pipeline {name}; supported are {', '.join(FAMILIES)}")
     return index
 
 

@@ -256,14 +256,14 @@ class Trainer:
                 log.info("resuming after update %d from %s", self.done, checkpoint.path)
                 if not checkpoint.mixes_stages and self.config.train.accumulation > 1:
                     log.warning(
-                        "warning: this run took one stage for a whole update until update %d; from here on each "
+                        "warning: this run used one stage for a whole update until update %d; from here on each "
                         "micro-batch has its own, so the samples of an update change",
                         self.done,
                     )
                 if checkpoint.processes != self.processes.count:
                     log.warning(
-                        "warning: this run had %d processes until update %d and has %d from here on, and with them "
-                        "the samples of an update change",
+                        "warning: this run had %d processes until update %d and has %d from here on, so the "
+                        "samples of an update change",
                         *(checkpoint.processes, self.done, self.processes.count),
                     )
             if self.processes.main:
@@ -277,7 +277,7 @@ class Trainer:
         )
         if known is not None and samples < known and self.processes.main:
             log.warning(
-                "warning: an update of %d samples is known to be too few: the authors train %s with %d; raise "
+                "warning: %d samples an update are known to be too few: the authors train %s with %d; raise "
                 "train.accumulation or the number of processes",
                 *(samples, self.setup.backbone.name, known),
             )

@@ -70,7 +70,9 @@ class _Deck:
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where to; training/prompts")
+    parser.add_argument(
+        "--out", type=Path, default=FOLDER, metavar="FOLDER", help="output folder; default: training/prompts"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     try:

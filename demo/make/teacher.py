@@ -61,7 +61,7 @@ class PromptTable:
             for words in (drawings.concepts, drawings.styles, [f"on-{name}" for name in BACKGROUNDS])
         )
 
-    def draw(self, index, background, generator):
+    def sample(self, index, background, generator):
         """Embeddings (B, TOKENS, WIDTH) of the drawings (B,) on the backgrounds (B,)."""
         rolls = torch.rand(3, len(index), 1, generator=generator, device=generator.device)
         prompted, style, where = (roll >= p for roll, p in zip(rolls, (NO_PROMPT, OPEN_STYLE, OPEN_BACKGROUND)))
@@ -148,7 +148,7 @@ def main():
         side = list(SIZES)[int(torch.multinomial(torch.tensor(args.shares), 1, generator=order))]
         count, shift = SIZES[side]
         rows = torch.randint(len(index), (args.scale * count,), generator=generator, device=args.device)
-        context = prompts.draw(index[rows], background[rows], generator)
+        context = prompts.sample(index[rows], background[rows], generator)
         loss = flow_loss(model, pool[side][rows], context, shift, generator)
         training.update(loss, args.lr * min(1.0, (training.step + 1) / 100) * max(0.01, min(1.0, (1 - share) / 0.4)))
         recent[side] = recent[side][-199:] + [loss.detach()]

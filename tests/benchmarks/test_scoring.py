@@ -75,10 +75,10 @@ def test_a_real_row_has_the_reference_distribution(scorer):
 
 def test_the_interval_has_the_spread_of_fresh_sets():
     """Against the slow way: distances of many fresh pairs of sets whose prompts have means of their own."""
-    means = draw(1, 80, 3) * 2
+    means = normal(1, 80, 3) * 2
 
     def pair(seed):
-        return tuple(repeat(means, "p d -> (r p) d", r=4) + draw(seed + i, 320, 3) + 0.2 * i for i in (0, 1))
+        return tuple(repeat(means, "p d -> (r p) d", r=4) + normal(seed + i, 320, 3) + 0.2 * i for i in (0, 1))
 
     fresh = torch.tensor([frechet_distance(*pair(2 * i + 10)) for i in range(200)])
     low, high = bootstrap_interval(*pair(10), 4)
@@ -87,17 +87,17 @@ def test_the_interval_has_the_spread_of_fresh_sets():
     assert low <= frechet_distance(*pair(10)) <= high
 
 
-def draw(seed, *shape):
+def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_frechet_distance_of_equal_sets_is_zero():
-    rows = draw(0, 200, 5)
+    rows = normal(0, 200, 5)
     assert frechet_distance(rows, rows) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_frechet_distance_of_scaled_and_shifted_sets_is_the_closed_form():
-    rows = draw(1, 300, 4)
+    rows = normal(1, 300, 4)
     scale, shift = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64), torch.tensor([1.0, 0.0, -2.0, 0.5])
     # the rows' own covariance rotated onto its axes, so that scaling commutes with it
     _, axes = torch.linalg.eigh(torch.cov(rows.T))
@@ -108,7 +108,7 @@ def test_frechet_distance_of_scaled_and_shifted_sets_is_the_closed_form():
 
 
 def test_kernel_distance_is_the_sum_over_pairs():
-    a, b = draw(2, 7, 3), draw(3, 5, 3) + 0.3
+    a, b = normal(2, 7, 3), normal(3, 5, 3) + 0.3
 
     def k(x, y):
         return (torch.dot(x, y) / 3 + 1) ** 3
@@ -120,7 +120,7 @@ def test_kernel_distance_is_the_sum_over_pairs():
 
 
 def test_sliced_wasserstein_sees_blur_and_ignores_flat_colour():
-    images = draw(4, 40, 3, 32, 32).float()
+    images = normal(4, 40, 3, 32, 32).float()
     blurred = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
     floor = sliced_wasserstein(images, images, 0)  # other random patches of the same images
     assert sliced_wasserstein(images + 0.25, images, 0) == pytest.approx(floor, abs=1e-4)

@@ -46,12 +46,12 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_plain_loop_has_the_trainers_gradients_for_its_draws(trainer, mode):
+def test_the_plain_loop_has_the_trainers_gradients_for_its_batches(trainer, mode):
     run = trainer(f"model.mode={mode}")
     plain, stages = PlainLoop(run), set()
     run.update(1)  # adapters start without effect
     for number in range(2, 12):
-        first, second = plain.drawn(number)
+        first, second = plain.batches(number)
         if (first.stage, second.stage) in stages:
             continue
         stages.add((first.stage, second.stage))
@@ -91,9 +91,9 @@ def test_a_block_meets_every_kind_once_in_each_phase_and_costs_what_is_counted(t
     run = trainer(f"train.batch={batch}", "model.mode=three networks")
     plain = PlainLoop(run)
     for block in itertools.islice(alike(plain), 3):
-        drawn = [plain.drawn(number) for number in block]
-        for phase in zip(*drawn):
-            met = [int(draw.steps[0]) if batch == 1 else draw.stage for draw in phase]
+        batches = [plain.batches(number) for number in block]
+        for phase in zip(*batches):
+            met = [int(one.steps[0]) if batch == 1 else one.stage for one in phase]
             assert sorted(met) == list(range(kinds))
     rows = {"student": 0.0, "fake": 0.0, "teacher": 0.0}
 

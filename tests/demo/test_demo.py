@@ -102,7 +102,7 @@ def test_latents_of_the_teachers_images_have_unit_size(world):
     assert latents.mean((0, 2, 3)).abs().max() < 0.5
 
 
-def test_the_shipped_student_says_how_it_samples_and_draws_what_it_is_asked_for(world):
+def test_the_shipped_student_has_its_recipe_and_samples_what_it_is_asked_for(world):
     backbone, vae, cache, classifier = world
     setup = student_setup("student", files.STUDENT, backbone)
     assert (setup.sides, setup.calls, setup.units) == ("2 x 64 px, 2 x 128 px", 4, 2.5)
@@ -111,7 +111,7 @@ def test_the_shipped_student_says_how_it_samples_and_draws_what_it_is_asked_for(
     assert named_right(classifier, images) >= 0.9
 
 
-def test_the_teacher_draws_what_it_is_asked_for(world):
+def test_the_teacher_samples_what_it_is_asked_for(world):
     backbone, vae, cache, classifier = world
     teacher = backbone.load(files.TEACHER, dtype=torch.float32)
     plan = single_resolution(backbone.curve, 10, (16, 16))

@@ -16,7 +16,7 @@ from training.prompts import CacheFolder
 from training.setup import outline_run
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
-PLANS = {  # name: (timesteps the network is told in order, frames, the backbone, the full-size student, fewer layers)
+PLANS = {  # name: (timesteps the network is given in order, frames, the backbone, the full-size student, fewer layers)
     "sdxl": ([999, 749, 692, 453], 1, "sdxl", "SDXL", {"transformer_layers_per_block": (1, 1, 1)}),
     "sdxl_from_dmd2": ([999, 749, 692, 453], 1, "sdxl", "SDXL", {"transformer_layers_per_block": (1, 1, 1)}),
     "pixart_alpha": ([999, 749, 616, 386], 1, "pixart_alpha", "PixArt alpha", {"num_layers": 2}),
@@ -56,7 +56,7 @@ def test_a_configuration_makes_the_plan_it_names(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_its_memory_can_be_told(name):
+def test_its_memory_can_be_counted(name):
     """With fewer layers, for the time it takes; each run and each dry run tells the whole."""
     *_, student, fewer = PLANS[name]
     backbone, network, _ = meta_student(student)

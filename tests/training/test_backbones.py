@@ -27,7 +27,7 @@ from training.prompts import PromptCache, write_prompt_cache
 from training.trainer import Trainer
 from training_world import distill, equal, metrics, refused, tensors, tiny_wan
 
-PICTURES = [name for name in NAMES if not name.startswith("wan")]
+IMAGE_MODELS = [name for name in NAMES if not name.startswith("wan")]
 ARCHITECTURES = {
     "wan": "wan2.1",
     "wan22_5b": "wan2.2-5b",
@@ -143,9 +143,9 @@ def test_an_outline_is_the_network_without_data(world, tmp_path):
 def test_a_dry_run_counts_parameters_and_operations(world, capsys):
     name, folder = world
     assert distill(folder, flags=["--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert f"backbone    {name}," in told and "GFLOP a forward" in told
-    assert f"{sum(p.numel() for p in tiny_network(name).parameters()):,} each" in told
+    printed = capsys.readouterr().out
+    assert f"backbone    {name}," in printed and "GFLOP a forward" in printed
+    assert f"{sum(p.numel() for p in tiny_network(name).parameters()):,} each" in printed
 
 
 def test_half_precision_weights_predict_nearly_the_same(world):
@@ -162,7 +162,7 @@ def test_half_precision_weights_predict_nearly_the_same(world):
             assert got.dtype == torch.float32 and ((got - expected).norm() / expected.norm()) < 0.05
 
 
-def test_z_image_is_told_one_minus_sigma_and_takes_prompts_without_padding(tmp_path):
+def test_z_image_is_given_one_minus_sigma_and_takes_prompts_without_padding(tmp_path):
     cache = write_prompts("z_image", tmp_path / "c.safetensors")
     backbone, network = make_backbone("z_image"), tiny_network("z_image")
     conditioning = backbone.conditioning(cache, cache.texts[:3])
@@ -197,18 +197,18 @@ def test_half_precision_networks_embed_the_exact_level(name):
     """0.9 and 0.8984 are one number in bfloat16, and their embeddings are not."""
     backbone, network = make_backbone(name), tiny_network(name).to(torch.bfloat16)
     x = torch.zeros(*backbone.latent_shape(1, 1), 4, 4)
-    conditioning, told = backbone.zero_conditioning(network, 5, "cpu"), []
+    conditioning, embeddings = backbone.zero_conditioning(network, 5, "cpu"), []
     embedder = next(module for module_name, module in network.named_modules() if module_name.endswith("time_proj"))
-    embedder.register_forward_hook(lambda module, args, embedding: told.append(embedding))
+    embedder.register_forward_hook(lambda module, args, embedding: embeddings.append(embedding))
     with torch.no_grad():
         for sigma in (0.9, 0.8984375):
             backbone.predict(network, x, torch.tensor([sigma], dtype=torch.float64), conditioning)
-    assert told[0].dtype == torch.float32 and not torch.allclose(told[0], told[1], atol=0.1)
+    assert embeddings[0].dtype == torch.float32 and not torch.allclose(embeddings[0], embeddings[1], atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart_alpha", "pixart_sigma", "sd3"])
-def test_vp_models_are_told_the_table_index_and_flows_1000_sigma(name):
-    backbone, told = make_backbone(name), {}
+def test_vp_models_are_given_the_table_index_and_flows_1000_sigma(name):
+    backbone, given = make_backbone(name), {}
 
     class Spy(torch.nn.Module):
         def __init__(self):
@@ -216,7 +216,7 @@ def test_vp_models_are_told_the_table_index_and_flows_1000_sigma(name):
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, x, timestep=None, *args, **kwargs):
-            told.update(kwargs, timestep=timestep)
+            given.update(kwargs, timestep=timestep)
             return (torch.cat((x, x), 1),) if name.startswith("pixart") else (x,)
 
     cache_like = {"text": torch.zeros(2, 3, 4), "pooled": torch.zeros(2, 5), "mask": torch.ones(2, 3)}
@@ -232,13 +232,13 @@ def test_vp_models_are_told_the_table_index_and_flows_1000_sigma(name):
         sigma, expected = (1 - alphas[[999, 250]].double()).sqrt(), [999.0, 250.0]
     output = backbone.predict(Spy(), x, sigma, cache_like)
     assert output.shape == x.shape and torch.equal(output, x)
-    assert told["timestep"].dtype == torch.float32
-    assert torch.allclose(told["timestep"], torch.tensor(expected), atol=1e-2)
+    assert given["timestep"].dtype == torch.float32
+    assert torch.allclose(given["timestep"], torch.tensor(expected), atol=1e-2)
     if name == "sdxl":
-        assert told["added_cond_kwargs"]["time_ids"].tolist() == [[320.0, 384.0, 0.0, 0.0, 320.0, 384.0]] * 2
+        assert given["added_cond_kwargs"]["time_ids"].tolist() == [[320.0, 384.0, 0.0, 0.0, 320.0, 384.0]] * 2
     if name == "pixart_alpha":
-        assert told["added_cond_kwargs"]["resolution"].tolist() == [[320.0, 384.0]] * 2
-        assert told["added_cond_kwargs"]["aspect_ratio"].flatten().tolist() == pytest.approx([40 / 48] * 2)
+        assert given["added_cond_kwargs"]["resolution"].tolist() == [[320.0, 384.0]] * 2
+        assert given["added_cond_kwargs"]["aspect_ratio"].flatten().tolist() == pytest.approx([40 / 48] * 2)
 
 
 def test_padding_changes_nothing_for_pixart(tmp_path):
@@ -260,7 +260,7 @@ def test_the_count_of_operations_is_the_formula():
     assert counted == pytest.approx(backbone.flops(network, 16, 24, 3, 7), rel=0.05)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_the_count_of_operations_is_that_of_a_real_forward(tmp_path, name):
     backbone, network = make_backbone(name), tiny_network(name)
     cache = write_prompts(name, tmp_path / "c.safetensors")
@@ -296,7 +296,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, what):
 @pytest.mark.parametrize(
     ("name", "of", "words"),
     [
-        ("sdxl", "pixart_sigma", "masks the padding"),
+        ("sdxl", "pixart_sigma", "mask the padding"),
         ("sd3", "wan", "width 16, but the transformer takes 24"),
         ("pixart_sigma", "sd3", "padding is masked"),
         ("sdxl", "plain", "no pooled embeddings"),
@@ -337,14 +337,14 @@ def test_v_prediction_is_seen_from_the_folder_and_from_its_network(tmp_path, bas
 def test_an_sdxl_model_of_other_noise_is_refused(tmp_path):
     write_backbone_world("sdxl", tmp_path)
     (tmp_path / "model" / "scheduler").mkdir()
-    told = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.012}
-    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    given = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.012}
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(given))
     with pytest.raises(RMDError, match="says {'beta_schedule': 'linear', 'beta_start': 0.0001}; .* scaled_linear"):
         backbone_setup("sdxl", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "warned"),
+    ("name", "given", "warned"),
     [
         ("sd3", {"shift": 3.0}, None),
         ("sd3", {"shift": 1.5}, 1.5),
@@ -354,16 +354,16 @@ def test_an_sdxl_model_of_other_noise_is_refused(tmp_path):
         ("sdxl", {"shift": 2.0}, None),
     ],
 )
-def test_a_scheduler_of_another_shift_is_told_once(tmp_path, caplog, name, told, warned):
+def test_a_scheduler_of_another_shift_is_logged_once(tmp_path, caplog, name, given, warned):
     write_backbone_world(name, tmp_path)
     (tmp_path / "model" / "scheduler").mkdir()
-    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(given))
     for base in ("model", f"model/{'unet' if name == 'sdxl' else 'transformer'}"):
         caplog.clear()
         backbone_setup(name, tmp_path, f"backbone.base={tmp_path / base}")
         warnings = [record.getMessage() for record in caplog.records if "shift" in record.getMessage()]
         assert len(warnings) == (warned is not None)
-        assert not warnings or f"has shift {warned:g}, and backbone.shift is 3," in warnings[0]
+        assert not warnings or f"has shift {warned:g}, but backbone.shift is 3," in warnings[0]
     if warned:
         caplog.clear()
         backbone_setup(name, tmp_path, f"backbone.shift={warned}")

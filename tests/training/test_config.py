@@ -67,12 +67,12 @@ def test_eta_of_training_and_of_sampling_stay_apart():
     assert training_boundary(method).eta_switch == sampling_boundary(method).eta_switch == 0.1
 
 
-def test_what_three_networks_do_not_use_is_told_once(tmp_path, caplog):
+def test_what_three_networks_do_not_use_is_logged_once(tmp_path, caplog):
     given = ["model.rank=3", "model.targets=[to_q]", "model.base_dtype=bfloat16", "output.merge=true"]
     make_setup(tmp_path, *given)
-    told = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    messages = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
     names = "model.rank, model.targets, model.base_dtype, output.merge"
-    assert told == [f"warning: {names}: not used by model.mode three networks"]
+    assert messages == [f"warning: {names}: not used by model.mode three networks"]
     caplog.clear()
     make_setup(tmp_path, *given, "model.mode=adapters")
     make_setup(tmp_path)
@@ -99,24 +99,24 @@ def test_what_three_networks_do_not_use_is_told_once(tmp_path, caplog):
         (["output.name=../x"], ["'output.name' is \"../x\"; use letters, digits"]),
         (["output.name=.."], ["'output.name' is \"..\"; use letters, digits", "'.' but in front"]),
         (["output.name='.student'"], ["'output.name' is \".student\"; use letters, digits"]),
-        (["model.init_fake=student"], ["give it, or leave them out"]),
+        (["model.init_fake=student"], ["set it, or leave them out"]),
         (["output.name=a/b"], ["'output.name' is \"a/b\"; use letters, digits"]),
         (["train=3"], ["'train'"]),
         (["train.batch.size=3"], ["'batch' is a value, not a section"]),
         (["train.batch"], ["section.key=value"]),
-        (["train.batch=[1,"], ["no valid YAML"]),
+        (["train.batch=[1,"], ["not valid YAML"]),
         (["prompts.cache=null"], ["give cache, or encode_from"]),
-        (["output.name=2020-13-45"], ["output.name=2020-13-45", "no valid YAML"]),
-        (["train.batch=0b_"], ["no valid YAML"]),
-        (["train.batch=0x_"], ["no valid YAML"]),
+        (["output.name=2020-13-45"], ["output.name=2020-13-45", "not valid YAML"]),
+        (["train.batch=0b_"], ["not valid YAML"]),
+        (["train.batch=0x_"], ["not valid YAML"]),
         (["train=&a [*a]"], ["contain itself"]),
         (["train=&a {b: *a}"], ["contain itself"]),
         (["train={2020-01-01: 3}"], ["keys must be text"]),
-        (["train={[1]: 3}"], ["no valid YAML"]),
-        (["train.batch=" + "[" * 3000], ["no valid YAML"]),
-        (['output.folder="a\\0b"'], ["'output.folder'", "no path"]),
-        (['prompts.file="a\\0b"'], ["'prompts.file'", "no path"]),
-        (['backbone.base="a\\uD800b"'], ["texts Unicode"]),
+        (["train={[1]: 3}"], ["not valid YAML"]),
+        (["train.batch=" + "[" * 3000], ["not valid YAML"]),
+        (['output.folder="a\\0b"'], ["'output.folder'", "not a valid path"]),
+        (['prompts.file="a\\0b"'], ["'prompts.file'", "not a valid path"]),
+        (['backbone.base="a\\uD800b"'], ["text must be Unicode"]),
     ],
 )
 def test_bad_values_are_refused_in_one_line(overrides, words):
@@ -130,11 +130,11 @@ def test_bad_values_are_refused_in_one_line(overrides, words):
     ("text", "words"),
     [
         ("a: 1\na: 2\n", "given twice"),
-        ("- 1\n", "no mapping"),
-        ("a: [", "no valid YAML"),
-        ("", "no mapping"),
+        ("- 1\n", "not a mapping"),
+        ("a: [", "not valid YAML"),
+        ("", "not a mapping"),
         ("train: {updates: 3}\n", "'backbone' is missing"),
-        ("x: !!python/object/apply:os.getcwd []\n", "no valid YAML"),
+        ("x: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, text, words):
@@ -197,7 +197,7 @@ def test_digest_covers_what_decides_the_weights():
         assert load_config(DEMO, [change]).resolved().digest() != digest, change
 
 
-def test_the_forms_of_a_mapping_are_told_once():
+def test_the_forms_of_a_mapping_are_listed_once():
     with pytest.raises(RMDError) as caught:
         load_config(DEMO, ["method.mapping={shfit: [3, 5]}", "train.batch=0"])
     message = str(caught.value)

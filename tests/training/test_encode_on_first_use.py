@@ -137,10 +137,10 @@ def test_an_interrupted_run_goes_on_with_what_is_encoded(world, monkeypatch):
         ("plan.sizes=[[4, 4], [7, 7]]", "multiple"),
         ("prompts.file=null", "give prompts.file"),
         ("prompts.encode_from=null", "prompts: no such prompt cache"),
-        ("prompts.cache={world}/c.safetensors", "give a folder's name, such as {world}/c"),
+        ("prompts.cache={world}/c.safetensors", "give the name of a folder, such as {world}/c"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_encoded(world, capsys, change, words):
+def test_mistakes_are_refused_before_anything_is_encoded(world, capsys, change, words):
     assert distill(world, change.format(world=world)) == refused(capsys, 2, words.format(world=world))
     assert not list(world.glob("prompts*")) and not (world / "out").exists()
 
@@ -154,15 +154,15 @@ def test_a_dry_run_tells_what_a_run_would_encode_and_makes_no_cache(world, capsy
     assert distill(world, *sets, flags=["--dry-run"]) == refused(capsys, 2, "model_index")
 
 
-def test_the_memory_is_told_once_and_before_the_encoders_load(world, caplog):
+def test_the_memory_is_logged_once_and_before_the_encoders_load(world, caplog):
     assert distill(world) == 0
-    told = [record.message for record in caplog.records]
-    (line,) = (i for i, line in enumerate(told) if line.startswith("memory: "))
-    assert line < next(i for i, line in enumerate(told) if "encoded now by" in line)
+    messages = [record.message for record in caplog.records]
+    (line,) = (i for i, line in enumerate(messages) if line.startswith("memory: "))
+    assert line < next(i for i, line in enumerate(messages) if "encoded now by" in line)
     caplog.clear()
     assert distill(world, f"output.folder={world}/more") == 0  # nothing to encode
     again = [record.message for record in caplog.records if record.message.startswith("memory: ")]
-    assert [line.split(", of")[0] for line in again] == [told[line].split(", of")[0]]
+    assert [line.split(", of")[0] for line in again] == [messages[line].split(", of")[0]]
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.tokens and family.name != "sd3"])

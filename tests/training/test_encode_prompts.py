@@ -255,7 +255,7 @@ def test_one_file_is_read_but_not_added_to(models, prompts, tmp_path, capsys):
     assert run(model, prompts, tmp_path / "made") == 0
     (tmp_path / "made" / "prompts-00000.safetensors").rename(tmp_path / "c.safetensors")
     prompts.write_text("green", encoding="utf-8")
-    assert run(model, prompts, tmp_path / "c.safetensors") == refused(capsys, 2, "move it into a folder")
+    assert run(model, prompts, tmp_path / "c.safetensors") == refused(capsys, 2, "move it into its own folder")
     (tmp_path / "c.safetensors").rename(tmp_path / "made" / "old.safetensors")
     assert run(model, prompts, tmp_path / "made") == 0
     assert PromptCache(tmp_path / "made").texts == tuple(sorted([*TEXTS, "green"]))
@@ -276,7 +276,7 @@ def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
     assert run(tmp_path / "nothing", prompts, out) == refused(capsys, 2, "has no model_index.json")
     assert run(models("sdxl"), prompts, out, "--tokens", "20") == refused(capsys, 2, "leave --tokens out")
     assert run(models("sdxl"), tmp_path / "no.txt", out) == refused(capsys, 2, "does not exist")
-    assert run(models("sdxl"), prompts, out, "--batch", "0") == refused(capsys, 2, "1 or more")
+    assert run(models("sdxl"), prompts, out, "--batch", "0") == refused(capsys, 2, "at least 1")
     model = tmp_path / "model"
     shutil.copytree(models("sdxl"), model)
     (model / "tokenizer_2" / "tokenizer.json").unlink()
@@ -290,10 +290,10 @@ def test_bad_input_is_one_line(models, prompts, tmp_path, capsys):
     assert run(model, prompts, out) == refused(capsys, 2, "text_encoder_2 has no config.json")
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    assert run(model, prompts, out) == refused(capsys, 2, "FluxPipeline; known are")
+    assert run(model, prompts, out) == refused(capsys, 2, "FluxPipeline; supported are")
     assert not out.exists()
     networks = models("sdxl") / "unet"
-    assert run(models("sdxl"), prompts, networks) == refused(capsys, 2, "is no prompt cache")
+    assert run(models("sdxl"), prompts, networks) == refused(capsys, 2, "is not a prompt cache")
     assert not (networks / ".lock").exists()
     assert run(networks / "config.json", prompts, out) == refused(capsys, 2, "has no model_index.json")
 

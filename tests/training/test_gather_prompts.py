@@ -58,7 +58,7 @@ def test_a_folder_is_several_files_and_repeats_count_over_all(tmp_path):
     [
         ("id,name\n1,a red fox in snow\n", (), "--column, there are id, name"),
         ("id,name\n1,a red fox in snow\n", ("--column", "x"), "no column 'x'"),
-        ("caption\nfox\n", (), "no prompt is left of 1"),
+        ("caption\nfox\n", (), "none of 1 prompts is left"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, capsys, content, options, words):

@@ -35,7 +35,7 @@ ID = "owner/tiny-sdxl_1.0"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A whole model as it lies on the hub: beside what is read, everything else that such models bring."""
+    """A whole model as it is on the hub: what is read, and everything else that models bring."""
     folder = write_model("sdxl", tmp_path_factory.mktemp("hub") / "model")
     for part, name in (
         ("unet", "diffusion_pytorch_model"),
@@ -224,7 +224,7 @@ def test_a_hub_that_gives_no_answer_is_no_network(cache, model, monkeypatch):
 
 def test_a_copy_that_lacks_a_file_is_not_whole(cache, model):
     lay_out(cache, ID, model, keep=lambda path: is_network(path) and path.suffix != ".safetensors")
-    with pytest.raises(RMDError, match="no complete copy of such a model .*: it has no safetensors"):
+    with pytest.raises(RMDError, match="no complete copy of this model .*: it has no safetensors"):
         fetched(ID, NETWORK)
     parts = lambda path: path.parent.name in ("text_encoder", "tokenizer") or path.name == "model_index.json"  # noqa: E731
     lay_out(cache, "owner/parts", model, keep=parts)

@@ -136,7 +136,7 @@ def test_layers_of_several_ranks_get_one(trained):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("diffusion_model.blocks.0.self_attn.q.dora_scale", "no LoRA pair"),
+        ("diffusion_model.blocks.0.self_attn.q.dora_scale", "not part of a LoRA pair"),
         ("diffusion_model.blocks.7.self_attn.q.lora_A.weight", "no layer of this network"),
     ],
 )

@@ -191,7 +191,7 @@ def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(
         assert calls == expected
 
 
-def test_told_level_is_the_level_of_the_state(tmp_path):
+def test_the_level_given_is_the_level_of_the_state(tmp_path):
     """Reconstruct the share of x0 and the power of the noise in x_t from what they are made of."""
     setup = make_setup(tmp_path, "train.batch=64", "train.warmup_updates=0", "method.eta_train=0")
     objective, sampler = make_objective(setup), setup.sampler()
@@ -212,7 +212,7 @@ def test_told_level_is_the_level_of_the_state(tmp_path):
 @pytest.mark.parametrize("where", ["sampling", "training"])
 def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, where):
     setup = make_setup(tmp_path, "train.batch=8", "train.warmup_updates=0")
-    told, calls, student = {}, [], tiny_wan()
+    given, calls, student = {}, [], tiny_wan()
     objective = make_objective(setup)
 
     def note(module, arguments):
@@ -220,7 +220,7 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
         calls.append(x.shape[-1])
         assert timestep.dtype == torch.float32
         for value in timestep.tolist():
-            told.setdefault(x.shape[-1], set()).add(value)
+            given.setdefault(x.shape[-1], set()).add(value)
 
     student.register_forward_pre_hook(note)
     sampler = setup.sampler()
@@ -236,7 +236,7 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
     expected = {}
     for step in setup.plan.steps:
         expected.setdefault(step.width, set()).add(torch.tensor(step.timestep, dtype=torch.float32).item())
-    assert told == expected
+    assert given == expected
 
 
 def test_subinterval_target_trains_the_fake_score_only(tmp_path):

@@ -33,7 +33,7 @@ SETTINGS = (
     "train.share_forward=false",
 )
 DEFECTS = {
-    "told level": "the fake score's noise is built and labelled on the shift-5 table (D1)",
+    "labelled level": "the fake score's noise is built and labelled on the shift-5 table (D1)",
     "two grids": "the sampler steps down by 166, the trainer rounds each index (D3)",
     "bf16 timestep": "the timestep is bf16 in the training calls (D4)",
     "column weight": "the pseudo-Huber weight is one per column (D5)",
@@ -60,10 +60,10 @@ class Authors:
 
     def call(self, network, x, sigma, prompt, *, training=True):
         """(x0, eps) of one sample, in float64 around a float32 network."""
-        told = torch.tensor([1000 * sigma], dtype=torch.float32)
+        given = torch.tensor([1000 * sigma], dtype=torch.float32)
         if training and "bf16 timestep" in self.defects:
-            told = told.bfloat16().float()
-        v = network(x.float(), told, self.setup.embed([prompt])["text"]).sample.double()
+            given = given.bfloat16().float()
+        v = network(x.float(), given, self.setup.embed([prompt])["text"]).sample.double()
         return x - sigma * v, x + (1 - sigma) * v
 
     @staticmethod
@@ -106,8 +106,8 @@ class Authors:
         mid = SHIFT_3[t_g - 1000 // K + 1] if "t_mid" in self.defects else after
         x_mid = (1 - mid) * x0.detach() + mid * (ETA * eps + sqrt(1 - ETA**2) * fresh)
         t = min(range(1000), key=lambda index: abs(SHIFT_3[index] - draw.t[item].item()))
-        told_wrong = phase == "fake" and "told level" in self.defects
-        sigma = (SHIFT_5 if told_wrong else SHIFT_3)[t]
+        wrong_level = phase == "fake" and "labelled level" in self.defects
+        sigma = (SHIFT_5 if wrong_level else SHIFT_3)[t]
         last = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).sample(
             draw.stage, "level", tuple(x0.shape)
         )
@@ -212,6 +212,6 @@ def test_what_each_defect_does_to_the_gradients(setup, draws, defect):
                 f"{defect}, stage {stage + 1}, {name}: change {changes[name, stage]:.2e}, length "
                 f"{(wrong.norm() / right.norm()).item():.3f}, cosine {cosine:.4f} ({DEFECTS[defect]})"
             )
-    touched = {"told level": {"fake score"}, "column weight": {"student"}}.get(defect, {"fake score", "student"})
+    touched = {"labelled level": {"fake score"}, "column weight": {"student"}}.get(defect, {"fake score", "student"})
     for (name, stage), change in changes.items():
         assert (change > 1e-4) == (name in touched), (name, stage)

@@ -227,7 +227,7 @@ def test_ranks_that_a_layer_cannot_have_are_refused(world, capsys, caplog):
         capsys, 2, "model.rank is 65", "blocks.0.ffn.net.0.proj", "at most 64"
     )
     make_setup(world, "model.mode=adapters", "model.rank=8", "model.alpha=64")
-    assert "makes every step of the adapters 8 times as large" in caplog.text
+    assert "multiplies each adapter step by 8" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,6 @@ def test_ranks_that_a_layer_cannot_have_are_refused(world, capsys, caplog):
         "optimiser.kind=sgd",
     ],
 )
-def test_wrong_choices_are_told_with_the_right_ones(world, capsys, setting):
+def test_wrong_choices_are_refused_and_the_right_ones_listed(world, capsys, setting):
     name, _, value = setting.partition("=")
     assert distill(world, setting) == refused(capsys, 2, f"'{name}': input should be ", value)

@@ -306,11 +306,11 @@ def test_bad_input_of_one_process_ends_all(world):
 def test_another_configuration_in_one_process_is_refused(world):
     run = Run(2, world, each={1: ["loss.cfg=3.0"]})
     assert run.codes() == [2, 2]
-    assert "process 2 of 2 has another configuration than the first one" in run.error()
+    assert "process 2 of 2 has a different configuration from process 1" in run.error()
     assert not (world / "out").exists()
 
 
-def test_a_checkpoint_that_one_process_does_not_see_is_told_as_such(world):
+def test_a_checkpoint_that_one_process_does_not_see_is_named(world):
     assert distill(world, "train.updates=3") == 0
     run = Run(2, world, flags=["--resume"], each={1: [f"output.folder={world}/elsewhere"]})
     assert run.codes() == [2, 2]

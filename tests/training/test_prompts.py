@@ -64,7 +64,7 @@ def entry(**changes):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "no prompt cache"),
+        (None, "not a prompt cache"),
         ("{", "damaged"),
         ("[]", "damaged"),
         ('{"version": 1}', "damaged"),
@@ -75,7 +75,7 @@ def entry(**changes):
         (json.dumps(entry(encoder=3)), "damaged"),
         (json.dumps(entry(tokens=1)), "pads its prompts to 1 tokens, but one has 2"),
         (json.dumps(entry(tokens="x")), "pads its prompts to 'x'"),
-        (json.dumps(entry(tokens=10**12)), "65536 are the most"),
+        (json.dumps(entry(tokens=10**12)), "the limit is 65536"),
         (json.dumps(entry(version=True)), "version True"),
         (json.dumps(entry(version=1.0)), "version 1.0"),
     ],
@@ -130,7 +130,7 @@ def test_damaged_fields_are_refused(tmp_path, fields, words):
     save_safetensors(
         tmp_path / "c.safetensors", {prompt_key("red"): torch.zeros(2, 3)}, {METADATA_KEY: json.dumps(entry(pooled=5))}
     )
-    with pytest.raises(RMDError, match="holds no tensor"):
+    with pytest.raises(RMDError, match="has no tensor"):
         PromptCache(tmp_path / "c.safetensors")
 
 
@@ -163,7 +163,7 @@ def test_prompt_files(tmp_path):
         ("p.txt", b"", "is empty"),
         ("p.txt", b"\n  \n", "is empty"),
         ("p.jsonl", b"", "is empty"),
-        ("p.csv", b"a", "ends in"),
+        ("p.csv", b"a", "must end in"),
         ("p.txt", b"\xff\xfe\x00", "UTF-8"),
         ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', "line 2"),
         ("p.jsonl", b'"a"\n', "line 1"),
@@ -208,7 +208,7 @@ def test_a_cache_of_another_width_is_refused(tmp_path):
 def test_a_cache_with_only_the_null_prompt_is_refused(tmp_path):
     write_world(tmp_path)
     write_prompt_cache(tmp_path / "prompts.safetensors", {"": torch.zeros(2, 16)}, encoder="toy")
-    with pytest.raises(RMDError, match="no prompt but the null prompt"):
+    with pytest.raises(RMDError, match="only the null prompt"):
         make_setup(tmp_path)
 
 

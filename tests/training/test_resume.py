@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, resumed, run out of disk, or want one folder at the same time."""
+"""Runs that are killed, stopped, resumed, run out of disk, or use one folder at the same time."""
 
 import os
 import shutil

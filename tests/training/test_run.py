@@ -17,7 +17,7 @@ from training.trainer import Trainer
 from training_world import distill, equal, make_setup, metrics, refused, tensors, tiny_wan, write_world
 
 
-def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
+def test_a_run_writes_student_record_images_and_checkpoints(world, capsys):
     sets = (f"backbone.vae={world}/vae.safetensors", "output.trackers=[tensorboard]", "output.keep=1")
     assert distill(world, *sets) == 0
     out = world / "out"
@@ -38,9 +38,9 @@ def test_a_run_writes_student_record_pictures_and_checkpoints(world, capsys):
         assert all(math.isfinite(value) for value in entry.values())
     assert [entry["update"] for entry in record if "picture_saturation" in entry] == [0, 3, 6]
     assert record[1]["stage"] == 1  # warm-up
-    pictures = sorted(path.name for path in (out / "pictures").iterdir())
-    assert pictures == ["step_000000.png", "step_000003.png", "step_000006.png"]
-    assert Image.open(out / "pictures" / pictures[0]).size == (2 * 64 + 2, 2 * 64 + 2)  # three pictures of 64 x 64
+    images = sorted(path.name for path in (out / "pictures").iterdir())
+    assert images == ["step_000000.png", "step_000003.png", "step_000006.png"]
+    assert Image.open(out / "pictures" / images[0]).size == (2 * 64 + 2, 2 * 64 + 2)  # three images of 64 x 64
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_000006"]
     assert list((out / "tensorboard").iterdir())
 
@@ -181,7 +181,7 @@ def test_dry_run_tells_the_notes_of_plan_and_intervals(world, capsys):
 
 def test_processes_that_cannot_find_each_other_are_refused(world, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert distill(world) == refused(capsys, 2, "2 processes are announced", "torchrun")
+    assert distill(world) == refused(capsys, 2, "2 processes are set", "torchrun")
     assert not (world / "out").exists()
 
 
@@ -317,7 +317,7 @@ def test_a_start_of_another_size_is_refused_in_one_line(tmp_path, capsys):
     write_world(tmp_path)
     WanBackbone().export(tiny_wan(layers=2), tmp_path / "start.safetensors", dtype=torch.float32)
     code = distill(tmp_path, f"model.init_from={tmp_path / 'start.safetensors'}")
-    assert refused(capsys, code, "network of other sizes", "model.init_from") == 2
+    assert refused(capsys, code, "other layer sizes", "model.init_from") == 2
 
 
 def test_the_record_has_the_fake_scores_loss_by_stage_and_seconds_by_phase(world):

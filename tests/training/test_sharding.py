@@ -89,8 +89,8 @@ def test_compiled_blocks_of_a_sharded_network_have_the_same_gradients(world):
 
 def test_what_does_not_divide_is_refused(world):
     for overrides, words in (
-        (["train.context_parallel=3"], "does not divide 2 processes"),
-        (["train.context_parallel=2"], "does not divide the network's 1 heads"),
+        (["train.context_parallel=3"], "by which 2 processes cannot be divided"),
+        (["train.context_parallel=2"], "must divide the network's 1 heads"),
         (["train.replicas=2"], "launch with FSDP"),
     ):
         run = Run(2, world, *overrides)

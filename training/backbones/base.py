@@ -116,7 +116,10 @@ class Backbone:
         found = (network.config.in_channels, network.config.out_channels)
         expected = (self.channels, self.channels * (1 + self.variance))
         if found != expected:
-            raise RMDError(f"{path}: its network takes and gives {found} channels; {self.name} has {expected}")
+            raise RMDError(
+                f"{path}: its network has (input, output) channels {found}, {self.name} needs {expected}; "
+                "choose another backbone.name or base"
+            )
 
     def load(self, path, *, dtype=torch.float32):
         """The network of a checkpoint, on the CPU in ``dtype``. Raises RMDError for a wrong one."""
@@ -207,7 +210,7 @@ class Backbone:
             )
         if cache.masked and not self.masked:
             raise RMDError(
-                f"{cache.path} was made for a network that masks the padding, this one does not; make its own"
+                f"{cache.path} is for networks that mask the padding, but {self.name} does not; make a cache for it"
             )
         _check_width(cache, "embeddings", cache.dim, network.config[self.text_width])
         if self.pooled:
@@ -302,8 +305,8 @@ def warn_of_another_shift(backbone, path):
     # A scheduler that computes its shift from each size has no one shift.
     if type(shift) in (int, float) and shift != backbone.curve.shift and not scheduler.get("use_dynamic_shifting"):
         log.warning(
-            "warning: the scheduler of %s has shift %g, and backbone.shift is %g, which the plan's first size is named "
-            "by; set backbone.shift=%g unless another is meant",
+            "warning: the scheduler of %s has shift %g, but backbone.shift is %g, which sets the levels of the plan's "
+            "first size; set backbone.shift=%g unless you mean another",
             *(path, shift, backbone.curve.shift, shift),
         )
 
@@ -312,7 +315,7 @@ def refuse_distilled(path):
     """Raise RMDError for a teacher's Diffusers-format folder that says of itself that it is distilled."""
     index = Path(path) / INDEX
     if index.is_file() and read_json(index).get("is_distilled"):
-        raise RMDError(f"{path} says that it is distilled already; give backbone.base the model that it was made from")
+        raise RMDError(f"{path} is distilled already; set backbone.base to the model that it was made from")
 
 
 def refuse_other_family(backbone, cache):

@@ -52,9 +52,11 @@ class KeyMap:
         for native, names in self.sources.items():
             if f"{layer}.weight" in names:
                 if native in self.swapped:
-                    raise RMDError(f"'{layer}' has its halves the other way round in native files; leave it out")
+                    raise RMDError(
+                        f"'{layer}' has its halves swapped in ComfyUI's files, so a LoRA cannot change it; leave it out"
+                    )
                 return native.removesuffix(".weight"), tuple(name.removesuffix(".weight") for name in names)
-        raise RMDError(f"'{layer}' has no native name; name other layers")
+        raise RMDError(f"'{layer}' has no name in ComfyUI's files; name other layers")
 
     def to_native(self, state):
         """A diffusers state dict under native names; tensors that are only renamed are shared, not copied.
@@ -64,14 +66,14 @@ class KeyMap:
         """
         foreign = sorted(state.keys() - {name for names in self.sources.values() for name in names})
         if foreign:
-            raise RMDError(f"'{foreign[0]}' has no native name; this variant cannot be saved for ComfyUI")
+            raise RMDError(f"'{foreign[0]}' has no name in ComfyUI's files; this variant cannot be saved for ComfyUI")
         native = {}
         for name, parts in self.sources.items():
             tensors = [state[part] for part in parts if part in state]
             if not tensors:
                 continue
             if len(tensors) != len(parts):
-                raise RMDError(f"'{name}' is made of {', '.join(parts)}, of which the network has only a part")
+                raise RMDError(f"'{name}' needs all of {', '.join(parts)}, but the network has only some of them")
             tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
             native[name] = _swap_halves(tensor) if name in self.swapped else tensor
         return native
@@ -139,7 +141,7 @@ def outline_component(kind, path, *, component, aliases=()):
         with torch.device("meta"), quiet():
             return kind.from_config(config).eval()
     except _UNFIT as error:
-        raise RMDError(f"{folder}: its configuration makes no model ({one_line(error, 300)})") from None
+        raise RMDError(f"{folder}: no model can be made from its configuration ({one_line(error, 300)})") from None
 
 
 def component_folder(path, component):
@@ -277,7 +279,7 @@ def _make(family, tensors, metadata, path):
     try:
         return family.kind(**arguments)
     except _UNFIT as error:
-        raise RMDError(f"{path}: no {name} has the sizes of its tensors ({one_line(error, 200)})") from None
+        raise RMDError(f"{path}: its tensors do not have the sizes of a {name} ({one_line(error, 200)})") from None
 
 
 # Autoencoders

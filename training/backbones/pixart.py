@@ -97,8 +97,8 @@ class PixArtBackbone(Backbone):
         grid = network.pos_embed.base_size / network.pos_embed.interpolation_scale
         if grid != GRID:
             raise RMDError(
-                f"{path}: its positions span {grid:g}, those that ComfyUI computes {GRID}; "
-                "a student of it would not run alike, correct interpolation_scale"
+                f"{path}: its positions span {grid:g}, but ComfyUI computes {GRID}, so a student would differ there; "
+                "correct interpolation_scale"
             )
 
     def predict(self, network, x, sigma_B, conditioning):

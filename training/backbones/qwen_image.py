@@ -68,7 +68,7 @@ class QwenImageBackbone(Backbone):
         """Constructor arguments for a native file, from its shapes."""
         width, packed = tensors["img_in.weight"].shape
         if "__index_timestep_zero__" in tensors or "time_text_embed.addition_t_embedding.weight" in tensors:
-            raise RMDError("it is of a model that edits images or makes layers; qwen_image trains text to image")
+            raise RMDError("it is a model that edits images or makes layers; qwen_image trains text to image")
         return {
             "in_channels": packed,
             "out_channels": tensors["proj_out.weight"].shape[0] // 4,

@@ -138,7 +138,7 @@ class SDXLBackbone(Backbone):
         found = sorted(MARKERS & read_header(path).tensors.keys())
         if found:
             raise RMDError(
-                f"{path} says by its tensor '{found[0]}' that it is not an eps model; only those can be distilled"
+                f"{path} is not an eps model: it has the tensor '{found[0]}'; give a model that predicts eps"
             )
 
     def check_network(self, network, path):

@@ -160,7 +160,9 @@ def load_wan_vae(path, kind, *, channels):
     else:
         vae = load_vae_file(kind, path, config_of=config_of, convert=convert_wan_vae_to_diffusers)
     if vae.config.z_dim != channels:
-        raise RMDError(f"{path}: its latents have {vae.config.z_dim} channels, the network's {channels}")
+        raise RMDError(
+            f"{path}: its latents have {vae.config.z_dim} channels, the network's {channels}; use its own autoencoder"
+        )
     return vae.requires_grad_(False)
 
 

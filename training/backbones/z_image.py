@@ -93,7 +93,7 @@ class ZImageBackbone(Backbone):
         dim, patch = tensors["x_embedder.weight"].shape
         head = tensors["layers.0.attention.q_norm.weight"].shape[0]
         if head != sum(AXES):
-            raise RMDError(f"its heads are {head} wide, those of Z-Image {sum(AXES)}")
+            raise RMDError(f"its heads are {head} wide, but {sum(AXES)} in Z-Image")
         blocks = {tuple(name.split(".")[:2]) for name in tensors}
         return {
             "in_channels": patch // 4,
