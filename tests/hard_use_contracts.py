@@ -46,8 +46,8 @@ def _stageupscale(inputs, outputs):
     latent, noise = outputs
     samples = latent["samples"]
     assert samples.shape[-2:] == (inputs["height"] // 8, inputs["width"] // 8)
-    drawn = noise.generate_noise(latent)
-    assert drawn.shape == samples.shape and torch.isfinite(samples).all() and torch.isfinite(drawn).all()
+    made = noise.generate_noise(latent)
+    assert made.shape == samples.shape and torch.isfinite(samples).all() and torch.isfinite(made).all()
     assert samples.shape[:2] == (
         *inputs["output"]["samples"].shape[:1],
         inputs["model"].model.latent_format.latent_channels,

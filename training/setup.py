@@ -14,8 +14,8 @@ from rmd_core.upsampler import LatentUpsampler
 
 from .backbones import Backbone, make_backbone
 from .backbones.base import refuse_distilled, refuse_other_family, warn_of_another_shift
+from .batches import BatchSampler, PromptOrder
 from .config import Config
-from .draws import BatchSampler, PromptOrder
 from .hub import local_path
 from .lora import Lora, adapted_layers
 from .memory import Memory, log_memory

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from rmd_core.errors import RMDError
 from rmd_core.files import writing
 
-from .draws import describe
+from .batches import describe
 from .memory import cost_of_run
 from .networks import make_networks
 from .objective import Objective

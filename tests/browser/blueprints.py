@@ -39,7 +39,7 @@ _DECODE = {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0]}}
 
 BLUEPRINTS = {
     "RMD text to image": Blueprint(
-        description="Makes an image with an RMD student. Connect the prompt's conditioning and the VAE of its base model.",
+        description="Makes an image with an RMD student. Connect the prompt's conditioning and the VAE of its base.",
         words=("few-step", "distilled", "cascade", "txt2img"),
         prompt={
             "1": _STUDENT,
@@ -65,7 +65,7 @@ BLUEPRINTS = {
         outputs=(("image", "5", 0), ("table", "2", 1)),
     ),
     "RMD text to video": Blueprint(
-        description="Makes a video with an RMD student. Connect the prompt's conditioning and the VAE of its base model.",
+        description="Makes a video with an RMD student. Connect the prompt's conditioning and the VAE of its base.",
         words=("few-step", "distilled", "cascade", "txt2video", "Wan"),
         prompt={
             "1": _STUDENT,

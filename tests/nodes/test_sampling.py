@@ -182,11 +182,11 @@ def test_noise_of_different_steps_and_stages_is_uncorrelated(nodes, tiny):
     model, recorder = tiny("wan"), Recorder()
     plan = nodes.plan(model, sizes=((16, 16), (32, 32)), switch_noise="fresh", eta=0.0)
     nodes.sample(model, plan, patcher=recorder.watch(model.patcher))
-    drawn = [recorder.calls[0].x]
+    noises = [recorder.calls[0].x]
     for before, call in zip(recorder.calls, recorder.calls[1:]):
         alpha, sigma = alpha_sigma(plan, call.sigma)
-        drawn.append((call.x - alpha * upsample(before.x0, tuple(call.x.shape[-2:]), "nearest")) / sigma)
-    for one, other in itertools.combinations(drawn, 2):
+        noises.append((call.x - alpha * upsample(before.x0, tuple(call.x.shape[-2:]), "nearest")) / sigma)
+    for one, other in itertools.combinations(noises, 2):
         count = one.numel()
         by_number = other.flatten()[:count]
         by_place = upsample(one, tuple(other.shape[-2:]), "nearest").flatten()

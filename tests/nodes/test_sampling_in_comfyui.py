@@ -390,8 +390,8 @@ def test_a_soft_cell_starts_a_stage_from_the_stage_before(nodes, tiny, name):
     latent["samples"] += SOURCE
     source = bridge.latents.SourceImage(latent, model.patcher)
     form = bridge.model.NoiseForm.of(model.patcher)
-    draw = torch.Generator().manual_seed(1)
-    x0, white = (torch.randn(latent["samples"].shape, generator=draw) for _ in range(2))
+    generator = torch.Generator().manual_seed(1)
+    x0, white = (torch.randn(latent["samples"].shape, generator=generator) for _ in range(2))
     sigma = torch.tensor(0.7)
     job = StageJob(plan=None, stage=None, x0=x0, noise=white, fresh=None)
     samples, noise = source.start(job, form=form, sigma=sigma, eta=0.5)

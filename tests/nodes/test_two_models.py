@@ -294,13 +294,13 @@ def test_what_is_refused(nodes, tiny, comfy, refused):
     whole = comfy.samplers.Sampler()
     refused(lambda: nodes.advanced(wan, plan, sampler=whole, **second), "stage 1", "Sampler")
 
-    drawn = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
 
     def sample_by_itself(model, x, sigmas, extra_args=None, callback=None, disable=None):
         for index, sigma in enumerate(sigmas[:-1]):
             x0 = model(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
             callback({"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
-            x = x0 + sigmas[index + 1] * torch.randn(x.shape, generator=drawn)
+            x = x0 + sigmas[index + 1] * torch.randn(x.shape, generator=generator)
         return x
 
     sampler = comfy.samplers.KSAMPLER(sample_by_itself)

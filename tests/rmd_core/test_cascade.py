@@ -127,14 +127,14 @@ def test_training_trajectory_is_the_sampler_bit_for_bit(name):
         assert visit.x.dtype == torch.float32
 
 
-@pytest.mark.parametrize("drawn", range(4))
-def test_trajectory_calls_the_network_only_before_the_step_it_yields(drawn):
+@pytest.mark.parametrize("stop", range(4))
+def test_trajectory_calls_the_network_only_before_the_step_it_yields(stop):
     denoise = ToyDenoiser()
     runner = DenoiserRunner(denoise, eta=0.5)
     for visit in trajectory(make_plan(), runner, shape=(2, 3), noise=SeededNoise(7), boundary=Boundary()):
-        if visit.step.index == drawn:
+        if visit.step.index == stop:
             break
-    assert len(denoise.steps) == drawn
+    assert len(denoise.steps) == stop
 
 
 @pytest.mark.parametrize("frames", [None, 2])

@@ -1,4 +1,4 @@
-"""Timestep intervals against the authors' index tables, and the draws of stage, step and level."""
+"""Timestep intervals against the authors' index tables, and the sampling of stage, step and level."""
 
 import math
 
@@ -149,7 +149,7 @@ def test_the_drawn_vp_levels_are_table_entries():
     assert torch.equal(timesteps, timesteps.round())
 
 
-def test_every_index_of_the_closed_range_is_drawn_evenly():
+def test_every_index_of_the_closed_range_is_sampled_evenly():
     plan = wan()
     intervals = TimestepIntervals.from_plan(plan)
     t, _ = intervals.sample(torch.zeros(110 * 200, dtype=torch.long), seeded(3))
@@ -157,7 +157,7 @@ def test_every_index_of_the_closed_range_is_drawn_evenly():
     assert len(counts) == 110 and counts.min() > 130 and counts.max() < 270
 
 
-def test_draws_repeat_with_the_generator_and_leave_the_global_one_alone():
+def test_samples_repeat_with_the_generator_and_leave_the_global_one_alone():
     intervals = TimestepIntervals.from_plan(wan())
     before = torch.get_rng_state()
     first, second = (intervals.sample(torch.tensor([0, 3, 5]), seeded(9))[0] for _ in range(2))
@@ -255,7 +255,7 @@ def test_offset_factors_outside_the_range_are_refused(factor):
 
 
 @given(split=splits, warmup=st.integers(0, 5), seed=st.integers(0, 2**32))
-def test_invariant_23_warm_up_draws_every_stage_but_the_last(split, warmup, seed):
+def test_invariant_23_warm_up_samples_every_stage_but_the_last(split, warmup, seed):
     plan = plan_from_split(FLOW3, split, sizes=sizes_of(split), mapping=AreaMap())
     sampler, generator = StageSampler(plan, warmup), seeded(seed)
     stages = len(plan.stages)
@@ -273,7 +273,7 @@ def test_invariant_23_two_stages_are_the_authors_coin(split, update, chances):
         assert abs(float((sampled == stage).double().mean()) - chance) < 0.04
 
 
-def test_invariant_23_three_stages_are_drawn_evenly_in_and_after_the_warm_up():
+def test_invariant_23_three_stages_are_sampled_evenly_in_and_after_the_warm_up():
     plan = plan_from_split(FLOW3, "1+2+3", sizes=sizes_of("123"), mapping=AreaMap())
     sampler, generator = StageSampler(plan, 10), seeded(2)
     for update, chances in [(0, [1 / 2, 1 / 2, 0]), (10, [1 / 3, 1 / 3, 1 / 3])]:
@@ -300,7 +300,7 @@ def test_steps_are_uniform_inside_the_stage():
     )
 
 
-def test_invariant_23_equal_generators_draw_the_same_stage_everywhere():
+def test_invariant_23_equal_generators_choose_the_same_stage_everywhere():
     sampler = StageSampler(wan(), 2)
     one, other = (
         [sampler.sample_stage(update, generator) for update in range(50)] for generator in (seeded(8), seeded(8))

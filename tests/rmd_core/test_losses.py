@@ -260,7 +260,7 @@ def fitted_gains(loss_of, modes):
 def distil(powers, carried_noise, *, seed=0, target="x0", correlation=0.0, updates=UPDATES):
     """Train per-mode scales against a teacher of `powers` (n,); return the generator's powers, averaged over the end.
 
-    carried_noise(shape, generator) draws the noise of the state at level s, in the basis of the modes; correlation
+    carried_noise(shape, generator) samples the noise of the state at level s, in the basis of the modes; correlation
     mixes the generator's own latent into it.
     """
     n = len(powers)

@@ -91,9 +91,9 @@ def test_gradients_equal_those_of_three_separate_networks(tmp_path, share, check
     apart.student, apart.fake = (single[name].with_adapter(name) for name in ("student", "fake"))
     sampler, stages = setup.sampler(), set()
     for update in range(1, 9):
-        draw = sampler.batch(update, "fake-0", round_number=0)
-        stages.add(draw.stage)
-        later = sampler.other_levels(draw, update, "student")
+        batch = sampler.batch(update, "fake-0", round_number=0)
+        stages.add(batch.stage)
+        later = sampler.other_levels(batch, update, "student")
         found = []
         for objective, fake, student in (
             (ours, base.adapters["fake"], base.adapters["student"]),
@@ -102,7 +102,7 @@ def test_gradients_equal_those_of_three_separate_networks(tmp_path, share, check
             for adapter in (fake, student):
                 for parameter in adapter.parameters():
                     parameter.grad = None
-            _, samples = objective.fake_phase([draw], share=share)
+            _, samples = objective.fake_phase([batch], share=share)
             fakes = gradients(fake)
             assert fakes and not gradients(student)
             objective.student_phase([later], samples)

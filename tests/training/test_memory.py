@@ -78,12 +78,12 @@ def test_weights_gradients_and_optimiser_are_counted_to_the_byte(trainer, overri
     for dtype in (torch.float32, torch.bfloat16):
         measured = size_of(p for p in parameters if p.dtype == dtype)
         assert counted.weights.get(str(dtype).removeprefix("torch."), 0) == measured
-    draw = run.sampler.batch(1, "fake-0", round_number=0)
+    batch = run.sampler.batch(1, "fake-0", round_number=0)
     for role in ("fake", "student"):
         if role == "fake":
-            run.objective.fake_phase([draw], share=False)
+            run.objective.fake_phase([batch], share=False)
         else:
-            run.objective.student_phase([draw])
+            run.objective.student_phase([batch])
         assert gradients_of(parameters) == counted.gradients
         networks.optimisers[role].step()
         networks.optimisers[role].zero_grad()

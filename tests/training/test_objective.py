@@ -49,27 +49,27 @@ class Plain:
     def up(self, x, size):
         return x.repeat_interleave(size // x.shape[-2], -2).repeat_interleave(size // x.shape[-1], -1)
 
-    def carried(self, eps, size, draw, rule):
+    def carried(self, eps, size, sample, rule):
         """Noise at the larger size; for ``exact`` the block means come from the smaller one, the rest is fresh."""
         if rule != "exact":
-            fresh = draw((1, 16, 1, size, size), "switch")
+            fresh = sample((1, 16, 1, size, size), "switch")
             return fresh if rule == "fresh" else self.mixed(self.up(eps, size), fresh)
         r = size // eps.shape[-1]
-        low = self.mixed(eps, draw(eps.shape, "switch-low"))
-        xi = draw((1, 16, 1, size, size), "switch")
+        low = self.mixed(eps, sample(eps.shape, "switch-low"))
+        xi = sample((1, 16, 1, size, size), "switch")
         means = xi.unflatten(-2, (-1, r)).unflatten(-1, (-1, r)).mean((-3, -1))
         return xi + self.up(low / r - means, size)
 
     @torch.no_grad()
-    def inputs(self, student, draw, item):
+    def inputs(self, student, batch, item):
         """What the student receives at every step of the whole cascade, for one sample."""
-        source = SeededNoise(derive_seed(draw.seed, "trajectory"), [draw.items[item]])
+        source = SeededNoise(derive_seed(batch.seed, "trajectory"), [batch.items[item]])
         steps = self.plan.steps
         x = source.sample(0, "start", (1, 16, 1, steps[0].height, steps[0].width))
         received = []
         for step in steps:
             received.append(x)
-            x0, eps = self.network(student, x, step.sigma, draw.prompts[item])
+            x0, eps = self.network(student, x, step.sigma, batch.prompts[item])
             if step is steps[-1]:
                 return received
             following = steps[step.index + 1]
@@ -85,12 +85,12 @@ class Plain:
                 x0 = self.up(x0, following.height)
             x = (1 - following.sigma) * x0 + following.sigma * noise
 
-    def state(self, student, draw, item, phase):
+    def state(self, student, batch, item, phase):
         """A fresh forward of one sample: (x0 with graph, x_t, t)."""
-        step = self.plan.steps[draw.steps[item]]
-        x = self.inputs(student, draw, item)[step.index]
-        x0, eps = self.network(student, x, step.sigma, draw.prompts[item])
-        loss = SeededNoise(derive_seed(draw.seed, "loss"), [draw.items[item]])
+        step = self.plan.steps[batch.steps[item]]
+        x = self.inputs(student, batch, item)[step.index]
+        x0, eps = self.network(student, x, step.sigma, batch.prompts[item])
+        loss = SeededNoise(derive_seed(batch.seed, "loss"), [batch.items[item]])
         eps = eps.detach()
         if step.stage == len(self.plan.stages) - 1:
             noise = self.mixed(eps, loss.sample(step.stage, "step", eps.shape))
@@ -99,24 +99,24 @@ class Plain:
                 eps, self.plan.final_hw[0], lambda s, p: loss.sample(step.stage, p, s), self.method.loss_noise
             )
             x0 = self.up(x0, self.plan.final_hw[0])
-        s, t = draw.s[item].item(), draw.t[item].item()
+        s, t = batch.s[item].item(), batch.t[item].item()
         x_s = (1 - s) * x0.detach() + s * noise
-        xi = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).sample(draw.stage, "level", x0.shape)
+        xi = SeededNoise(derive_seed(batch.seed, phase), [batch.items[item]]).sample(batch.stage, "level", x0.shape)
         scale = (1 - t) / (1 - s)
         return x0, scale * x_s + sqrt(t**2 - (scale * s) ** 2) * xi, t
 
-    def fake_loss(self, student, fake, draw):
+    def fake_loss(self, student, fake, batch):
         losses = []
-        for item, prompt in enumerate(draw.prompts):
-            x0, x_t, t = self.state(student, draw, item, "fake")
+        for item, prompt in enumerate(batch.prompts):
+            x0, x_t, t = self.state(student, batch, item, "fake")
             guess, _ = self.network(fake, x_t, t, prompt)
             losses.append(((1 - t) / t) ** 2 * (guess - x0.detach()).square().mean())
         return sum(losses) / len(losses)
 
-    def student_loss(self, student, fake, teacher, draw, cfg):
+    def student_loss(self, student, fake, teacher, batch, cfg):
         losses = []
-        for item, prompt in enumerate(draw.prompts):
-            x0, x_t, t = self.state(student, draw, item, "student")
+        for item, prompt in enumerate(batch.prompts):
+            x0, x_t, t = self.state(student, batch, item, "student")
             with torch.no_grad():
                 fake_x0, _ = self.network(fake, x_t, t, prompt)
                 null, _ = self.network(teacher, x_t, t, "")
@@ -139,18 +139,18 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
     plain, sampler = Plain(setup), setup.sampler()
     seen = set()
     for update in range(1, 20):
-        draws = sampler.batches(update, "fake-0", round_number=update)
-        stages = tuple(sorted(draw.stage for draw in draws))
+        batches = sampler.batches(update, "fake-0", round_number=update)
+        stages = tuple(sorted(batch.stage for batch in batches))
         if stages in seen:
             continue
         seen.add(stages)
         objective = make_objective(setup)
         student, fake = objective.student, objective.fake
-        _, samples = objective.fake_phase(draws, share=share)
+        _, samples = objective.fake_phase(batches, share=share)
         ours = gradients(fake)
         assert not gradients(student) and not gradients(setup.teacher)
         fake.zero_grad()
-        sum(plain.fake_loss(student, fake, draw) / len(draws) for draw in draws).backward()
+        sum(plain.fake_loss(student, fake, batch) / len(batches) for batch in batches).backward()
         assert_equal_gradients(ours, gradients(fake))
         assert not gradients(student)
 
@@ -158,17 +158,17 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
             for parameter in fake.parameters():
                 parameter -= 0.05 * parameter.grad
         fake.zero_grad()
-        draws = (
-            [sampler.other_levels(draw, update, "student") for draw in draws]
+        batches = (
+            [sampler.other_levels(batch, update, "student") for batch in batches]
             if share
             else sampler.batches(update, "student", round_number=update)
         )
-        value, x0 = objective.student_phase(draws, samples)
+        value, x0 = objective.student_phase(batches, samples)
         ours = gradients(student)
         assert not gradients(fake) and not gradients(setup.teacher)
         student.zero_grad()
         cfg = setup.config.loss.cfg
-        loss = sum(plain.student_loss(student, fake, setup.teacher, draw, cfg) / len(draws) for draw in draws)
+        loss = sum(plain.student_loss(student, fake, setup.teacher, batch, cfg) / len(batches) for batch in batches)
         loss.backward()
         assert value == pytest.approx(loss.item(), rel=1e-4)
         assert_equal_gradients(ours, gradients(student))
@@ -177,17 +177,17 @@ def test_gradients_equal_the_plain_form(tmp_path, plan, micro_batch, share):
     assert micro_batch == 4 or any(len(set(stages)) > 1 for stages in seen)
 
 
-def test_the_trajectory_stops_at_the_drawn_step_and_leaves_finished_samples_out(tmp_path):
+def test_the_trajectory_stops_at_the_sampled_step_and_leaves_finished_samples_out(tmp_path):
     setup = make_setup(tmp_path, "train.batch=6", "train.warmup_updates=0")
     objective, sampler, calls = make_objective(setup), setup.sampler(), []
     objective.student.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
     for update in range(1, 7):
-        draw = sampler.batch(update, "fake-0", round_number=0)
+        batch = sampler.batch(update, "fake-0", round_number=0)
         calls.clear()
-        x_in = objective.student_input(draw, objective.conditioning(draw))
-        stage = setup.plan.stages[draw.stage]
+        x_in = objective.student_input(batch, objective.conditioning(batch))
+        stage = setup.plan.stages[batch.stage]
         assert x_in.shape == (6, 16, 1, stage.height, stage.width) and not x_in.requires_grad
-        expected = [int((draw.steps > index).sum()) for index in range(int(draw.steps.max()))]
+        expected = [int((batch.steps > index).sum()) for index in range(int(batch.steps.max()))]
         assert calls == expected
 
 
@@ -196,17 +196,17 @@ def test_the_level_given_is_the_level_of_the_state(tmp_path):
     setup = make_setup(tmp_path, "train.batch=64", "train.warmup_updates=0", "method.eta_train=0")
     objective, sampler = make_objective(setup), setup.sampler()
     for update in (1, 2, 3, 4):
-        draw = sampler.batch(update, "fake-0", round_number=0)
+        batch = sampler.batch(update, "fake-0", round_number=0)
         zeros = torch.zeros(64, 16, 1, 8, 8)
         white = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(update))
-        noise_only = objective.noised(Estimate(zeros, white), draw, "fake")
-        with_one = objective.noised(Estimate(zeros + 1, white), draw, "fake")
+        noise_only = objective.noised(Estimate(zeros, white), batch, "fake")
+        with_one = objective.noised(Estimate(zeros + 1, white), batch, "fake")
         share = (with_one.x - noise_only.x).flatten(1)
-        alpha = (1 - draw.t).float()[:, None]
+        alpha = (1 - batch.t).float()[:, None]
         assert torch.allclose(share, alpha.expand_as(share), atol=1e-5)
-        power = noise_only.x.square().flatten(1).mean(1).sqrt() / draw.t
+        power = noise_only.x.square().flatten(1).mean(1).sqrt() / batch.t
         assert (power - 1).abs().max() < 0.12 and abs(power.mean() - 1) < 0.02
-        assert torch.equal(noise_only.sigma, draw.t) and bool((draw.t > draw.s).all())
+        assert torch.equal(noise_only.sigma, batch.t) and bool((batch.t > batch.s).all())
 
 
 @pytest.mark.parametrize("where", ["sampling", "training"])
@@ -242,15 +242,15 @@ def test_timestep_is_float32_and_the_same_in_sampling_and_training(tmp_path, whe
 def test_subinterval_target_trains_the_fake_score_only(tmp_path):
     setup = make_setup(tmp_path, "loss.fake_target=subinterval")
     objective = make_objective(setup)
-    draw = setup.sampler().batch(1, "fake-0", round_number=0)
-    (loss,), _ = objective.fake_phase([draw], share=False)
+    batch = setup.sampler().batch(1, "fake-0", round_number=0)
+    (loss,), _ = objective.fake_phase([batch], share=False)
     with torch.no_grad():
-        conditioning = objective.conditioning(draw)
-        x_in = objective.student_input(draw, conditioning)
-        estimate = objective.estimate(draw, x_in, conditioning)
-        state = objective.noised(estimate, draw, "fake")
-        v = objective.fake(state.x, (1000 * draw.t).float(), conditioning["text"]).sample
-        a, t, b = ((1 - draw.t), draw.t, state.fresh)
+        conditioning = objective.conditioning(batch)
+        x_in = objective.student_input(batch, conditioning)
+        estimate = objective.estimate(batch, x_in, conditioning)
+        state = objective.noised(estimate, batch, "fake")
+        v = objective.fake(state.x, (1000 * batch.t).float(), conditioning["text"]).sample
+        a, t, b = ((1 - batch.t), batch.t, state.fresh)
         shape = (-1, 1, 1, 1, 1)
         target = (state.x - (t**2 / b).view(shape) * state.last) / a.view(shape)
         error = ((state.x - t.view(shape) * v) - target).square().flatten(1).mean(1)

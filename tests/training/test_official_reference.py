@@ -1,7 +1,7 @@
 """One update under `official-current` against a plain, slow reference of the authors' loss, with and without defects.
 
 The reference follows the description of their code in docs/method/method.md ("Differences from the authors' code"):
-tables of 1000 levels, index arithmetic, sample by sample. Our trainer lends it nothing but the draws.
+tables of 1000 levels, index arithmetic, sample by sample. Our trainer lends it nothing but the batches.
 """
 
 from math import sqrt
@@ -51,7 +51,7 @@ SAMPLER_GRID = [999 - i * (1000 // K) for i in range(K)]
 
 
 class Authors:
-    """Their two losses for one draw of ours, with some of the defects."""
+    """Their two losses for one batch of ours, with some of the defects."""
 
     def __init__(self, setup, student, fake, teacher, *defects):
         self.setup, self.student, self.fake, self.teacher = setup, student, fake, teacher
@@ -73,15 +73,15 @@ class Authors:
         return frames.movedim(0, 1)[None]
 
     @torch.no_grad()
-    def received(self, draw, item):
+    def received(self, batch, item):
         """What the student receives at each step of a whole trajectory: fresh noise at the switch, else the mix."""
-        source = SeededNoise(derive_seed(draw.seed, "trajectory"), [draw.items[item]])
+        source = SeededNoise(derive_seed(batch.seed, "trajectory"), [batch.items[item]])
         x, states = source.sample(0, "start", (1, 16, 2, *SIZES[0])).double(), []
         for i in range(K):
             states.append(x)
             if i == K - 1:
                 return states
-            x0, eps = self.call(self.student, x, SHIFT_3[self.grid[i]], draw.prompts[item], training=False)
+            x0, eps = self.call(self.student, x, SHIFT_3[self.grid[i]], batch.prompts[item], training=False)
             if i == LOW - 1:
                 x0 = self.up(x0)
                 noise = source.sample(1, "switch", tuple(x0.shape))
@@ -92,41 +92,41 @@ class Authors:
             sigma = SHIFT_3[self.grid[i + 1]]
             x = (1 - sigma) * x0 + sigma * noise
 
-    def build(self, draw, item, phase):
+    def build(self, batch, item, phase):
         """(x0 with its graph, x_t, index t, the level of x_t)."""
-        i = int(draw.steps[item])
+        i = int(batch.steps[item])
         t_g = TRAINER_GRID[i]
-        x0, eps = self.call(self.student, self.received(draw, item)[i], SHIFT_3[t_g], draw.prompts[item])
+        x0, eps = self.call(self.student, self.received(batch, item)[i], SHIFT_3[t_g], batch.prompts[item])
         eps = eps.detach()
         if i < LOW:
             x0, eps = self.up(x0), self.up(eps)
-        source = SeededNoise(derive_seed(draw.seed, "loss"), [draw.items[item]])
-        fresh = source.sample(draw.stage, "switch" if i < LOW else "step", tuple(eps.shape))
+        source = SeededNoise(derive_seed(batch.seed, "loss"), [batch.items[item]])
+        fresh = source.sample(batch.stage, "switch" if i < LOW else "step", tuple(eps.shape))
         after = SHIFT_3[TRAINER_GRID[i + 1]] if i < K - 1 else 0.0
         mid = SHIFT_3[t_g - 1000 // K + 1] if "t_mid" in self.defects else after
         x_mid = (1 - mid) * x0.detach() + mid * (ETA * eps + sqrt(1 - ETA**2) * fresh)
-        t = min(range(1000), key=lambda index: abs(SHIFT_3[index] - draw.t[item].item()))
+        t = min(range(1000), key=lambda index: abs(SHIFT_3[index] - batch.t[item].item()))
         wrong_level = phase == "fake" and "labelled level" in self.defects
         sigma = (SHIFT_5 if wrong_level else SHIFT_3)[t]
-        last = SeededNoise(derive_seed(draw.seed, phase), [draw.items[item]]).sample(
-            draw.stage, "level", tuple(x0.shape)
+        last = SeededNoise(derive_seed(batch.seed, phase), [batch.items[item]]).sample(
+            batch.stage, "level", tuple(x0.shape)
         )
         scale = (1 - sigma) / (1 - mid)
         return x0, scale * x_mid + sqrt(sigma**2 - (scale * mid) ** 2) * last, t, sigma
 
-    def fake_loss(self, draw):
+    def fake_loss(self, batch):
         losses = []
-        for item, prompt in enumerate(draw.prompts):
-            x0, x_t, t, sigma = self.build(draw, item, "fake")
+        for item, prompt in enumerate(batch.prompts):
+            x0, x_t, t, sigma = self.build(batch, item, "fake")
             guess, _ = self.call(self.fake, x_t, sigma, prompt)
             weight = ((1 - SHIFT_3[t]) / (SHIFT_3[t] + 1e-8)) ** 2
             losses.append(weight * (guess - x0.detach()).square().mean())
         return sum(losses) / len(losses)
 
-    def student_loss(self, draw):
+    def student_loss(self, batch):
         losses = []
-        for item, prompt in enumerate(draw.prompts):
-            x0, x_t, _, sigma = self.build(draw, item, "student")
+        for item, prompt in enumerate(batch.prompts):
+            x0, x_t, _, sigma = self.build(batch, item, "student")
             with torch.no_grad():
                 fake, _ = self.call(self.fake, x_t, sigma, prompt)
                 null, _ = self.call(self.teacher, x_t, sigma, "")
@@ -144,13 +144,13 @@ def setup(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def draws(setup):
-    """One (fake draw, student draw) for each stage, every step of the stage in each."""
+def batches(setup):
+    """One (fake batch, student batch) for each stage, every step of the stage in each."""
     source = setup.sampler()
 
     def first(name, stage):
         several = (source.batch(update, name, round_number=update) for update in range(1, 200))
-        return next(draw for draw in several if draw.stage == stage and len(set(draw.steps.tolist())) == 3)
+        return next(batch for batch in several if batch.stage == stage and len(set(batch.steps.tolist())) == 3)
 
     return [(first("fake-0", stage), first("student", stage)) for stage in (0, 1)]
 
@@ -166,10 +166,10 @@ def reference(setup, pair, *defects):
     objective = make_objective(setup)
     authors = Authors(setup, objective.student, objective.fake, objective.teacher, *defects)
     found = []
-    for network, loss, draw in zip(
+    for network, loss, batch in zip(
         (objective.fake, objective.student), (authors.fake_loss, authors.student_loss), pair
     ):
-        loss(draw).backward()
+        loss(batch).backward()
         found.append(flat(network))
     return found
 
@@ -186,10 +186,10 @@ def test_the_index_tables_are_those_of_the_page():
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 @pytest.mark.parametrize("stage", [0, 1])
-def test_our_gradients_are_those_of_the_reference_without_its_defects(setup, draws, stage, micro_batch):
+def test_our_gradients_are_those_of_the_reference_without_its_defects(setup, batches, stage, micro_batch):
     objective = make_objective(setup)
-    pair = draws[stage]
-    fake, student = ([draw.rows(n, n + micro_batch) for n in range(0, 3, micro_batch)] for draw in pair)
+    pair = batches[stage]
+    fake, student = ([batch.rows(n, n + micro_batch) for n in range(0, 3, micro_batch)] for batch in pair)
     objective.fake_phase(fake, share=False)
     ours = [flat(objective.fake)]
     objective.student_phase(student)
@@ -200,9 +200,9 @@ def test_our_gradients_are_those_of_the_reference_without_its_defects(setup, dra
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_what_each_defect_does_to_the_gradients(setup, draws, defect):
+def test_what_each_defect_does_to_the_gradients(setup, batches, defect):
     changes = {}
-    for stage, pair in enumerate(draws):
+    for stage, pair in enumerate(batches):
         for name, right, wrong in zip(
             ("fake score", "student"), reference(setup, pair), reference(setup, pair, defect)
         ):

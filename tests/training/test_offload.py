@@ -128,9 +128,9 @@ def test_block_inputs_leave_the_device():
 
 def test_guidance_calls_apart_say_the_same(world):
     setup = make_setup(world, "train.warmup_updates=0")
-    objective, draw = make_objective(setup), setup.sampler().batch(1, "fake-0", round_number=0)
-    _, ((_, conditioning, estimate),) = objective.fake_phase([draw], share=True)
-    state = objective.noised(estimate, draw, "student")
+    objective, batch = make_objective(setup), setup.sampler().batch(1, "fake-0", round_number=0)
+    _, ((_, conditioning, estimate),) = objective.fake_phase([batch], share=True)
+    state = objective.noised(estimate, batch, "student")
     guided = []
     for calls in ("together", "apart"):
         objective.guidance_calls = calls

@@ -14,7 +14,7 @@ from backbone_world import write_backbone_world
 from launched import Launched
 from process_world import Run, distill_on
 from training.backbones.wan import WanBackbone
-from training.draws import PromptOrder
+from training.batches import PromptOrder
 from training.networks import make_networks
 from training.parallel import Processes
 from training.prompts import write_prompt_cache

@@ -11,7 +11,7 @@ import torch
 from rmd_core.errors import RMDError
 from rmd_core.files import read_metadata, save_safetensors
 from rmd_core.prompt_cache import METADATA_KEY, PromptCache, prompt_key
-from training.draws import PromptOrder
+from training.batches import PromptOrder
 from training.prompts import read_prompts, write_prompt_cache
 from training.write_prompts import write_lists
 from training_world import make_setup, write_world
