@@ -111,7 +111,7 @@ def _places(x: torch.Tensor, low_hw: tuple[int, int] | torch.Size) -> torch.Tens
 def read_upsampler(path: str | Path) -> LatentUpsampler:
     """The LatentUpsampler in a file, frozen, in float32 on the CPU.
 
-    Raises RMDError, naming the file, for one that is none of ours, is damaged, or comes from a newer version.
+    Raises RMDError, naming the file, for one that is not an RMD upsampler, is damaged, or comes from a newer version.
     """
     tensors, metadata = read_tensors(path)
     network = _outline(path, metadata)
@@ -126,7 +126,7 @@ def _outline(path: str | Path, metadata: Mapping[str, str]) -> LatentUpsampler:
     """The network on the meta device that the metadata of a file describe."""
     if UPSAMPLER_KEY not in metadata:
         raise RMDError(
-            f"{path}: this file is no RMD upsampler; make one with training/train_upsampler.py, or give LTX's and "
+            f"{path}: this is not an RMD upsampler; make one with training/train_upsampler.py, or give LTX's and "
             "HunyuanVideo's upscale models to the node through Load Latent Upscale Model"
         )
     try:

@@ -201,7 +201,7 @@ class MethodSection(Section):
     @model_validator(mode="after")
     def _digest_of_a_file(self):
         if self.upsampler_sha256 is not None and not isinstance(self.upsampler, Path):
-            raise ValueError("upsampler_sha256 is of a file; give it in upsampler, or leave the digest out")
+            raise ValueError("upsampler_sha256 needs a file in upsampler; give one, or leave upsampler_sha256 out")
         return self
 
 

@@ -45,8 +45,8 @@ def load_upsampler(method, backbone):
     network = read_upsampler(method.upsampler)
     if network.digest() != method.upsampler_sha256:
         raise RMDError(
-            f"method.upsampler: {method.upsampler} has not the weights of method.upsampler_sha256; give the right "
-            "file, or leave the digest out"
+            f"method.upsampler: {method.upsampler} does not have the weights of method.upsampler_sha256; "
+            "give the right file, or leave the digest out"
         )
     return check_upsampler(network, method.upsampler, backbone)
 

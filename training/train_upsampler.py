@@ -103,9 +103,11 @@ def _parser():
 
 def _train(given, device):
     if min(given.updates, given.batch, given.width, given.held_out, given.checkpoint_every) < 1 or given.blocks < 0:
-        raise RMDError("--updates, --batch, --width, --held-out, --checkpoint-every are 1 or more, --blocks 0 or more")
+        raise RMDError("--updates, --batch, --width, --held-out and --checkpoint-every must be at least 1, --blocks 0")
     if not given.lr > 0 or not given.frequency >= 0:
-        raise RMDError(f"--lr is {given.lr:g} and --frequency {given.frequency:g}; give more than 0, and 0 or more")
+        raise RMDError(
+            f"--lr is {given.lr:g} and --frequency {given.frequency:g}; --lr must be above 0, --frequency at least 0"
+        )
     backbone = make_backbone(given.backbone)
     sizes = _sizes(given, backbone)
     vae = backbone.load_vae(fetched(given.vae, VAE)).to(device)
@@ -146,8 +148,8 @@ def _sizes(given, backbone):
     for size in found:
         if size == large or any(not small <= side <= LARGEST_STEP * small for small, side in zip(size, large)):
             raise RMDError(
-                f"from {size[1] * px}x{size[0] * px} to {given.size} px an axis does not grow by a ratio of 1 to "
-                f"{LARGEST_STEP}, or none grows; change --size or --smaller"
+                f"from {size[1] * px}x{size[0] * px} to {given.size} px, an axis grows by less than 1 or more than "
+                f"{LARGEST_STEP} times, or none grows; change --size or --smaller"
             )
     return [large, *dict.fromkeys(found)]
 
@@ -185,7 +187,7 @@ def kept_latents(given, backbone, vae, sizes):
         raise RMDError(f"{given.images} has no image of at least {given.size} px; give larger images or another --size")
     latents = [torch.cat(part) for part in parts]
     if latents[0].shape[-2:] != large:
-        raise RMDError(f"the autoencoder makes latents of another size than {backbone.name}; give that of the family")
+        raise RMDError(f"the autoencoder's latents have another size than {backbone.name}'s; give the family's own")
     save_safetensors(path, {str(n): tensor for n, tensor in enumerate(latents)}, {"content": content})
     return latents[0], latents[1:], content
 
@@ -196,7 +198,7 @@ def _image_files(path):
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS) if path.is_dir() else []
     if not files:
-        raise RMDError(f"--images {path}: no {', '.join(ENDINGS)} in it; give a folder of images, or safetensors")
+        raise RMDError(f"--images {path}: it has no {', '.join(ENDINGS)}; give a folder of images, or safetensors")
     return files
 
 
@@ -279,13 +281,15 @@ class Training:
         """Go on from the checkpoint. Raises RMDError where there is one and --resume was not given, or the reverse."""
         if not self.given.resume:
             if self.file.exists():
-                raise RMDError(f"{self.file.parent} has a training already; give --resume, or another --out")
+                raise RMDError(f"{self.file.parent} already has a training; add --resume, or give another --out")
             return
         if not self.file.exists():
             raise RMDError(f"there is no {self.file} to resume from; start without --resume")
         tensors, metadata = read_tensors(self.file)
         if metadata.get("settings") != self.settings:
-            raise RMDError(f"{self.file} is of a training with other options or images; give those, or another --out")
+            raise RMDError(
+                f"{self.file} belongs to a training with other options or images; give the same ones, or another --out"
+            )
         names = [name for name, _ in self.network.named_parameters()]
         self.network.load_state_dict({name: tensors[name] for name in names})
         state = self.optimiser.state_dict()

@@ -101,8 +101,8 @@ def test_a_student_with_a_learned_upsampler(comfy, pack, nodes, node_classes, tm
     def run(**options):
         return by_nodes(comfy, nodes, tmp_path, monkeypatch, backbone, high, **options)
 
-    refused(lambda: run(file="other.safetensors"), "upsampler.safetensors", "the one connected is other.safetensors")
-    refused(run, "the one connected is none", "RMD Upsampler")
+    refused(lambda: run(file="other.safetensors"), "upsampler.safetensors", "the connected one is other.safetensors")
+    refused(run, "the connected one is none", "RMD Upsampler")
 
 
 def by_nodes(comfy, nodes, folder, monkeypatch, backbone, high, *, file=None):

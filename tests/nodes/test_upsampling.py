@@ -131,7 +131,7 @@ def test_the_list_of_files_has_those_of_the_trainer_alone(nodes, node_classes, p
     before = node_classes["RMD_Upsampler"].fingerprint_inputs(file=name)
     own_file(16, seed=2)
     assert node_classes["RMD_Upsampler"].fingerprint_inputs(file=name) != before
-    refused(lambda: upsampler(nodes, file="sr_16.safetensors"), "is no RMD upsampler", "Load Latent Upscale Model")
+    refused(lambda: upsampler(nodes, file="sr_16.safetensors"), "is not an RMD upsampler", "Load Latent Upscale Model")
     refused(lambda: upsampler(nodes, file=name, vae=comfy_upscalers.image_vae()), "neither upscale_model nor vae")
     refused(lambda: upsampler(nodes, file="gone.safetensors"), "no file 'gone.safetensors' in models/latent_upscale")
 

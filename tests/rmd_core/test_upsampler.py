@@ -89,7 +89,7 @@ def test_the_file_gives_the_same_bits_and_the_digest_of_its_weights(tmp_path):
         ({"width": 10**9}, "its width is 1000000000"),
         ({"blocks": True}, "its blocks is True"),
         ({"blocks": 3}, "are not those of its configuration"),
-        (None, "no RMD upsampler"),
+        (None, "not an RMD upsampler"),
     ],
 )
 def test_damaged_files_are_refused_in_one_line(tmp_path, change, words):

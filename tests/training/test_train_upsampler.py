@@ -89,11 +89,11 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(images, tmp_pat
 def test_what_does_not_fit_is_said_in_one_line(images, tmp_path, capsys):
     for options, words in (
         (("--size", "30x32"), ("--size 30x32", "multiples of 8")),
-        (("--smaller", "8x16"), ("does not grow by a ratio of 1 to 2",)),
+        (("--smaller", "8x16"), ("an axis grows by less than 1 or more than 2 times",)),
         (("--smaller", "32x32"), ("or none grows",)),
         (("--size", "64x64", "--smaller", "32x32"), ("no image of at least 64x64 px",)),
         (("--held-out", "10"), ("--held-out takes 10",)),
-        (("--batch", "0"), ("1 or more",)),
+        (("--batch", "0"), ("at least 1",)),
         (("--vae", str(images / "images.safetensors")), ("not quantised",)),
         (("--images", str(images / "vae.safetensors")), ("'images' of bytes",)),
         (("--images", str(tmp_path / "none")), ("give a folder of images",)),
@@ -185,11 +185,11 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path, capsys):
     for overrides, words in (
         ([f"method.upsampler={wrong}"], ("latents of 4 channels", "--backbone wan")),
         ([f"method.upsampler={qwen}"], ("qwen_image's latents",)),
-        ([f"method.upsampler={path}", f"method.upsampler_sha256={'a' * 64}"], ("has not the weights",)),
-        (["method.upsampler=nearest", f"method.upsampler_sha256={'a' * 64}"], ("upsampler_sha256 is of a file",)),
+        ([f"method.upsampler={path}", f"method.upsampler_sha256={'a' * 64}"], ("does not have the weights",)),
+        (["method.upsampler=nearest", f"method.upsampler_sha256={'a' * 64}"], ("upsampler_sha256 needs a file",)),
         ([f"method.upsampler={path}", "method.upsampler_sha256=a"], ("64 hexadecimal digits",)),
         (["method.upsampler=gone.safetensors"], ("no such file",)),
         (["method.upsampler=up.pt"], ("'method.upsampler'", "bicubic", "train_upsampler.py")),
-        ([f"method.upsampler={tmp_path / 'teacher.safetensors'}"], ("no RMD upsampler",)),
+        ([f"method.upsampler={tmp_path / 'teacher.safetensors'}"], ("not an RMD upsampler",)),
     ):
         assert refused(capsys, distill(tmp_path, *overrides), *words) == 2
