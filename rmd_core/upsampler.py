@@ -31,7 +31,7 @@ class LatentUpsampler(Module):
 
     Latents are those that the diffusion network itself sees, scaled or normalised as its family does. channels: theirs;
     width: of the hidden layers; blocks: residual blocks at each of the two sizes; latents: the model family that it
-    was trained for, such as `wan`. The residual starts at zero. Between the two sizes a cell is told its offset from
+    was trained for, such as `wan`. The residual starts at zero. Between the two sizes a cell receives its offset from
     the small cell under it and both ratios, after Chen et al., LIIF (arXiv 2012.09161).
     """
 

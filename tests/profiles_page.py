@@ -88,7 +88,9 @@ def _row(one):
 
 
 def _levels(one):
-    shown = [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
+    shown = (
+        [f"{step:.0f}" for step in timesteps(one)] if one.shift is None else [f"{sigma:.4g}" for sigma in one.sigmas]
+    )
     return ", ".join(shown) + (" (at 1024 px)" if one.levels else "")
 
 

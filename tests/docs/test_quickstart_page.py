@@ -15,7 +15,7 @@ def test_the_files_are_those_of_the_templates():
 
 def test_templates_that_are_named_exist():
     names = [path.stem for path in ROOT.glob("example_workflows/*.json")]
-    told = {
+    named = {
         name for path in PAGE.parent.glob("*.md") for name in re.findall(r"\*(RMD \d[^*|]*)\*", path.read_text("utf-8"))
     }
-    assert told and [one for one in told if not any(name.startswith(one) for name in names)] == []
+    assert named and [one for one in named if not any(name.startswith(one) for name in names)] == []
