@@ -56,7 +56,7 @@ workflows: $(INSTALLED) ## save templates, blueprints and the screenshots of the
 	$(BROWSER_SETUP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_workflows
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_subgraphs
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_help_pictures
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_help_images
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m browser.make_screenshots
 
 lint: $(INSTALLED) ## run ruff, and mypy on rmd_core

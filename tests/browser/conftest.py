@@ -21,7 +21,7 @@ def frontend(tmp_path_factory):
 
 
 @pytest.fixture
-def keep_picture(tmp_path):
+def keep_image(tmp_path):
     """A function (name, PNG) that keeps a screenshot in the folder of the variable SCREENSHOTS."""
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
 

@@ -52,7 +52,7 @@ def template(frontend: Frontend, name: str, file: str, *, run: bool = True) -> N
         frontend.run()
         frontend.page.evaluate(f"seeds => {SEEDS}.forEach((widget, at) => {{ widget.value = seeds[at]; }})", seeds)
         frontend.page.mouse.move(5, 500)
-    save(file, frontend.graph_picture(), frontend)
+    save(file, frontend.graph_image(), frontend)
 
 
 def demo(frontend: Frontend) -> None:
@@ -84,7 +84,7 @@ def chinese(frontend: Frontend) -> None:
     """Every node in Chinese, for which the machine needs a Chinese font."""
     with frontend.in_language("zh") as opened:
         opened.add_in_columns(list(locale("zh")))
-        save("nodes_zh", opened.graph_picture())
+        save("nodes_zh", opened.graph_image())
 
 
 SCREENSHOTS = {

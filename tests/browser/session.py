@@ -150,7 +150,7 @@ class Frontend:
         """A point of the page on the title of the first node of a type."""
         return tuple(self.page.evaluate(TITLE_ON_PAGE, kind))
 
-    def graph_picture(self) -> bytes:
+    def graph_image(self) -> bytes:
         """A PNG of the whole graph without the bars around it."""
         self.show_all()
         self.page.add_style_tag(content=NO_POPUPS)

@@ -58,7 +58,7 @@ def overlapping(boxes):
 
 
 @pytest.mark.parametrize("language", SCRIPTS)
-def test_every_node_is_in_the_users_language(frontend, keep_picture, language):
+def test_every_node_is_in_the_users_language(frontend, keep_image, language):
     wanted = locale(language)
     with frontend.in_language(language) as opened:
         for (kind, texts), (title, inputs, outputs) in zip(wanted.items(), opened.add_in_columns(list(wanted))):
@@ -69,7 +69,7 @@ def test_every_node_is_in_the_users_language(frontend, keep_picture, language):
             named = [output["name"] for output in texts["outputs"].values()]
             assert outputs == named or kind == "RMD_LoadPromptEmbeddings"  # the frontend names bare types itself
         assert opened.errors == []
-        keep_picture(f"nodes_{language}", opened.graph_picture())
+        keep_image(f"nodes_{language}", opened.graph_image())
         assert overlapping(opened.page.evaluate(BOXES)) == []
 
 
@@ -82,7 +82,7 @@ def seen(path):
 
 
 @pytest.mark.parametrize("language, name", [("zh", f"{KIND}/zh.md"), ("fr", f"{KIND}.md")])
-def test_the_help_is_in_the_users_language(frontend, keep_picture, language, name):
+def test_the_help_is_in_the_users_language(frontend, keep_image, language, name):
     with frontend.in_language(language) as opened:
         page = opened.page
         opened.add_in_columns(list(locale("en")))
@@ -95,10 +95,10 @@ def test_the_help_is_in_the_users_language(frontend, keep_picture, language, nam
         for text in wanted:
             assert text in shown
             shown = shown.split(text, 1)[1]
-        assert panel.locator("img").evaluate_all("pictures => pictures.map(one => one.naturalWidth > 200)") == [True]
+        assert panel.locator("img").evaluate_all("images => images.map(one => one.naturalWidth > 200)") == [True]
         wide = "panel => [panel.clientWidth, ...[...panel.querySelectorAll('*')].map(one => one.scrollWidth)]"
         room, *widths = panel.evaluate(wide)
         assert max(widths) <= room < 400, (room, max(widths))
         assert opened.errors == []
-        keep_picture(f"help_{language}", page.screenshot())
+        keep_image(f"help_{language}", page.screenshot())
         page.evaluate(SET, ["Comfy.RightSidePanel.IsOpen", False])  # it would cover nodes of the next page

@@ -16,7 +16,7 @@ from browser.session import SET, WINDOW, Frontend
 
 NAMES = sorted(LAYOUTS)
 RUNNABLE = [name for name in NAMES if set(files_named(read_prompt(name))) <= SHIPPED]
-PICTURES = {
+PREVIEWS = {
     "rmd_demo": ["13"],
     "rmd_wired": ["8"],
     "rmd_hand_built": ["31", "33"],
@@ -40,15 +40,15 @@ def press_run(frontend):
     return [(node, Image.open(io.BytesIO(file))) for node, file in frontend.run()]
 
 
-def detail(picture, cells):
-    """How far a preview is from a picture of cells x cells points: near 0 where it has no more than those."""
-    picture = picture.convert("L")
-    coarse = picture.resize((cells, cells), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BICUBIC)
-    return ImageStat.Stat(ImageChops.difference(picture, coarse)).rms[0]
+def detail(image, cells):
+    """How far a preview is from a image of cells x cells points: near 0 where it has no more than those."""
+    image = image.convert("L")
+    coarse = image.resize((cells, cells), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
+    return ImageStat.Stat(ImageChops.difference(image, coarse)).rms[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_opens_as_it_was_meant(frontend, keep_picture, name):
+def test_a_workflow_opens_as_it_was_meant(frontend, keep_image, name):
     open_workflow(frontend, name)
     assert frontend.unknown_types() == []
     sent, meant = frontend.api_format(), read_prompt(name)
@@ -57,15 +57,15 @@ def test_a_workflow_opens_as_it_was_meant(frontend, keep_picture, name):
         values = sent[id]["inputs"]
         assert {key: values.get(key) for key in node["inputs"]} == node["inputs"], f"{id} {node['class_type']}"
     assert frontend.errors == []
-    keep_picture(name, frontend.graph_picture())
+    keep_image(name, frontend.graph_image())
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_picture, name):
+def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_image, name):
     open_workflow(frontend, name)
     frontend.show_all()
     previews = press_run(frontend)
-    for node in PICTURES[name]:
+    for node in PREVIEWS[name]:
         frontend.page.wait_for_function("id => app.graph.getNodeById(id).imgs?.length", arg=node, timeout=20_000)
         size = frontend.page.evaluate("id => app.graph.getNodeById(id).imgs.map(i => i.naturalWidth)", node)
         assert size == [{"13": 512, "31": 64}.get(node, 128)]
@@ -73,7 +73,7 @@ def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_picture
     assert previews == []  # off unless the user turns them on
     assert overlapping(frontend) == []
     frontend.page.mouse.move(5, 500)
-    keep_picture(f"{name}_done", frontend.graph_picture())
+    keep_image(f"{name}_done", frontend.graph_image())
 
 
 def overlapping(frontend):
@@ -92,15 +92,15 @@ def test_previews_come_at_both_sizes(frontend):
     frontend.page.evaluate("app.graph.getNodeById(6).widgets.find(w => w.name === 'seed').value = 8")
     frontend.page.evaluate(SET, ["Comfy.Execution.PreviewMethod", "latent2rgb"])
     try:
-        nodes, pictures = zip(*press_run(frontend))
+        nodes, images = zip(*press_run(frontend))
     finally:
         frontend.page.evaluate(SET, ["Comfy.Execution.PreviewMethod", "none"])
     assert nodes == ("6",) * 4
-    points = [detail(picture, 8) for picture in pictures]
+    points = [detail(image, 8) for image in images]
     assert min(points[2:]) > 1.5 * max(points[:2])  # 8x8 cells at 64 px, 16x16 at 128 px
 
 
-def test_the_template_browser_offers_them_and_opens_one(frontend, keep_picture):
+def test_the_template_browser_offers_them_and_opens_one(frontend, keep_image):
     page = frontend.page
     frontend.errors.clear()
     page.get_by_role("button", name="Templates").first.click()
@@ -115,7 +115,7 @@ def test_the_template_browser_offers_them_and_opens_one(frontend, keep_picture):
         assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 480
     dialog.get_by_test_id(f"template-workflow-{TITLE_OF['rmd_demo']}").scroll_into_view_if_needed()
     page.wait_for_timeout(1500)
-    keep_picture("templates", page.screenshot())
+    keep_image("templates", page.screenshot())
     dialog.get_by_text(TITLE_OF["rmd_wired"], exact=True).click()
     page.wait_for_function("app.graph._nodes.some(n => n.type === 'RMD_LoadStudent')", timeout=20_000)
     dialog.wait_for(state="hidden")
@@ -149,7 +149,7 @@ READABLE = """() => {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_template_opens_with_readable_text(frontend, keep_picture, name):
+def test_a_template_opens_with_readable_text(frontend, keep_image, name):
     """As a new user has it: default settings, a small window; Nodes 1 hides all text below a zoom."""
     frontend.page.evaluate(SET, [LOD, 8])
     page = frontend.page.context.browser.new_page(viewport=SMALL_WINDOW)
@@ -162,7 +162,7 @@ def test_a_template_opens_with_readable_text(frontend, keep_picture, name):
         dialog.wait_for(state="hidden")
         page.wait_for_timeout(1500)
         scale, readable = page.evaluate(READABLE)
-        keep_picture(f"{name}_opens", page.screenshot())
+        keep_image(f"{name}_opens", page.screenshot())
         assert readable, scale
         assert opened.errors == []
     finally:
@@ -171,7 +171,7 @@ def test_a_template_opens_with_readable_text(frontend, keep_picture, name):
 
 
 @pytest.mark.parametrize("kind", ["RMD_Schedule", "RMD_Sampler"])
-def test_the_help_of_a_node_opens(frontend, keep_picture, kind):
+def test_the_help_of_a_node_opens(frontend, keep_image, kind):
     page = frontend.page
     open_workflow(frontend, "rmd_wired")
     frontend.show_all()
@@ -184,13 +184,13 @@ def test_the_help_of_a_node_opens(frontend, keep_picture, kind):
     page.mouse.move(5, 500)
     page.wait_for_timeout(1500)
     below_tabs = {"x": 0, "y": 40, "width": WINDOW["width"], "height": WINDOW["height"] - 100}
-    keep_picture(f"help_{kind}", page.screenshot(clip=below_tabs))
+    keep_image(f"help_{kind}", page.screenshot(clip=below_tabs))
     page.get_by_role("button", name="Toggle properties panel").first.click()
     assert frontend.errors == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_opens_in_nodes_2(frontend, keep_picture, name):
+def test_a_workflow_opens_in_nodes_2(frontend, keep_image, name):
     """The frontend's newer drawing of nodes, which measures them otherwise."""
     setting = "value => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', value)"
     frontend.page.evaluate(setting, True)
@@ -200,7 +200,7 @@ def test_a_workflow_opens_in_nodes_2(frontend, keep_picture, name):
         assert frontend.api_format().keys() == read_prompt(name).keys()
         assert overlapping(frontend) == []
         assert frontend.errors == []
-        keep_picture(f"{name}_nodes_2", frontend.graph_picture())
+        keep_image(f"{name}_nodes_2", frontend.graph_image())
     finally:
         frontend.page.evaluate(setting, False)
 
@@ -223,7 +223,7 @@ SET_WIDGET = "([name, value]) => { app.graph._nodes[0].widgets.find(widget => wi
 
 
 @pytest.mark.parametrize("name", BLUEPRINTS)
-def test_a_blueprint_is_found_added_and_run(frontend, keep_picture, name):
+def test_a_blueprint_is_found_added_and_run(frontend, keep_image, name):
     page, blueprint = frontend.page, BLUEPRINTS[name]
     frontend.load("empty", {"nodes": [], "links": [], "version": 0.4})
     frontend.errors.clear()
@@ -248,4 +248,4 @@ def test_a_blueprint_is_found_added_and_run(frontend, keep_picture, name):
     press_run(frontend)
     assert frontend.errors == []
     page.evaluate("app.canvas.deselectAll()")
-    keep_picture(name.replace(" ", "_").lower(), frontend.graph_picture())
+    keep_image(name.replace(" ", "_").lower(), frontend.graph_image())

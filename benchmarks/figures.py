@@ -1,6 +1,6 @@
 """Draw the images of README and docs into docs/images, from the shipped models.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.pictures
+    OMP_NUM_THREADS=1 python -m benchmarks.figures
 
 logsnr_stages.png: curves and plans, computed. full_size_cascade_rmd.png and stages_of_a_sample.png: sampled from the
 demo's two students on one CPU thread.

@@ -1,6 +1,6 @@
-"""Makes web/docs/images/NODE.png, the pictures of the help pages: each node as the real frontend draws it.
+"""Makes web/docs/images/NODE.png, the images of the help pages: each node as the real frontend draws it.
 
-PYTHONPATH=tests python -m browser.make_help_pictures
+PYTHONPATH=tests python -m browser.make_help_images
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from PIL import Image
 
 from browser.session import BOX_ON_PAGE, Frontend, open_frontend
 
-PICTURES = Path(__file__).parents[2] / "web" / "docs" / "images"
-SCALE = 1.5  # px of the picture for one of the canvas
+IMAGES = Path(__file__).parents[2] / "web" / "docs" / "images"
+SCALE = 1.5  # px of the image for one of the canvas
 COLOURS = 64  # enough for text on plain grey, and a fifth of the bytes
 ALONE = """([kind, scale]) => {
   const node = LiteGraph.createNode(kind), view = app.canvas.ds;
@@ -27,7 +27,7 @@ ALONE = """([kind, scale]) => {
 }"""
 
 
-def picture(frontend: Frontend, kind: str) -> Image.Image:
+def node_image(frontend: Frontend, kind: str) -> Image.Image:
     """A node of a type alone on the canvas, with its defaults."""
     frontend.load("empty", {"nodes": [], "links": [], "version": 0.4})
     frontend.page.evaluate(ALONE, [kind, SCALE])
@@ -37,10 +37,10 @@ def picture(frontend: Frontend, kind: str) -> Image.Image:
 
 
 def main() -> None:
-    PICTURES.mkdir(exist_ok=True)
+    IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, open_frontend(Path(folder, "comfyui")) as frontend:
         for kind in sorted(kind for kind in frontend.server.object_info() if kind.startswith("RMD_")):
-            picture(frontend, kind).save(PICTURES / f"{kind}.png", optimize=True)
+            node_image(frontend, kind).save(IMAGES / f"{kind}.png", optimize=True)
             print(f"web/docs/images/{kind}.png")
 
 

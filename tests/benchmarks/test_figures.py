@@ -1,4 +1,4 @@
-"""The images of README and docs: the noise they share, and that they are drawn small."""
+"""The images of README and docs: the noise they share, and that they are small."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.pictures import SharedStart, logsnr_stages
+from benchmarks.figures import SharedStart, logsnr_stages
 from rmd_core.boundary import orthonormal_rows
 from rmd_core.noise import SeededNoise
 
