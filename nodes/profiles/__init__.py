@@ -182,7 +182,7 @@ def read_profiles(path: Path) -> list[FewStepProfile]:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         entries = yaml.load(path.read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RMDError(f"{path}: this is not a YAML file ({one_line(error, 200)}); correct it, or move it out of the folder") from None
+        raise RMDError(f"{path}: this is not a YAML file ({one_line(error, 200)}); correct or remove it") from None
     if not isinstance(entries, list) or not entries:
         raise RMDError(f"{path}: the file holds {_shown(entries)}; use a list of profiles, each starting with '- key:'")
     return [_profile(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
