@@ -25,7 +25,7 @@ from demo.make import teacher as small
 from demo.make.training import Training
 from demo.make.vae import decode, encode
 from demo.sampling import SamplingSetup, make_latents, single_resolution, student_setup
-from demo.world import BACKGROUNDS, CONCEPTS, ENCODER, MORE_CONCEPTS, Drawings, draw_jitter, embed, prompt
+from demo.world import BACKGROUNDS, CONCEPTS, ENCODER, MORE_CONCEPTS, Drawings, embed, prompt, sample_jitter
 from rmd_core.boundary import Boundary
 from rmd_core.errors import RMDError
 from rmd_core.plan import plan_from_split
@@ -145,7 +145,7 @@ class Scores:
         drawings = Drawings(STYLES, PAIRS).to(self.device)
         index = torch.arange(self.scale.images) // len(BACKGROUNDS) % len(drawings)
         background = torch.arange(self.scale.images) % len(BACKGROUNDS)
-        jitter = draw_jitter(self.scale.images, torch.Generator().manual_seed(seed), held_out=True)
+        jitter = sample_jitter(self.scale.images, torch.Generator().manual_seed(seed), held_out=True)
         for rows in torch.arange(self.scale.images).split(24):
             plain = drawings.render(index[rows], background[rows], jitter[rows], side=self.scale.side)
             yield decode(self.vae, encode(self.vae, plain)).clamp(-1, 1).cpu()

@@ -10,7 +10,7 @@ from training.backbones.wan import WanBackbone
 
 from . import files
 from .make import vae as frames
-from .world import BACKGROUNDS, CONCEPTS, SEEN_STYLES, TEACHER_STYLES, Drawings, draw_jitter
+from .world import BACKGROUNDS, CONCEPTS, SEEN_STYLES, TEACHER_STYLES, Drawings, sample_jitter
 
 WIDTHS = (16, 32, 64, 64, 64)
 HEADS = {"concept": len(CONCEPTS), "style": len(SEEN_STYLES), "background": len(BACKGROUNDS)}
@@ -87,7 +87,7 @@ def real_images(vae, prompts, seed):
     words = [text.split() for text in prompts]
     index = torch.tensor([names.index((style, concept)) for concept, style, _ in words])
     background = torch.tensor([drawings.backgrounds.index(b.removeprefix("on-")) for _, _, b in words])
-    jitter = draw_jitter(len(words), torch.Generator().manual_seed(seed), held_out=True)
+    jitter = sample_jitter(len(words), torch.Generator().manual_seed(seed), held_out=True)
     parts = []
     for rows in torch.arange(len(words)).split(24):
         plain = drawings.render(index[rows], background[rows], jitter[rows], side=128)

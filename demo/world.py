@@ -107,7 +107,7 @@ def embed(prompt):
     return torch.stack(slots + [torch.zeros(WIDTH)] * (TOKENS - len(slots)))
 
 
-def draw_jitter(count, generator, *, held_out):
+def sample_jitter(count, generator, *, held_out):
     """Jitters (count, 4) from the training cells, or from the held-out cells that no model trains on."""
     kept = []
     while sum(len(part) for part in kept) < count:
@@ -147,7 +147,7 @@ class Drawings:
         """Images (B, 3, side, side) in -1..1.
 
         index, background: (B,) integers into ``concepts`` and ``backgrounds``; jitter: (B, 4) as from
-        ``draw_jitter``; side: px, at most SIDE.
+        ``sample_jitter``; side: px, at most SIDE.
         """
         device = self.premultiplied_BCHW.device
         index, background, jitter = index.to(device), background.to(device), jitter.to(device)
@@ -169,5 +169,5 @@ class Drawings:
         """Random drawings, backgrounds and jitters: (images, index (count,), background (count,))."""
         index = torch.randint(len(self), (count,), generator=generator)
         background = torch.randint(len(self.backgrounds), (count,), generator=generator)
-        jitter = draw_jitter(count, generator, held_out=held_out)
+        jitter = sample_jitter(count, generator, held_out=held_out)
         return self.render(index, background, jitter, side=side), index, background

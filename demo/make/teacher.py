@@ -21,7 +21,7 @@ from einops import rearrange, repeat
 from training.backbones.wan import WanBackbone
 
 from .. import files
-from ..world import BACKGROUNDS, TEACHER_STYLES, WIDTH, Drawings, draw_jitter, word_vector
+from ..world import BACKGROUNDS, TEACHER_STYLES, WIDTH, Drawings, sample_jitter, word_vector
 from .training import Training
 from .vae import encode, flatten_convolutions, normalise
 
@@ -86,7 +86,7 @@ def latent_pool(encode, drawings, sides, jitters, generator):
     """
     pairs = torch.cartesian_prod(torch.arange(len(drawings)), torch.arange(len(drawings.backgrounds)))
     index, background = repeat(pairs, "n two -> (j n) two", j=jitters).unbind(1)
-    jitter = draw_jitter(len(index), generator, held_out=False)
+    jitter = sample_jitter(len(index), generator, held_out=False)
     pool = {}
     for side in sides:
         parts = []

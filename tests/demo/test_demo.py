@@ -22,9 +22,9 @@ from demo.world import (
     TOKENS,
     WIDTH,
     Drawings,
-    draw_jitter,
     embed,
     prompt,
+    sample_jitter,
 )
 from rmd_core.boundary import Boundary
 from rmd_core.files import read_tensors
@@ -60,7 +60,7 @@ def cells(jitter):
 
 
 def test_held_out_jitters_share_no_cell_with_training_and_have_the_same_marginals():
-    train, held_out = (draw_jitter(4000, torch.Generator().manual_seed(1), held_out=h) for h in (False, True))
+    train, held_out = (sample_jitter(4000, torch.Generator().manual_seed(1), held_out=h) for h in (False, True))
     assert (cells(train).sum(1) % JITTER_CELLS != 0).all()
     assert (cells(held_out).sum(1) % JITTER_CELLS == 0).all()
     for jitter in (train, held_out):
@@ -71,7 +71,7 @@ def test_held_out_jitters_share_no_cell_with_training_and_have_the_same_marginal
 
 def test_images_of_a_size_are_the_larger_ones_seen_from_afar():
     drawings = Drawings(TEACHER_STYLES)
-    jitter = draw_jitter(4, torch.Generator().manual_seed(2), held_out=False)
+    jitter = sample_jitter(4, torch.Generator().manual_seed(2), held_out=False)
     index, background = torch.arange(4), torch.arange(4)
     large, small = (drawings.render(index, background, jitter, side=side) for side in (128, 64))
     assert large.min() >= -1 and large.max() <= 1
