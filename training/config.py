@@ -112,7 +112,7 @@ class ModelSection(Section):
     mode: Literal["adapters", "three networks"] = Field(
         "adapters", description="LoRA adapters on one frozen base, or full copies, which ignore adapter keys and warn"
     )
-    rank: Count = Field(64, description="of each adapter; at most the narrowest layer's width")
+    rank: Count = Field(64, description="rank of each adapter; at most the narrowest layer's width")
     alpha: Positive | None = Field(
         None, description="adapters are scaled by alpha / rank; null: the rank; a warning above 4 ranks"
     )
@@ -120,7 +120,7 @@ class ModelSection(Section):
         None, description="layers that get an adapter, by name endings such as [to_q, to_v]; null: the family's"
     )
     base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] | None = Field(
-        None, description="of the frozen base; int8, nf4: quantised; null: train.precision; adapters stay float32"
+        None, description="dtype of the frozen base; int8, nf4: quantised; null: train.precision; adapters are float32"
     )
     init_from: File | None = Field(
         None, description="start of the student: an RMD student, a few-step model or its LoRA; null: the teacher"
@@ -183,18 +183,18 @@ class MethodSection(Section):
         None, description="how levels move with the size; none: for a teacher that knows the small size too"
     )
     upsampler: Upsampler | UpsamplerFile | None = Field(
-        None, description="of a switch, in losses and sampling; path: a file of training/train_upsampler.py"
+        None, description="upsampler at a switch, in losses and sampling; or a file of training/train_upsampler.py"
     )
     upsampler_sha256: Annotated[str, AfterValidator(_a_digest)] | None = Field(
-        None, description="of the weights in that file; null: filled in; if given, other weights are refused"
+        None, description="digest of the weights in that file; null: filled in; if given, other weights are refused"
     )
     switch_noise: SwitchNoise | None = Field(None, description="noise at a switch, in sampling")
     loss_noise: SwitchNoise | None = Field(None, description="noise at a switch, in the losses")
     eta_train: Share | None = Field(None, description="share of predicted noise in training")
     eta: Share | None = Field(
-        None, description="the same in validation and in the recipe; follows eta_train if only that is set"
+        None, description="share of predicted noise in validation and in the recipe; null: eta_train if that is set"
     )
-    eta_switch: Share | None = Field(None, description="the same at a switch; null: as eta")
+    eta_switch: Share | None = Field(None, description="share of predicted noise at a switch; null: as eta")
     offset_factor: Share | None = Field(None, description="see docs/method/method.md, timestep intervals")
     split_timestep: bool | None = Field(None, description="see docs/method/method.md, timestep intervals")
 
@@ -242,20 +242,20 @@ class PromptSection(Section):
 class OptimiserSection(Section):
     """AdamW for the student and the fake score."""
 
-    kind: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: both moments in 8 bits")
+    kind: Literal["adamw", "adamw8bit"] = Field("adamw", description="optimiser; adamw8bit: both moments in 8 bits")
     student_lr: Positive = Field(5e-6, description="learning rate of the student (the authors')")
     fake_lr: Positive = Field(2e-5, description="learning rate of the fake score (the authors')")
     lr_warmup: Natural = Field(0, description="updates of a network over which its rate rises (the authors: none)")
     lr_decay: Literal["none", "linear", "cosine"] = Field(
-        "none", description="of both rates, to 0 at train.updates, which is then fixed for resumed runs"
+        "none", description="decay of both rates to 0 at train.updates, which is then fixed for resumed runs"
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.0, 0.95), description="of AdamW (the authors')"
+        (0.0, 0.95), description="betas of AdamW (the authors')"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="of AdamW (the authors')")
-    eps: Positive = Field(1e-8, description="of AdamW (the authors')")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="weight decay of AdamW (the authors')")
+    eps: Positive = Field(1e-8, description="epsilon of AdamW (the authors')")
     clip_student: Positive | None = Field(1.0, description="largest gradient norm of the student; null: not clipped")
-    clip_fake: Positive | None = Field(None, description="the same for the fake score")
+    clip_fake: Positive | None = Field(None, description="largest gradient norm of the fake score; null: not clipped")
 
 
 class TrainSection(Section):
@@ -283,7 +283,7 @@ class TrainSection(Section):
     device: Literal["auto", "cpu"] = Field("auto", description="cpu: do not use a GPU")
     precision: Literal["float32", "bfloat16"] | None = Field(
         None,
-        description="of the network calls; null: bfloat16 on a GPU, else float32; trained weights, and the teacher of "
+        description="precision of calls; null: bfloat16 on a GPU, else float32; trained weights, and the teacher of "
         "three networks, stay float32",
     )
     compile: str | None = Field(
@@ -320,7 +320,7 @@ class OutputSection(Section):
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
         description="file name of the student: letters, digits, ., _ and -, not beginning with .",
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of the student's file")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="dtype of the student's file")
     merge: bool = Field(False, description="adapters: write a full student, merged into the base, instead of a LoRA")
     lora_names: Literal["comfyui", "kohya", "diffusers"] = Field(  # LORA_NAMES of training.lora_files
         "comfyui", description="adapters: naming scheme of the LoRA's tensors"
