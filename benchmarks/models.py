@@ -18,6 +18,7 @@ from diffusers import (
 )
 from torch.nn import Parameter
 
+from training.backbones.experts import Experts
 from training.backbones.sdxl import BASE as SDXL
 
 # What each publisher's config.json says; where it agrees with the class's own default it is left out. Sources beside
@@ -62,6 +63,7 @@ WAN_14B = {  # Wan-AI/Wan2.1-T2V-14B-Diffusers, transformer/config.json
     "ffn_dim": 13824,
     "num_layers": 40,
 }
+WAN22_A14B = WAN_14B | {"boundary": 0.875}  # Wan-AI/Wan2.2-T2V-A14B-Diffusers, both transformers and model_index.json
 Z_IMAGE = {"axes_lens": [1536, 512, 512]}  # Tongyi-MAI/Z-Image, transformer/config.json
 FLUX2_KLEIN_4B = {  # black-forest-labs/FLUX.2-klein-base-4B, transformer/config.json
     "num_layers": 5,
@@ -99,6 +101,7 @@ ARCHITECTURES = {  # name: (backbone, class of the network, its configuration)
     "SD3.5 Large": ("sd3", SD3Transformer2DModel, SD35_LARGE),
     "Wan2.1 1.3B": ("wan", WanTransformer3DModel, WAN_1_3B),
     "Wan2.1 14B": ("wan", WanTransformer3DModel, WAN_14B),
+    "Wan2.2 A14B": ("wan22_a14b", Experts, WAN22_A14B),
     "Wan2.2 5B": ("wan22_5b", WanTransformer3DModel, WAN22_5B),
     "Z-Image": ("z_image", ZImageTransformer2DModel, Z_IMAGE),
     "Qwen-Image": ("qwen_image", QwenImageTransformer2DModel, {}),  # Qwen/Qwen-Image: the class's own defaults
@@ -140,7 +143,7 @@ TINY = {  # name: what the tiny network of its class has otherwise
 def outline(kind, config):
     """A network without data, on the meta device."""
     with torch.device("meta"):
-        return kind(**config).eval()
+        return (kind.from_config(config) if kind is Experts else kind(**config)).eval()
 
 
 def random_network(kind, config, *, device, dtype):

@@ -34,6 +34,7 @@ CASES = {  # by the configuration's name: the network, and the tokens of a promp
         ("wan21_1.3b", "Wan2.1 1.3B", 512),
         ("wan21_14b", "Wan2.1 14B", 512),
         ("wan21_14b_from_lightx2v", "Wan2.1 14B", 512),
+        ("wan22_a14b", "Wan2.2 A14B", 512),
         ("wan22_5b", "Wan2.2 5B", 512),
     )
 }

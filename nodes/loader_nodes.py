@@ -171,6 +171,12 @@ def student_report(checks: StudentChecks, *, applied: str, notes: Sequence[str] 
         f"prompt encoder: {recipe.prompt_encoder}",
         f"size conditioning: {SIZE_CONDITIONING[recipe.size_conditioning]}",
     ]
+    if recipe.expert is not None:
+        place, other = ("model", "low") if recipe.expert == "high" else ("second_model", "high")
+        lines.append(
+            f"expert: {recipe.expert} noise, one of two networks that change over at sigma {recipe.expert_sigma:g}: "
+            f"connect it to {place} of RMD Sampler, and load the student of {other} noise beside it"
+        )
     if recipe.training_step:
         lines.append(f"trained: {recipe.training_step} updates, configuration {recipe.config_digest[:12]}")
     if recipe.thresholds is not None:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .boundary import Boundary, check_eta
 from .errors import RMDError, short_repr
+from .experts import EXPERTS
 from .files import read_metadata
 from .noising import PREDICTIONS
 from .plan import StagePlan, plan_from_split, split_text, stage_sizes
@@ -40,7 +41,8 @@ class Recipe:
     `learned_name` of a network. eta mixes noise inside a stage, eta_switch at a switch.
     size_conditioning gives the network the size of the `stage`, the `final` size, or `none`. cfg is the guidance to
     sample with (1.0 without); adapter_alpha is the LoRA alpha, None for a full model; config_digest identifies the
-    resolved training configuration.
+    resolved training configuration. Of a student of two networks each file has the same recipe but for expert, `high`
+    or `low`, its side of the level expert_sigma (`experts.is_low`); both are None for a student of one network.
 
     Raises RMDError for values that make no plan. `Recipe.from_plan` fills the plan's part.
     Source: docs/method/method.md, the recipe.
@@ -68,6 +70,8 @@ class Recipe:
     adapter_alpha: float | None
     training_step: int
     config_digest: str
+    expert: str | None = None  # from here on left out of a file where there is none
+    expert_sigma: float | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("prediction", PREDICTIONS), ("size_conditioning", SIZE_CONDITIONINGS)):
@@ -94,6 +98,12 @@ class Recipe:
                 "cfg must be at least 0, adapter_alpha above 0 or absent"
             )
         check_eta(self.eta, "the recipe's eta")
+        if (self.expert, self.expert_sigma) != (None, None):
+            if self.expert not in EXPERTS or not 0.0 < (self.expert_sigma or 0.0) < 1.0:
+                raise RMDError(
+                    f"the recipe's expert is {self.expert!r:.80} and its expert_sigma {self.expert_sigma}; the one is "
+                    f"{' or '.join(EXPERTS)} and the other between 0 and 1, or both are absent"
+                )
         self.boundary()
         self.plan()
 
@@ -159,6 +169,7 @@ class Recipe:
     def to_json(self) -> str:
         """The recipe as one JSON object with its version; equal recipes give equal text."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: value for name, value in values.items() if value is not None or name not in _LATER}
         values |= {"curve": self.curve.as_dict(), "mapping": self.mapping.as_dict()}
         return json.dumps({"version": RECIPE_VERSION, **values}, allow_nan=False)
 
@@ -176,6 +187,7 @@ class Recipe:
         if not isinstance(values, dict):
             raise RMDError("the recipe is damaged: it is not a JSON object; save the student again")
         types = get_type_hints(cls)
+        values = dict.fromkeys(_LATER) | values
         missing = [name for name in ("version", *types) if name not in values]
         if "version" not in missing:
             version = values.pop("version")
@@ -188,8 +200,13 @@ class Recipe:
             raise RMDError(f"the recipe is missing the field {', '.join(missing)}; save the student again")
         unknown = [name for name in values if name not in types]
         if unknown:
-            raise RMDError(f"the recipe has the unknown field {', '.join(unknown)[:80]!r}; remove it")
+            names = ", ".join(unknown)[:80]
+            raise RMDError(f"the recipe has the unknown field {names!r}; remove it, or update ComfyUI-RMD")
         return cls(**{name: _field(name, values[name], kind) for name, kind in types.items()})
+
+
+_LATER = tuple(field.name for field in fields(Recipe) if field.default is None)
+"""The fields that older files have not."""
 
 
 def _field(name: str, value: Any, kind: Any) -> Any:

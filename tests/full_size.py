@@ -13,6 +13,7 @@ DETECTED = {  # the class that ComfyUI should detect
     "SD3.5 Large": "SD3",
     "Wan2.1 1.3B": "WAN21_T2V",
     "Wan2.1 14B": "WAN21_T2V",
+    "Wan2.2 A14B": "WAN21_T2V",
     "Wan2.2 5B": "WAN22_T2V",
     "Z-Image": "ZImage",
     "Qwen-Image": "QwenImage",
@@ -23,7 +24,13 @@ STUDENTS = tuple(DETECTED)
 
 
 @cache
+def meta_teacher(name):
+    """A full-size teacher on the meta device."""
+    _, kind, config = ARCHITECTURES[name]
+    return outline(kind, config)
+
+
 def meta_student(name):
-    """A full-size student: its backbone, its network on the meta device, and the class ComfyUI should detect."""
-    backbone, kind, config = ARCHITECTURES[name]
-    return make_backbone(backbone), outline(kind, config), DETECTED[name]
+    """A file's part of a full-size student: backbone, network on the meta device, class that ComfyUI should detect."""
+    backbone, network = make_backbone(ARCHITECTURES[name][0]), meta_teacher(name)
+    return backbone, network.get_submodule(backbone.experts[0]) if backbone.experts else network, DETECTED[name]

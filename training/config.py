@@ -96,7 +96,9 @@ class BackboneSection(Section):
     """Which model is distilled."""
 
     name: str = Field(description="model family, such as wan or sdxl; see docs/train/models.md")
-    base: File = Field(description="the teacher: a Diffusers-format folder, a hub id, or one native-key file")
+    base: File = Field(
+        description="the teacher: a Diffusers-format folder, a hub id, or a native-key file (of two experts either)"
+    )
     vae: File | None = Field(None, description="autoencoder for validation: a folder, hub id or file; null: no images")
     shift: Positive | None = Field(
         None, description="flow shift at the first size of the plan; null: the family's own, 3; not for SDXL and PixArt"

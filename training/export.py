@@ -18,6 +18,7 @@ if __name__ == "__main__":  # run as a file: the repository takes the place of t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rmd_core.errors import RMDError, one_line
+from rmd_core.experts import expert_files
 from rmd_core.files import read_tensors
 from rmd_core.recipe import Recipe, read_recipe, student_metadata
 from training.backbones import backbone_of
@@ -40,9 +41,18 @@ def base_name(base):
     return folder.parent.name if folder.name in ("unet", "transformer") else folder.name
 
 
-def student_recipe(setup, *, update, adapter_alpha=None):
-    """The Recipe of a student after ``update`` updates: everything the sampler needs."""
+def student_files(path, backbone):
+    """``{part of the network: file}`` of a student: ``{None: path}``, or a file for each expert."""
+    if not backbone.experts:
+        return {None: path}
+    return {name: path.with_name(f"{path.stem}_{name}_noise{path.suffix}") for name in backbone.experts}
+
+
+def student_recipe(setup, *, update, adapter_alpha=None, expert=None):
+    """The Recipe of a student after ``update`` updates: everything the sampler needs. ``expert``: whose file it is."""
     config, backbone, base = setup.config, setup.backbone, setup.config.backbone.base
+    if expert is not None and not is_folder(base):
+        base = dict(zip(backbone.experts, expert_files(base)))[expert]
     return Recipe.from_plan(
         setup.plan,
         boundary=sampling_boundary(config.method),
@@ -58,24 +68,30 @@ def student_recipe(setup, *, update, adapter_alpha=None):
         adapter_alpha=adapter_alpha,
         training_step=update,
         config_digest=config.digest(),
+        expert=expert,
+        expert_sigma=None if expert is None else setup.teacher.config.boundary,
     )
 
 
 def export_student(setup, network, path, *, update):
-    """Write the student as one file that ComfyUI loads, recipe and ModelSpec fields in its header. Raises RMDError."""
-    metadata = student_metadata(student_recipe(setup, update=update), title=setup.config.output.name)
-    setup.backbone.export(network, path, dtype=_dtype(setup), metadata=metadata)
+    """Write the student as a file that ComfyUI loads, recipe and ModelSpec fields in its header. Raises RMDError.
+
+    Of a network of experts it is one of the ``student_files`` of ``path`` for each.
+    """
+    for expert, file in student_files(path, setup.backbone).items():
+        metadata = student_metadata(student_recipe(setup, update=update, expert=expert), title=_title(setup, expert))
+        part = network if expert is None else network.get_submodule(expert)
+        setup.backbone.export(part, file, dtype=_dtype(setup), metadata=metadata)
 
 
 def export_lora(setup, network, lora, path, *, update):
     """Write the student as a Lora for the base ``network``, as ``export_student`` does."""
-    config = setup.config
-    recipe = student_recipe(setup, update=update, adapter_alpha=config.model.alpha)
-    title, names = config.output.name, config.output.lora_names
-    keys = setup.backbone.keys(network.config)
-    write_lora_student(
-        path, lora, recipe, backbone=setup.backbone, keys=keys, names=names, title=title, dtype=_dtype(setup)
-    )
+    config, backbone = setup.config, setup.backbone
+    kind = {"backbone": backbone, "keys": backbone.keys(network.config), "dtype": _dtype(setup)}
+    for expert, file in student_files(path, backbone).items():
+        recipe = student_recipe(setup, update=update, adapter_alpha=config.model.alpha, expert=expert)
+        names, title = config.output.lora_names, _title(setup, expert)
+        write_lora_student(file, lora.of(expert), recipe, names=names, title=title, **kind)
 
 
 def write_lora_student(path, lora, recipe, *, backbone, keys, names, title, dtype):
@@ -89,6 +105,10 @@ def write_lora_student(path, lora, recipe, *, backbone, keys, names, title, dtyp
         changes = keys.to_native(changes)
     metadata = student_metadata(recipe, title=title)
     save_lora(path, factors, changes, names=names, component=backbone.component, dtype=dtype, metadata=metadata)
+
+
+def _title(setup, expert):
+    return setup.config.output.name if expert is None else f"{setup.config.output.name}, {expert} noise"
 
 
 def _dtype(setup):

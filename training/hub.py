@@ -56,7 +56,7 @@ class Part:
     stem: str
 
 
-NETWORK = Part(("transformer", "unet"), NETWORK_STEM)
+NETWORK = Part(("transformer*", "unet"), NETWORK_STEM)
 VAE = Part(("vae",), NETWORK_STEM)
 ENCODERS = Part(("text_encoder*", "tokenizer*"), ENCODER_STEM)
 
@@ -235,12 +235,10 @@ def _missing(hub, part):
                 _check_index(folder / name)
     except RMDError as error:
         return str(error)
-    if part is not ENCODERS:
-        return None
-    try:  # the encoders and tokenizers that the model says it has
+    try:  # the parts that the model says it has
         named = index_parts(read_json(folder / INDEX))
     except RMDError:
-        return f"{INDEX} is missing"
+        return f"{INDEX} is missing" if part is ENCODERS else None
     there = {name.partition("/")[0] for name in names}
     absent = [n for n in named if n not in there and any(fnmatch(n, pattern) for pattern in part.folders)]
     return f"missing: {', '.join(absent)}" if absent else None

@@ -40,6 +40,16 @@ class Lora(NamedTuple):
         """Whether adapters of a rank on these layers can take it in whole."""
         return not self.changes and all(n in layers and len(f.down) <= rank for n, f in self.factors.items())
 
+    def of(self, part):
+        """What it changes in a part of the network, by the part's own names; all of it for None."""
+        start = "" if part is None else f"{part}."
+        own = ({n.removeprefix(start): v for n, v in values.items() if n.startswith(start)} for values in self)
+        return Lora(*own)
+
+    def inside(self, part):
+        """The same for a network that this one is a part of."""
+        return Lora(*({f"{part}.{name}": value for name, value in values.items()} for values in self))
+
 
 class Role:
     """Which adapter the layers of a network see now: its ``name``, or None."""

@@ -19,7 +19,7 @@ from .lora import adapted_layers
 from .networks import state_sizes
 from .offload import page_locked
 from .parallel import check_sharding
-from .quantised import has_bitsandbytes, is_quantised, packed_bytes, quantisable_layers
+from .quantised import BLOCK, has_bitsandbytes, is_quantised, packed_bytes, quantisable_layers
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ def count_memory(config, backbone, outline, *, shards=1):
     Raises RMDError for adapters on layers that cannot have one.
     """
     whole, waits = config.model.mode == "three networks", config.train.offload == "waiting"
-    base = sum(p.numel() for p in outline.parameters())
+    there = outline.get_submodule(backbone.experts[0]) if waits and backbone.experts else outline
+    base = sum(p.numel() for p in there.parameters())
     if whole:
         trained = [p.numel() for p in outline.parameters()]
     else:
@@ -146,10 +147,12 @@ def count_memory(config, backbone, outline, *, shards=1):
     tables = 2 * 4 * 256 if config.optimiser.kind == "adamw8bit" else 0
     optimiser = 2 * (tables + sum(states)) // share
     average = 0 if config.train.ema is None else 4 * numel // share
-    weights, waiting = _weights(config, backbone, outline, base, numel, shards), 0
+    weights, waiting = _weights(config, backbone, there, base, numel, shards), 0
     if waits:
         optimiser //= 2
         waiting = 2 * sum(map(page_locked, states))
+        if backbone.experts:
+            waiting += len(backbone.experts) * sum(map(page_locked, _base_tensors(config, backbone, there)))
         if whole:  # the student waits for its own step while a shared forward has a graph; the average is made away
             weights = {"float32": 4 * base * (2 if shares_graph(config) else 1)}
             tensors = [4 * count for count in trained] + [buffer.nbytes for buffer in outline.buffers()]
@@ -161,6 +164,19 @@ def count_memory(config, backbone, outline, *, shards=1):
 def shares_graph(config):
     """Whether the student's forward, with its graph, is there while the fake score trains."""
     return config.train.share_forward and config.train.accumulation == 1
+
+
+def _base_tensors(config, backbone, outline):
+    """The bytes of each tensor of a frozen base."""
+    kind, packed = config.model.base_dtype, {}
+    if is_quantised(kind):
+        layers = quantisable_layers(outline, config.model.targets or backbone.adapter_targets)
+        packed = {f"{name}.weight": layer.weight.numel() for name, layer in layers}
+    size = _BYTES[config.train.precision if packed else kind]
+    plain = [size * p.numel() for name, p in outline.named_parameters() if name not in packed]
+    plain += [buffer.nbytes for buffer in outline.buffers()]
+    scales = [4 * -(-count // BLOCK) for count in packed.values()]
+    return [*plain, *scales, *(packed_bytes(count, kind) - scale for count, scale in zip(packed.values(), scales))]
 
 
 def _weights(config, backbone, outline, base, numel, shards):

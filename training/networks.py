@@ -236,7 +236,8 @@ class AdapterNetworks(Networks):
         if is_quantised(settings.base_dtype):
             targets = settings.targets or backbone.adapter_targets
             quantise(teacher, settings.base_dtype, targets=targets, device=device)
-        network = self._like(teacher) if sharded else self._received(teacher, device)
+        experts = backbone.experts if self.waits else ()  # of which one at a time is on the device
+        network = self._like(teacher) if sharded else self._received(teacher, "cpu" if experts else device)
         self.base = adapt(network, backbone, settings, seed=train.seed, start=self.setup.start)
         if checkpointing:
             self.base.enable_gradient_checkpointing(checkpointing)
@@ -244,10 +245,13 @@ class AdapterNetworks(Networks):
             self.base.leave_casts_to_autocast()
         self._prepared(self.base.network)
         trained = self.base.adapters
+        own = [parameter for adapter in trained.values() for parameter in adapter.parameters()]
+        for parameter in own if sharded or experts else ():
+            parameter.data = parameter.data.to(device)
+        if experts:
+            parts = {name: network.get_submodule(name) for name in experts}
+            network.wait(NetworkOffloader(parts, device, frozen=experts, stay=own))
         if sharded:  # the base alone; adapters are small, and whole in every process
-            own = [parameter for adapter in trained.values() for parameter in adapter.parameters()]
-            for parameter in own:
-                parameter.data = parameter.data.to(device)
             materialise(shard(self.base.network, self.processes, whole=own), device)
             self.processes.fill(self.base.base_state(), teacher.state_dict())
         call = self.processes.autocast(self.base.network)

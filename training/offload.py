@@ -119,14 +119,15 @@ class NetworkOffloader:
     """Keeps those of several networks on the device that something still needs, the others in system memory.
 
     A network is moved to the device when it is called, and back when another one is called; one whose call is to have a
-    gradient stays until its optimiser has stepped. ``networks``: by name; ``frozen``: the names of those never changed.
+    gradient stays until its optimiser has stepped. ``networks``: by name; ``frozen``: the names of those never changed;
+    ``stay``: parameters that stay where they are, such as those of adapters.
     """
 
-    def __init__(self, networks, device, *, frozen=()):
-        self._tensors = {
-            name: OffloadedTensors((*network.parameters(), *network.buffers()), device, changes=name not in frozen)
-            for name, network in networks.items()
-        }
+    def __init__(self, networks, device, *, frozen=(), stay=()):
+        self._tensors, stay = {}, set(map(id, stay))
+        for name, network in networks.items():
+            tensors = (p for p in (*network.parameters(), *network.buffers()) if id(p) not in stay)
+            self._tensors[name] = OffloadedTensors(tensors, device, changes=name not in frozen)
         for tensors in self._tensors.values():
             tensors.pin()
         self._needed = set()
@@ -137,10 +138,14 @@ class NetworkOffloader:
 
     def called(self, name):
         """Move a network that is about to be called to the device."""
-        self.clear(but=name)
-        self._tensors[name].to_device()
+        self.swap_to(name)
         if torch.is_grad_enabled():
             self._needed.add(name)
+
+    def swap_to(self, name):
+        """Move one network to the device, and what nothing needs to system memory."""
+        self.clear(but=name)
+        self._tensors[name].to_device()
 
     def stepped(self, name):
         """No gradient of this network is needed any more."""

@@ -165,6 +165,11 @@ class Processes:
         """
         if self.count == 1:
             return
+        # An expert that none of this process's samples asked has no gradients here, but may have them elsewhere.
+        anywhere = map(any, zip(*self.gather([p.grad is not None for p in parameters])))
+        for parameter, has in zip(parameters, anywhere):
+            if has and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if self.context > 1:
             torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], self.context)
         gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p.grad)]

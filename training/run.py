@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from rmd_core.errors import RMDError
+from rmd_core.experts import expert_files
 from rmd_core.files import (
     hash_file,
     lock_file,
@@ -38,6 +39,7 @@ from rmd_core.files import (
 )
 from rmd_core.prompt_cache import NULL_PROMPT
 
+from .backbones import make_backbone
 from .config import decisive
 from .hub import COMMIT, commit_of, is_folder, local_path
 from .parallel import ProcessLost, is_sharded, local
@@ -105,20 +107,22 @@ def data_digests(config, prompts, cache):
 
     Of a teacher on the hub it is the commit, which names the content: nothing is read for it.
     """
-    start = config.model.init_from
+    start, experts = config.model.init_from, make_backbone(config.backbone.name).experts
+    base = commit_of(config.backbone.base) or _checkpoint_digest(local_path(config.backbone.base), experts)
     return {
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "prompts.cache": cache.digest((*prompts, NULL_PROMPT)),
-        "backbone.base": commit_of(config.backbone.base) or _checkpoint_digest(local_path(config.backbone.base)),
-    } | ({} if start is None else {"model.init_from": _checkpoint_digest(local_path(start))})
+        "backbone.base": base,
+    } | ({} if start is None else {"model.init_from": _checkpoint_digest(local_path(start), experts)})
 
 
-def _checkpoint_digest(path):
-    """The digest of a teacher's file, or over the network's files in a Diffusers-format folder."""
+def _checkpoint_digest(path, experts=()):
+    """The digest of a teacher's file, or over the network's files in a Diffusers-format folder; of both ``experts``."""
     if not is_folder(path):
-        return _file_digest(path)
+        return " ".join(map(_file_digest, expert_files(path) if experts else (path,)))
     folder = next((path / name for name in ("transformer", "unet") if (path / name).is_dir()), path)
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    folders = [folder, *([path / "transformer_2"] if experts else [])]
+    files = [f for one in folders for f in sorted(one.iterdir()) if f.suffix in (".json", ".safetensors")]
     return hashlib.sha256("".join(f"{file.name} {_file_digest(file)}\n" for file in files).encode()).hexdigest()
 
 
@@ -151,7 +155,8 @@ def _check_same_run(config, data, folder):
         "model.init_from": f"the file {config.model.init_from} that the student started from",
     }
     if commit_of(config.backbone.base) and not str(old.get("backbone.base")).startswith(COMMIT):  # of an older version
-        data = data | {"backbone.base": _checkpoint_digest(local_path(config.backbone.base))}
+        experts = make_backbone(config.backbone.name).experts
+        data = data | {"backbone.base": _checkpoint_digest(local_path(config.backbone.base), experts)}
     changed = [names[key] for key, value in data.items() if old.get(key, value) != value]
     if changed:
         raise RMDError(

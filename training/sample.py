@@ -31,7 +31,7 @@ if __name__ == "__main__":  # run as a file: the repository takes the place of t
 from rmd_core.boundary import Boundary
 from rmd_core.cascade import DenoiserRunner, run_cascade
 from rmd_core.errors import RMDError, one_line
-from rmd_core.files import make_folder, read_tensors, write_atomically
+from rmd_core.files import make_folder, write_atomically
 from rmd_core.noise import SeededNoise
 from rmd_core.plan import StagePlan
 from rmd_core.prompt_cache import NULL_PROMPT
@@ -41,13 +41,14 @@ from training.backbones import Backbone, backbone_of
 from training.backbones.base import refuse_other_family, to_device
 from training.encode_prompts import encode_prompts, usable_device
 from training.hub import ENCODERS, NETWORK, VAE, fetched, hub_id, is_folder
-from training.lora_files import merge_lora, read_lora
+from training.lora_files import merge_lora
 from training.memory import gib
 from training.objective import Guidance, estimate_x0_eps
 from training.offload import NetworkOffloader, ran_out_of_memory
 from training.plans import check_upsampler
 from training.prompts import open_cache, read_prompts
 from training.quantised import BITS, quantise
+from training.start import read_changes
 from training.text_encoders import TextEncoders
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,9 @@ def main(argv=None):
 
 def _parser():
     parser = argparse.ArgumentParser(description="Sample a student without ComfyUI.", epilog="docs/train/evaluation.md")
-    parser.add_argument("--student", type=Path, required=True, metavar="FILE", help="whole student or LoRA")
+    parser.add_argument(
+        "--student", type=Path, required=True, metavar="FILE", help="whole student or LoRA; of two experts either file"
+    )
     parser.add_argument("--prompts", required=True, metavar="FILE", help=".txt (one a line) or .jsonl")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the images")
     parser.add_argument("--base", metavar="BASE", help="base model: folder, hub id or file; default: the recipe's base")
@@ -206,8 +209,7 @@ def load_student(given, prompts, device):
     dtype = getattr(torch, _usual(device) if precision in BITS else precision)
     network = backbone.load(fetched(_needed(base), NETWORK) if lora else given.student, dtype=dtype)
     if lora:
-        tensors, _ = read_tensors(given.student)
-        merge_lora(network, read_lora(tensors, backbone.keys(network.config), given.student), given.student)
+        merge_lora(network, read_changes(given.student, backbone, network), given.student)
     network.requires_grad_(False)
     backbone.check_cache(network, cache)
     backbone.check_sizes(network, plan.sizes)
@@ -218,9 +220,13 @@ def load_student(given, prompts, device):
         autoencoder.enable_tiling()
     offloader = None
     if given.offload == "waiting":
-        parts = {"network": network, "vae": autoencoder}
+        parts = {name: network.get_submodule(name) for name in backbone.experts} or {"network": network}
+        parts["vae"] = autoencoder
         offloader = NetworkOffloader(parts, device, frozen=tuple(parts))
-        network = offloader.hooked("network", network, network)
+        if backbone.experts:
+            network.wait(offloader)
+        else:
+            network = offloader.hooked("network", network, network)
     else:
         network, autoencoder = network.to(device), autoencoder.to(device)
     return Student(recipe, plan, boundary, backbone, network, autoencoder, cache, device, precision, offloader)

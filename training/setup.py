@@ -98,6 +98,11 @@ def outline_run(config, *, shards=1):
     base = local_path(config.backbone.base)
     refuse_distilled(base)
     network = backbone.outline(base)
+    if backbone.experts and (config.model.mode != "adapters" or shards > 1):
+        raise RMDError(
+            f"{backbone.name} is two networks, of which adapters alone are trained, the base whole in each process; "
+            "set model.mode=adapters and launch without FSDP"
+        )
     backbone.check_sizes(network, config.plan.sizes)
     if config.train.attention is not None:
         set_attention(network, config.train.attention)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from rmd_core.errors import RMDError
+from rmd_core.experts import expert_files
 from rmd_core.files import finite_weights, read_header, read_tensors
 
 from .backbones.files import build
@@ -65,9 +66,23 @@ def _of_layers(lora, network, path):
 
 
 def read_changes(path, backbone, network, *, strength=1.0):
-    """The Lora in a file for a network, multiplied by ``strength``. Raises RMDError for that of another network."""
+    """The Lora in a file for a network, multiplied by ``strength``. Raises RMDError for that of another network.
+
+    For a network of experts it is in two files, named by either of them.
+    """
+    keys = backbone.keys(network.config)
+    if not backbone.experts:
+        return _read_one(path, keys, network, strength)
+    lora = Lora({}, {})
+    for name, file in zip(backbone.experts, expert_files(path)):
+        own = _read_one(file, keys, network.get_submodule(name), strength).inside(name)
+        lora = Lora(lora.factors | own.factors, lora.changes | own.changes)
+    return lora
+
+
+def _read_one(path, keys, network, strength):
     tensors = finite_weights(read_tensors(path)[0], path, dtype=torch.float32)
-    factors, changes = read_lora(tensors, backbone.keys(network.config), path)
+    factors, changes = read_lora(tensors, keys, path)
     factors = {layer: replace(value, up=value.up * strength) for layer, value in factors.items()}
     lora = Lora(factors, {name: change * strength for name, change in changes.items()})
     check_lora(network, lora, path)

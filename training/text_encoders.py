@@ -46,7 +46,7 @@ FAMILIES = {  # by the pipeline's class
     "PixArtSigmaPipeline": Family("pixart-sigma", 300, masked=True),
     # T5's part; the CLIPs' 77 come first. ComfyUI gives a prompt of up to 77 tokens the same length.
     "StableDiffusion3Pipeline": Family("sd3", 77, (*Family.unused, "image_encoder", "feature_extractor")),
-    "WanPipeline": Family("wan", 512),
+    "WanPipeline": Family("wan", 512, (*Family.unused, "transformer_2")),
     "QwenImagePipeline": Family("qwen-image", 1024, masked=True),
     "ZImagePipeline": Family("z-image", 512, masked=True),
     "Flux2KleinPipeline": Family("flux2-klein", 512),

@@ -14,6 +14,7 @@ from rmd_core.errors import RMDError
 from rmd_core.files import writing
 
 from .batches import describe
+from .export import student_files
 from .memory import cost_of_run
 from .networks import make_networks
 from .objective import Objective
@@ -115,7 +116,7 @@ class Trainer:
         path = self.folder / f"{output.name}.safetensors"
         with self.networks.averaged(), self._writing():
             self.networks.export(path, update=self.done)
-        log.info("the student is %s", path)
+        log.info("the student is %s", " and ".join(map(str, student_files(path, self.setup.backbone).values())))
         return 0
 
     def update(self, number):

@@ -16,10 +16,8 @@ import comfy.sampler_helpers
 import torch
 
 from ...rmd_core.errors import RMDError
+from ...rmd_core.experts import is_low
 from .model import ModelView
-
-AT_SIGMA = 1e-6
-"""A level that is below a sigma by no more than this share, the rounding of float32, is at that sigma."""
 
 WAN22_SIGMAS = {16: 0.875, 36: 0.9}
 """Channels that Wan2.2 A14B takes, for text and for an image -> the sigma below which its second model takes over.
@@ -62,7 +60,7 @@ class SecondModel:
 
     def takes(self, sigma: float) -> bool:
         """Whether this model makes a call at `sigma`; at exactly its own sigma the first one still does."""
-        return sigma < self.sigma * (1.0 - AT_SIGMA)
+        return is_low(sigma, self.sigma)
 
     def guider(self, guider: Any) -> Any:
         """A copy of a GUIDER that asks this model; its prompts and its cfg stay."""

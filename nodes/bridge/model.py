@@ -109,6 +109,7 @@ class Family(NamedTuple):
 
 FAMILIES = (
     Family("Wan2.1", ("wan2.1", "wan-2.1"), "WAN21"),
+    Family("Wan2.2 A14B", ("wan2.2-a14b",), "WAN21"),
     Family("Wan2.2 5B", ("wan2.2-5b",), "WAN22"),
     Family("Stable Diffusion XL", ("stable-diffusion-xl",), "SDXL"),
     Family("Stable Diffusion 3", ("stable-diffusion-v3", "stable-diffusion-3"), "SD3"),

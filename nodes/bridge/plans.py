@@ -199,6 +199,8 @@ def _recipe_plan(view: ModelView, final_hw: Size, *, recipe: Recipe) -> Sampling
             "connect the student's own model"
         )
     notes = _shift_notes(view, recipe.curve, "the recipe's")
+    if recipe.expert_sigma is not None:
+        notes += (f"two models: the second takes over below second_model_sigma {recipe.expert_sigma:g}",)
     updates = recipe.training_step
     if final_hw != recipe.final_hw:
         trained, now = (pixels(view.cell_px, size) for size in (recipe.final_hw, final_hw))

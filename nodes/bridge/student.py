@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...rmd_core.errors import RMDError, one_line, short_repr
+from ...rmd_core.experts import expert_of
 from ...rmd_core.files import read_header, read_metadata
 from ...rmd_core.recipe import RECIPE_KEY, Recipe
 from ...rmd_core.schedule import AreaMap, NoMap
@@ -218,6 +219,11 @@ class StudentChecks:
             raise RMDError(
                 f"{student} is a LoRA for {recipe.base_model}, but the model is {source.name}, itself an RMD student; "
                 f"load {recipe.base_model} instead"
+            )
+        if recipe.expert is not None and expert_of(source.name) not in (None, recipe.expert):
+            raise RMDError(
+                f"{student} is for the {recipe.expert}-noise model, but the model was loaded from {source.name}; "
+                f"load {recipe.base_model} of {recipe.expert} noise"
             )
         if plain_name(source.name) == plain_name(recipe.base_model):
             self.checked.append(f"the model was loaded from {source.name}, the name of the base")

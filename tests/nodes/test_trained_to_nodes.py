@@ -1,4 +1,4 @@
-"""From the trainer to the image: a LoRA student's file through the real nodes gives what the trainer samples."""
+"""From the trainer to the image: LoRA students' files through the real nodes give what the trainer samples."""
 
 from dataclasses import replace
 
@@ -7,15 +7,18 @@ import torch
 
 from backbone_world import random_network
 from comfy_students import STUDENTS, TOKENS
+from expert_world import student_file, write_expert_world
 from rmd_core.files import read_tensors
 from rmd_core.noise import SeededNoise
 from rmd_core.recipe import read_recipe
 from rmd_core.upsampler import LatentUpsampler, read_upsampler
-from training.backbones import make_backbone
+from training.backbones import backbone_of, make_backbone
 from training.config import ModelSection
+from training.lora_files import merge_lora
 from training.networks import adapt
 from training.prompts import PromptCache, write_prompt_cache
 from training.sample import sample_latents
+from training.start import read_changes
 from training_world import distill
 
 CONFIG = """
@@ -105,14 +108,19 @@ def test_a_student_with_a_learned_upsampler(comfy, pack, nodes, node_classes, tm
     refused(run, "the connected one is none", "RMD Upsampler")
 
 
-def by_nodes(comfy, nodes, folder, monkeypatch, backbone, high, *, file=None):
-    """The latent of the LoRA student in ``folder`` by the real nodes, with an upsampler's ``file`` of that folder."""
+def offer(folders, monkeypatch):
+    """Let ComfyUI find files in ``folders``, by kind."""
     import folder_paths
 
-    for kind, path in (("loras", folder / "out"), ("rmd_prompts", folder), ("latent_upscale_models", folder)):
+    for kind, path in folders.items():
         suffixes = folder_paths.folder_names_and_paths[kind][1]
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(path)], suffixes))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+
+
+def by_nodes(comfy, nodes, folder, monkeypatch, backbone, high, *, file=None):
+    """The latent of the LoRA student in ``folder`` by the real nodes, with an upsampler's ``file`` of that folder."""
+    offer({"loras": folder / "out", "rmd_prompts": folder, "latent_upscale_models": folder}, monkeypatch)
     base_file = folder / "base.safetensors"
     backbone.export(backbone.load(folder / "model", dtype=torch.float32), base_file, dtype=torch.float32, metadata={})
     base = comfy.sd.load_diffusion_model(str(base_file))
@@ -127,3 +135,46 @@ def by_nodes(comfy, nodes, folder, monkeypatch, backbone, high, *, file=None):
         (inputs["learned_upsampler"],) = nodes("RMD_Upsampler", file=file)
     (out,) = nodes("RMD_Sampler", latent_image={"samples": torch.zeros(1, backbone.channels, *high)}, **inputs)
     return model.model.process_latent_in(out["samples"])
+
+
+def test_the_two_loras_of_two_experts(comfy, pack, nodes, node_classes, tmp_path, monkeypatch):
+    """With the levels 1 and 0.9375 at the small size, 0.8333 and 0.625 at the large one, and with 3+1 of them."""
+    write_expert_world(tmp_path)
+    bases = {name: tmp_path / f"base_{name}_noise.safetensors" for name in ("high", "low")}
+    for split in ("2+2", "3+1"):
+        sets = (f"output.folder={tmp_path}/{split}", f"backbone.base={bases['high']}", f"plan.split={split}")
+        assert distill(tmp_path, *sets, "train.ema=null", "optimiser.student_lr=3e-2") == 0
+        out = tmp_path / split
+        offer({"loras": out, "rmd_prompts": tmp_path}, monkeypatch)
+        students, models = {}, {name: comfy.sd.load_diffusion_model(str(path)) for name, path in bases.items()}
+        for name, model in models.items():
+            file = student_file(out, name).name
+            chosen = {"kind": "LoRA", "student": file, "model": model, "strength": 1.0}
+            students[name], recipe, report = nodes("RMD_LoadStudent", kind=chosen)
+            assert f"expert: {name} noise" in report and "sigma 0.875" in report
+            other = models["low" if name == "high" else "high"]
+            with pytest.raises(pack.rmd_core.errors.RMDError, match=f"is for the {name}-noise model"):
+                nodes("RMD_LoadStudent", kind=chosen | {"model": other})
+        (positive,) = nodes("RMD_LoadPromptEmbeddings", file="prompts.safetensors", prompt=PROMPT)
+        source = {"source": "student recipe", "recipe": recipe}
+        plan, *_ = nodes("RMD_Schedule", model=students["high"], width=64, height=64, source=source)
+        run = {"positive": positive, "latent_image": {"samples": torch.zeros(1, 16, 1, 8, 8)}, "plan": plan, "seed": 5}
+
+        recipe = read_recipe(student_file(out, "low"))
+        backbone = backbone_of(recipe)
+        network = backbone.load(bases["low"], dtype=torch.float32)
+
+        def sample(network, backbone=backbone, recipe=recipe):
+            conditioning = backbone.conditioning(PromptCache(tmp_path / "prompts.safetensors"), [PROMPT])
+            rules = {"boundary": recipe.boundary(), "eta": recipe.eta, "noise": SeededNoise(5)}
+            with torch.no_grad():
+                return sample_latents(backbone, network, recipe.plan(), conditioning=conditioning, **rules).x0
+
+        teacher = sample(network)
+        expected = sample(merge_lora(network, read_changes(student_file(out, "high"), backbone, network), "it"))
+        scale, low = expected.abs().max(), {"second_model": students["low"], "second_model_sigma": 0.0}
+        (image,) = nodes("RMD_Sampler", model=students["high"], cfg=plan.cfg, **run, **low)
+        (alone,) = nodes("RMD_Sampler", model=students["high"], cfg=plan.cfg, **run)
+        got, one = (students["high"].model.process_latent_in(latent["samples"]) for latent in (image, alone))
+        assert (got - expected).abs().max() / scale < 5e-6 < (teacher - expected).abs().max() / scale
+        assert (one - expected).abs().max() / scale > 1e-3

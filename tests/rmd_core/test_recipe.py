@@ -64,6 +64,10 @@ def recipes(draw):
         cfg=draw(st.floats(0.0, 30.0)),
         adapter_alpha=draw(st.none() | st.floats(0.01, 1e6)),
         training_step=draw(st.integers(0, 10**9)),
+        **draw(
+            st.just({})
+            | st.fixed_dictionaries({"expert": st.sampled_from(["high", "low"]), "expert_sigma": st.floats(0.01, 0.99)})
+        ),
     )
 
 
@@ -137,7 +141,7 @@ def values_with(**changes):
     return json.dumps(values)
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe) if not field.name.startswith("expert")])
 def test_each_missing_field_is_named(field):
     values = json.loads(make_recipe().to_json())
     del values[field]
@@ -195,6 +199,18 @@ def test_values_that_make_no_recipe_are_named(changes, message):
 def test_text_that_is_no_recipe(text):
     with pytest.raises(RMDError, match="the recipe"):
         Recipe.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"expert": "high"}, {"expert_sigma": 0.5}, {"expert": "middle", "expert_sigma": 0.5}]
+)
+def test_an_expert_has_a_level(wrong):
+    with pytest.raises(RMDError, match="high or low and the other between 0 and 1"):
+        replace(make_recipe(), **wrong)
+    for level in (0.0, 1.0):
+        with pytest.raises(RMDError, match="expert_sigma"):
+            replace(make_recipe(), expert="high", expert_sigma=level)
+    assert "expert" not in make_recipe().to_json()
 
 
 def test_whole_numbers_may_stand_for_reals():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from full_size import meta_student
+from full_size import meta_teacher
 from training.backbones import make_backbone
 from training.config import load_config
 from training.memory import GIB, count_memory
@@ -26,6 +26,7 @@ PLANS = {  # name: (timesteps the network is given in order, frames, the backbon
     "z_image": ([1000, 947.368, 857.143, 666.667], 1, "z_image", "Z-Image", {"n_layers": 2}),
     "qwen_image": ([1000, 900, 857.143, 666.667], 1, "qwen_image", "Qwen-Image", {"num_layers": 2}),
     "flux2_klein_4b": ([1000, 958.1, 908.2, 767.3], 1, "flux2_klein", "FLUX.2 klein 4B", {"num_single_layers": 1}),
+    "wan22_a14b": ([1000, 937.5, 833.333, 625], 21, "wan22_a14b", "Wan2.2 A14B", {"num_layers": 2}),
     "wan22_5b": ([1000, 937.5, 909.091, 769.231], 31, "wan22_5b", "Wan2.2 5B", {"num_layers": 2}),
     "wan21_1.3b": ([1000, 937.359, 856.775, 833.333, 713.979, 498.798], 21, "wan", "Wan2.1 1.3B", {"num_layers": 2}),
     "wan21_14b_from_lightx2v": ([1000, 937.5, 833.333, 625], 21, "wan", "Wan2.1 14B", {"num_layers": 2}),
@@ -37,14 +38,15 @@ def test_every_shipped_configuration_is_looked_at():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"demo", *PLANS}
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_a_configuration_makes_the_plan_it_names(name, tmp_path):
-    timesteps, frames, family, student, _ = PLANS[name]
-    _, network, _ = meta_student(student)
-    folder = tmp_path / ("unet" if family == "sdxl" else "transformer")
-    deepcopy(network).save_config(folder)  # which changes the configuration, and this network is shared
-    (folder / "diffusion_pytorch_model.safetensors").touch()  # not read
-    config = load_config(CONFIGS / f"{name}.yaml", [f"backbone.base={tmp_path}"]).resolved()
+@pytest.mark.parametrize("recipe", PLANS)
+def test_a_configuration_makes_the_plan_it_names(recipe, tmp_path):
+    timesteps, frames, family, student, _ = PLANS[recipe]
+    network = meta_teacher(student)
+    parts = {"transformer": network.high, "transformer_2": network.low} if family == "wan22_a14b" else {}
+    for name, part in (parts or {"unet" if family == "sdxl" else "transformer": network}).items():
+        deepcopy(part).save_config(tmp_path / name)  # which changes the configuration, and this network is shared
+        (tmp_path / name / "diffusion_pytorch_model.safetensors").touch()  # not read
+    config = load_config(CONFIGS / f"{recipe}.yaml", [f"backbone.base={tmp_path}"]).resolved()
     _, backbone, plan, intervals, outline, _ = outline_run(config)
     CacheFolder(tmp_path / config.prompts.cache)  # raises for what the first run could not fill
     assert [step.timestep for step in plan.steps] == pytest.approx(timesteps, abs=1.0)
@@ -58,8 +60,8 @@ def test_a_configuration_makes_the_plan_it_names(name, tmp_path):
 @pytest.mark.parametrize("name", PLANS)
 def test_its_memory_can_be_counted(name):
     """With fewer layers, for the time it takes; each run and each dry run tells the whole."""
-    *_, student, fewer = PLANS[name]
-    backbone, network, _ = meta_student(student)
+    *_, family, student, fewer = PLANS[name]
+    backbone, network = make_backbone(family), meta_teacher(student)
     with torch.device("meta"):
         shallow = type(network).from_config(dict(network.config) | fewer)
     config = load_config(CONFIGS / f"{name}.yaml").resolved()

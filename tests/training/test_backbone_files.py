@@ -35,6 +35,7 @@ PARAMETERS = {  # as published, in thousand millions; a few thousand of differen
     "SD3.5 Large": 8.06,
     "Wan2.1 1.3B": 1.419,
     "Wan2.1 14B": 14.288,
+    "Wan2.2 A14B": 14.288,
     "Wan2.2 5B": 5.0,
     "Z-Image": 6.155,
     "Qwen-Image": 20.43,

@@ -62,6 +62,7 @@ def used_parameters(backbone, network, cache, size):
 def test_names_are_those_of_the_configuration():
     assert tuple(BACKBONES) == (
         "wan",
+        "wan22_a14b",
         "wan22_5b",
         "sdxl",
         "pixart_alpha",

@@ -13,6 +13,7 @@ from backbone_world import write_prompts
 from demo import files
 from demo.sampling import sample_setup, student_setup
 from encoder_world import write_model
+from expert_world import student_file, write_expert_world
 from rmd_core.boundary import learned_name
 from rmd_core.files import read_tensors, save_safetensors
 from rmd_core.noise import SeededNoise
@@ -21,12 +22,14 @@ from rmd_core.upsampler import LatentUpsampler, read_upsampler
 from training.backbones import make_backbone
 from training.config import load_config
 from training.export import export_lora, export_student
+from training.lora_files import merge_lora
 from training.networks import adapt
 from training.plans import sampling_boundary
 from training.prompts import PromptCache
 from training.sample import as_bytes, main, sample_latents
 from training.setup import outline_run, prepare
-from training_world import make_setup, tiny_vae, write_native_vae
+from training.start import read_changes
+from training_world import distill, make_setup, tiny_vae, write_native_vae
 
 TEXTS = ("apple noto on-white", "star fluent on-green")
 LETTERS = ("a b c", "d e")
@@ -100,6 +103,39 @@ def test_a_lora_is_sampled_with_its_base_which_encodes_the_prompts(tmp_path, nam
             shown[adapter, number] = np.abs(pixels(tmp_path / "out" / f"{number:05d}.png") - image).max()
     print(name, shown)
     assert max(shown["student", 0], shown["student", 1]) <= 1 < min(shown[None, 0], shown[None, 1])
+
+
+def test_two_experts_are_sampled_from_either_file(tmp_path):
+    write_expert_world(tmp_path)
+    base = ("--base", str(tmp_path / "base_high_noise.safetensors"))
+    assert distill(tmp_path, f"backbone.base={base[1]}", "optimiser.student_lr=3e-2") == 0
+    write_native_vae(tiny_vae(), tmp_path / "vae.safetensors")
+    options = ["--vae", str(tmp_path / "vae.safetensors"), "--cache", str(tmp_path / "prompts.safetensors"), *base]
+    shown = []
+    for number, (name, more) in enumerate((("high", ()), ("low", ("--offload", "waiting")))):
+        own = ("--student", str(student_file(tmp_path / "out", name)), "--out", str(tmp_path / f"images{number}"))
+        assert sample(tmp_path, ["a red apple"], *own, *options, *more) == 0
+        shown.append(pixels(tmp_path / f"images{number}" / "00000.png"))
+    assert np.array_equal(*shown)
+    recipe = read_recipe(student_file(tmp_path / "out", "low"))
+    backbone = make_backbone("wan22_a14b", shift=5.0)
+    network = backbone.load(base[1])
+    differences = []
+    for _ in range(2):
+        with torch.no_grad():
+            latents = sample_latents(
+                backbone,
+                network,
+                recipe.plan(),
+                conditioning=backbone.conditioning(PromptCache(tmp_path / "prompts.safetensors"), ["a red apple"]),
+                noise=SeededNoise(0),
+                boundary=recipe.boundary(),
+                eta=recipe.eta,
+            ).x0
+        image = as_bytes(backbone.decode(backbone.load_vae(tmp_path / "vae.safetensors"), latents)[:, :, 0])[0]
+        differences.append(np.abs(shown[0].astype(int) - image).max())
+        merge_lora(network, read_changes(student_file(tmp_path / "out", "high"), backbone, network), "it")
+    assert differences[1] == 0 < differences[0]
 
 
 def test_a_video_is_an_animation_and_frames(tmp_path):

@@ -8,6 +8,7 @@ from .base import Backbone
 
 BACKBONES = {  # name: module, class, and how the ModelSpec architectures of its students begin
     "wan": ("wan", "WanBackbone", "wan2.1"),
+    "wan22_a14b": ("experts", "Wan22A14BBackbone", "wan2.2-a14b"),
     "wan22_5b": ("wan", "Wan22Backbone", "wan2.2-5b"),
     "sdxl": ("sdxl", "SDXLBackbone", "stable-diffusion-xl"),
     "pixart_alpha": ("pixart", "PixArtAlphaBackbone", "pixart-alpha"),
@@ -36,7 +37,10 @@ def backbone_of(recipe):
     """The backbone of a student, by its Recipe. Raises RMDError for an architecture that is not in the trainer."""
     for name, (_, _, start) in BACKBONES.items():
         if recipe.architecture.startswith(start):
-            return make_backbone(name, shift=getattr(recipe.curve, "shift", None))
+            backbone = make_backbone(name, shift=getattr(recipe.curve, "shift", None))
+            if recipe.expert_sigma is not None:
+                backbone.boundary = recipe.expert_sigma
+            return backbone
     raise RMDError(
         f"the architecture '{recipe.architecture}' is not known; choose a student of one of: {', '.join(BACKBONES)}"
     )

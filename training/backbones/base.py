@@ -55,6 +55,7 @@ class Backbone:
     prompt_tokens: int  # to which our text encoders pad a prompt; at most so many where they pad to the longest
     masked: bool = False  # the network masks the padding of prompts
     pooled: bool = False  # the network takes a pooled text embedding too
+    experts: tuple = ()  # the parts of a network of which each level asks one, such as rmd_core.experts.EXPERTS
     recommended_batch: int | None = None  # samples of an update below which training is known to suffer
     sequence_plan: tuple = ()  # entries of diffusers' plan by which processes divide a sequence; where it is offered
     adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on

@@ -97,10 +97,11 @@ class WanBackbone(Backbone):
         sizes = {"num_heads": config.num_attention_heads, "text_dim": config.text_dim, "freq_dim": config.freq_dim}
         return {"config": json.dumps({"transformer": sizes}, sort_keys=True)}
 
-    def predict(self, network, x, sigma_B, conditioning):
+    def predict(self, network, x, sigma_B, conditioning, **further):
         dtype = network_dtype(network)
         timestep = place(self.curve.timestep(sigma_B), x.device, torch.float32)
-        return network(x.to(dtype), timestep, conditioning["text"].to(dtype), return_dict=False)[0].float()
+        text = conditioning["text"].to(dtype)
+        return network(x.to(dtype), timestep, text, return_dict=False, **further)[0].float()
 
     def flops(self, network, height, width, frames, tokens):
         """The same count as a formula: counting a forward of Wan 14B takes seconds for each size."""
