@@ -146,7 +146,7 @@ LAYOUTS: dict[str, Rows] = {
             ),
         ),
     ),
-    "rmd_three_sizes": _by_columns(_DEMO, (("4", 560), ("9", 250)), "5", _PICTURE),
+    "rmd_three_sizes": _by_columns(_DEMO, (("4", 630), ("9", 212)), "5", _PICTURE),
     "rmd_hand_built": (
         (
             _group("1 Model and prompt", BLUE, (310, _STUDENT, ("2", 130), "3", (NOTE, 300))),
