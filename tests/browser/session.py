@@ -113,15 +113,16 @@ class Frontend:
 
     @contextmanager
     def in_language(self, language: str) -> Iterator[Frontend]:
-        """Another page on the same server, in a language."""
-        self.page.evaluate(SET, ["Comfy.Locale", language])
+        """Another page on the same server, in a language; this one keeps its own."""
+        setting = f"{self.server.url}/settings/Comfy.Locale"
+        self.page.request.post(setting, data=json.dumps(language))
         pixels = self.page.evaluate("devicePixelRatio")
         page = self.page.context.browser.new_page(viewport=WINDOW, device_scale_factor=pixels)
         try:
             yield Frontend(page, self.server)
         finally:
             page.close()
-            self.page.evaluate(SET, ["Comfy.Locale", "en"])
+            self.page.request.post(setting, data=json.dumps("en"))
 
     def add_in_columns(self, kinds: list[str]) -> list:
         """Empty the canvas and add a node of each type; [title, input names shown, output names shown] of each."""
