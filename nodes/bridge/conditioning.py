@@ -85,7 +85,9 @@ class StageView:
         if self.stage_hw == self.final_hw:
             return changed
         if "gligen" in entry:
-            raise RMDError("GLIGEN boxes cannot follow a change of size; remove the GLIGEN node or sample at one size")
+            raise RMDError(
+                "GLIGEN boxes do not work with a change of size; remove the GLIGEN node or sample at one size"
+            )
         self._check_guides(entry)
         if "area" in entry:
             changed["area"] = self._area(entry["area"])
@@ -152,7 +154,7 @@ class StageView:
         expected = tuple(side * self.cell_px for side in self.stage_hw)
         if (height, width) != expected:
             raise RMDError(
-                f"the guides of LTXVAddGuide were made at {width}x{height} px and cannot follow to a stage of "
+                f"the guides of LTXVAddGuide were made at {width}x{height} px and do not fit a stage of "
                 f"{expected[1]}x{expected[0]} px; make prompts with guides of that size, and connect them to "
                 "small_positive of RMD Sampler, or give RMD Sampler (Advanced) a guider and a later_guider"
             )
@@ -170,7 +172,7 @@ class StageView:
         if name == "minimax_keyframes":
             if size not in (self.stage_hw, self.final_hw):
                 raise RMDError(
-                    f"a keyframe of MiniMax H3 is {size[0]} x {size[1]} cells and cannot follow to a stage of "
+                    f"a keyframe of MiniMax H3 is {size[0]} x {size[1]} cells and does not fit a stage of "
                     f"{self.stage_hw[0]} x {self.stage_hw[1]}; make it for the final size, {self.final_hw[0]} x "
                     f"{self.final_hw[1]}"
                 )
@@ -197,8 +199,8 @@ class StageView:
         if name in ON_THE_GRID or (in_pixels and name not in FREE_PIXELS):
             expected = " x ".join(str(side) for side in self.final_hw)
             raise RMDError(
-                f"the conditioning {name!r} is {size[0]} x {size[1]} and cannot follow to a smaller stage, only "
-                f"{expected} cells can; make it for the final size, or sample at one size"
+                f"the conditioning {name!r} is {size[0]} x {size[1]}, but only {expected} cells can be "
+                "averaged for a smaller stage; make it for the final size, or sample at one size"
             )
         return value
 
