@@ -9,17 +9,20 @@ there already is not made again: outputs/upsampler/, outputs/quality/, and the r
 import argparse
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 
 from benchmarks.quality import rows
+from benchmarks.quality.scoring import REPEATS
 from benchmarks.quality.students import AREA, BOTH, FULL, NONE, OPTION_COST, Run, Student
 from benchmarks.results import FOLDER, ROOT, read_results, write_results
 from demo import files
+from demo.classifier import decode_frames
 from demo.comparison import table
 from demo.make.upsampler import write_images
+from demo.sampling import make_latents
 from rmd_core.errors import RMDError
 from rmd_core.files import read_json
 from rmd_core.upsampler import read_upsampler
@@ -33,7 +36,13 @@ OPTIONS = (
     "--width", "32", "--blocks", "2", "--updates", "1500", "--lr", "1e-3", "--held-out", "64",
 )  # fmt: skip
 FIGURES = {"fd": 3, "kid": 1, "swd": 2}
-GUIDANCE = 2.0
+WAYS = ("nearest", "bicubic", "learnt")
+TITLES = {
+    "teacher": "teacher of both sizes, 2+2",
+    "untouched": "one resolution, untouched in the cascade",
+    "rmd": f"RMD, area mapping, {OPTION_COST} updates",
+}
+GUIDANCE = 2.0  # of the teacher
 
 
 def train():
@@ -83,54 +92,59 @@ def learnt_rows(seed):
         yield rows.SampledRow(name=f"{kind}_learnt_seed_{seed}", title="learnt", network=network, **rules)
 
 
-def teacher_rows():
+@dataclass(frozen=True, kw_only=True)
+class NoiseRow(rows.SampledRow):
+    """Images of other noise than the rows of benchmarks.quality; ``noise``: the first seed, theirs is 0."""
+
+    noise: int
+
+    @torch.no_grad()
+    def figures(self, scorer):
+        """The figures of the row."""
+        setup, noises = self.setup(self.network.load(rows.backbone())), range(self.noise, self.noise + scorer.repeats)
+        given = (setup, rows.backbone(), scorer.cache, scorer.prompts)
+        made = [make_latents(*given, seed=seed, batch=24)[0] for seed in noises]
+        return scorer.score(decode_frames(scorer.vae, torch.cat(made)))
+
+
+def teacher_rows(noise):
     """The teacher of both sizes in the cascade with each way to enlarge: no gap between the sizes, no distillation."""
-    for way in ("nearest", "bicubic", "learnt"):
+    for way in WAYS:
         rules = sampling(NONE) if way == "learnt" else rows.sampling(NONE, f"method.upsampler={way}")
-        name = f"teacher_{way}"
-        yield rows.SampledRow(name=name, title=way, network=BOTH.teacher, guidance=GUIDANCE, **rules)
+        own = {"name": f"teacher_{way}_seed_{noise}", "title": way, "guidance": GUIDANCE}
+        yield NoiseRow(network=BOTH.teacher, noise=noise * REPEATS, **own, **rules)
 
 
 def measure(kept):
     """The figures of every row by name, those that are kept not again; the results are written after each."""
-    for row in (*teacher_rows(), *(row for seed in SEEDS for row in learnt_rows(seed))):
+    made = [row for maker in (teacher_rows, learnt_rows) for seed in SEEDS for row in maker(seed)]
+    for row in made:
         if row.name not in kept:
             row.prepare()
             kept[row.name] = row.figures(rows.scorer())
-            write_results(
-                RESULTS,
-                {"figures": kept, "report": read_json(OUT / "report.json"), "made": rows.made_here()},
-            )
+            results = {"figures": kept, "report": read_json(OUT / "report.json"), "made": rows.made_here()}
+            write_results(RESULTS, results)
+            logging.info("made %s", row.name)
     return kept
 
 
 def report(results, store):
     """The tables as text. ``results``: what was kept of a measurement; ``store``: the rows of benchmarks.quality."""
-    kept = results["figures"]
-    lines = [_line(f"teacher of both sizes, 2+2, {way}", [kept.get(f"teacher_{way}")]) for way in _WAYS]
+    kept = dict(results["figures"])
     for seed in SEEDS:
         untouched = {row.name: store.figures(row) for row in rows.untouched_rows(FULL, seed)}
-        for way, name in (("nearest", "2+2_area"), ("bicubic", "bicubic")):
-            kept[f"untouched_{way}_seed_{seed}"] = untouched[f"full_untouched_{name}_seed_{seed}"]
+        kept[f"untouched_nearest_seed_{seed}"] = untouched[f"full_untouched_2+2_area_seed_{seed}"]
+        kept[f"untouched_bicubic_seed_{seed}"] = untouched[f"full_untouched_bicubic_seed_{seed}"]
         kept[f"rmd_nearest_seed_{seed}"] = store.figures(rows.student_row(FULL.rmd_area, seed, OPTION_COST))
-    for kind, title in (("untouched", "one resolution, untouched in the cascade"), ("rmd", "RMD, 160 updates")):
-        for way in _WAYS:
+    lines = []
+    for kind, title in TITLES.items():
+        for way in WAYS:
             found = [kept.get(f"{kind}_{way}_seed_{seed}") for seed in SEEDS]
-            lines += [_line(f"{title}, {way}", found)] if any(found) else []
-    enlarged = train_upsampler.table(results["report"]["rows"], 8)
+            cells = [" ".join(f"{f[name]:.{digits}f}" if f else "-" for f in found) for name, digits in FIGURES.items()]
+            lines += [[f"{title}, {way}", *cells]] if any(found) else []
+    enlarged = train_upsampler.table(results["report"]["rows"], rows.backbone().pixels_per_cell)
     made = "{cpu}, torch {torch}, {date}".format(**results["made"])
     return "\n\n".join([enlarged, table(["seed by seed", *map(str.upper, FIGURES)], lines), made])
-
-
-_WAYS = ("nearest", "bicubic", "learnt")
-
-
-def _line(title, found):
-    """The figures of one way, seed by seed."""
-    return [
-        title,
-        *(" ".join(f"{f[name]:.{digits}f}" if f else "-" for f in found) for name, digits in FIGURES.items()),
-    ]
 
 
 def main(argv=None):
