@@ -39,7 +39,8 @@ FIGURES = {"fd": 3, "kid": 1, "swd": 2}
 WAYS = ("nearest", "bicubic", "learnt")
 TITLES = {
     "teacher": "teacher of both sizes, 2+2",
-    "untouched": "one resolution, untouched in the cascade",
+    "no_gap": "few-step model of both sizes, untouched, 2+2",
+    "untouched": "few-step model of the large size, untouched, 2+2, area mapping",
     "rmd": f"RMD, area mapping, {OPTION_COST} updates",
 }
 GUIDANCE = 2.0  # of the teacher
@@ -74,7 +75,7 @@ def sampling(*changes):
 
 
 def learnt_rows(seed):
-    """The untouched few-step student in the cascade, and RMD, with the upsampler."""
+    """The few-step models untouched in the cascade, without a gap and with one, and RMD, with the upsampler."""
     student = Student(
         name="full_learnt",
         title="RMD, area mapping",
@@ -85,6 +86,7 @@ def learnt_rows(seed):
         cost=OPTION_COST,
     )
     found = {
+        "no_gap": (Run(BOTH.single, seed, BOTH.single.marks[-1]), sampling(NONE)),
         "untouched": (Run(FULL.single, seed, FULL.single.marks[-1]), sampling(AREA)),
         "rmd": (Run(student, seed, OPTION_COST), sampling(AREA)),
     }
@@ -132,9 +134,14 @@ def report(results, store):
     """The tables as text. ``results``: what was kept of a measurement; ``store``: the rows of benchmarks.quality."""
     kept = dict(results["figures"])
     for seed in SEEDS:
-        untouched = {row.name: store.figures(row) for row in rows.untouched_rows(FULL, seed)}
-        kept[f"untouched_nearest_seed_{seed}"] = untouched[f"full_untouched_2+2_area_seed_{seed}"]
-        kept[f"untouched_bicubic_seed_{seed}"] = untouched[f"full_untouched_bicubic_seed_{seed}"]
+        for kind, world, names in (
+            ("no_gap", BOTH, {"nearest": "2+2_none", "bicubic": "none_bicubic"}),
+            ("untouched", FULL, {"nearest": "2+2_area", "bicubic": "bicubic"}),
+        ):
+            found = {row.name: row for row in rows.untouched_rows(world, seed)}
+            for way, name in names.items():
+                row = found[f"{world.teacher.name}_untouched_{name}_seed_{seed}"]
+                kept[f"{kind}_{way}_seed_{seed}"] = store.figures(row)
         kept[f"rmd_nearest_seed_{seed}"] = store.figures(rows.student_row(FULL.rmd_area, seed, OPTION_COST))
     lines = []
     for kind, title in TITLES.items():
