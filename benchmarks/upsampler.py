@@ -1,4 +1,4 @@
-"""A learnt upsampler for the demo: what it does to the cascade and to RMD: ``python -m benchmarks.upsampler``.
+"""A learned upsampler for the demo: what it does to the cascade and to RMD: ``python -m benchmarks.upsampler``.
 
     OMP_NUM_THREADS=1 python -m benchmarks.upsampler [--table]
 
@@ -36,7 +36,7 @@ OPTIONS = (
     "--width", "32", "--blocks", "2", "--updates", "1500", "--lr", "1e-3", "--held-out", "64",
 )  # fmt: skip
 FIGURES = {"fd": 3, "kid": 1, "swd": 2}
-WAYS = ("nearest", "bicubic", "learnt")
+WAYS = ("nearest", "bicubic", "learned")
 TITLES = {
     "teacher": "teacher of both sizes, 2+2",
     "no_gap": "few-step model of both sizes, untouched, 2+2",
@@ -60,7 +60,7 @@ def train():
 
 
 @cache
-def learnt():
+def learned():
     """The trained upsampler, and the changes of a configuration that use it."""
     path = train()
     network = read_upsampler(path)
@@ -69,18 +69,18 @@ def learnt():
 
 def sampling(*changes):
     """How a configuration samples with the upsampler."""
-    network, change = learnt()
+    network, change = learned()
     found = rows.sampling(*changes, *change)
     return found | {"boundary": replace(found["boundary"], learned=network)}
 
 
-def learnt_rows(seed):
+def learned_rows(seed):
     """The few-step models untouched in the cascade, without a gap and with one, and RMD, with the upsampler."""
     student = Student(
-        name="full_learnt",
+        name="full_learned",
         title="RMD, area mapping",
         teacher=FULL.teacher,
-        changes=(AREA, *learnt()[1]),
+        changes=(AREA, *learned()[1]),
         seeds=SEEDS,
         marks=(OPTION_COST,),
         cost=OPTION_COST,
@@ -91,7 +91,7 @@ def learnt_rows(seed):
         "rmd": (Run(student, seed, OPTION_COST), sampling(AREA)),
     }
     for kind, (network, rules) in found.items():
-        yield rows.SampledRow(name=f"{kind}_learnt_seed_{seed}", title="learnt", network=network, **rules)
+        yield rows.SampledRow(name=f"{kind}_learned_seed_{seed}", title="learned", network=network, **rules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +112,14 @@ class NoiseRow(rows.SampledRow):
 def teacher_rows(noise):
     """The teacher of both sizes in the cascade with each way to enlarge: no gap between the sizes, no distillation."""
     for way in WAYS:
-        rules = sampling(NONE) if way == "learnt" else rows.sampling(NONE, f"method.upsampler={way}")
+        rules = sampling(NONE) if way == "learned" else rows.sampling(NONE, f"method.upsampler={way}")
         own = {"name": f"teacher_{way}_seed_{noise}", "title": way, "guidance": GUIDANCE}
         yield NoiseRow(network=BOTH.teacher, noise=noise * REPEATS, **own, **rules)
 
 
 def measure(kept):
     """The figures of every row by name, those that are kept not again; the results are written after each."""
-    made = [row for maker in (teacher_rows, learnt_rows) for seed in SEEDS for row in maker(seed)]
+    made = [row for maker in (teacher_rows, learned_rows) for seed in SEEDS for row in maker(seed)]
     for row in made:
         if row.name not in kept:
             row.prepare()

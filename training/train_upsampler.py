@@ -49,7 +49,7 @@ SMALLER = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # the sizes to enlarge from, where none 
 WARMUP = 100  # updates over which the learning rate rises
 RECORDED = 20  # updates of a line in metrics.jsonl
 KEPT = torch.float16  # of latents on disk and in memory
-LEARNT = "upsampler"
+LEARNED = "upsampler"
 
 
 def main(argv=None):
@@ -86,7 +86,7 @@ def _parser():
     parser.add_argument("--size", required=True, metavar="WxH", help="of the large image in pixels; images are cropped")
     parser.add_argument("--smaller", nargs="+", metavar="WxH", help="sizes to enlarge from; 1/2, 5/8, 3/4 and 7/8")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything is written")
-    parser.add_argument("--name", default=LEARNT, metavar="NAME", help="of the file, without its ending")
+    parser.add_argument("--name", default=LEARNED, metavar="NAME", help="of the file, without its ending")
     parser.add_argument("--updates", type=int, default=4000, metavar="N", help="in all")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="latents of an update")
     parser.add_argument("--lr", type=float, default=5e-4, metavar="X", help="learning rate of AdamW, falling to 0")
@@ -369,7 +369,7 @@ def compare(network, large, smalls, backbone, vae):
     for small in smalls:
         x, size = small.to(device, torch.float32), large.shape[-2:]
         shares = [low / high for low, high in zip(x.shape[-2:], size)]
-        ways = {name: upsample(x, size, name) for name in UPSAMPLERS} | {LEARNT: network(x, size)}
+        ways = {name: upsample(x, size, name) for name in UPSAMPLERS} | {LEARNED: network(x, size)}
         for name, made in ways.items():
             images = _decoded(backbone, vae, made)
             figures = {

@@ -1,4 +1,4 @@
-"""The benchmark of the learnt upsampler: its rows are those of benchmarks.quality but for the upsampler."""
+"""The benchmark of the learned upsampler: its rows are those of benchmarks.quality but for the upsampler."""
 
 import torch
 
@@ -12,10 +12,10 @@ from rmd_core.upsampler import LatentUpsampler
 def test_rows_differ_from_those_with_nearest_by_the_upsampler_alone(tmp_path, monkeypatch):
     path = LatentUpsampler(channels=16, width=4, blocks=1, latents="wan").save(tmp_path / "up.safetensors")
     monkeypatch.setattr(upsampler, "train", lambda: path)
-    upsampler.learnt.cache_clear()
-    network, _ = upsampler.learnt()
-    no_gap, untouched, rmd = upsampler.learnt_rows(1)
-    upsampler.learnt.cache_clear()
+    upsampler.learned.cache_clear()
+    network, _ = upsampler.learned()
+    no_gap, untouched, rmd = upsampler.learned_rows(1)
+    upsampler.learned.cache_clear()
     nearest = {row.name: row for row in rows.untouched_rows(FULL, 1)}["full_untouched_2+2_area_seed_1"]
     nothing = {row.name: row for row in rows.untouched_rows(BOTH, 1)}["both_untouched_2+2_none_seed_1"]
     trained = rows.student_row(FULL.rmd_area, 1, OPTION_COST)
