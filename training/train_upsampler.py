@@ -34,6 +34,7 @@ from rmd_core.boundary import UPSAMPLERS, upsample
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import hash_file, open_tensors, read_tensors, save_safetensors, weights_digest, write_json
 from rmd_core.noise import derive_seed
+from rmd_core.noising import place
 from rmd_core.upsampler import LARGEST_STEP, LatentUpsampler
 from training.backbones import BACKBONES, make_backbone
 from training.encode_prompts import usable_device
@@ -325,7 +326,7 @@ class Training:
         given, generator = self.given, _generator(self.given.seed, "batch", number)
         small = self.smalls[torch.randint(len(self.smalls), (), generator=generator)]
         rows = torch.randint(len(self.large), (given.batch,), generator=generator)
-        x, target = (latents[rows].to(self.device, torch.float32) for latents in (small, self.large))
+        x, target = (place(latents[rows], self.device, torch.float32) for latents in (small, self.large))
         made = self.network(x, target.shape[-2:])
         losses = {"l1": (made - target).abs().mean(), "frequency": frequency_loss(made, target)}
         rate = given.lr * min(1.0, number / WARMUP) * 0.5 * (1 + math.cos(math.pi * number / given.updates))
