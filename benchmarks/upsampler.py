@@ -142,7 +142,9 @@ def report(results, store):
             for way, name in names.items():
                 row = found[f"{world.teacher.name}_untouched_{name}_seed_{seed}"]
                 kept[f"{kind}_{way}_seed_{seed}"] = store.figures(row)
-        kept[f"rmd_nearest_seed_{seed}"] = store.figures(rows.student_row(FULL.rmd_area, seed, OPTION_COST))
+        bicubic = next(student for student in FULL.options if student.name == "full_bicubic")
+        for way, student in (("nearest", FULL.rmd_area), ("bicubic", bicubic)):
+            kept[f"rmd_{way}_seed_{seed}"] = store.figures(rows.student_row(student, seed, OPTION_COST))
     lines = []
     for kind, title in TITLES.items():
         for way in WAYS:
