@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_said_in_one_line(images, tmp_path, capsys):
         (("--size", "64x64", "--smaller", "32x32"), ("no image of at least 64x64 px",)),
         (("--held-out", "10"), ("--held-out takes 10",)),
         (("--batch", "0"), ("at least 1",)),
-        (("--vae", str(images / "images.safetensors")), ("not quantised",)),
+        (("--vae", str(images / "images.safetensors")), ("images.safetensors: ",)),
         (("--images", str(images / "vae.safetensors")), ("'images' of bytes",)),
         (("--images", str(tmp_path / "none")), ("give a folder of images",)),
         (("--resume",), ("start without --resume",)),
