@@ -101,8 +101,8 @@ class Recipe:
         if (self.expert, self.expert_sigma) != (None, None):
             if self.expert not in EXPERTS or not 0.0 < (self.expert_sigma or 0.0) < 1.0:
                 raise RMDError(
-                    f"the recipe's expert is {self.expert!r:.80} and its expert_sigma {self.expert_sigma}; the one is "
-                    f"{' or '.join(EXPERTS)} and the other between 0 and 1, or both are absent"
+                    f"the recipe's expert is {self.expert!r:.80} and its expert_sigma {self.expert_sigma}; use "
+                    f"{' or '.join(EXPERTS)} with a sigma between 0 and 1, or leave both out"
                 )
         self.boundary()
         self.plan()

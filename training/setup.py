@@ -100,7 +100,7 @@ def outline_run(config, *, shards=1):
     network = backbone.outline(base)
     if backbone.experts and (config.model.mode != "adapters" or shards > 1):
         raise RMDError(
-            f"{backbone.name} is two networks, of which adapters alone are trained, the base whole in each process; "
+            f"{backbone.name} is two networks: only adapters are trained, and each process needs the whole base; "
             "set model.mode=adapters and launch without FSDP"
         )
     backbone.check_sizes(network, config.plan.sizes)

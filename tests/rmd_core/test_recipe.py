@@ -205,7 +205,7 @@ def test_text_that_is_no_recipe(text):
     "wrong", [{"expert": "high"}, {"expert_sigma": 0.5}, {"expert": "middle", "expert_sigma": 0.5}]
 )
 def test_an_expert_has_a_level(wrong):
-    with pytest.raises(RMDError, match="high or low and the other between 0 and 1"):
+    with pytest.raises(RMDError, match="high or low with a sigma between 0 and 1"):
         replace(make_recipe(), **wrong)
     for level in (0.0, 1.0):
         with pytest.raises(RMDError, match="expert_sigma"):

@@ -133,7 +133,7 @@ def test_what_is_no_pair_is_refused(world, capsys):
         backbone.outline(world / "nothing")
     WanBackbone().export(tiny_wan(), world / "a_high.safetensors", dtype=torch.float32)
     WanBackbone().export(tiny_wan(layers=2), world / "a_low.safetensors", dtype=torch.float32)
-    with pytest.raises(RMDError, match="networks of two kinds"):
+    with pytest.raises(RMDError, match="networks of different kinds"):
         backbone.load(world / "a_low.safetensors")
     assert distill(world, "model.mode=three networks") == refused(capsys, 2, "set model.mode=adapters")
     with pytest.raises(RMDError, match="without FSDP"):

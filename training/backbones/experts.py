@@ -106,7 +106,7 @@ class Wan22A14BBackbone(WanBackbone):
         high, low = map(load, files)
         sizes = [{n: value for n, value in one.config.items() if not n.startswith("_")} for one in (high, low)]
         if sizes[0] != sizes[1]:
-            raise RMDError(f"{files[0]} and {files[1]} are networks of two kinds; give the two of one model")
+            raise RMDError(f"{files[0]} and {files[1]} are networks of different kinds; give the two of one model")
         return Experts(high, low, boundary).eval()
 
     def predict(self, network, x, sigma_B, conditioning):
