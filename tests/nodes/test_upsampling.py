@@ -1,7 +1,6 @@
 """Learned upsamplers at the switch: what core's own nodes make of the same estimate, then our noise."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -96,21 +95,28 @@ def test_the_vae_alone_is_decode_scale_encode_by_cores_nodes(nodes, tiny):
             assert relative(mine, expected["samples"]) < PARITY
 
 
-def own_file(channels, name="own.safetensors", *, seed=1):
-    """The name in ComfyUI's folder, and the path, of an upsampler as the trainer writes it, with random weights."""
+@pytest.fixture
+def own_file(comfy, tmp_path, monkeypatch):
+    """Writes an upsampler as the trainer does, with random weights, into a folder of ComfyUI's: its name and path."""
     import folder_paths
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = LatentUpsampler(channels=channels, width=8, blocks=1, latents="wan")
-        torch.nn.init.normal_(network.leave.weight, std=0.05)
-    folder = Path(folder_paths.get_folder_paths("latent_upscale_models")[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    return name, network.save(folder / name)
+    known, suffixes = folder_paths.folder_names_and_paths["latent_upscale_models"]
+    folders = ([str(tmp_path), *known], suffixes)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "latent_upscale_models", folders)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+
+    def write(channels, *, seed=1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = LatentUpsampler(channels=channels, width=8, blocks=1, latents="wan")
+            torch.nn.init.normal_(network.leave.weight, std=0.05)
+        return "own.safetensors", network.save(tmp_path / "own.safetensors")
+
+    return write
 
 
 @pytest.mark.parametrize(("model_name", "frames"), [("wan", 2), ("sdxl", 1)])
-def test_a_file_of_the_trainer_enlarges_what_the_model_sees(nodes, tiny, model_name, frames):
+def test_a_file_of_the_trainer_enlarges_what_the_model_sees(nodes, tiny, own_file, model_name, frames):
     model = tiny(model_name)
     name, path = own_file(model.channels)
     made = upsampler(nodes, file=name)
@@ -122,7 +128,7 @@ def test_a_file_of_the_trainer_enlarges_what_the_model_sees(nodes, tiny, model_n
     assert relative(expected, upsample(inner.process_latent_in(given), (6, 10), "bicubic")) > 0.01
 
 
-def test_the_list_of_files_has_those_of_the_trainer_alone(nodes, node_classes, pack, refused):
+def test_the_list_of_files_has_those_of_the_trainer_alone(nodes, node_classes, pack, refused, own_file):
     comfy_upscalers.sr_model(16)
     name, path = own_file(16)
     assert (
@@ -195,7 +201,7 @@ def test_a_student_takes_only_the_network_it_was_trained_with(nodes, tiny, refus
     assert caplog.text.count("was trained with the upsampler bicubic") == 1
 
 
-def test_what_cannot_enlarge_is_refused(nodes, tiny, refused):
+def test_what_cannot_enlarge_is_refused(nodes, tiny, refused, own_file):
     refused(lambda: upsampler(nodes), "nothing to enlarge with")
     ltx_network, _ = comfy_upscalers.latent_upscaler()
     refused(lambda: upsampler(nodes, upscale_model=ltx_network), "connect the video VAE")
