@@ -15,6 +15,7 @@ from training.backbones import backbone_of, make_backbone
 from training.backbones.experts import Experts
 from training.backbones.wan import WanBackbone
 from training.config import load_config
+from training.export import convert
 from training.networks import make_networks
 from training.parallel import Processes
 from training.setup import outline_run, prepare
@@ -155,6 +156,8 @@ def test_a_run_writes_a_lora_for_each_expert_with_one_recipe(world):
     assert all(torch.tensor(list(entry.values())).isfinite().all() for entry in metrics(out))
     for name in ("high", "low"):
         assert any(value.up.any() for layer, value in found.items() if layer.startswith(name)), name
+    convert(student_file(out, "high"), world / "kohya.safetensors", names="kohya")
+    assert read_recipe(world / "kohya.safetensors") == recipes[0]
     start = f"model.init_from={student_file(out, 'high')}"
     assert distill(world, f"output.folder={world}/merged", "output.merge=true", start) == 0
     merged = backbone.load(student_file(world / "merged", "high"))
