@@ -257,7 +257,9 @@ class World:
             _student(teacher, "rmd_1+1", "RMD 1+1", AREA, "plan.steps=2", "plan.split=1+1", marks=(253,)),
             _student(teacher, "rmd_2+1", "RMD 2+1", AREA, "plan.steps=3", "plan.split=2+1", marks=(247,)),
         )
-        self.rmd_half = _student(teacher, "rmd_half", "RMD, half of the mapping", HALF, marks=marks)
+        self.rmd_half = _student(
+            teacher, "rmd_half", "RMD, half of the mapping", HALF, seeds=side_seeds[:3], marks=(80, 160, COST)
+        )
         start = {"start": self.single, "marks": marks}
         self.tuned_area = _student(
             teacher, "tuned_area", "one resolution, then tuned, area mapping", AREA, seeds=tuned_seeds, **start
