@@ -152,7 +152,7 @@ def sampling_plan(view: ModelView, final_hw: Size, source: Mapping[str, Any]) ->
     if plan.stage_plan.final_hw != final_hw:
         raise RMDError(
             f"no step runs at the final size {pixels(view.cell_px, final_hw)} px (split {plan.stage_plan.split}); "
-            f"choose {STEPS!r} and give the last size a step, lower the last threshold, or use more steps"
+            "end the split with a number above 0, lower the last threshold, or use more steps"
         )
     for stage in plan.stage_plan.stages:
         check_levels(plan, stage, view.curve.comfy_sigma(view.curve.sigma_max))
