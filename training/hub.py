@@ -227,7 +227,7 @@ def _missing(hub, part):
     try:
         folder = _cached(hub)
     except RMDError:
-        return "there is none"
+        return "no file of it"
     names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
     try:
         for name in files_of(part, names, "it"):
@@ -274,7 +274,7 @@ def _refusal(hub, part, error, missing):
         )
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
     return RMDError(
-        f"{hub} is not a folder here, there is no complete copy of this model in the local hub cache: {missing}, and "
+        f"{hub} is not a folder here, there is no complete copy of this model in the local hub cache ({missing}), and "
         f"it cannot be downloaded ({why}); correct the path, or with a network run: {_command(hub, part)}"
     )
 

@@ -27,7 +27,7 @@ def read_prompts(path):
     """
     path = Path(path)
     if path.suffix not in (".txt", ".jsonl"):
-        raise RMDError(f"{path}: a prompt file must end in .txt or .jsonl")
+        raise RMDError(f"{path}: a prompt file must end in .txt (one prompt a line) or .jsonl")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
