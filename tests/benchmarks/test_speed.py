@@ -79,7 +79,7 @@ def test_what_the_arithmetic_allows(stored):
 
 
 def test_every_architecture_of_the_paper_and_more_is_measured():
-    later = {"Wan2.2 5B", "Z-Image", "Qwen-Image", "FLUX.2 klein 4B", "FLUX.2 klein 9B"}
+    later = {"Wan2.2 5B", "Wan2.2 A14B", "Z-Image", "Qwen-Image", "FLUX.2 klein 4B", "FLUX.2 klein 9B"}
     assert set(ARCHITECTURES) - set(FULL_BY_NAME) == {"PixArt alpha", *later}
 
 
