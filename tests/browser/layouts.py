@@ -14,6 +14,7 @@ NOTES = Path(__file__).parent / "notes"
 BLUE, GREEN, ORANGE, GREY, PURPLE = "#3f789e", "#5a8a5a", "#b58b2a", "#6a6a6a", "#7a5a9a"
 NOTE = "note"
 FOLDED = -1
+PREVIEW = 250  # room below a sampler for the preview, which makes it 221 px higher
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ def read_note(name: str) -> str:
 
 
 def _by_columns(
-    loaders: tuple, plan: tuple, latent: str, result: tuple, *, widths: tuple[int, int] = (360, 460)
+    loaders: tuple, plan: tuple, latent: str, result: tuple, *, widths: tuple[int, int] = (520, 400)
 ) -> Rows:
     """The form of a workflow with one RMD Sampler; widths are those of the plan and of the result."""
     return (
         (
             _group("1 Models and prompt", BLUE, (330, *loaders)),
             _group("2 Plan: what runs at which size", GREEN, (widths[0], *plan)),
-            _group("3 Sample", ORANGE, (280, latent, ("6", 300), "7")),
+            _group("3 Sample", ORANGE, (280, latent, ("6", 300, PREVIEW), "7")),
             _group("4 Result", PURPLE, (widths[1], *result)),
         ),
     )
@@ -88,7 +89,7 @@ def _by_columns(
 
 _STUDENT = ("1", 130)
 _PICTURE = (("8", 560),)
-_MANY_WIRES = (("4", 540, 110), (NOTE, 216))
+_MANY_WIRES = (("4", 540, 110), (NOTE, 246))
 _DEMO = (_STUDENT, "3", ("2", 130), (NOTE, 300))
 
 
@@ -97,15 +98,19 @@ def _public(template: Template) -> Rows:
     found = sorted(loaders(template)[0], key=lambda id: (id in ("3", "13"), int(id)))
     usual = {*found, *"245678", "10"}
     others = [id for id in template.nodes if id not in usual]
-    plan = _MANY_WIRES if "21" in found else (("4", 540), (NOTE, 270))
+    plan = _MANY_WIRES if "21" in found else (("4", 540), (NOTE, 300))
     if template.start:
         models = [id for id in found if id not in ("3", "13")]
         return (
             (
                 _group("1 Models and prompt", BLUE, (280, *models), (280, "3", "13", ("2", 160), ("16", 100))),
-                _group("2 Plan: what runs at which size", GREEN, (340, *plan)),
+                _group("2 Plan: what runs at which size", GREEN, (390, *plan)),
                 _group("3 Start image at both sizes", GREY, (240, "14", "5", "15")),
-                _group("4 Sample and save", ORANGE, (300, ("6", 300), ("7", FOLDED), ("10", FOLDED), ("8", 260))),
+                _group(
+                    "4 Sample and save",
+                    ORANGE,
+                    (300, ("6", 300, PREVIEW), ("7", FOLDED, 24), ("10", FOLDED, 24), ("8", 224)),
+                ),
             ),
         )
     result = ("10", ("8", 460)) if template.frames else _PICTURE
@@ -117,7 +122,7 @@ def _public(template: Template) -> Rows:
         (
             _group("1 Models and prompt", BLUE, (280, *models), (280, *rest, *others, ("2", 160))),
             _group("2 Plan: what runs at which size", GREEN, (340, *plan)),
-            _group("3 Sample", ORANGE, (280, "5", ("6", 300), "7")),
+            _group("3 Sample", ORANGE, (280, "5", ("6", 300, PREVIEW), "7")),
             _group("4 Result", PURPLE, (330, *result)),
         ),
     )
@@ -131,13 +136,17 @@ LAYOUTS: dict[str, Rows] = {
             _group("Result", PURPLE, (520, ("13", 590))),
         ),
     ),
-    "rmd_wired": _by_columns(_DEMO, (("4", 540), ("9", 300)), "5", (("8", 500),), widths=(520, 400)),
+    "rmd_wired": _by_columns(_DEMO, (("4", 540), ("9", 300)), "5", (("8", 500),)),
     "rmd_few_step_and_rmd": (
         (
             _group("Read me", GREY, (270, (NOTE, 440))),
             _group("For all three", BLUE, (310, _STUDENT, ("11", 130), ("2", 120), ("3", FOLDED), "5")),
             *(
-                _group(title, colour, (290, (f"{n}0", FOLDED), (f"{n}1", 280), (f"{n}2", FOLDED), (f"{n}3", 360)))
+                _group(
+                    title,
+                    colour,
+                    (290, (f"{n}0", FOLDED, 34), (f"{n}1", 280, PREVIEW), (f"{n}2", FOLDED, 24), (f"{n}3", 216)),
+                )
                 for n, title, colour in (
                     ("2", "1 Few-step, full size", PURPLE),
                     ("3", "2 The same in a cascade", ORANGE),
@@ -146,7 +155,7 @@ LAYOUTS: dict[str, Rows] = {
             ),
         ),
     ),
-    "rmd_three_sizes": _by_columns(_DEMO, (("4", 630), ("9", 212)), "5", _PICTURE),
+    "rmd_three_sizes": _by_columns(_DEMO, (("4", 630), ("9", 212)), "5", _PICTURE, widths=(400, 460)),
     "rmd_hand_built": (
         (
             _group("1 Model and prompt", BLUE, (310, _STUDENT, ("2", 130), "3", (NOTE, 300))),
@@ -173,7 +182,7 @@ LAYOUTS: dict[str, Rows] = {
     "ltx2_distilled": (
         (
             _group("1 Models and prompt", BLUE, (280, "1", "3", "30", "31"), (250, ("2", 160), ("16", 90), "17", "32")),
-            _group("2 Plan: what runs at which size", GREEN, (340, *_MANY_WIRES)),
+            _group("2 Plan: what runs at which size", GREEN, (390, *_MANY_WIRES)),
             _group("3 Sample", ORANGE, (260, "5", "18", ("19", FOLDED), ("6", 300))),
             _group("4 Result", PURPLE, (320, "20", ("7", FOLDED), ("33", FOLDED), ("10", FOLDED), ("8", 400))),
         ),
