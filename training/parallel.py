@@ -158,18 +158,19 @@ class Processes:
             copy_into(target, whole)
 
     @torch.no_grad()
-    def average_gradients(self, parameters):
+    def average_gradients(self, parameters, *, experts=False):
         """Replace gradients by their mean over the samples; those of sharded parameters have it over the processes.
 
-        Processes that divide a sequence have parts of one gradient, so it is their sum and not their mean.
+        Processes that divide a sequence have parts of one gradient, so it is their sum and not their mean. ``experts``:
+        none of a process's samples may have asked one of the network's parts, whose gradients count as zeros there.
         """
         if self.count == 1:
             return
-        # An expert that none of this process's samples asked has no gradients here, but may have them elsewhere.
-        anywhere = map(any, zip(*self.gather([p.grad is not None for p in parameters])))
-        for parameter, has in zip(parameters, anywhere):
-            if has and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        if experts:
+            anywhere = map(any, zip(*self.gather([p.grad is not None for p in parameters])))
+            for parameter, has in zip(parameters, anywhere):
+                if has and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         if self.context > 1:
             torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], self.context)
         gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p.grad)]

@@ -171,7 +171,7 @@ class Trainer:
     def _step(self, role, limit, name, batches, number):
         """Clip, step and clear, or clear alone where the gradient is not finite; returns its norm before clipping."""
         parameters = list(self.networks.trained[role].parameters())
-        self.processes.average_gradients(parameters)
+        self.processes.average_gradients(parameters, experts=bool(self.setup.backbone.experts))
         norm = gather_full(clip_grad_norm_(parameters, math.inf if limit is None else limit)).item()
         if math.isfinite(norm):
             self.skipped[role] = 0

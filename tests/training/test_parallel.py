@@ -353,7 +353,7 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(world, rank):
     run.wait_for_update(world / "out", 2)
     for _ in range(2):  # a launcher may well send it twice
         run.processes[rank]._popen._send_signal(signal.SIGTERM)
-    assert run.codes() == [143, 143]
+    assert run.codes() == [143, 143], run.printed()
     reached = metrics(world / "out")[-1]["update"]
     assert [path.name for path in (world / "out" / "checkpoints").iterdir()] == [f"step_{reached:06d}"]
     first, second = run.printed()
