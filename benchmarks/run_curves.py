@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.run_curves
 
 The runs go to outputs/run_curves/ and take about 15 CPU minutes; finished ones are kept. It also prints the table of
-docs/train/models.md: means over some updates, by the size that an update trains.
+docs/train/guide.md: means over some updates, by the size that an update trains.
 """
 
 import argparse

@@ -21,16 +21,17 @@ from benchmarks.results import FOLDER, ROOT, read_results, write_results
 from demo import files
 from demo.classifier import decode_frames
 from demo.comparison import table
-from demo.make.upsampler import write_images
 from demo.sampling import make_latents
+from demo.world import TEACHER_STYLES, Drawings
 from rmd_core.errors import RMDError
-from rmd_core.files import read_json
+from rmd_core.files import make_folder, read_json, save_safetensors
 from rmd_core.upsampler import read_upsampler
 from training import train_upsampler
 
 RESULTS = FOLDER / "upsampler.json"
 OUT = ROOT / "outputs" / "upsampler"
 SEEDS = (0, 1, 2)
+DRAWINGS = 1536  # to train the upsampler on
 OPTIONS = (
     "--backbone", "wan", "--vae", str(files.VAE), "--size", "128x128", "--smaller", "64x64", "96x96", "--device", "cpu",
     "--width", "32", "--blocks", "2", "--updates", "1500", "--lr", "1e-3", "--held-out", "64",
@@ -46,12 +47,20 @@ TITLES = {
 GUIDANCE = 2.0  # of the teacher
 
 
+def write_drawings(path):
+    """Write ``images`` (DRAWINGS, 3, 128, 128), bytes, as a safetensors file: the teacher's drawings and jitters."""
+    drawings, generator = Drawings(TEACHER_STYLES), torch.Generator().manual_seed(0)
+    images = torch.cat([drawings.sample(32, generator, side=128)[0] for _ in range(DRAWINGS // 32)]) / 2 + 0.5
+    make_folder(path.parent)
+    save_safetensors(path, {"images": (images.clamp(0, 1) * 255).round().to(torch.uint8)})
+
+
 def train():
     """The file of the upsampler, trained if need be. Raises RMDError when that fails."""
     path, images = OUT / "upsampler.safetensors", OUT / "images.safetensors"
     if not (OUT / "report.json").exists():
         if not images.exists():
-            write_images(images)
+            write_drawings(images)
         resume = ["--resume"] if (OUT / "checkpoint.safetensors").exists() else []
         code = train_upsampler.main([*OPTIONS, "--images", str(images), "--out", str(OUT), *resume])
         if code:

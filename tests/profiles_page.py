@@ -1,12 +1,15 @@
-"""The tables of docs/use/profiles.md. They are made from nodes/profiles/*.yaml; no ComfyUI is needed.
+"""The tables of docs/use/profiles.md and quickstart.md, made from nodes/profiles/*.yaml and from the templates.
 
-Run as a program (python tests/profiles_page.py) it writes them into the page.
+Run as a program (python tests/profiles_page.py) it writes them into the pages; no ComfyUI is needed.
 """
 
 import importlib
+import re
 import sys
 import types
 from pathlib import Path
+
+from browser.real_models import TEMPLATES, words_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "use" / "profiles.md"
@@ -30,6 +33,8 @@ MODELS = {  # ComfyUI's class of the model: its name for people
 EMPTY = Path("no user folder")
 BEGIN = "<!-- profiles begin: made by tests/profiles_page.py from nodes/profiles/*.yaml -->"
 END = "<!-- profiles end -->"
+QUICKSTART = ROOT / "docs" / "use" / "quickstart.md"
+BLOCK = re.compile(r"(<!-- (\w+): made by tests/profiles_page.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def profiles_module():
@@ -69,6 +74,22 @@ def page(text, profiles):
     return f"{before}{BEGIN}\n\n{models(profiles)}\n\n{END}{rest.split(END)[1]}"
 
 
+def _block(template):
+    """What the page says of a template: its name, its steps and its files."""
+    stages = ", ".join(f"{steps} at {words_of(size)}" for steps, size in zip(template.steps, template.sizes))
+    rows = "\n".join(f"| [{file.name}]({file.url}) | {file.gb:.3g} | {file.folder} |" for file in template.files)
+    frames = f", {template.frames} frames" if template.frames else ""
+    return (
+        f"\n**Template**: *{template.name}*. Steps: {stages}{frames}.\n\n"
+        f"| file | GB | folder in `ComfyUI/models` |\n|---|---:|---|\n{rows}\n\n"
+    )
+
+
+def quickstart(text):
+    """The page of quickstarts with the block of every template that it names made again."""
+    return BLOCK.sub(lambda found: found[1] + _block(TEMPLATES[found[2]]) + found[3], text)
+
+
 def _row(one):
     shares = one.sizes or (0.5, 1.0)
     work = sum(count * share**2 for count, share in zip(one.split, shares, strict=True)) / sum(one.split)
@@ -103,6 +124,7 @@ def _link(sources):
 
 def main():
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), shipped().values()), encoding="utf-8")
+    QUICKSTART.write_text(quickstart(QUICKSTART.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

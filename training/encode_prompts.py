@@ -40,29 +40,25 @@ SHARD = 256  # prompts of one file besides the null prompt; they take up to 1 Gi
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("training").setLevel(logging.INFO)
-    try:
+
+    def work(device):
         if arguments.batch < 1 or (arguments.tokens is not None and arguments.tokens < 1):
             raise RMDError("--batch and --tokens must be at least 1")
         prompts = read_prompts(arguments.prompts)
-        device = usable_device(arguments.device)
         CacheFolder(arguments.out)
         folder, dtype = fetched(arguments.model, ENCODERS), getattr(torch, arguments.dtype)
         encoders = TextEncoders(folder, device=device, dtype=dtype, tokens=arguments.tokens)
         count = encode_prompts(encoders, prompts, arguments.out, negative=arguments.negative, batch=arguments.batch)
         cache = PromptCache(arguments.out)
-    except RMDError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
-    log.info(
-        "%s: %d prompts, %d of them new, encoder %s, in %s",
-        *(arguments.out, len(cache.texts), count, cache.encoder, " and ".join(cache.precisions) or "unknown precision"),
+        made_by = f"encoder {cache.encoder}, in {' and '.join(cache.precisions) or 'unknown precision'}"
+        log.info("%s: %d prompts, %d of them new, %s", arguments.out, len(cache.texts), count, made_by)
+
+    return exit_code(
+        work,
+        arguments.device,
+        memory="a smaller --batch needs less",
+        stopped="the same command continues where it was",
     )
-    return 0
 
 
 def _parser():
@@ -90,6 +86,31 @@ def usable_device(device):
         reason = one_line(error, 200)
         raise RMDError(f"--device {device}: PyTorch cannot use it ({reason}); choose auto or cpu") from None
     return device
+
+
+def exit_code(work, device, *, memory, stopped):
+    """Run a program's ``work(device)`` on a usable device; returns its exit code, and prints why it is not 0.
+
+    1 where the memory ran out, and ``memory`` says what needs less; 2 for an RMDError; 130 for Ctrl-C, after which
+    ``stopped`` says how to go on.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("training").setLevel(logging.INFO)
+    try:
+        device = usable_device(device)
+        work(device)
+    except RMDError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        print(f"error: the memory of {device} ran out ({one_line(error, 200)}); {memory}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped; {stopped}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):

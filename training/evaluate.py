@@ -152,7 +152,8 @@ def pairs_by_prompt(first, second):
     return pairs
 
 
-def _opened(path):
+def opened(path):
+    """An image file as a PIL image in RGB. Raises RMDError, naming the file, for one that cannot be read."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -186,7 +187,7 @@ class ImageModel:
         return torch.cat([self._vectors(files[i : i + batch]) for i in tqdm(range(0, len(files), batch), leave=False)])
 
     def _vectors(self, files):
-        pixels = self.processor([_opened(path) for path in files], return_tensors="pt")["pixel_values"].to(self.device)
+        pixels = self.processor([opened(path) for path in files], return_tensors="pt")["pixel_values"].to(self.device)
         with_text = hasattr(self.model, "get_image_features")
         output = self.model.get_image_features(pixel_values=pixels) if with_text else self.model(pixel_values=pixels)
         return _pooled(output).float().cpu()

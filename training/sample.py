@@ -30,7 +30,7 @@ if __name__ == "__main__":  # run as a file: the repository takes the place of t
 
 from rmd_core.boundary import Boundary
 from rmd_core.cascade import DenoiserRunner, run_cascade
-from rmd_core.errors import RMDError, one_line
+from rmd_core.errors import RMDError
 from rmd_core.files import make_folder, write_atomically
 from rmd_core.noise import SeededNoise
 from rmd_core.plan import StagePlan
@@ -39,12 +39,12 @@ from rmd_core.recipe import Recipe, read_recipe
 from rmd_core.upsampler import read_upsampler
 from training.backbones import Backbone, backbone_of
 from training.backbones.base import refuse_other_family, to_device
-from training.encode_prompts import encode_prompts, usable_device
+from training.encode_prompts import encode_prompts, exit_code
 from training.hub import ENCODERS, NETWORK, VAE, fetched, hub_id, is_folder
 from training.lora_files import merge_lora
 from training.memory import gib
 from training.objective import Guidance, estimate_x0_eps
-from training.offload import NetworkOffloader, ran_out_of_memory
+from training.offload import NetworkOffloader
 from training.plans import check_upsampler
 from training.prompts import open_cache, read_prompts
 from training.quantised import BITS, quantise
@@ -123,28 +123,17 @@ class Student:
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     given = _parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("training").setLevel(logging.INFO)
-    try:
-        device = usable_device(given.device)
+
+    def work(device):
         prompts = [text for text in read_prompts(given.prompts) for _ in range(given.count)]
         _sample_all(load_student(given, prompts, device), given, prompts)
-    except RMDError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        print(
-            f"error: the memory of {device} ran out ({one_line(error, 200)}); --offload waiting, --tile-vae, --dtype "
-            "bfloat16, int8 or nf4, or a smaller --size need less",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; --resume makes the images that are missing", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(
+        work,
+        given.device,
+        memory="--offload waiting, --tile-vae, --dtype bfloat16, int8 or nf4, or a smaller --size need less",
+        stopped="--resume makes the images that are missing",
+    )
 
 
 def _parser():

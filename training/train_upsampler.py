@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange, reduce
-from PIL import Image, UnidentifiedImageError
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -31,21 +30,20 @@ if __name__ == "__main__":  # run as a file: the repository takes the place of t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rmd_core.boundary import UPSAMPLERS, upsample
-from rmd_core.errors import RMDError, one_line
+from rmd_core.errors import RMDError
 from rmd_core.files import hash_file, open_tensors, read_tensors, save_safetensors, weights_digest, write_json
 from rmd_core.noise import derive_seed
 from rmd_core.noising import place
 from rmd_core.upsampler import LARGEST_STEP, LatentUpsampler
 from training.backbones import BACKBONES, make_backbone
-from training.encode_prompts import usable_device
+from training.encode_prompts import exit_code
+from training.evaluate import ENDINGS, opened
 from training.hub import VAE, fetched
-from training.offload import ran_out_of_memory
 from training.record import MetricsFile
 from training.run import lock_folder
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 SMALLER = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # the sizes to enlarge from, where none is given
 WARMUP = 100  # updates over which the learning rate rises
 RECORDED = 20  # updates of a line in metrics.jsonl
@@ -56,27 +54,17 @@ LEARNED = "upsampler"
 def main(argv=None):
     """Run the command line ``argv`` and return its exit code."""
     given = _parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("training").setLevel(logging.INFO)
-    try:
-        device = usable_device(given.device)
+
+    def work(device):
         with lock_folder(given.out):
             _train(given, device)
-    except RMDError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        print(
-            f"error: the memory of {device} ran out ({one_line(error, 200)}); a smaller --batch or --size needs less",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(
+        work,
+        given.device,
+        memory="a smaller --batch or --size needs less",
+        stopped="--resume goes on from the last checkpoint",
+    )
 
 
 def _parser():
@@ -210,12 +198,8 @@ def _images(files):
             stored = _stored(file)
             yield from (stored[n : n + 1].float() / 255 for n in range(len(stored)))
             continue
-        try:
-            with Image.open(file) as image:
-                values = np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise RMDError(f"{file}: this image cannot be read ({one_line(error, 200)}); remove it") from None
-        yield rearrange(torch.from_numpy(values.copy()), "h w c -> 1 c h w").float() / 255
+        values = np.array(opened(file))
+        yield rearrange(torch.from_numpy(values), "h w c -> 1 c h w").float() / 255
 
 
 def _count(files):

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from documented_commands import FENCE, ROOT, pages
+from profiles_page import BLOCK, QUICKSTART, quickstart
 
 HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(<?([^)\s>]+)>?\)")
@@ -66,3 +67,16 @@ def test_what_is_broken_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A `b` (c)\n[x](#a-b-c) [y](#a) [z](none.md) ![p](none.png) [w](https://none) `nodes/none.py`\n")
     assert broken(page) == ["#a", "none.md", "none.png"] and missing(page) == ["nodes/none.py"]
+
+
+def test_the_files_of_a_quickstart_are_those_of_its_template():
+    text = QUICKSTART.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) > 5
+    assert quickstart(text) == text, "run python tests/profiles_page.py"
+
+
+def test_templates_that_are_named_exist():
+    names = [path.stem for path in ROOT.glob("example_workflows/*.json")]
+    pages_of_use = QUICKSTART.parent.glob("*.md")
+    named = {name for path in pages_of_use for name in re.findall(r"\*(RMD \d[^*|]*)\*", path.read_text("utf-8"))}
+    assert named and [one for one in named if not any(name.startswith(one) for name in names)] == []

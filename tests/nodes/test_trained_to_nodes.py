@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backbone_world import random_network
+from backbone_world import random_network, student_file, write_expert_world
 from comfy_students import STUDENTS, TOKENS
-from expert_world import student_file, write_expert_world
 from rmd_core.files import read_tensors
 from rmd_core.noise import SeededNoise
 from rmd_core.recipe import read_recipe

@@ -5,8 +5,8 @@ import torch
 from diffusers import WanPipeline
 from transformers import UMT5Config, UMT5EncoderModel
 
+from backbone_world import EXPERT_BOUNDARY, expert, student_file, write_expert_world, write_pair
 from encoder_world import t5, t5_tokenizer
-from expert_world import BOUNDARY, expert, student_file, write_expert_world, write_pair
 from process_world import distill_on
 from rmd_core.errors import RMDError
 from rmd_core.experts import expert_files, expert_of
@@ -43,7 +43,7 @@ def test_each_row_is_made_by_the_expert_of_its_level():
             asked.append((self.value, timestep.tolist(), text[:, 0, 0].tolist()))
             return (torch.full_like(x, self.value),)
 
-    backbone, network = make_backbone("wan22_a14b"), Experts(Constant(1.0), Constant(2.0), BOUNDARY)
+    backbone, network = make_backbone("wan22_a14b"), Experts(Constant(1.0), Constant(2.0), EXPERT_BOUNDARY)
     levels = [0.5, 1.0, 0.875, 0.8749, 0.9375]
     x, text = torch.zeros(5, 16, 1, 2, 2), torch.arange(5.0).reshape(5, 1, 1)
 
@@ -59,7 +59,7 @@ def test_each_row_is_made_by_the_expert_of_its_level():
 
 
 def test_a_mixed_batch_is_its_rows_one_by_one():
-    backbone, network = make_backbone("wan22_a14b"), Experts(tiny_wan(seed=0), tiny_wan(seed=1), BOUNDARY)
+    backbone, network = make_backbone("wan22_a14b"), Experts(tiny_wan(seed=0), tiny_wan(seed=1), EXPERT_BOUNDARY)
     generator = torch.Generator().manual_seed(0)
     x, text = torch.randn(4, 16, 1, 4, 6, generator=generator), torch.randn(4, 5, 16, generator=generator)
     sigma = torch.tensor([0.3, 0.95, 0.8, 1.0], dtype=torch.float64)
@@ -145,7 +145,9 @@ def test_a_run_writes_a_lora_for_each_expert_with_one_recipe(world):
     assert distill(world, f"backbone.base={world}/base_low_noise.safetensors") == 0
     out, backbone = world / "out", make_backbone("wan22_a14b")
     recipes = [read_recipe(student_file(out, name)) for name in ("high", "low")]
-    assert [recipe.expert for recipe in recipes] == ["high", "low"] and {r.expert_sigma for r in recipes} == {BOUNDARY}
+    assert [recipe.expert for recipe in recipes] == ["high", "low"] and {r.expert_sigma for r in recipes} == {
+        EXPERT_BOUNDARY
+    }
     assert [recipe.base_model for recipe in recipes] == ["base_high_noise", "base_low_noise"]
     assert recipes[0].plan() == recipes[1].plan() and backbone_of(recipes[0]).name == "wan22_a14b"
     average = tensors(out / "checkpoints" / "step_000002" / "average.safetensors")

@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 
 from backbone_world import CONFIG as BACKBONE_CONFIG
-from backbone_world import write_prompts
+from backbone_world import student_file, write_expert_world, write_prompts
 from demo import files
 from demo.sampling import sample_setup, student_setup
 from encoder_world import write_model
-from expert_world import student_file, write_expert_world
 from rmd_core.boundary import learned_name
 from rmd_core.files import read_tensors, save_safetensors
 from rmd_core.noise import SeededNoise
