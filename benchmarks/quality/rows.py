@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 SEEDS_OF_FLOOR = (901, 902, 903)
 GUIDANCE = 2.0  # of the teacher
 TEACHER_STEPS = 50
+MANY = 7  # images of each prompt in the rows with more images
+SEEDS_OF_MANY = (3, 4)  # their training seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class RealRow:
     title: str
     seed: int
     damage: object = None
+    repeats: int = REPEATS
     units = None
 
     @property
@@ -78,6 +81,7 @@ class SampledRow:
     boundary: Boundary
     eta: float
     guidance: float = 1.0
+    repeats: int = REPEATS
 
     @property
     def units(self):
@@ -115,8 +119,8 @@ class SampledRow:
 
 def key_of(row):
     """The key of a row's figures: 12 hexadecimal digits of what they depend on."""
-    judged = {"judge": digest_of_files(files.CLASSIFIER, files.VAE), "reference": SEED_OF_REFERENCE, "repeats": REPEATS}
-    return short_digest(row.content | judged | {"revision": REVISION})
+    judge = {"judge": digest_of_files(files.CLASSIFIER, files.VAE), "reference": SEED_OF_REFERENCE}
+    return short_digest(row.content | judge | {"repeats": row.repeats, "revision": REVISION})
 
 
 class Store:
@@ -210,6 +214,12 @@ def untouched_rows(world, seed):
     ]
 
 
+def many_untouched(seed):
+    """The few-step student in the cascade without and with the mapping, with more images."""
+    unmapped, _, mapped, *_ = untouched_rows(FULL, seed)
+    return [with_many(unmapped), with_many(mapped)]
+
+
 def student_row(student, seed, mark=None):
     """The row of a student of a training seed, after ``mark`` updates or at its last one."""
     mark = mark or student.marks[-1]
@@ -223,26 +233,34 @@ def student_rows(student, mark=None):
 
 
 def marked_rows(student, seed):
-    """The rows of a student of a training seed after each of its marks."""
-    return [student_row(student, seed, mark) for mark in student.marks]
+    """The rows of a student of a training seed after each of its marks, and at the end with more images."""
+    found = [student_row(student, seed, mark) for mark in student.marks]
+    return found + ([with_many(found[-1])] if student in FULL.main and seed in SEEDS_OF_MANY else [])
 
 
-def long_rows():
-    """RMD with and without the mapping after a training twice as long."""
-    return [student_row(student, 0, LONG) for student in (FULL.rmd_none, FULL.rmd_area)]
+def with_many(row):
+    """A row with more images of each prompt."""
+    return replace(row, name=f"{row.name}_many", repeats=MANY)
+
+
+def long_rows(student):
+    """The rows of a student of training seed 0 after longer training."""
+    return [student_row(student, 0, mark) for mark in LONG]
 
 
 @cache
 def all_groups():
     """Every row, in lists that are made one row after the other: the most important list first."""
-    groups = [floor_rows(), *([row] for world in WORLDS for row in teacher_rows(world))]
+    groups = [[*floor_rows(), with_many(floor_rows()[0])], *([row] for world in WORLDS for row in teacher_rows(world))]
+    groups += [[with_many(row)] for row in teacher_rows(FULL)[:2]]
     for world in WORLDS:
         for seed in SEEDS:
             tuned = [student for student in (world.tuned_area, world.tuned_none) if seed in student.seeds]
             groups.append(marked_rows(world.single, seed) + (untouched_rows(world, seed) if tuned else []))
+            groups[-1] += many_untouched(seed) if world is FULL and seed in SEEDS_OF_MANY else []
             groups[-1] += [row for student in tuned for row in marked_rows(student, seed)]
             groups += [marked_rows(student, seed) for student in (world.rmd_area, world.rmd_none)]
-        groups += [[row] for row in long_rows()] if world is FULL else []
+        groups += [long_rows(student) for student in (FULL.rmd_none, FULL.rmd_area)] if world is FULL else []
         groups += [
             marked_rows(student, seed) for student in (world.rmd_half, world.two_steps) for seed in student.seeds
         ]
@@ -275,9 +293,9 @@ def backbone():
 
 
 @cache
-def scorer():
-    """The Scorer of this process."""
-    return Scorer(device="cuda" if torch.cuda.is_available() else "cpu")
+def scorer(repeats=REPEATS):
+    """The Scorer of this process for rows with so many images of each prompt."""
+    return Scorer(repeats=repeats, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_group(names, stop_at):
@@ -295,7 +313,7 @@ def make_group(names, stop_at):
             if time.time() > stop_at:
                 break
             row.prepare()
-            store.keep(row, row.figures(scorer()))
+            store.keep(row, row.figures(scorer(row.repeats)))
             made.append(row.name)
     except RMDError as error:
         return made, str(error)

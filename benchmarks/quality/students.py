@@ -25,7 +25,7 @@ CONFIG = ROOT / "training" / "configs" / "demo.yaml"
 REVISION = 1  # raise it when the trainer or the sampler is changed so that the same settings give other images
 COST = 240  # updates of RMD 2+2 that cost as much as any student of the main tables
 OPTION_COST = 160  # and of the table of options
-LONG = 480  # updates of one long training
+LONG = (480, 960)  # updates of one long training
 ONE, TWO = 224, 213  # updates of the students of one and of two steps at the full size, at equal cost
 
 # What every student shares, written out so that a change of the project's defaults moves no row.
@@ -158,12 +158,19 @@ class Run:
 
     def train(self):
         """Train up to every mark before this one, and to this, in this process. Raises RMDError when that fails."""
+        if self.file.exists():
+            return
         for run in (*(replace(self, mark=mark) for mark in self.student.marks if mark < self.mark), self):
             if run.file.exists():
                 continue
             if run.student.start is not None:
                 Run(run.student.start, run.seed, run.student.start.marks[-1]).train()
             self.student.teacher.train()
+            later = [path for path in run.file.parent.glob("after_*") if int(path.stem.split("_")[1]) > run.mark]
+            if later:
+                raise RMDError(
+                    f"{run.folder} has {later[0].name} but not {run.file.name}; delete the folder to train again"
+                )
             logfile = (ROOT / run.folder).with_suffix(".log")
             logfile.parent.mkdir(parents=True, exist_ok=True)
             device = "auto" if torch.cuda.is_available() else "cpu"
@@ -233,23 +240,24 @@ OPTIONS = (
 class World:
     """A teacher and its students.
 
-    ``mapping``: the one that the table of options starts from; ``tuned_seeds``: of the student tuned with the mapping;
-    ``side_seeds``: of the control and of the student tuned without the mapping.
+    ``mapping``: the one that the table of options starts from; ``seeds``: of the control, of the tuned students and of
+    half of the mapping; ``lora_seeds``: of LoRAs; ``first``: the first marks of RMD.
     """
 
-    def __init__(self, teacher, mapping, *, tuned_seeds, side_seeds):
+    def __init__(self, teacher, mapping, *, seeds, lora_seeds, first=()):
         self.teacher = teacher
         main = partial(_student, teacher, seeds=SEEDS)
         marks = (20, 40, 80, 160, COST)
+        rmd_marks = (*first, 80, 160, COST)
         one_size = (NONE, "plan.split=4", "plan.sizes=[[16,16]]")
         self.single = main("single", "one resolution, 4 steps", *one_size, marks=(64, 128, 192))
         # The control: the two full-size steps alone. Is the small stage of any use?
         two = ("plan.steps=2", "plan.split=2", "plan.sizes=[[16,16]]")
         self.two_steps = _student(
-            teacher, "two_steps", "one resolution, 2 steps", NONE, *two, seeds=side_seeds, marks=(TWO,)
+            teacher, "two_steps", "one resolution, 2 steps", NONE, *two, seeds=seeds, marks=(TWO,)
         )
-        self.rmd_area = main("rmd_area", "RMD, area mapping", AREA, marks=marks)
-        self.rmd_none = main("rmd_none", "RMD, no mapping", NONE, marks=marks)
+        self.rmd_area = main("rmd_area", "RMD, area mapping", AREA, marks=rmd_marks)
+        self.rmd_none = main("rmd_none", "RMD, no mapping", NONE, marks=rmd_marks)
         # With one large step, does a small one before it help?
         one = ("plan.steps=1", "plan.split=1", "plan.sizes=[[16,16]]")
         self.few = (
@@ -258,18 +266,18 @@ class World:
             _student(teacher, "rmd_2+1", "RMD 2+1", AREA, "plan.steps=3", "plan.split=2+1", marks=(247,)),
         )
         self.rmd_half = _student(
-            teacher, "rmd_half", "RMD, half of the mapping", HALF, seeds=side_seeds[:3], marks=(80, 160, COST)
+            teacher, "rmd_half", "RMD, half of the mapping", HALF, seeds=seeds, marks=(80, 160, COST)
         )
         start = {"start": self.single, "marks": marks}
         self.tuned_area = _student(
-            teacher, "tuned_area", "one resolution, then tuned, area mapping", AREA, seeds=tuned_seeds, **start
+            teacher, "tuned_area", "one resolution, then tuned, area mapping", AREA, seeds=seeds, **start
         )
         self.tuned_none = _student(
-            teacher, "tuned_none", "one resolution, then tuned, no mapping", NONE, seeds=side_seeds, **start
+            teacher, "tuned_none", "one resolution, then tuned, no mapping", NONE, seeds=seeds, **start
         )
         tuned = self.tuned_none, self.tuned_area
         # The same as LoRAs: what a user of a few-step LoRA would train.
-        lora = partial(_student, teacher, seeds=side_seeds[:3])
+        lora = partial(_student, teacher, seeds=lora_seeds)
         single = lora("single_lora", "one resolution, 4 steps, LoRA", *one_size, *ADAPTERS, marks=(192,))
         self.lora = (
             single,
@@ -288,15 +296,16 @@ SEEDS = (0, 1, 2, 3, 4)
 FULL = World(
     Teacher("full", "trained at the full size", files.TEACHER, sha256_of(files.TEACHER)),
     AREA,
-    tuned_seeds=SEEDS,
-    side_seeds=SEEDS,
+    seeds=SEEDS,
+    lora_seeds=SEEDS[:3],
+    first=(20, 40),
 )
 BOTH_FILE = ROOT / OUTPUTS / "teachers" / "both.safetensors"
 BOTH = World(
     Teacher("both", "trained at both sizes", BOTH_FILE, SHA256_OF_BOTH),
     NONE,
-    tuned_seeds=(0, 1, 2),
-    side_seeds=(0, 1, 2),
+    seeds=SEEDS[:3],
+    lora_seeds=SEEDS[:1],
 )
 WORLDS = (FULL, BOTH)
 

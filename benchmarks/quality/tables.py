@@ -57,6 +57,7 @@ class Tables:
         """Every table as a function, by its title."""
         return {
             "Teacher trained at the full size only: a gap between the sizes": lambda: self.main(FULL),
+            f"Its main rows with {len(PROMPTS) * rows.MANY} images, training seeds 3 and 4": self.many,
             "Teacher trained at both sizes: no gap": lambda: self.main(BOTH),
             "Differences from RMD with area mapping, at the same training seed and cost": self.paired,
             "Are the small steps of use? Teacher trained at the full size only": self.small_steps,
@@ -75,8 +76,24 @@ class Tables:
         for student in world.main[1:]:
             lines.append(self.line(f"{student.title}, {student.marks[-1]} updates", rows.student_rows(student)))
         if world is FULL:
-            lines += [self.line(f"{row.title}, {LONG} updates, seed 0", [row]) for row in rows.long_rows()]
+            for student in (FULL.rmd_none, FULL.rmd_area):
+                for mark, row in zip(LONG, rows.long_rows(student)):
+                    lines.append(self.line(f"{row.title}, {mark} updates, seed 0", [row]))
         return self._text(lines)
+
+    def many(self):
+        """The main rows of the first table with more images."""
+        lines = [
+            self.line(row.title, [rows.with_many(row)]) for row in (rows.floor_rows()[0], *rows.teacher_rows(FULL)[:2])
+        ]
+        lines.append(self._line_of_many(FULL.single))
+        for several in zip(*map(rows.many_untouched, rows.SEEDS_OF_MANY)):
+            lines.append(self.line(f"  untouched, {several[0].title}", several))
+        return self._text([*lines, *map(self._line_of_many, FULL.main[1:])])
+
+    def _line_of_many(self, student):
+        found = [rows.with_many(rows.student_row(student, seed)) for seed in rows.SEEDS_OF_MANY]
+        return self.line(f"{student.title}, {student.marks[-1]} updates", found)
 
     def paired(self):
         """Differences from RMD with area mapping at the same training seed, seed by seed."""
