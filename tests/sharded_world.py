@@ -1,5 +1,7 @@
-"""What single processes of a run do in the tests of sharded networks, and how much memory they take meanwhile."""
+"""What single processes of a run do in the tests of several, and how much memory they take meanwhile."""
 
+import os
+import signal
 import weakref
 
 import torch
@@ -7,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training.config import load_config
+from training.distill import StopSignals
 from training.networks import make_networks
 from training.parallel import Processes, gather_full, local, shard
 from training.setup import outline_run, prepare
@@ -99,3 +102,24 @@ def compiled_gradients(world):
         found.append({name: gather_full(p.grad) for name, p in network.named_parameters() if p.grad is not None})
     processes.close()
     return found
+
+
+def signalled(world, place):
+    """(exit code, updates) of a run whose second process gets SIGTERM at its first ``place`` after two updates."""
+    config, processes = configured(world, "train.updates=5")
+    trainer = Trainer(prepare(outline_run(config)), processes)
+    trainer.folder.mkdir(exist_ok=True)
+    owner = processes if place == "agree" else trainer
+    call = getattr(owner, place)
+
+    def interrupted(*arguments):
+        if trainer.done == 2 and processes.rank == 1:
+            setattr(owner, place, call)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(*arguments)
+
+    setattr(owner, place, interrupted)
+    with StopSignals(launcher=True) as signals:
+        code = trainer.run(signals)
+    processes.close()
+    return code, trainer.done

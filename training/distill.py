@@ -186,11 +186,6 @@ class StopSignals:
     def __exit__(self, *_):
         self._restore()
 
-    @property
-    def exit_code(self):
-        """128 plus the signal's number, as shells have it."""
-        return 128 + self.received
-
     def _note(self, number, _frame):
         self.received = self.received or number
         if not self._launcher:

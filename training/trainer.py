@@ -97,7 +97,7 @@ class Trainer:
                 seconds = time.perf_counter() - started
                 self.done += 1
                 last = self.done == train.updates
-                signals.received = self.processes.agree(signals.received)
+                stop = self.processes.agree(signals.received)  # a later signal counts from the next update on
                 if self.validation is not None and (last or self.done % output.validate_every == 0):
                     with self._timed("validation"):
                         figures |= self._validate(self.done)
@@ -107,12 +107,12 @@ class Trainer:
                 bar.set_postfix({k: f"{figures[k]:.4g}" for k in ("loss_student", "loss_fake") if k in figures})
                 bar.update()
                 due = self.done % output.checkpoint_every == 0 and not any(self.skipped.values())
-                if last or signals.received or due:
+                if last or stop or due:
                     with self._timed("checkpoint"):
                         self.store.save(self.done, self.networks.state())
-                if signals.received and not last:
+                if stop and not last:
                     log.info("stopped by a signal after update %d; continue with --resume", self.done)
-                    return signals.exit_code
+                    return 128 + stop  # as shells have it
         path = self.folder / f"{output.name}.safetensors"
         with self.networks.averaged(), self._writing():
             self.networks.export(path, update=self.done)

@@ -12,7 +12,8 @@ from accelerate.utils import DistributedType
 
 from backbone_world import write_backbone_world
 from launched import Launched
-from process_world import Run, distill_on
+from process_world import Run, distill_on, on_each
+from sharded_world import signalled
 from training.backbones.wan import WanBackbone
 from training.batches import PromptOrder
 from training.networks import make_networks
@@ -358,6 +359,12 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(world, rank):
     assert [path.name for path in (world / "out" / "checkpoints").iterdir()] == [f"step_{reached:06d}"]
     first, second = run.printed()
     assert f"stopped by a signal after update {reached}" in first and not second
+
+
+@pytest.mark.parametrize("place", ["agree", "_speed", "_record"])  # while all agree whether to stop, or just after
+def test_a_signal_at_any_time_stops_all_after_the_same_update(world, place):
+    assert on_each(2, signalled, world, place) == [(143, 3)] * 2
+    assert [path.name for path in (world / "out" / "checkpoints").iterdir()] == ["step_000003"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
