@@ -58,7 +58,7 @@ def main():
         IMAGES / "run_curves.png", dpi=130
     )
     for name in (HEALTHY, BURNING, BURNT):
-        shutil.copy(RUNS / name / "pictures" / f"step_{SHOWN_AFTER:06}.png", IMAGES / f"run_{name}.png")
+        shutil.copy(next((RUNS / name).glob(f"*/step_{SHOWN_AFTER:06}.png")), IMAGES / f"run_{name}.png")
     print(means({name: records[name] for name in (HEALTHY, BURNING, BURNT)}))
     return 0
 

@@ -133,7 +133,7 @@ loss: {{cfg: 2.0}}
 prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
 optimiser: {{student_lr: 1e-3, fake_lr: 1e-3, weight_decay: 0.0}}
 train: {{updates: 1, batch: 2, warmup_updates: 0, device: cpu}}
-output: {{folder: "{folder}/out", pictures: 2, validate_every: 1, trackers: [], dtype: float32}}
+output: {{folder: "{folder}/out", images: 2, validate_every: 1, trackers: [], dtype: float32}}
 """
 
 
@@ -230,7 +230,7 @@ loss: {{cfg: 2.0}}
 prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
 optimiser: {{student_lr: 1e-2, fake_lr: 1e-2, weight_decay: 0.0}}
 train: {{updates: 2, batch: 3, accumulation: 2, warmup_updates: 0, device: cpu, ema: 0.9}}
-output: {{folder: "{folder}/out", checkpoint_every: 1, pictures: 1, trackers: [], dtype: float32}}
+output: {{folder: "{folder}/out", checkpoint_every: 1, images: 1, trackers: [], dtype: float32}}
 """
 
 

@@ -36,7 +36,7 @@ prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
 optimiser: {{student_lr: 1e-3, fake_lr: 4e-3, clip_fake: 1.0}}
 train: {{updates: 6, batch: 3, warmup_updates: 1, device: cpu, ema: 0.9}}
 output:
-  {{folder: "{folder}/out", checkpoint_every: 3, validate_every: 3, pictures: 3, trackers: [], dtype: float32}}
+  {{folder: "{folder}/out", checkpoint_every: 3, validate_every: 3, images: 3, trackers: [], dtype: float32}}
 """
 
 

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from rmd_core.errors import RMDError, one_line
 from rmd_core.presets import PRESETS
@@ -333,7 +342,9 @@ class OutputSection(Section):
     validation_prompts: tuple[str, ...] | None = Field(
         None, description="prompts of the grid, repeated as needed; null: the first prompts"
     )
-    pictures: Count = Field(8, description="images of a validation grid")
+    images: Count = Field(  # pictures: its name in older configurations
+        8, validation_alias=AliasChoices("images", "pictures"), description="images of a validation grid"
+    )
     trackers: Annotated[tuple[Tracker, ...], AfterValidator(_each_once)] = Field(
         ("tensorboard",), description="programs that get the figures of metrics.jsonl too; []: none"
     )

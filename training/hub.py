@@ -100,15 +100,17 @@ def local_path(path):
     return Path(path) if hub is None else _cached(hub)
 
 
-def fetched(path, part):
+def fetched(path, part, more=()):
     """``local_path``, downloaded first if need be. Raises RMDError as ``fetching``."""
-    for _ in fetching(path, part):
+    for _ in fetching(path, part, more):
         pass
     return local_path(path)
 
 
-def fetching(path, part):
+def fetching(path, part, more=()):
     """Download what ``part`` needs of a hub id, as a generator of one step a file; of none for what is there.
+
+    ``more``: (path, part) pairs that the program will ask for later, which the error names too.
 
     A branch or a tag is looked up each time; where the hub gives no answer, a complete copy in the hub cache will do.
     An interrupted download continues where it was. Raises RMDError for a model that does not exist, is not open to this
@@ -128,7 +130,7 @@ def fetching(path, part):
     except (*_NO_ANSWER, HFValidationError) as error:
         missing = _missing(hub, part)
         if missing is not None:
-            raise _refusal(hub, part, error, missing) from None
+            raise _refusal(hub, error, missing, _commands([(hub, part), *_absent(more)])) from None
         log.info("the hub does not answer for %s; using the copy in %s", hub, _cached(hub))
 
 
@@ -193,14 +195,17 @@ def pin_models(config, processes, known):
     Downloads what is missing, in the first process of each machine while the others wait. ``known``: the commits of a
     run that is resumed. Raises RMDError as ``fetching``, and where machines find different revisions.
     """
-    commits = dict(known)
-    for key, part in (("base", NETWORK), ("vae", VAE)):
-        given = getattr(config.backbone, key)
+    commits, prompts = dict(known), config.prompts
+    needs = {"base": (config.backbone.base, NETWORK), "vae": (config.backbone.vae, VAE)}
+    if prompts.cache is None or not prompts.cache.exists():  # else it may have all prompts
+        needs["encode_from"] = (prompts.encode_from, ENCODERS)
+    for key in ("base", "vae"):
+        given, part = needs.pop(key)
         hub = None if given is None else hub_id(given)
         if hub is None:
             continue
         name, hub = str(hub), HubId(hub.name, known.get(str(hub), hub.revision))
-        processes.first_alone(fetching(str(hub), part), each_machine=True)
+        processes.first_alone(fetching(str(hub), part, needs.values()), each_machine=True)
         with processes.raise_together():
             commit = _cached(hub).name
         if len(set(processes.gather(commit))) > 1:
@@ -218,7 +223,7 @@ def _cached(hub):
     except (*_NO_ANSWER, HFValidationError):
         raise RMDError(
             f"{hub} is not a folder here, and there is no copy of this model in the local hub cache; correct the "
-            f"path, or run: {_command(hub)}"
+            f"path, or run: {_commands([(hub, None)])}"
         ) from None
 
 
@@ -249,8 +254,11 @@ def index_parts(index):
     return [name for name, value in sorted(index.items()) if isinstance(value, list) and any(value)]
 
 
-def _refusal(hub, part, error, missing):
-    """The RMDError for a failed call; ``missing``: what is missing in the copy in the hub cache."""
+def _refusal(hub, error, missing, commands):
+    """The RMDError for a failed call.
+
+    ``missing``: what is missing in the copy in the hub cache. ``commands``: which download all that is missing.
+    """
     reason = one_line(error, 160)
     if isinstance(error, GatedRepoError):
         return RMDError(
@@ -275,20 +283,31 @@ def _refusal(hub, part, error, missing):
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
     return RMDError(
         f"{hub} is not a folder here, there is no complete copy of this model in the local hub cache ({missing}), and "
-        f"it cannot be downloaded ({why}); correct the path, or with a network run: {_command(hub, part)}"
+        f"it cannot be downloaded ({why}); correct the path, or with a network run: {commands}"
     )
 
 
-def _command(hub, part=None):
-    """The command that downloads a model, or what ``part`` needs of it."""
-    revision = "" if hub.revision == constants.DEFAULT_REVISION else f" --revision {hub.revision}"
-    patterns = ()
-    if part is not None:
-        patterns = (
-            *(f"*{ending}" for ending in _SMALL),
-            *(f"{folder}/*.safetensors".removeprefix("/") for folder in part.folders),
-        )
-    return f"hf download {hub.name}{revision}" + "".join(f" --include '{pattern}'" for pattern in patterns)
+def _absent(needs):
+    """(HubId, part) of those (path, part) pairs that are on the hub and not complete in the hub cache."""
+    pairs = [(hub_id(path), part) for path, part in needs if path is not None]
+    return [(hub, part) for hub, part in pairs if hub is not None and _missing(hub, part) is not None]
+
+
+def _commands(needs):
+    """The commands that download what (HubId, part) pairs need, one for each model; all of it where a part is None."""
+    patterns = {}
+    for hub, part in needs:
+        of_hub = patterns.setdefault(hub, [])
+        if part is not None:
+            of_hub += [f"*{ending}" for ending in _SMALL if f"*{ending}" not in of_hub]
+            ends = {folder: "*" if folder.startswith("tokenizer") else "*.safetensors" for folder in part.folders}
+            of_hub += [f"{folder}/{end}".removeprefix("/") for folder, end in ends.items()]
+    return " && ".join(
+        f"hf download {hub.name}"
+        + ("" if hub.revision == constants.DEFAULT_REVISION else f" --revision {hub.revision}")
+        + "".join(f" --include '{pattern}'" for pattern in of_hub)
+        for hub, of_hub in patterns.items()
+    )
 
 
 def weight_files(names, stem):

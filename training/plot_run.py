@@ -121,7 +121,8 @@ def deviations(entries, count=10):
 
 def grids(folder):
     """[(update, path)] of a run's validation images: the first, the last and some between, SHOWN at most."""
-    found = sorted((Path(folder) / "pictures").glob("step_*.png"))
+    images, older = (sorted((Path(folder) / name).glob("step_*.png")) for name in ("images", "pictures"))
+    found = images or older
     if len(found) > SHOWN:
         found = [found[round(number * (len(found) - 1) / (SHOWN - 1))] for number in range(SHOWN)]
     return [(int(path.stem.removeprefix("step_")), path) for path in found]

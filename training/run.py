@@ -1,6 +1,6 @@
 """The output folder of a run: who may write into it, which run it is of, and its checkpoints.
 
-config.yaml   the resolved configuration        pictures/      validation images
+config.yaml   the resolved configuration        images/        validation images
 run.json      digests of it and of its data,    checkpoints/   see CheckpointStore
               commits of hub ids
 metrics.jsonl one line per update               tensorboard/   the same for TensorBoard

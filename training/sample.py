@@ -186,7 +186,8 @@ def load_student(given, prompts, device):
     base = _base(given.base, recipe)
     vae = given.vae or _of_folder(base, "--vae", "autoencoder")
     make_folder(given.out)
-    cache = _encoded(given, base, prompts, device)
+    later = [*([(_needed(base), NETWORK)] if lora else []), (vae, VAE)]
+    cache = _encoded(given, base, prompts, device, later)
     refuse_other_family(backbone, cache)
     if recipe.prompt_encoder != cache.encoder:
         log.warning(
@@ -196,7 +197,7 @@ def load_student(given, prompts, device):
         )
     precision = _usual(device) if given.dtype == "auto" else given.dtype
     dtype = getattr(torch, _usual(device) if precision in BITS else precision)
-    network = backbone.load(fetched(_needed(base), NETWORK) if lora else given.student, dtype=dtype)
+    network = backbone.load(fetched(base, NETWORK, later) if lora else given.student, dtype=dtype)
     if lora:
         merge_lora(network, read_changes(given.student, backbone, network), given.student)
     network.requires_grad_(False)
@@ -276,14 +277,15 @@ def _of_folder(base, option, what):
     return base
 
 
-def _encoded(given, base, prompts, device):
-    """The PromptCache with every prompt, encoded now where it is missing."""
+def _encoded(given, base, prompts, device, later):
+    """The PromptCache with every prompt, encoded now where it is missing; ``later``: as ``more`` of ``fetching``."""
     path = Path(given.cache or given.out / "prompts")
     cache, texts = open_cache(path), dict.fromkeys((*prompts, NULL_PROMPT))
     if cache is None or any(text not in cache for text in texts):
         source = given.encode_from or _of_folder(base, "--encode-from, or --cache with these prompts", "text encoder")
         dtype = getattr(torch, _usual(device))
-        encode_prompts(TextEncoders(fetched(source, ENCODERS), device=device, dtype=dtype), prompts, path)
+        encoders = TextEncoders(fetched(source, ENCODERS, later), device=device, dtype=dtype)
+        encode_prompts(encoders, prompts, path)
         cache = open_cache(path)
     return cache
 

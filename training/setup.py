@@ -197,7 +197,7 @@ def prepare(outline, *, planned=None, loads=True):
         intervals=outline.intervals,
         cache=cache,
         prompts=tuple(prompts),
-        validation_prompts=tuple(validation[i % len(validation)] for i in range(config.output.pictures)),
+        validation_prompts=tuple(validation[i % len(validation)] for i in range(config.output.images)),
         memory=outline.memory,
         teacher=teacher,
         start=start,

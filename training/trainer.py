@@ -63,7 +63,9 @@ class Trainer:
         )
         self.validation = None
         if setup.vae is not None:
-            self.validation = Validation(setup, self.folder / "pictures", device=self.device, decodes=processes.main)
+            images = folder / "pictures"  # of a run that an older version started
+            images = images if images.is_dir() else folder / "images"
+            self.validation = Validation(setup, images, device=self.device, decodes=processes.main)
 
     def run(self, signals):
         """Train to the end, or until ``signals`` has received one; returns the exit code. Raises RMDError."""
@@ -271,7 +273,8 @@ class Trainer:
                 self.metrics.keep_until(newest)
 
     def _log_batch_size(self):
-        train, known, samples = self.config.train, self.setup.backbone.recommended_batch, self.samples
+        train, samples = self.config.train, self.samples
+        known = self.setup.backbone.recommended_batch(self.setup.teacher)
         log.info(
             "an update is %d samples: batch %d x accumulation %d x processes %d",
             *(samples, train.batch, train.accumulation, self.processes.shares),

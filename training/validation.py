@@ -17,7 +17,7 @@ _NEARLY = 1 / 255  # so near to black or white counts as burnt
 
 
 class Validation:
-    """Samples fixed prompts with fixed noise by the rules of inference, and writes ``pictures/step_000050.png``.
+    """Samples fixed prompts with fixed noise by the rules of inference, and writes ``images/step_000050.png``.
 
     ``setup``: the Setup of the run, with an autoencoder. ``decodes``: whether this process decodes and writes.
     """

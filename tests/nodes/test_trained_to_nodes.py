@@ -28,7 +28,7 @@ loss: {{cfg: 3.0}}
 prompts: {{cache: "{folder}/prompts.safetensors", encoder: toy}}
 optimiser: {{student_lr: 3e-2, fake_lr: 1e-3, weight_decay: 0.0}}
 train: {{updates: 1, batch: 1, warmup_updates: 0, device: cpu}}
-output: {{folder: "{folder}/out", name: lora, pictures: 1, trackers: [], dtype: float32}}
+output: {{folder: "{folder}/out", name: lora, images: 1, trackers: [], dtype: float32}}
 """
 PROMPT = "a red apple"
 SIZES = {"pixart": ((34, 36), (40, 48)), "sd3": ((8, 12), (16, 24)), "flux2": ((4, 6), (8, 12))}

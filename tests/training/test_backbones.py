@@ -2,11 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import DDIMScheduler, Flux2KleinPipeline
+from diffusers import DDIMScheduler, Flux2KleinPipeline, WanTransformer3DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,12 +22,14 @@ from rmd_core.errors import RMDError
 from rmd_core.recipe import read_recipe
 from training.backbones import BACKBONES, make_backbone
 from training.backbones.base import Backbone, network_dtype
+from training.config import load_config
 from training.export import base_name
 from training.parallel import Processes
 from training.prompts import PromptCache, write_prompt_cache
 from training.trainer import Trainer
 from training_world import distill, equal, metrics, refused, tensors, tiny_wan
 
+ROOT = Path(__file__).parents[2]
 IMAGE_MODELS = [name for name in NAMES if not name.startswith("wan")]
 ARCHITECTURES = {
     "wan": "wan2.1",
@@ -259,6 +262,14 @@ def test_the_count_of_operations_is_the_formula():
     backbone, network = make_backbone("wan"), tiny_wan(layers=2)
     counted = Backbone.flops(backbone, network, 16, 24, 3, 7)
     assert counted == pytest.approx(backbone.flops(network, 16, 24, 3, 7), rel=0.05)
+
+
+def test_only_networks_of_wans_own_sizes_are_known_to_need_large_batches():
+    backbone = make_backbone("wan")
+    with torch.device("meta"):
+        smallest = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=1)  # Wan2.1 1.3B
+    demo = backbone.outline(ROOT / load_config(ROOT / "training/configs/demo.yaml").backbone.base)
+    assert backbone.recommended_batch(smallest) == 64 and backbone.recommended_batch(demo) is None
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)

@@ -269,6 +269,19 @@ def test_a_run_from_a_hub_id_keeps_to_its_commit(serve, world, model, tmp_path, 
     assert distill(world, *sets, flags=["--resume"]) == refused(capsys, 2, "no revision 'v9'")
 
 
+def test_without_a_network_the_error_has_the_commands_for_all_that_the_run_needs(cache, world, model, capsys):
+    small = "--include '*.json' --include '*.jinja' --include '*.txt' --include '*.model'"
+    network = "--include 'transformer*/*.safetensors' --include 'unet/*.safetensors'"
+    encoders = "--include 'text_encoder*/*.safetensors' --include 'tokenizer*/*'"
+    vae = "--include 'vae/*.safetensors'"
+    assert distill(world) == refused(capsys, 2, f"run: hf download {ID} {small} {network} {vae} {encoders}")
+    assert distill(world, "backbone.vae=owner/vae") == refused(
+        capsys, 2, f"run: hf download {ID} {small} {network} {encoders} && hf download owner/vae {small} {vae}"
+    )
+    lay_out(cache, ID, model, keep=is_network)
+    assert distill(world) == refused(capsys, 2, f"run: hf download {ID} {small} {vae} {encoders}")
+
+
 def test_prompts_are_encoded_by_a_hub_id(serve, world, model):
     serve({ID: {"main": model}})
     flags = ["--prompts", str(world / "list.txt"), "--device", "cpu"]

@@ -189,7 +189,7 @@ def test_spread_networks_train_like_whole_ones(world, options):
     for one, two in zip(a, b):
         assert one.keys() == two.keys()
         assert all(one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-6) for name in one.keys() - TIMED)
-    assert len(list((world / "True" / "pictures").iterdir())) == 2
+    assert len(list((world / "True" / "images").iterdir())) == 2
     if "output.merge=true" in options:
         moved = WanBackbone().load(world / "True" / "student.safetensors").state_dict()
         start = tiny_wan().state_dict()

@@ -12,15 +12,15 @@ from training.plot_run import PANELS, SHOWN, deviations, draw, grids, lines_of, 
 PANEL = {panel.figure: panel for panel in PANELS}
 
 
-def write_run(folder, updates, images=0):
-    (folder / "pictures").mkdir(parents=True)
+def write_run(folder, updates, images=0, shown="images"):
+    (folder / shown).mkdir(parents=True)
     lines = [{"update": n, "loss_fake": 1 / n, "x0_std": float(n), "stage": 1 + n % 2} for n in range(1, updates + 1)]
     lines = [line | {"seconds": 2.0, "seconds_fake": 0.5, "norm_fake": 3.0, "norm_student": 1.0} for line in lines]
     lines[-1] |= {"picture_saturation": 0.25, "skipped": 1}
     lines[-2]["skipped"] = 2
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for number in range(images):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / "pictures" / f"step_{number * 10:06d}.png")
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / shown / f"step_{number * 10:06d}.png")
     return folder
 
 
@@ -58,6 +58,10 @@ def test_runs_share_the_panels_and_keep_their_images(tmp_path):
     assert means[0].get_ydata()[1] == pytest.approx((1 / 2 + 1 / 4) / 2)
     assert "most memory in use (GiB)" not in axes
     assert {"one, update 110", "two, update 0", "two, update 10"} <= set(axes)
+
+
+def test_a_run_of_an_older_version_has_its_images_in_another_folder(tmp_path):
+    assert [update for update, _ in grids(write_run(tmp_path / "run", 2, 2, shown="pictures"))] == [0, 10]
 
 
 def test_the_deviation_of_each_stage_at_its_two_ends(tmp_path):

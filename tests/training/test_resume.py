@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from launched import finished
 from process_world import Run, distill_on
 from rmd_core.files import save_safetensors
 from training.backbones.wan import WanBackbone
 from training.distill import StopSignals
+from training.plot_run import grids
 from training.prompts import write_prompt_cache
 from training.run import LOCK, CheckpointStore, lock_folder
 from training_world import (
@@ -131,6 +133,19 @@ def test_a_last_line_that_was_cut_off_is_dropped(half):
 def test_what_decides_no_weights_may_change_on_resume(half):
     changes = (f"backbone.vae={half}/vae.safetensors", "backbone.gradient_checkpointing=true")
     assert distill(half, *changes, flags=["--resume"]) == 0
+
+
+def test_a_run_of_an_older_version_keeps_its_names(half):
+    """Its configuration has output.pictures, its images are in a folder of that name."""
+    for path in (half / "config.yaml", half / "out" / "config.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert "images: 3" in text
+        path.write_text(text.replace("images: 3", "pictures: 3"), encoding="utf-8")
+    (half / "out" / "pictures").mkdir()
+    assert distill(half, f"backbone.vae={half}/vae.safetensors", flags=["--resume"]) == 0
+    assert not (half / "out" / "images").exists()
+    ((update, path),) = grids(half / "out")
+    assert update == 6 and Image.open(path).size == (2 * 64 + 2, 2 * 64 + 2)  # three images of 64 x 64
 
 
 def test_a_finished_run_stays_as_it_is(half):

@@ -38,9 +38,9 @@ def test_a_run_writes_student_record_images_and_checkpoints(world, capsys):
         assert all(math.isfinite(value) for value in entry.values())
     assert [entry["update"] for entry in record if "picture_saturation" in entry] == [0, 3, 6]
     assert record[1]["stage"] == 1  # warm-up
-    images = sorted(path.name for path in (out / "pictures").iterdir())
+    images = sorted(path.name for path in (out / "images").iterdir())
     assert images == ["step_000000.png", "step_000003.png", "step_000006.png"]
-    assert Image.open(out / "pictures" / images[0]).size == (2 * 64 + 2, 2 * 64 + 2)  # three images of 64 x 64
+    assert Image.open(out / "images" / images[0]).size == (2 * 64 + 2, 2 * 64 + 2)  # three images of 64 x 64
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_000006"]
     assert list((out / "tensorboard").iterdir())
 

@@ -56,7 +56,6 @@ class Backbone:
     masked: bool = False  # the network masks the padding of prompts
     pooled: bool = False  # the network takes a pooled text embedding too
     experts: tuple = ()  # the parts of a network of which each level asks one, such as rmd_core.experts.EXPERTS
-    recommended_batch: int | None = None  # samples of an update below which training is known to suffer
     sequence_plan: tuple = ()  # entries of diffusers' plan by which processes divide a sequence; where it is offered
     adapter_targets: tuple = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers that a LoRA is put on
 
@@ -227,6 +226,10 @@ class Backbone:
         return blank
 
     # Costs
+
+    def recommended_batch(self, network):
+        """Samples of an update below which training ``network`` is known to suffer; None where nothing is known."""
+        return None
 
     def flops(self, network, height, width, frames, tokens):
         """Floating-point operations of one forward of one sample: PyTorch's count over a forward without data."""

@@ -50,7 +50,6 @@ class WanBackbone(Backbone):
     multiple = 2
     pixels_per_cell = 8
     temporal = True
-    recommended_batch = 64  # the authors', see docs/train/gpus.md, several GPUs
     sequence_plan = ("rope", "blocks.0", "proj_out")  # without that of timesteps of each token, which no call has
     adapter_targets = (*Backbone.adapter_targets, "ffn.net.0.proj", "ffn.net.2")
     kind = WanTransformer3DModel
@@ -102,6 +101,10 @@ class WanBackbone(Backbone):
         timestep = place(self.curve.timestep(sigma_B), x.device, torch.float32)
         text = conditioning["text"].to(dtype)
         return network(x.to(dtype), timestep, text, return_dict=False, **further)[0].float()
+
+    def recommended_batch(self, network):
+        """The authors' 64 (docs/train/gpus.md, several GPUs) for networks of Wan's sizes: 1536 wide and more."""
+        return 64 if network.config.num_attention_heads * network.config.attention_head_dim >= 1536 else None
 
     def flops(self, network, height, width, frames, tokens):
         """The same count as a formula: counting a forward of Wan 14B takes seconds for each size."""
