@@ -224,4 +224,4 @@ class Canvas:
 
 @lru_cache(maxsize=32)
 def _font(size: float) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    return ImageFont.load_default(max(size, 1.0))  # the box of a very narrow stage has no room; FreeType takes no 0

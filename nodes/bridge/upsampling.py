@@ -85,7 +85,7 @@ class Upsampler:
     def on(self, model: Any) -> Learned:
         """The upsampler for estimates in the latent space of a MODEL; items of a batch are enlarged one by one.
 
-        Raises RMDError where it is for latents of another number of channels.
+        Raises RMDError where it is for latents of another number of channels, or a VAE of videos for those of images.
         """
         channels = video_channels(model)
         if self._channels != channels:
@@ -96,6 +96,11 @@ class Upsampler:
             )
         if self.own is not None:
             return self._by_own
+        of_images = model.get_model_object("latent_format").latent_dimensions == 2
+        if self.upscale_model is None and of_images and self.vae.latent_dim > 2:
+            raise RMDError(
+                "the connected vae of RMD Upsampler is for videos, this model's latents are images; use its own vae"
+            )
         enlarge = self._by_vae if self.upscale_model is None else self._by_network
 
         @torch.no_grad()

@@ -54,6 +54,11 @@ def test_the_plan_is_an_image_and_repeats(plan, drawing, costs, name, split):
     )
 
 
+def test_a_very_narrow_stage_has_an_image_too(plan, drawing, costs):
+    made = plan("sdxl", "1+1+2", sizes=[(102, 1), (1075, 8), (2048, 16)])
+    assert drawing.plan_image(made, costs(made)).shape == (1, 600, 920, 3)
+
+
 @pytest.mark.parametrize("sizes", [SIZES, [(15, 26), (30, 52), (60, 104)], [(8, 64), (8, 64), (16, 128)]])
 def test_each_stage_is_a_box_in_proportion_to_its_size(plan, drawing, costs, sizes):
     made = plan("wan", sizes=sizes)

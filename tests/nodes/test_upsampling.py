@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import comfy_models
 import comfy_upscalers
 from cascade_rig import SEED, HandBuilt, Recorder, fresh_noise, relative
 from demo import files
@@ -211,6 +212,10 @@ def test_what_cannot_enlarge_is_refused(nodes, tiny, refused, own_file):
     refused(lambda: nodes.advanced(model, plan, learned_upsampler=made), "of 4 channels, this model's have 16")
     made = upsampler(nodes, upscale_model=comfy_upscalers.sr_model(32)[0])
     refused(lambda: nodes.advanced(model, plan, learned_upsampler=made), "of 32 channels, this model's have 16")
+    made = upsampler(nodes, vae=comfy_models.tiny_wan_vae())  # for 16 channels, as the model, and for videos
+    image_model = tiny("sd3")
+    image_plan = nodes.plan(image_model, sizes=SIZES)
+    refused(lambda: nodes.advanced(image_model, image_plan, learned_upsampler=made), "is for videos", "images")
     made = upsampler(nodes, file=own_file(4)[0])
     refused(lambda: nodes.advanced(model, plan, learned_upsampler=made), "file own.safetensors", "of 4 channels")
     refused(lambda: upsampler(nodes, vae=model.patcher), "vae is of type")
