@@ -31,7 +31,7 @@ class Batch:
     last_step: int | None = None  # the step that trajectories are made up to; None: the last one of ``steps``
 
     def rows(self, start, stop):
-        """The batch of a part of the samples."""
+        """A Batch of the samples ``start`` to ``stop`` (not included) alone, such as the share of one process."""
         part = slice(start, stop)
         return replace(
             self,
@@ -43,7 +43,7 @@ class Batch:
         )
 
     def up_to(self, step):
-        """The batch with trajectories made up to a step (or further)."""
+        """The same batch, whose trajectories run at least up to step ``step`` of the plan, as other processes' do."""
         return replace(self, last_step=step)
 
     def noise(self, purpose):
@@ -52,7 +52,7 @@ class Batch:
 
 
 def describe(batches):
-    """The micro-batches of a phase in words."""
+    """The micro-batches of a phase for a warning: their stages, and the first four prompts."""
     stages = sorted({batch.stage + 1 for batch in batches})
     prompts = [prompt for batch in batches for prompt in batch.prompts]
     shown = ", ".join(repr(prompt) for prompt in prompts[:4]) + (", ..." if len(prompts) > 4 else "")
@@ -110,7 +110,7 @@ class BatchSampler:
         return [self.batch(update, phase, round_number=round_number, part=part) for part in range(self._parts)]
 
     def batch(self, update, phase, *, round_number, part=0):
-        """One of the ``batches``."""
+        """Micro-batch number ``part`` of ``batches``, a function of the seed and these arguments alone."""
         seed = self._derived("phase", update, phase, part)
         generator = torch.Generator().manual_seed(seed)
         stage = self._stages.sample_stage(update - 1, generator) if self._only is None else self._only

@@ -114,7 +114,7 @@ def exit_code(work, device, *, memory, stopped):
 
 
 def encode_prompts(encoders, prompts, out, *, negative=NULL_PROMPT, batch=8, shard=SHARD):
-    """``encoding`` in one go; returns how many prompts were encoded."""
+    """Add what is missing to the cache ``out``, as ``encoding`` does, and return how many prompts were encoded."""
     return sum(encoding(encoders, prompts, out, negative=negative, batch=batch, shard=shard))
 
 
@@ -220,7 +220,7 @@ class LiveCache:
         log.info("prompts are encoded by %s as they come", self.path)
 
     def require(self, texts):
-        """Any text can be encoded."""
+        """Raise nothing: a PromptCache would for a prompt it lacks, but here every text can be encoded."""
 
     def batch(self, texts):
         """Embeddings (B, tokens, dim) in float32, padded with zeros, on the CPU."""

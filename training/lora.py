@@ -347,7 +347,10 @@ class Adapter:
 
     @torch.no_grad()
     def begin_with(self, lora, scale):
-        """Take in a Lora that fits; ``scale``: that of the adapter."""
+        """Start from a Lora of the same layers and at most the adapter's rank, whose other rows keep the usual start.
+
+        ``scale``: alpha / rank of the adapter; the Lora's own scale goes into its ``up``.
+        """
         for layer, value in lora.factors.items():
             down, up = (self._parameters[f"{layer}.{part}"] for part in ("down", "up"))
             rank = len(value.down)

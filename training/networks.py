@@ -297,7 +297,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network):
-        """Take in the network's present weights."""
+        """Move the average towards the network's weights by ``1 - decay``, in place."""
         weights = [local(p.detach()).float() for p in network.parameters()]
         torch._foreach_lerp_([local(tensor) for tensor in self.tensors.values()], weights, 1 - self.decay)
 

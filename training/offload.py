@@ -148,11 +148,11 @@ class NetworkOffloader:
         self._tensors[name].to_device()
 
     def stepped(self, name):
-        """No gradient of this network is needed any more."""
+        """Say that the optimiser of a network has stepped: its gradients are used, so it may leave the device."""
         self._needed.discard(name)
 
     def clear(self, but=None):
-        """Move what nothing needs to system memory, apart from one network."""
+        """Move networks to system memory, except ``but`` and those whose gradients are still needed."""
         for name, tensors in self._tensors.items():
             if name != but and name not in self._needed:
                 tensors.to_cpu()

@@ -75,7 +75,7 @@ class Processes:
         return self.accelerator.prepare_model(network, evaluation_mode=True, device_placement=False)
 
     def close(self):
-        """Part from the other processes."""
+        """Leave the process group and reset accelerate's state, so that another run can start in this process."""
         if self.count > 1:
             self.accelerator.state.destroy_process_group()
             AcceleratorState._reset_state(reset_partial_state=True)

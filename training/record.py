@@ -122,7 +122,7 @@ class Board:
         self._write(step=update, summary=Summary(value=values))
 
     def finish(self):
-        """Nothing is left to write or to close."""
+        """Do nothing: each figure is written at once. An OutsideTracker has something to send here."""
 
     def _write(self, **entry):
         from tensorboard.compat.proto.event_pb2 import Event

@@ -65,7 +65,7 @@ class Setup:
         return self.backbone.conditioning(self.cache, prompts)
 
     def learned(self, device):
-        """The upsampler on a device, None where there is none."""
+        """The trained network of ``method.upsampler``, on a device; None for a fixed one such as nearest."""
         return None if self.upsampler is None else self.upsampler.to(device)
 
     def sampler(self, processes=1):

@@ -168,7 +168,7 @@ class Backbone:
     # Latents
 
     def latent_shape(self, batch, frames):
-        """The shape of a batch of latents without height and width."""
+        """The first axes of a batch of latents, before height and width: (B, C), with time (B, C, T)."""
         return (batch, self.channels, frames) if self.temporal else (batch, self.channels)
 
     def check_sizes(self, network, sizes):
@@ -288,7 +288,7 @@ def tell_exactly(network, timestep):
 
 
 def select(conditioning, rows):
-    """The conditioning of some samples; ``rows`` are on the CPU."""
+    """The conditioning of the samples ``rows``, indices on the CPU; every tensor keeps its device."""
     return {name: tensor[place(rows, tensor.device)] for name, tensor in conditioning.items()}
 
 

@@ -45,12 +45,12 @@ class Experts(torch.nn.Module):
         self._offloader = offloader
 
     def enable_gradient_checkpointing(self, recomputing):
-        """As diffusers' networks have it."""
+        """Have both experts recompute their blocks in a backward pass, by the function ``recomputing``."""
         for name in EXPERTS:
             getattr(self, name).enable_gradient_checkpointing(recomputing)
 
     def set_attention_backend(self, name):
-        """As diffusers' networks have it."""
+        """Use one of diffusers' attention backends in both experts."""
         for expert in EXPERTS:
             getattr(self, expert).set_attention_backend(name)
 
