@@ -74,7 +74,7 @@ def relative_error(got, expected):
 
 
 def tell_difference(name, error):
-    """Prints the row of docs/develop/extending.md; `pytest -rP` shows it."""
+    """Prints the error, which `pytest -rP` shows; docs/develop/extending.md has the largest one."""
     print(f"| {name} | {error:.1e} |")
     assert error < 1e-5
 
