@@ -31,6 +31,8 @@ TEXTS = (
 NUMBERS = (0, -1, 1, 2, 3, 7, 63, 64, 65, 2**31, 2**63, 2**64 - 1, 2**64, -(2**64), 10**400, 1.5, 1e-300, 1e300)
 NO_NUMBERS = (float("nan"), float("inf"), float("-inf"), True, None, "7", "", [], [1], {}, 1j, np.float32("nan"))
 FOREIGN = (None, 0, 3.5, "text", "", [], {}, (), object(), torch.zeros(3), [[torch.zeros(1, 5, 24)]], {"samples": None})
+ODD_CHURN = "much"
+"""An option that ComfyUI's own sampler compares with a number."""
 
 
 class Named:
@@ -107,6 +109,13 @@ class World:
         names = ("positive", "negative", "small_positive", "small_negative")
         prompts = [inputs[name] for name in names if inputs.get(name) is not None]
         return any(embedding.shape[-1] not in widths for prompt in prompts for embedding, _ in prompt)
+
+    def is_cores(self, error, inputs):
+        """Whether ComfyUI's own code failed at inputs that only it reads: its words pass as they are."""
+        if isinstance(error, RuntimeError):
+            return "mat1 and mat2" in str(error) and self.has_prompt_of_another_width(inputs)
+        options = getattr(inputs.get("sampler"), "extra_options", {})
+        return isinstance(error, TypeError) and options.get("s_churn") == ODD_CHURN
 
     @cached_property
     def vae(self):
@@ -293,7 +302,7 @@ class World:
         for name in self.samplers.SAMPLER_NAMES:
             yield Named(name, lambda name=name: self.samplers.sampler_object(name))
         yield Named("churn", lambda: self.samplers.ksampler("euler", {"s_churn": 0.5}))
-        yield Named("odd option", lambda: self.samplers.ksampler("euler", {"s_churn": "much"}))
+        yield Named("odd option", lambda: self.samplers.ksampler("euler", {"s_churn": ODD_CHURN}))
 
         def silent(model, x, sigmas, **_):
             return x
