@@ -171,7 +171,8 @@ class RMDSchedule(io.ComfyNode):
                 Plan.Output(display_name="plan", tooltip="For RMD Sampler and the other RMD nodes."),
                 io.String.Output(display_name="table", tooltip="The plan as text."),
                 io.Image.Output(
-                    display_name="picture", tooltip="The plan as an image: steps, saving, and what each switch keeps."
+                    display_name="plan_image",
+                    tooltip="The plan as an image: steps, saving, and what each switch keeps.",
                 ),
                 io.Float.Output(display_name="cfg", tooltip="The guidance to sample with."),
                 io.Int.Output(display_name="width", tooltip="Width of the result in pixels, for an empty latent."),

@@ -41,7 +41,7 @@ function route(graph, columns, used, done) {
   const right = columns.map(stack => Math.max(...stack.map(node => node.pos[0] + node.size[0])));
   const gaps = columns.map(stack => stack.gaps ??= stack.map((node, place) => {
     const next = stack[place + 1];
-    return [bottom(node), next ? top(next) : bottom(node) + 70];
+    return [bottom(node), next ? top(next) : bottom(node) + Math.max(70, node.room)];
   }));
   const lane = (index, wanted) => {
     const away = ([low, high]) => Math.max(low - wanted, wanted - high, 0);
@@ -133,6 +133,7 @@ ARRANGE = """table => {
             const node = id === "note" ? note : graph.getNodeById(id);
             const least = node.computeSize();
             node.pos = [right, top + title];
+            node.room = room;
             node.setSize([Math.max(column.width, id === "note" ? 0 : least[0]), Math.max(height, least[1])]);
             if (height < 0) node.flags.collapsed = true;
             top += title + (height < 0 ? 0 : node.size[1]) + room;

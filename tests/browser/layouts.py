@@ -89,8 +89,13 @@ def _by_columns(
 
 _STUDENT = ("1", 130)
 _PICTURE = (("8", 560),)
-_MANY_WIRES = (("4", 540, 110), (NOTE, 246))
+_MANY_WIRES = ("4", 540, 110)  # pass below the plan
 _DEMO = (_STUDENT, "3", ("2", 130), (NOTE, 300))
+
+
+def _close(*ids: str) -> list[tuple[str, int, int]]:
+    """Nodes with little room between them, over a long note."""
+    return [(id, 0, 14) for id in ids]
 
 
 def _public(template: Template) -> Rows:
@@ -98,13 +103,20 @@ def _public(template: Template) -> Rows:
     found = sorted(loaders(template)[0], key=lambda id: (id in ("3", "13"), int(id)))
     usual = {*found, *"245678", "10"}
     others = [id for id in template.nodes if id not in usual]
-    plan = _MANY_WIRES if "21" in found else (("4", 540), (NOTE, 300))
+    models, rest = ([id for id in found if (id in ("3", "13")) == last] for last in (False, True))
+    plan, result = (("4", 540), (NOTE, 300)), ("10", ("8", 460)) if template.frames else _PICTURE
+    if len(found) + len(others) <= 4:
+        return _by_columns((*found, *others, ("2", 160)), plan, "5", result)
+    widths = (280, 340, 330)
+    if "21" in found:  # the files of two models make the note long
+        models = [*_close(*models), (NOTE, 420)]
+        plan, widths = (_MANY_WIRES,), (365, 330, 260)
+    title = "1 Models and prompt"
     if template.start:
-        models = [id for id in found if id not in ("3", "13")]
         return (
             (
-                _group("1 Models and prompt", BLUE, (280, *models), (280, "3", "13", ("2", 160), ("16", 100))),
-                _group("2 Plan: what runs at which size", GREEN, (390, *plan)),
+                _group(title, BLUE, (widths[0], *models), (280, *rest, ("2", 160), ("16", 100))),
+                _group("2 Plan: what runs at which size", GREEN, (widths[1], *plan)),
                 _group("3 Start image at both sizes", GREY, (240, "14", "5", "15")),
                 _group(
                     "4 Sample and save",
@@ -113,17 +125,12 @@ def _public(template: Template) -> Rows:
                 ),
             ),
         )
-    result = ("10", ("8", 460)) if template.frames else _PICTURE
-    if len(found) + len(others) <= 4:
-        return _by_columns((*found, *others, ("2", 160)), plan, "5", result)
-    models = [id for id in found if id not in ("3", "13")]
-    rest = [id for id in found if id not in models]
     return (
         (
-            _group("1 Models and prompt", BLUE, (280, *models), (280, *rest, *others, ("2", 160))),
-            _group("2 Plan: what runs at which size", GREEN, (340, *plan)),
+            _group(title, BLUE, (widths[0], *models), (280, *rest, *others, ("2", 160))),
+            _group("2 Plan: what runs at which size", GREEN, (widths[1], *plan)),
             _group("3 Sample", ORANGE, (280, "5", ("6", 300, PREVIEW), "7")),
-            _group("4 Result", PURPLE, (330, *result)),
+            _group("4 Result", PURPLE, (widths[2], *result)),
         ),
     )
 
@@ -181,8 +188,13 @@ LAYOUTS: dict[str, Rows] = {
     **{key: _public(template) for key, template in TEMPLATES.items()},
     "ltx2_distilled": (
         (
-            _group("1 Models and prompt", BLUE, (280, "1", "3", "30", "31"), (250, ("2", 160), ("16", 90), "17", "32")),
-            _group("2 Plan: what runs at which size", GREEN, (390, *_MANY_WIRES)),
+            _group(
+                "1 Models and prompt",
+                BLUE,
+                (330, *_close("1", "3", "30", "31"), (NOTE, 390)),
+                (250, ("2", 160), ("16", 90), "17", "32"),
+            ),
+            _group("2 Plan: what runs at which size", GREEN, (340, _MANY_WIRES)),
             _group("3 Sample", ORANGE, (260, "5", "18", ("19", FOLDED), ("6", 300))),
             _group("4 Result", PURPLE, (320, "20", ("7", FOLDED), ("33", FOLDED), ("10", FOLDED), ("8", 400))),
         ),

@@ -194,8 +194,8 @@ NOT_DISTILLED = (
     "to cost less than {steps} steps at {last}, not to look better."
 )
 OWN_STUDENT = (
-    "For your own RMD student, replace the loader with *RMD Load Student*. Then set *source* of RMD Schedule to "
-    "**student recipe** and connect **recipe**."
+    "For your own RMD student, use *RMD Load Student* as loader. Set *source* of RMD Schedule to **student recipe** "
+    "and connect **recipe**."
 )
 
 
@@ -210,18 +210,21 @@ def note_of(template: Template) -> str:
     stages = ", ".join(f"{steps} at {words_of(size)}" for steps, size in zip(template.steps, template.sizes))
     frames = f"{template.frames} frames, " if template.frames else ""
     all = sum(template.steps)
-    files = [f"- in `models/{file.folder}`: {where(file)}" for file in template.files]
+    folders = dict.fromkeys(file.folder for file in template.files)
+    files = [
+        f"- `models/{folder}`: " + "; ".join(where(file) for file in template.files if file.folder == folder)
+        for folder in folders
+    ]
     return "\n\n".join(
         (
             f"# {template.model} from {first} to {last}",
             f"Steps: {stages}, {frames}"
             + (DISTILLED if template.student else NOT_DISTILLED).format(last=last, steps=all),
             *([template.about] if template.about else []),
-            *([] if template.student else [OWN_STUDENT]),
-            "## Files",
+            *([] if template.student or template.start else [OWN_STUDENT]),  # none is trained for start images
+            f"## Files, {template.gb:.0f} GB together",
             "\n".join(files),
-            f"Together {template.gb:.0f} GB, as in the template's name. ComfyUI keeps in system RAM what does not fit "
-            "into GPU memory.\n",
+            "ComfyUI keeps in system RAM what does not fit into GPU memory.\n",
         )
     )
 
@@ -261,8 +264,8 @@ _LTX2_FILES = {
     "ckpt_name": "ltx-2-19b-distilled.safetensors",
 }
 _EXPERTS = (
-    "The high noise model samples at 832x480, the low noise one at 1280x720. With the split 2+2, model and size change "
-    "together. Each model has its own LoRA."
+    "The high noise model samples at 832x480, the low noise one at 1280x720: with the split 2+2, model and size change "
+    "together."
 )
 
 TEMPLATES = {

@@ -47,6 +47,9 @@ def detail(image, cells):
     return ImageStat.Stat(ImageChops.difference(image, coarse)).rms[0]
 
 
+NOTE_HEIGHTS = "one => [one.scrollHeight, one.clientHeight]"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_opens_as_it_was_meant(frontend, keep_image, name):
     open_workflow(frontend, name)
@@ -56,8 +59,11 @@ def test_a_workflow_opens_as_it_was_meant(frontend, keep_image, name):
     for id, node in meant.items():
         values = sent[id]["inputs"]
         assert {key: values.get(key) for key in node["inputs"]} == node["inputs"], f"{id} {node['class_type']}"
+    image = frontend.graph_image()
+    needed, there = frontend.page.locator(".comfy-markdown .tiptap").evaluate(NOTE_HEIGHTS)
+    assert needed <= there, "the note scrolls"
     assert frontend.errors == []
-    keep_image(name, frontend.graph_image())
+    keep_image(name, image)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -74,6 +80,27 @@ def test_a_workflow_of_shipped_files_runs_by_pressing_run(frontend, keep_image, 
     assert overlapping(frontend) == []
     frontend.page.mouse.move(5, 500)
     keep_image(f"{name}_done", frontend.graph_image())
+
+
+SHOW_PLAN = """() => {
+  const preview = LiteGraph.createNode("PreviewImage");
+  app.graph.add(preview);
+  app.graph._nodes.find(node => node.type === "RMD_Schedule").connect(2, preview, 0);
+}"""
+
+
+def test_a_workflow_with_the_older_name_of_an_output_keeps_its_link(frontend):
+    """The plan's image was called picture."""
+    open_workflow(frontend, "rmd_wired")
+    frontend.page.evaluate(SHOW_PLAN)
+    sent, saved = frontend.api_format(), json.dumps(frontend.serialised())
+    assert saved.count('"plan_image"') == 2  # name and localized_name
+    frontend.load("older", json.loads(saved.replace('"plan_image"', '"picture"')))
+    assert frontend.api_format() == sent
+    plan = next(node for node in frontend.serialised()["nodes"] if node["type"] == "RMD_Schedule")
+    assert plan["outputs"][2]["name"] == "plan_image" and len(plan["outputs"][2]["links"]) == 1
+    frontend.run()
+    assert frontend.errors == []
 
 
 def overlapping(frontend):
@@ -106,13 +133,15 @@ def test_the_template_browser_offers_them_and_opens_one(frontend, keep_image):
     page.get_by_role("button", name="Templates").first.click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("ComfyUI-RMD").click()
-    dialog.get_by_role("combobox", name="Sort by").click()  # the order in which the server lists them is no order
-    page.get_by_role("option", name="A \u2192 Z").click()
     for name in TITLE_OF.values():
         card = dialog.get_by_test_id(f"template-workflow-{name}")
         card.scroll_into_view_if_needed()
         card.locator("img").wait_for()  # it is loaded when its card comes into view
         assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 480
+    shown = dialog.locator("[data-testid^=template-workflow-]").evaluate_all(
+        "cards => cards.map(one => one.dataset.testid)"
+    )
+    assert shown == [f"template-workflow-{name}" for name in TITLE_OF.values()]
     dialog.get_by_test_id(f"template-workflow-{TITLE_OF['rmd_demo']}").scroll_into_view_if_needed()
     page.wait_for_timeout(1500)
     keep_image("templates", page.screenshot())

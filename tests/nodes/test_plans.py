@@ -400,7 +400,7 @@ def test_schema(pack):
     schema = node.GET_SCHEMA()
     assert schema.node_id == "RMD_Schedule" and schema.is_output_node
     assert [one.id for one in schema.inputs] == ["model", "width", "height", "source", "denoise", "latent"]
-    outputs = ["plan", "table", "picture", "cfg", "width", "height", "small_width", "small_height"]
+    outputs = ["plan", "table", "plan_image", "cfg", "width", "height", "small_width", "small_height"]
     assert [one.display_name for one in schema.outputs] == outputs
     options = {option.key: [one.id for one in option.inputs] for option in schema.inputs[3].options}
     method = ["earlier_sizes", "mapping", "base_shift", "method"]
