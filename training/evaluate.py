@@ -3,13 +3,12 @@
     python training/evaluate.py --images A --reference B --clip MODEL --features MODEL
 
 The models are transformers models, folders or hub ids. A prompt comes from the PNG itself, as sample.py writes it, or
-from a text file of the same name. Exit codes: 0 done, 2 bad input or no place to write.
+from a text file of the same name. Exit codes: 0 done, 1 the memory ran out, 2 bad input or no place to write, 130
+stopped by Ctrl-C.
 """
 
 import argparse
 import contextlib
-import json
-import logging
 import math
 import sys
 import warnings
@@ -17,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 if __name__ == "__main__":  # run as a file: the repository takes the place of this folder
@@ -25,9 +24,9 @@ if __name__ == "__main__":  # run as a file: the repository takes the place of t
 
 from rmd_core.errors import RMDError, one_line
 from rmd_core.files import write_json
-from training.encode_prompts import usable_device
+from training.encode_prompts import exit_code
 from training.hub import ENCODER_STEM, Part, fetched, refuse_packed, weights_variant
-from training.sample import SETTINGS
+from training.sample import settings_of
 
 MODEL = Part(("",), ENCODER_STEM)  # a repository of one model
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -46,39 +45,47 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, or a device's name")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON file for the numbers")
     given = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        if given.clip is None and given.features is None:
-            raise RMDError("nothing to compute; give --clip MODEL, --features MODEL or both")
-        if given.features is not None and given.reference is None:
-            raise RMDError("--features compares with other images; give --reference FOLDER")
-        numbers = score(given, usable_device(given.device))
+
+    def work(device):
+        numbers = score(given, device)
+        print(report(numbers, given.images, given.reference))
         if given.out is not None:
             write_json(given.out, numbers)
-    except RMDError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    print(report(numbers, given.images, given.reference))
-    return 0
+
+    return exit_code(work, given.device, memory="a smaller --batch needs less", stopped="nothing was written")
 
 
 def score(given, device):
-    """All numbers of the command line ``given``, by name. Raises RMDError for folders or models that do not fit."""
+    """All numbers of the command line ``given``, by name. Raises RMDError for folders or models that do not fit.
+
+    What can be refused is refused before the first image is scored.
+    """
+    if given.clip is None and given.features is None:
+        raise RMDError("nothing to compute; give --clip MODEL, --features MODEL or both")
+    if given.features is not None and given.reference is None:
+        raise RMDError("--features compares with other images; give --reference FOLDER")
+    if given.features is not None and find_spec("torchmetrics") is None:
+        raise RMDError("--features needs torchmetrics, which is not installed: pip install torchmetrics")
+    if given.batch < 1:
+        raise RMDError("--batch must be at least 1")
     folders = {"images": given.images} | ({"reference": given.reference} if given.reference else {})
     files = {name: image_files(folder) for name, folder in folders.items()}
     numbers = {name: {"folder": str(folders[name]), "count": len(found)} for name, found in files.items()}
+    prompts, pairs = {}, []
     if given.clip is not None:
-        clip, values = Clip(given.clip, device), {}
         prompts = {name: [prompt_of(path) for path in found] for name, found in files.items()}
-        for name, found in files.items():
-            values[name] = clip.scores(found, prompts[name], batch=given.batch)
-            numbers[name]["clip"] = mean_and_error(values[name])
-        if "reference" in files:
-            pairs = pairs_by_prompt(prompts["images"], prompts["reference"])
-            first, second = (values[name][[pair[side] for pair in pairs]] for side, name in enumerate(files))
+    if len(prompts) == 2:
+        pairs = pairs_by_prompt(*prompts.values())
+    clip = None if given.clip is None else Clip(given.clip, device)
+    model = None if given.features is None else ImageModel(given.features, device)
+    if clip is not None:
+        values = {name: clip.scores(files[name], texts, batch=given.batch) for name, texts in prompts.items()}
+        for name, found in values.items():
+            numbers[name]["clip"] = mean_and_error(found)
+        if pairs:
+            first, second = (found[[pair[side] for pair in pairs]] for side, found in enumerate(values.values()))
             numbers["clip_difference"] = mean_and_error(first - second) | {"pairs": len(pairs)}
-    if given.features is not None:
-        model = ImageModel(given.features, device)
+    if model is not None:
         features = {name: model.features(found, batch=given.batch) for name, found in files.items()}
         numbers["features"] = {"model": given.features, "width": features["images"].shape[1]}
         numbers["frechet"] = frechet_distance(features["reference"], features["images"])
@@ -129,16 +136,18 @@ def image_files(folder):
 def prompt_of(path):
     """The prompt of an image. Raises RMDError where there is none."""
     text = path.with_suffix(".txt")
-    try:
-        if text.is_file():
+    if text.is_file():
+        try:
             return text.read_text(encoding="utf-8").strip()
-        with Image.open(path) as image:
-            return json.loads(image.info[SETTINGS])["prompt"]
-    except (KeyError, TypeError, ValueError, UnidentifiedImageError, OSError):
+        except (OSError, UnicodeDecodeError) as error:
+            raise RMDError(f"{text}: cannot be read as UTF-8 text ({one_line(error, 120)}); write it again") from None
+    prompt = settings_of(path).get("prompt")
+    if not isinstance(prompt, str):
         raise RMDError(
             f"{path}: there is no prompt in it; give images of training/sample.py, or write each prompt into a file "
             f"such as {text.name}"
-        ) from None
+        )
+    return prompt
 
 
 def pairs_by_prompt(first, second):
@@ -153,11 +162,11 @@ def pairs_by_prompt(first, second):
 
 
 def opened(path):
-    """An image file as a PIL image in RGB. Raises RMDError, naming the file, for one that cannot be read."""
+    """An image file as a PIL image in RGB, upright. Raises RMDError, naming the file, for one that cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError) as error:
         raise RMDError(f"{path}: cannot be read as an image ({one_line(error, 120)}); delete it") from None
 
 
@@ -218,8 +227,7 @@ class Clip(ImageModel):
                 max_length=length,
                 return_tensors="pt",
             )
-            tokens = {name: texts[name].to(self.device) for name in ("input_ids", "attention_mask")}
-            ours = _pooled(self.model.get_text_features(**tokens)).float().cpu()
+            ours = _pooled(self.model.get_text_features(**texts.to(self.device))).float().cpu()
             cosine = torch.nn.functional.cosine_similarity(self._vectors(files[start : start + batch]), ours)
             found.append(100 * cosine.clamp(min=0))
         return torch.cat(found)
@@ -265,7 +273,6 @@ class _Given(torch.nn.Module):
 
 def frechet_distance(reference, features):
     """The Frechet distance of two sets of features (N, D), taken as Gaussians (arXiv 1706.08500); by torchmetrics."""
-    _require_torchmetrics()
     # Each from its own module: the package has them only where torch-fidelity is installed too.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -277,7 +284,6 @@ def kernel_distance(reference, features):
 
     Of more than SUBSET features it is the mean over SUBSETS subsets, which are always the same ones.
     """
-    _require_torchmetrics()
     from torchmetrics.image.kid import KernelInceptionDistance
 
     fewest = min(len(reference), len(features))
@@ -286,11 +292,6 @@ def kernel_distance(reference, features):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return metric.compute()[0].item()
-
-
-def _require_torchmetrics():
-    if find_spec("torchmetrics") is None:
-        raise RMDError("--features needs torchmetrics, which is not installed: pip install torchmetrics")
 
 
 def _metric(kind, reference, features, **settings):

@@ -54,6 +54,7 @@ from training.text_encoders import TextEncoders
 log = logging.getLogger(__name__)
 
 SETTINGS = "rmd"  # the text entry of a PNG that says how it was made
+DESCRIPTION = 0x010E  # the entry of EXIF that does in a WebP
 
 
 def sample_latents(
@@ -181,7 +182,10 @@ def load_student(given, prompts, device):
     if given.frames > 1 and not backbone.temporal:
         raise RMDError(f"--frames is {given.frames}, but {backbone.name} makes single images; use 1")
     boundary = _boundary(given, recipe, backbone, device)
-    plan = recipe.plan(_cells(given.size, recipe))
+    size = None
+    if given.size is not None:
+        size = size_in_cells(given.size, "--size", recipe.pixels_per_cell, multiple=recipe.multiple)
+    plan = recipe.plan(size)
     lora = recipe.adapter_alpha is not None
     base = _base(given.base, recipe)
     vae = given.vae or _of_folder(base, "--vae", "autoencoder")
@@ -244,16 +248,12 @@ def _usual(device):
     return "float32" if torch.device(device).type == "cpu" else "bfloat16"
 
 
-def _cells(size, recipe):
-    """Height and width in latent cells of a ``--size``, None for the trained one."""
-    if size is None:
-        return None
-    match = re.fullmatch(r"(\d+)[xX](\d+)", size)
-    multiple = recipe.multiple * recipe.pixels_per_cell
-    if match is None or any(int(side) < multiple or int(side) % multiple for side in match.groups()):
-        raise RMDError(f"--size {size}: give width and height in pixels, such as 1024x768, multiples of {multiple}")
-    width, height = (int(side) // recipe.pixels_per_cell for side in match.groups())
-    return height, width
+def size_in_cells(text, option, pixels_per_cell, *, multiple=1):
+    """(height, width) in latent cells of an option's ``WxH`` in pixels, each a multiple of ``multiple`` cells."""
+    match, step = re.fullmatch(r"(\d+)[xX](\d+)", text), multiple * pixels_per_cell
+    if match is None or any(int(side) < step or int(side) % step for side in match.groups()):
+        raise RMDError(f"{option} {text}: give width and height in pixels, such as 1024x768, multiples of {step}")
+    return int(match[2]) // pixels_per_cell, int(match[1]) // pixels_per_cell
 
 
 def _base(given, recipe):
@@ -296,31 +296,32 @@ def _encoded(given, base, prompts, device, later):
 def _sample_all(student, given, prompts):
     plan, px = student.plan, student.recipe.pixels_per_cell
     sizes = " to ".join(f"{width * px}x{height * px}" for height, width in (stage.size for stage in plan.stages))
-    names = [f"{number:05d}" for number in range(len(prompts))]
-    there = {path.stem for path in given.out.glob("*.*") if path.suffix in (".png", ".webp")}
-    if there & set(names) and not given.resume:
-        raise RMDError(
-            f"{given.out} already has images; choose another --out, or add --resume to make the missing ones"
-        )
-    log.info("%s: %s steps, %s px, %d images on %s", given.student.name, plan.split, sizes, len(names), student.device)
+    shared = {
+        "student": given.student.name,
+        "base": student.recipe.base_model,
+        "steps": plan.split,
+        "sizes": sizes,
+        "dtype": student.precision,
+        "config": student.recipe.config_digest[:12],
+        "training_step": student.recipe.training_step,
+    }
+    items = {f"{n:05d}": {"prompt": prompt, "seed": given.seed + n, **shared} for n, prompt in enumerate(prompts)}
+    there = {path.stem: path for path in given.out.glob("*.*") if path.suffix in (".png", ".webp")}
+    for name in items.keys() & there.keys():
+        if not given.resume:
+            raise RMDError(
+                f"{given.out} already has images; choose another --out, or add --resume to make the missing ones"
+            )
+        if settings_of(there[name]) != items[name]:
+            raise RMDError(f"{there[name]} was made with other options or prompts; choose another --out, or delete it")
+    log.info("%s: %s steps, %s px, %d images on %s", given.student.name, plan.split, sizes, len(items), student.device)
     seconds = []
-    for number, (name, prompt) in enumerate(zip(tqdm(names, unit="image", dynamic_ncols=True), prompts)):
+    for name, made in tqdm(items.items(), unit="image", dynamic_ncols=True):
         if name in there:
             continue
         began = time.perf_counter()
-        images = student.images(prompt, given.seed + number, frames=given.frames)
+        images = student.images(made["prompt"], made["seed"], frames=given.frames)
         seconds.append(time.perf_counter() - began)
-        made = {
-            "prompt": prompt,
-            "seed": given.seed + number,
-            "student": given.student.name,
-            "base": student.recipe.base_model,
-            "steps": plan.split,
-            "sizes": sizes,
-            "dtype": student.precision,
-            "config": student.recipe.config_digest[:12],
-            "training_step": student.recipe.training_step,
-        }
         _write(given.out / name, images, made, fps=student.backbone.fps, save_frames=given.save_frames)
     if seconds:
         rest = seconds[1:] or seconds
@@ -344,7 +345,7 @@ def _write(path, images, settings, *, fps, save_frames):
             frame.save(single, format="PNG", pnginfo=_info(text))
             write_atomically(path / f"{number:04d}.png", single.getvalue())
     exif = Image.Exif()
-    exif[0x010E] = text  # the image's description
+    exif[DESCRIPTION] = text
     frames[0].save(
         buffer,
         format="WEBP",
@@ -356,6 +357,16 @@ def _write(path, images, settings, *, fps, save_frames):
         exif=exif,
     )
     write_atomically(path.with_suffix(".webp"), buffer.getvalue())
+
+
+def settings_of(path):
+    """The settings that ``_write`` put into an image or a video, empty where none can be read."""
+    try:
+        with Image.open(path) as image:
+            found = json.loads(image.info.get(SETTINGS) or image.getexif()[DESCRIPTION])
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def as_bytes(images_BCHW):

@@ -19,6 +19,7 @@ from training.evaluate import (
     kernel_distance,
     main,
     mean_and_error,
+    opened,
     pairs_by_prompt,
 )
 from training.hub import files_of
@@ -161,13 +162,43 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, models, capsys):
         (("--clip", dino), "takes no text"),
         (("--clip", str(tmp_path / "empty")), "model.safetensors"),
         (("--clip", clip, "--reference", str(tmp_path / "empty")), "2 or more"),
+        (("--clip", clip, "--batch", "0"), "--batch must be at least 1"),
     ):
         assert main(["--images", str(a), "--device", "cpu", *options]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
         assert words in line
     Image.new("RGB", (SIDE, SIDE)).save(a / "9.png")
-    assert main(["--images", str(a), "--device", "cpu", "--clip", clip]) == 2
-    assert "9.txt" in capsys.readouterr().err
+    for words in ("9.png: there is no prompt", "9.txt: cannot be read as UTF-8"):
+        assert main(["--images", str(a), "--device", "cpu", "--clip", clip]) == 2
+        assert words in capsys.readouterr().err
+        (a / "9.txt").write_bytes("caf\u00e9".encode("latin-1"))
+
+
+@pytest.mark.parametrize("wrong", ["--features", "--reference"])
+def test_nothing_is_scored_before_all_is_known_to_fit(tmp_path, models, capsys, monkeypatch, wrong):
+    a, b = write_images(tmp_path / "a", 1), write_images(tmp_path / "b", 2, ("x", "y"))
+    options = {"--images": a, "--reference": a, "--clip": models[0], "--features": models[1]}
+    options |= {wrong: tmp_path / "none" if wrong == "--features" else b}
+    monkeypatch.setattr(evaluate.ImageModel, "_vectors", lambda *_: pytest.fail("an image was scored"))
+    assert main(["--device", "cpu", *(str(part) for pair in options.items() for part in pair)]) == 2
+    assert ("none" if wrong == "--features" else "same --prompts") in capsys.readouterr().err
+
+
+def test_scores_are_said_where_the_file_cannot_be_written(tmp_path, models, capsys):
+    a = write_images(tmp_path / "a", 1)
+    options = ("--images", str(a), "--clip", str(models[0]), "--out", str(tmp_path / "none" / "scores.json"))
+    assert main([*options, "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert "4 images, CLIP score" in said.out and "could not be written" in said.err
+
+
+def test_a_photo_is_turned_upright(tmp_path):
+    image, exif = Image.new("RGB", (3, 2)), Image.Exif()
+    image.putpixel((0, 0), (255, 255, 255))
+    exif[0x0112] = 6  # to be turned clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = opened(tmp_path / "a.png")
+    assert upright.size == (2, 3) and upright.getpixel((1, 0)) == (255, 255, 255)
 
 
 def test_of_a_model_on_the_hub_safetensors_and_small_files_are_read():

@@ -20,6 +20,7 @@ from rmd_core.recipe import RECIPE_KEY, read_recipe
 from rmd_core.upsampler import LatentUpsampler, read_upsampler
 from training.backbones import make_backbone
 from training.config import load_config
+from training.evaluate import prompt_of
 from training.export import export_lora, export_student
 from training.lora_files import merge_lora
 from training.networks import adapt
@@ -58,6 +59,9 @@ def test_images_of_the_demo_student_are_those_of_the_demo(tmp_path, capsys):
         made = json.loads(Image.open(path).info["rmd"])
         assert (made["prompt"], made["seed"], made["steps"]) == (TEXTS[number // 2], 7 + number, "2+2")
     assert sample(tmp_path, TEXTS, *options) == 2 and "--resume" in capsys.readouterr().err
+    for texts, more in ((TEXTS[::-1], ()), (TEXTS, ("--seed", "8"))):
+        assert sample(tmp_path, texts, *options, *more, "--resume") == 2
+        assert "was made with other options or prompts" in capsys.readouterr().err
     kept = (tmp_path / "out" / "00000.png").stat().st_mtime_ns
     before = pixels(tmp_path / "out" / "00001.png")
     (tmp_path / "out" / "00001.png").unlink()
@@ -148,6 +152,7 @@ def test_a_video_is_an_animation_and_frames(tmp_path):
     video = Image.open(tmp_path / "out" / "00000.webp")
     assert (video.n_frames, video.size) == (5, (96, 64))
     assert json.loads(video.getexif()[0x010E])["sizes"] == "48x32 to 96x64"
+    assert prompt_of(tmp_path / "out" / "00000.webp") == "a red apple"
     frames = sorted((tmp_path / "out" / "00000").glob("*.png"))
     assert len(frames) == 5 and pixels(frames[0]).shape == (64, 96, 3)
 
