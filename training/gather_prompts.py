@@ -57,7 +57,7 @@ def _files_of(source, pattern):
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in KINDS and fnmatch(str(p.relative_to(path)), pattern))
+        found = sorted(p for p in path.rglob("*") if _fits(p.relative_to(path).as_posix(), pattern))
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         found = _download(str(source), pattern)
     else:
@@ -67,37 +67,56 @@ def _files_of(source, pattern):
     return found
 
 
+def _fits(name, pattern):
+    return name.lower().endswith(KINDS) and fnmatch(name, pattern)
+
+
 def _download(name, pattern):
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         names = HfApi().list_repo_files(name, repo_type="dataset")
-        wanted = [file for file in names if Path(file).suffix in KINDS and fnmatch(file, pattern)]
-        return [Path(hf_hub_download(name, file, repo_type="dataset")) for file in sorted(wanted)]
+        wanted = sorted(file for file in names if _fits(file, pattern))
+        return [Path(hf_hub_download(name, file, repo_type="dataset")) for file in wanted]
     except (OSError, HfHubHTTPError.__bases__[0]) as error:  # the latter is that of the library that it asks with
         raise RMDError(f"{name}: no such file or folder, and no such data set on the hub ({one_line(error)})") from None
 
 
 def _captions(path, column):
     """The captions of a file, one after the other."""
+    kind = path.suffix.lower()
     try:
-        if path.suffix == ".parquet":
+        if kind == ".parquet":
             yield from _parquet(path, column)
             return
         with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".txt":
+            if kind == ".txt":
                 yield from file
-            elif path.suffix == ".jsonl":
-                yield from _column((json.loads(line) for line in file if line.strip()), column, path)
-            elif path.suffix == ".json":
-                yield from _column(json.load(file), column, path)
-            elif path.suffix in (".csv", ".tsv"):
-                yield from _column(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","), column, path)
+            elif kind == ".jsonl":
+                yield from _column(_json_lines(file, path), column, path)
+            elif kind == ".json":
+                rows = json.load(file)
+                if not isinstance(rows, list):
+                    raise RMDError(f"{path}: it must be a list of texts or of objects; take the list out of it")
+                yield from _column(rows, column, path)
+            elif kind in (".csv", ".tsv"):
+                yield from _column(csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ","), column, path)
             else:
                 raise RMDError(f"{path}: a caption file must end in {', '.join(KINDS)}")
+    except RMDError:  # a ValueError too
+        raise
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise RMDError(f"{path}: cannot be read ({one_line(error)})") from None
+
+
+def _json_lines(file, path):
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise RMDError(f"{path}, line {number}: it is not JSON ({one_line(error, 120)}); repair it") from None
 
 
 def _parquet(path, column):
@@ -158,6 +177,8 @@ def main(argv=None):
     try:
         if given.out.suffix != ".txt":
             raise RMDError(f"--out {given.out}: a prompt list must end in .txt")
+        if (given.count is not None and given.count < 1) or not 1 <= given.words[0] <= given.words[1]:
+            raise RMDError("--count must be at least 1, and so must MIN of --words, which MAX must not be below")
         options = {"column": given.column, "files": given.files, "words": given.words}
         prompts, figures = gather(given.sources, **options, count=given.count, seed=given.seed)
         if not prompts:

@@ -45,7 +45,7 @@ def test_a_folder_is_several_files_and_repeats_count_over_all(tmp_path):
     for kind in (".txt", ".csv"):
         write(tmp_path, kind)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "more.txt").write_text("A third prompt here\n", encoding="utf-8")
+    (tmp_path / "other" / "more.TXT").write_text("A third prompt here\n", encoding="utf-8")
     assert gather([tmp_path])[0] == [*KEPT, "A third prompt here"]
     assert gather([tmp_path], files="other/*")[0] == ["A third prompt here"]
     assert gather([tmp_path], words=(1, 500), files="*.csv")[0][1] == "Two birds"
@@ -59,12 +59,22 @@ def test_a_folder_is_several_files_and_repeats_count_over_all(tmp_path):
         ("id,name\n1,a red fox in snow\n", (), "--column, there are id, name"),
         ("id,name\n1,a red fox in snow\n", ("--column", "x"), "no column 'x'"),
         ("caption\nfox\n", (), "none of 1 prompts is left"),
+        ("caption\na red fox in snow\n", ("--count", "-1"), "--count must be at least 1"),
+        ("caption\na red fox in snow\n", ("--words", "9", "3"), "which MAX must not be below"),
+        ('{"annotations": [{"caption": "a red fox in snow"}]}', (), "must be a list"),
+        ('"a red fox in snow"', ("--words", "1", "9"), "must be a list"),
+        ("5", (), "must be a list"),
+        ('[{"caption": "a red fox in snow"}', (), "cannot be read"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, capsys, content, options, words):
-    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
-    assert main([str(tmp_path / "a.csv"), "--out", str(tmp_path / "p.txt"), *options]) == 2
+    path = tmp_path / ("a.csv" if content[0].isalpha() else "a.json")
+    path.write_text(content, encoding="utf-8")
+    assert main([str(path), "--out", str(tmp_path / "p.txt"), *options]) == 2
     line = capsys.readouterr().err
-    assert words in line and line.count("\n") == 1
+    assert words in line and line.count("\n") == 1 and line.count(str(path)) <= 1
+    (tmp_path / "b.jsonl").write_text('{"caption": "a red fox in snow"}\n\n{"caption"\n', encoding="utf-8")
+    assert main([str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "p.txt")]) == 2
+    assert "b.jsonl, line 3: it is not JSON" in capsys.readouterr().err
     assert main([str(tmp_path / "none.csv"), "--out", str(tmp_path / "p.txt")]) == 2
     assert not (tmp_path / "p.txt").exists()
