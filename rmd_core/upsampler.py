@@ -32,12 +32,19 @@ class LatentUpsampler(Module):
     Latents are those that the diffusion network itself sees, scaled or normalised as its family does. channels: theirs;
     width: of the hidden layers; blocks: residual blocks at each of the two sizes; latents: the model family that it
     was trained for, such as `wan`. The residual starts at zero. Between the two sizes a cell receives its offset from
-    the small cell under it and both ratios, after Chen et al., LIIF (arXiv 2012.09161).
+    the small cell under it and both ratios, after Chen et al., LIIF (arXiv 2012.09161). Raises RMDError for sizes that
+    no file may have.
     """
 
     def __init__(self, *, channels: int, width: int, blocks: int, latents: str) -> None:
         super().__init__()
         self.channels, self.width, self.blocks, self.latents = channels, width, blocks, latents
+        for name, (least, most) in _LIMITS.items():
+            size = getattr(self, name)
+            if type(size) is not int or not least <= size <= most:
+                raise RMDError(
+                    f"the upsampler's {name} is {short_repr(size, 40)}, not a whole number from {least} to {most}"
+                )
         self.enter = Conv2d(channels, width, 3, padding=1)
         self.low = Sequential(*(_Block(width) for _ in range(blocks)))
         self.cross = Conv2d(width + 4, width, 3, padding=1)
@@ -140,11 +147,8 @@ def _outline(path: str | Path, metadata: Mapping[str, str]) -> LatentUpsampler:
             f"{path}: the upsampler has version {short_repr(version, 40)}, this code reads version "
             f"{UPSAMPLER_VERSION}; update ComfyUI-RMD"
         )
-    for name, (least, most) in _LIMITS.items():
-        if type(sizes[name]) is not int or not least <= sizes[name] <= most:
-            raise RMDError(
-                f"{path}: its {name} is {short_repr(sizes[name], 40)}, not a whole number from {least} to {most}; "
-                "the file is damaged, use another one"
-            )
-    with torch.device("meta"):
-        return LatentUpsampler(**sizes, latents=str(latents)[:80])
+    try:
+        with torch.device("meta"):
+            return LatentUpsampler(**sizes, latents=str(latents)[:80])
+    except RMDError as error:
+        raise RMDError(f"{path}: {error}; the file is damaged, use another one") from None

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from training.evaluate import ENDINGS, opened
 from training.hub import VAE, fetched
 from training.record import MetricsFile
 from training.run import lock_folder
+from training.sample import size_in_cells
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ SMALLER = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # the sizes to enlarge from, where none 
 WARMUP = 100  # updates over which the learning rate rises
 RECORDED = 20  # updates of a line in metrics.jsonl
 KEPT = torch.float16  # of latents on disk and in memory
+CHECKPOINT = "checkpoint.safetensors"
 LEARNED = "upsampler"
 
 
@@ -122,18 +123,11 @@ def _train(given, device):
 def _sizes(given, backbone):
     """The (height, width) in cells, the large one first. Raises RMDError for sizes that do not fit."""
     px = backbone.pixels_per_cell
-
-    def cells(text, option):
-        match = re.fullmatch(r"(\d+)[xX](\d+)", text)
-        if match is None or any(int(side) < px or int(side) % px for side in match.groups()):
-            raise RMDError(f"{option} {text}: give width and height in pixels, such as 1024x768, multiples of {px}")
-        return int(match[2]) // px, int(match[1]) // px
-
-    large = cells(given.size, "--size")
+    large = size_in_cells(given.size, "--size", px)
     if given.smaller is None:
         found = [tuple(math.ceil(share * side) for side in large) for share in SMALLER]
     else:
-        found = [cells(text, "--smaller") for text in given.smaller]
+        found = [size_in_cells(text, "--smaller", px) for text in given.smaller]
     for size in found:
         if size == large or any(not small <= side <= LARGEST_STEP * small for small, side in zip(size, large)):
             raise RMDError(
@@ -147,7 +141,7 @@ def kept_latents(given, backbone, vae, sizes):
     """Latents (N, C, h, w) at the large size, a list of them at the smaller ones, and what they depend on, as text.
 
     They are read from the output folder where they are there, else encoded and written there. Raises RMDError for no
-    usable image.
+    usable image, and where they would replace those of a training.
     """
     path = given.out / "latents.safetensors"
     files = _image_files(given.images)
@@ -160,23 +154,24 @@ def kept_latents(given, backbone, vae, sizes):
         tensors, metadata = read_tensors(path)
         if metadata.get("content") == content:
             return tensors["0"], [tensors[str(number)] for number in range(1, len(sizes))], content
+        if (given.out / CHECKPOINT).exists():
+            raise RMDError(f"{given.out} has a training on other images, sizes or autoencoder; give another --out")
     parts, left_out = [[] for _ in sizes], 0
-    px, large = backbone.pixels_per_cell, sizes[0]
-    pixels = [(height * px, width * px) for height, width in sizes]
+    pixels = [tuple(cells * backbone.pixels_per_cell for cells in size) for size in sizes]
     for image in tqdm(_images(files), unit="image", dynamic_ncols=True, total=_count(files)):
         if image.shape[-2] < pixels[0][0] or image.shape[-1] < pixels[0][1]:
             left_out += 1
             continue
         image = cropped(image, pixels[0]).to(next(vae.parameters()).device)
-        for part, size in zip(parts, pixels):
+        for part, size, cells in zip(parts, pixels, sizes):
             part.append(_flat(backbone.encode(vae, shrunk(image, size))).to("cpu", KEPT))
+            if part[-1].shape[-2:] != cells:
+                raise RMDError(f"the autoencoder's latents have another size than {backbone.name}'s; give its own")
     if left_out:
         log.warning("warning: %d images are smaller than %s px and left out", left_out, given.size)
     if not parts[0]:
         raise RMDError(f"{given.images} has no image of at least {given.size} px; give larger images or another --size")
     latents = [torch.cat(part) for part in parts]
-    if latents[0].shape[-2:] != large:
-        raise RMDError(f"the autoencoder's latents have another size than {backbone.name}'s; give the family's own")
     save_safetensors(path, {str(n): tensor for n, tensor in enumerate(latents)}, {"content": content})
     return latents[0], latents[1:], content
 
@@ -192,13 +187,17 @@ def _image_files(path):
 
 
 def _images(files):
-    """The images (1, 3, H, W) in 0..1 of files, one by one."""
+    """The images (1, 3, H, W) in 0..1 of files, one by one; a warning names those that cannot be read."""
     for file in files:
         if file.suffix.lower() not in ENDINGS:
             stored = _stored(file)
             yield from (stored[n : n + 1].float() / 255 for n in range(len(stored)))
             continue
-        values = np.array(opened(file))
+        try:
+            values = np.array(opened(file))
+        except RMDError as error:
+            log.warning("warning: left out: %s", error)
+            continue
         yield rearrange(torch.from_numpy(values), "h w c -> 1 c h w").float() / 255
 
 
@@ -208,8 +207,8 @@ def _count(files):
 
 def _stored(file):
     """The tensor ``images`` (N, 3, H, W) of bytes in a safetensors file."""
-    opened = open_tensors(file)
-    images = opened.get_tensor("images") if "images" in opened.keys() else torch.empty(0)  # noqa: SIM118
+    stored = open_tensors(file)
+    images = stored.get_tensor("images") if "images" in stored.keys() else torch.empty(0)  # noqa: SIM118
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise RMDError(f"{file}: give a tensor 'images' of bytes (uint8) and shape (N, 3, H, W)")
     return images
@@ -259,14 +258,18 @@ class Training:
         settings = sizes | {name: getattr(given, name) for name in options} | {"latents": content}
         self.settings = json.dumps(settings, sort_keys=True)
         self.done = 0
-        self.file = given.out / "checkpoint.safetensors"
+        self.file = given.out / CHECKPOINT
         self.metrics = MetricsFile(given.out / "metrics.jsonl")
 
     def restore(self):
         """Go on from the checkpoint. Raises RMDError where there is one and --resume was not given, or the reverse."""
         if not self.given.resume:
             if self.file.exists():
-                raise RMDError(f"{self.file.parent} already has a training; add --resume, or give another --out")
+                raise RMDError(
+                    f"{self.file} is of a training; add --resume, delete it to start again with the latents that are "
+                    "there, or give another --out"
+                )
+            self.metrics.keep_until(0)
             return
         if not self.file.exists():
             raise RMDError(f"there is no {self.file} to resume from; start without --resume")
@@ -296,13 +299,15 @@ class Training:
                 self.done += 1
                 bar.update()
                 last = self.done == self.given.updates
-                if last or self.done % RECORDED == 0:
+                recorded, saved = (last or self.done % n == 0 for n in (RECORDED, self.given.checkpoint_every))
+                if recorded or saved:
                     figures = {name: value.item() for name, value in losses.items()}
                     if not all(map(math.isfinite, figures.values())):
                         raise RMDError(f"update {self.done}: the loss is not finite; start again with a lower --lr")
+                if recorded:
                     bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
                     self.metrics.append({"update": self.done, **figures})
-                if last or self.done % self.given.checkpoint_every == 0:
+                if saved:
                     self._save()
 
     def update(self, number):

@@ -86,8 +86,8 @@ def test_the_file_gives_the_same_bits_and_the_digest_of_its_weights(tmp_path):
     [
         ({}, "configuration is damaged"),
         ({"version": 9}, "has version 9"),
-        ({"width": 10**9}, "its width is 1000000000"),
-        ({"blocks": True}, "its blocks is True"),
+        ({"width": 10**9}, "width is 1000000000"),
+        ({"blocks": True}, "blocks is True"),
         ({"blocks": 3}, "are not those of its configuration"),
         (None, "not an RMD upsampler"),
     ],

@@ -58,12 +58,12 @@ def test_the_file_is_the_network_of_the_table_and_learns(images, tmp_path, capsy
     assert len(recorded) == 6 and recorded[-1] < recorded[0]
 
 
-def test_a_folder_of_files_gives_the_latents_of_the_tensors(images, tmp_path):
+def test_a_folder_of_files_gives_the_latents_of_the_tensors(images, tmp_path, caplog):
+    (images / "images" / "broken.png").write_bytes(b"none")
     for source in ("images", "images.safetensors"):
         assert train(images, tmp_path / source, "--updates", "1", source=source) == 0
     one, two = (tensors(tmp_path / source / "latents.safetensors") for source in ("images", "images.safetensors"))
-    order = [*range(7), *range(7, 10)]
-    assert all(torch.equal(one[name], two[name][order]) for name in one)
+    assert equal(one, two) and "left out: " in caplog.text and "broken.png" in caplog.text
 
 
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(images, tmp_path, monkeypatch, capsys):
@@ -86,6 +86,24 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(images, tmp_pat
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
 
 
+def test_latents_of_a_training_are_not_replaced_and_a_new_start_drops_old_losses(images, tmp_path, capsys):
+    assert train(images, tmp_path) == 0
+    before = (tmp_path / "latents.safetensors").read_bytes()
+    for more in ((), ("--resume",)):
+        code = train(images, tmp_path, "--size", "32x24", *more)
+        assert refused(capsys, code, "a training on other images, sizes or autoencoder") == 2
+    assert (tmp_path / "latents.safetensors").read_bytes() == before
+    recorded = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert train(images, tmp_path) == 0 and (tmp_path / "metrics.jsonl").read_text() == recorded
+
+
+def test_no_checkpoint_has_weights_that_are_not_finite(images, tmp_path, capsys):
+    code = train(images, tmp_path, "--lr", "1e35")
+    assert refused(capsys, code, "update 4: the loss is not finite") == 2
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
 def test_what_does_not_fit_is_said_in_one_line(images, tmp_path, capsys):
     for options, words in (
         (("--size", "30x32"), ("--size 30x32", "multiples of 8")),
@@ -94,6 +112,7 @@ def test_what_does_not_fit_is_said_in_one_line(images, tmp_path, capsys):
         (("--size", "64x64", "--smaller", "32x32"), ("no image of at least 64x64 px",)),
         (("--held-out", "10"), ("--held-out takes 10",)),
         (("--batch", "0"), ("at least 1",)),
+        (("--blocks", "65"), ("blocks is 65, not a whole number from 0 to 64",)),
         (("--vae", str(images / "images.safetensors")), ("images.safetensors: ",)),
         (("--images", str(images / "vae.safetensors")), ("'images' of bytes",)),
         (("--images", str(tmp_path / "none")), ("give a folder of images",)),
