@@ -127,7 +127,7 @@ def read_lora(tensors, keys, source):
             changes |= _change(*change.groups(), tensor.float(), keys, source)
         elif match is not None:
             pairs.setdefault(match[1], {})["up" if match[2] is None else "down"] = tensor.float()
-        elif name.endswith(".alpha"):
+        elif name.endswith(".alpha") and tensor.numel() == 1:
             alphas[name.removesuffix(".alpha")] = float(tensor)
         else:
             raise RMDError(f"{source}: {name[:80]!r} is not part of a LoRA pair; give a plain LoRA")
@@ -137,8 +137,14 @@ def read_lora(tensors, keys, source):
         if layers is None or len(pair) < 2:
             what = "is half of a LoRA pair" if layers else "names no layer of this network"
             raise RMDError(f"{source}: {stem[:80]!r} {what}; give a LoRA of this base, for its diffusion network only")
-        down, alpha = pair["down"], alphas.get(stem, float(len(pair["down"])))
-        for layer, up in zip(layers, pair["up"].chunk(len(layers))):
+        down, ups = pair["down"], pair["up"]
+        if min(down.ndim, ups.ndim) < 2 or not 0 < len(down) == ups.shape[1]:
+            sizes = " and ".join(str(tuple(part.shape)) for part in (down, ups))
+            raise RMDError(
+                f"{source}: {stem[:80]!r} has a pair of sizes {sizes}, which make no LoRA; copy the file again"
+            )
+        alpha = alphas.get(stem, float(len(down)))
+        for layer, up in zip(layers, ups.chunk(len(layers))):
             if len(layers) == 1:
                 found[layer] = Factors(down, up, alpha)
             elif up.any():

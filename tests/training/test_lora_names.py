@@ -147,6 +147,16 @@ def test_what_is_no_lora_of_the_network_is_named(name, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("down, up", [((3, 128), (128, 4)), ((0, 128), (128, 0)), ((128,), (128,))])
+def test_a_pair_that_does_not_fit_is_named(down, up):
+    stem = "diffusion_model.blocks.0.self_attn.q"
+    pair = {f"{stem}.lora_A.weight": torch.zeros(down), f"{stem}.lora_B.weight": torch.zeros(up)}
+    with pytest.raises(RMDError, match="make no LoRA"):
+        read_lora(pair, WanBackbone.keys(tiny_wan().config), "it")
+    with pytest.raises(RMDError, match="not part of a LoRA pair"):
+        read_lora({f"{stem}.alpha": torch.ones(2)}, WanBackbone.keys(tiny_wan().config), "it")
+
+
 def test_a_whole_student_is_not_converted(trained, tmp_path, capsys):
     _, folder, _, _ = trained
     tensors, metadata = read_tensors(folder / "comfyui.safetensors")
