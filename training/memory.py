@@ -134,7 +134,6 @@ def count_memory(config, backbone, outline, *, shards=1):
     """
     whole, waits = config.model.mode == "three networks", config.train.offload == "waiting"
     there = outline.get_submodule(backbone.experts[0]) if waits and backbone.experts else outline
-    base = sum(p.numel() for p in there.parameters())
     if whole:
         trained = [p.numel() for p in outline.parameters()]
     else:
@@ -147,14 +146,16 @@ def count_memory(config, backbone, outline, *, shards=1):
     tables = 2 * 4 * 256 if config.optimiser.kind == "adamw8bit" else 0
     optimiser = 2 * (tables + sum(states)) // share
     average = 0 if config.train.ema is None else 4 * numel // share
-    weights, waiting = _weights(config, backbone, there, base, numel, shards), 0
+    weights, waiting = _weights(config, backbone, there, numel, shards), 0
     if waits:
         optimiser //= 2
         waiting = 2 * sum(map(page_locked, states))
         if backbone.experts:
-            waiting += len(backbone.experts) * sum(map(page_locked, _base_tensors(config, backbone, there)))
+            tensors = [count for _, count in _base_tensors(config, backbone, there)]
+            tensors += [buffer.nbytes for buffer in there.buffers()]
+            waiting += len(backbone.experts) * sum(map(page_locked, tensors))
         if whole:  # the student waits for its own step while a shared forward has a graph; the average is made away
-            weights = {"float32": 4 * base * (2 if shares_graph(config) else 1)}
+            weights = {"float32": 4 * numel * (2 if shares_graph(config) else 1)}
             tensors = [4 * count for count in trained] + [buffer.nbytes for buffer in outline.buffers()]
             waiting += 3 * sum(map(page_locked, tensors)) + average
             average = 0
@@ -167,30 +168,26 @@ def shares_graph(config):
 
 
 def _base_tensors(config, backbone, outline):
-    """The bytes of each tensor of a frozen base."""
-    kind, packed = config.model.base_dtype, {}
+    """(dtype, bytes) of each weight of a frozen base; a quantised one is two tensors."""
+    kind, plain, packed = config.model.base_dtype, config.model.base_dtype, {}
     if is_quantised(kind):
-        layers = quantisable_layers(outline, config.model.targets or backbone.adapter_targets)
-        packed = {f"{name}.weight": layer.weight.numel() for name, layer in layers}
-    size = _BYTES[config.train.precision if packed else kind]
-    plain = [size * p.numel() for name, p in outline.named_parameters() if name not in packed]
-    plain += [buffer.nbytes for buffer in outline.buffers()]
-    scales = [4 * -(-count // BLOCK) for count in packed.values()]
-    return [*plain, *scales, *(packed_bytes(count, kind) - scale for count, scale in zip(packed.values(), scales))]
+        plain, targets = config.train.precision, config.model.targets or backbone.adapter_targets
+        packed = {f"{name}.weight": layer.weight.numel() for name, layer in quantisable_layers(outline, targets)}
+    found = []
+    for count in packed.values():
+        scales = 4 * -(-count // BLOCK)
+        found += [(kind, scales), (kind, packed_bytes(count, kind) - scales)]
+    return found + [(plain, _BYTES[plain] * p.numel()) for name, p in outline.named_parameters() if name not in packed]
 
 
-def _weights(config, backbone, outline, base, numel, shards):
-    """Bytes of weights by dtype where nothing waits; ``base`` values of the network and ``numel`` of an adapter."""
-    kind = config.model.base_dtype
+def _weights(config, backbone, outline, numel, shards):
+    """Bytes of weights by dtype where nothing waits; ``numel``: values of a trained network or adapter."""
     if config.model.mode == "three networks":
-        return {"float32": 3 * 4 * base // shards}
-    if is_quantised(kind):
-        targets = config.model.targets or backbone.adapter_targets
-        sizes = [layer.weight.numel() for _, layer in quantisable_layers(outline, targets)]
-        weights = {kind: sum(packed_bytes(size, kind) for size in sizes)}
-        weights[config.train.precision] = (base - sum(sizes)) * _BYTES[config.train.precision]
-    else:
-        weights = {kind: base * _BYTES[kind] // shards}
+        return {"float32": 3 * 4 * numel // shards}
+    weights = {}
+    for dtype, count in _base_tensors(config, backbone, outline):
+        weights[dtype] = weights.get(dtype, 0) + count
+    weights = {dtype: count // shards for dtype, count in weights.items()}
     return weights | {"float32": weights.get("float32", 0) + 2 * 4 * numel}
 
 

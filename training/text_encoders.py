@@ -4,6 +4,7 @@ import gc
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -80,7 +81,7 @@ class TextEncoders:
         """The number of tokens that every prompt is padded to, None for the longest one in the cache."""
         return self._tokens if self.family.name == "wan" or self.masked else None
 
-    @property
+    @cached_property
     def identity(self):
         """The encoders' name: the family, the length of a text, and a digest of the encoders' and tokenizers' files."""
         digest = hashlib.sha256()
