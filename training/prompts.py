@@ -29,7 +29,7 @@ def read_prompts(path):
     if path.suffix not in (".txt", ".jsonl"):
         raise RMDError(f"{path}: a prompt file must end in .txt (one prompt a line) or .jsonl")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines cuts at characters inside of prompts too
     except FileNotFoundError:
         raise RMDError(f"the prompt file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -155,6 +155,8 @@ def test_prompt_files(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a red apple"}\n\n{"prompt": "b", "id": 3}\n', encoding="utf-8")
     assert read_prompts(tmp_path / "p.txt") == ("a red apple", "b\u00e4r")
     assert read_prompts(tmp_path / "p.jsonl") == ("a red apple", "b")
+    (tmp_path / "p.jsonl").write_bytes('{"prompt": "a\u2028red apple"}\r\n{"prompt": "b"}'.encode())
+    assert read_prompts(tmp_path / "p.jsonl") == ("a\u2028red apple", "b")
 
 
 @pytest.mark.parametrize(
