@@ -141,7 +141,8 @@ def test_layers_of_several_ranks_get_one(trained):
     ],
 )
 def test_what_is_no_lora_of_the_network_is_named(name, words):
-    pair = {f"diffusion_model.blocks.0.self_attn.q.lora_{part}.weight": torch.zeros(3, 128) for part in "AB"}
+    shapes = {"A": (3, 128), "B": (128, 3)}
+    pair = {f"diffusion_model.blocks.0.self_attn.q.lora_{x}.weight": torch.zeros(shapes[x]) for x in shapes}
     with pytest.raises(RMDError, match=words) as caught:
         read_lora(pair | {name: torch.zeros(3, 128)}, WanBackbone.keys(tiny_wan().config), "it")
     assert "\n" not in str(caught.value)
