@@ -9,6 +9,8 @@ from rmd_core.plan import plan_from_split, plan_from_thresholds
 from rmd_core.schedule import AreaMap, FixedRatioMap, NoMap, ShiftPairMap
 from rmd_core.upsampler import read_upsampler
 
+from .backbones import BACKBONES, make_backbone
+
 
 def build_plan(config, backbone):
     """The StagePlan of a resolved configuration. Raises RMDError for a plan that cannot be."""
@@ -52,11 +54,12 @@ def load_upsampler(method, backbone):
 
 
 def check_upsampler(network, path, backbone):
-    """The LatentUpsampler itself. Raises RMDError, naming its file, if it is for latents of another model."""
-    if (network.channels, network.latents) != (backbone.channels, backbone.name):
+    """The LatentUpsampler itself. Raises RMDError, naming its file, if it is for other latents than the backbone's."""
+    latents = make_backbone(network.latents).latents if network.latents in BACKBONES else network.latents
+    if (network.channels, latents) != (backbone.channels, backbone.latents):
         raise RMDError(
             f"{path} was trained on {network.latents}'s latents of {network.channels} channels, {backbone.name} has "
-            f"{backbone.channels}; train one with --backbone {backbone.name}"
+            f"{backbone.latents}'s of {backbone.channels}; train one with --backbone {backbone.name}"
         )
     return network
 

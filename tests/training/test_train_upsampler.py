@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 
 from rmd_core.boundary import learned_name, upsample
+from rmd_core.errors import RMDError
 from rmd_core.files import read_tensors, save_safetensors
 from rmd_core.recipe import read_recipe
 from rmd_core.upsampler import LatentUpsampler, read_upsampler
-from training.backbones import make_backbone
+from training.backbones import BACKBONES, make_backbone
 from training.config import load_config
+from training.plans import check_upsampler
 from training.train_upsampler import compare, cropped, frequency_loss, high_energy, main, shrunk
 from training_world import distill, equal, gradients, make_objective, make_setup, refused, tensors, tiny_vae
 
@@ -196,14 +198,28 @@ def test_a_run_its_recipe_and_its_digest(tmp_path, capsys):
     assert distill(tmp_path, f"method.upsampler={moved}", few, flags=("--resume",)) == 0
 
 
+def test_backbones_of_one_autoencoder_take_each_others_upsampler(tmp_path):
+    shared = {"wan": "wan", "wan22_a14b": "wan", "qwen_image": "wan", "sdxl": "sdxl", "pixart_sigma": "sdxl"}
+    backbones = {name: make_backbone(name) for name in BACKBONES}
+    for made_for, first in backbones.items():
+        path = write_upsampler(tmp_path / f"{made_for}.safetensors", channels=first.channels, latents=made_for)
+        network = read_upsampler(path)
+        for name, backbone in backbones.items():
+            if shared.get(made_for, made_for) == shared.get(name, name):
+                assert check_upsampler(network, path, backbone) is network
+            else:
+                with pytest.raises(RMDError, match=f"train one with --backbone {name}"):
+                    check_upsampler(network, path, backbone)
+
+
 def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path, capsys):
     write_world(tmp_path)
     path = write_upsampler(tmp_path / "up.safetensors")
     wrong = write_upsampler(tmp_path / "four.safetensors", channels=4)
-    qwen = write_upsampler(tmp_path / "qwen.safetensors", latents="qwen_image")
+    sd3 = write_upsampler(tmp_path / "sd3.safetensors", latents="sd3")
     for overrides, words in (
         ([f"method.upsampler={wrong}"], ("latents of 4 channels", "--backbone wan")),
-        ([f"method.upsampler={qwen}"], ("qwen_image's latents",)),
+        ([f"method.upsampler={sd3}"], ("sd3's latents",)),
         ([f"method.upsampler={path}", f"method.upsampler_sha256={'a' * 64}"], ("does not have the weights",)),
         (["method.upsampler=nearest", f"method.upsampler_sha256={'a' * 64}"], ("upsampler_sha256 needs a file",)),
         ([f"method.upsampler={path}", "method.upsampler_sha256=a"], ("64 hexadecimal digits",)),

@@ -44,6 +44,7 @@ class Backbone:
     architecture: str  # modelspec.architecture of an exported student
     prediction: str  # "flow", "v" or "eps"
     curve: object  # the NoiseCurve the teacher was trained on; flows get it from their shift
+    latents: str  # whose they are; backbones of one autoencoder and normalisation give the same name
     channels: int  # of a latent
     variance: bool = False  # the network's output has as many channels more, a variance that is left out
     multiple: int  # height and width of a latent must be multiples of it

@@ -67,6 +67,7 @@ class Flux2KleinBackbone(Backbone):
     prompt_tokens = 512
     architecture = "Flux.2-klein-4b"
     prediction = "flow"
+    latents = "flux2"
     channels = 128
     multiple = 1
     pixels_per_cell = 16

@@ -147,6 +147,7 @@ class PixArtAlphaBackbone(PixArtBackbone):
     prompt_tokens = 120
     architecture = "pixart-alpha-xl-2"
     size_conditioning = "stage"
+    latents = "sd15"
     scaling = 0.18215
     captions = 120
     takes_size = True
@@ -158,6 +159,7 @@ class PixArtSigmaBackbone(PixArtBackbone):
     name = "pixart_sigma"
     prompt_tokens = 300
     architecture = "pixart-ms-sigma-xl-2"
+    latents = "sdxl"
     scaling = 0.13025
     captions = 300
     takes_size = False

@@ -49,6 +49,7 @@ class QwenImageBackbone(Backbone):
     prompt_tokens = 1024
     architecture = "qwen-image"
     prediction = "flow"
+    latents = "wan"
     channels = 16
     multiple = 2
     pixels_per_cell = 8

@@ -61,6 +61,7 @@ class SD3Backbone(Backbone):
     prompt_tokens = 154
     architecture = "stable-diffusion-v3.5-medium"
     prediction = "flow"
+    latents = "sd3"
     channels = 16
     multiple = 2
     pixels_per_cell = 8

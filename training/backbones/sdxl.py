@@ -110,6 +110,7 @@ class SDXLBackbone(Backbone):
     prompt_tokens = 77
     architecture = "stable-diffusion-xl-v1-base"
     prediction = "eps"
+    latents = "sdxl"
     channels = 4
     multiple = 4
     pixels_per_cell = 8

@@ -46,6 +46,7 @@ class WanBackbone(Backbone):
     prompt_tokens = 512
     architecture = "wan2.1"
     prediction = "flow"
+    latents = "wan"
     channels = 16
     multiple = 2
     pixels_per_cell = 8
@@ -137,6 +138,7 @@ class Wan22Backbone(WanBackbone):
     name = "wan22_5b"
     prompts_of = "wan"
     architecture = "wan2.2-5b"
+    latents = "wan22_5b"
     channels = 48
     pixels_per_cell = 16
     fps = 24

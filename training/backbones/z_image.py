@@ -66,6 +66,7 @@ class ZImageBackbone(Backbone):
     prompt_tokens = 512
     architecture = "z-image"
     prediction = "flow"
+    latents = "flux1"
     channels = 16
     multiple = 2
     pixels_per_cell = 8
