@@ -114,7 +114,8 @@ def save_lora(path, factors, changes=None, *, names="comfyui", component="transf
 def read_lora(tensors, keys, source):
     """The Lora, in float32, of a file under any of LORA_NAMES, or PEFT's, for a network's own layers and tensors.
 
-    ``keys``: the KeyMap of the network. A pair without an alpha has its rank. What is for text encoders is left out,
+    ``keys``: the KeyMap of the network. A pair without an alpha has its rank; an alpha may spell
+    its layer otherwise than the pair. What is for text encoders is left out,
     with a warning. Raises RMDError, naming the file ``source``, for a tensor of another kind or another network.
     """
     known, pairs, alphas, changes = _spellings(keys), {}, {}, {}
@@ -128,7 +129,9 @@ def read_lora(tensors, keys, source):
         elif match is not None:
             pairs.setdefault(match[1], {})["up" if match[2] is None else "down"] = tensor.float()
         elif name.endswith(".alpha") and tensor.numel() == 1:
-            alphas[name.removesuffix(".alpha")] = float(tensor)
+            stem = name.removesuffix(".alpha")
+            layers = _layers_of(stem, known)
+            alphas[stem if layers is None or layers in alphas else layers] = stem, float(tensor)
         else:
             raise RMDError(f"{source}: {name[:80]!r} is not part of a LoRA pair; give a plain LoRA")
     found = {}
@@ -143,12 +146,15 @@ def read_lora(tensors, keys, source):
             raise RMDError(
                 f"{source}: {stem[:80]!r} has a pair of sizes {sizes}, which make no LoRA; copy the file again"
             )
-        alpha = alphas.get(stem, float(len(down)))
+        _, alpha = alphas.pop(layers, (stem, float(len(down))))
         for layer, up in zip(layers, ups.chunk(len(layers))):
             if len(layers) == 1:
                 found[layer] = Factors(down, up, alpha)
             elif up.any():
                 found[layer] = _own_columns(down, up, alpha)
+    if alphas:
+        stem, _ = next(iter(alphas.values()))
+        raise RMDError(f"{source}: {stem[:80]!r} has an alpha, but no LoRA pair of its own; give a LoRA of this base")
     if not found and not changes:
         raise RMDError(f"{source}: there is no LoRA in this file; give a LoRA")
     return Lora(found, changes)

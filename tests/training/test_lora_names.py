@@ -158,6 +158,22 @@ def test_a_pair_that_does_not_fit_is_named(down, up):
         read_lora({f"{stem}.alpha": torch.ones(2)}, WanBackbone.keys(tiny_wan().config), "it")
 
 
+@pytest.mark.parametrize(
+    "stem", ["blocks.0.attn1.to_q", "lora_unet_blocks_0_self_attn_q", "transformer.blocks.0.attn1.to_q"]
+)
+def test_an_alpha_may_spell_its_layer_otherwise_and_is_never_left_over(stem):
+    own, keys = "diffusion_model.blocks.0.self_attn.q", WanBackbone.keys(tiny_wan().config)
+    pair = {f"{own}.lora_A.weight": torch.ones(3, 128), f"{own}.lora_B.weight": torch.ones(128, 3)}
+    alike, other = (read_lora(pair | {f"{name}.alpha": torch.tensor(0.5)}, keys, "it").factors for name in (own, stem))
+    assert [v.alpha for v in alike.values()] == [v.alpha for v in other.values()] == [0.5]
+    for left_over in ("blocks.0.attn1.to_k", "blocks.7.attn1.to_q", "nothing"):
+        with pytest.raises(RMDError, match=f"it: '{left_over}' has an alpha, but no LoRA pair"):
+            read_lora(pair | {f"{left_over}.alpha": torch.tensor(0.5)}, keys, "it")
+    both = {f"{name}.alpha": torch.tensor(value) for name, value in ((own, 0.5), (stem, 2.0))}
+    with pytest.raises(RMDError, match="no LoRA pair of its own"):
+        read_lora(pair | both, keys, "it")
+
+
 def test_a_whole_student_is_not_converted(trained, tmp_path, capsys):
     _, folder, _, _ = trained
     tensors, metadata = read_tensors(folder / "comfyui.safetensors")
