@@ -102,9 +102,19 @@ def write_lora_student(path, lora, recipe, *, backbone, keys, names, title, dtyp
         recipe = replace(recipe, adapter_alpha=max(value.alpha for value in factors.values()))
     else:
         factors = native_factors(factors, dict(keys.native_layer(layer) for layer in factors))
-        changes = keys.to_native(changes)
+        changes = keys.to_native(_whole_stacks(changes, keys))
     metadata = student_metadata(recipe, title=title)
     save_lora(path, factors, changes, names=names, component=backbone.component, dtype=dtype, metadata=metadata)
+
+
+def _whole_stacks(changes, keys):
+    """The changes of tensors, and zeros for those that are stacked with one of them in a native file."""
+    zeros = {}
+    for names in keys.sources.values():
+        there = next((changes[name] for name in names if name in changes), None)
+        if there is not None:  # all of a stack have one size
+            zeros |= {name: torch.zeros_like(there) for name in names}
+    return zeros | changes
 
 
 def _title(setup, expert):

@@ -189,6 +189,12 @@ def prepare(outline, *, planned=None, loads=True):
     start = None
     if config.model.init_from is not None:
         start = read_start(config.model, backbone, teacher, load=load)
+        if isinstance(start, Lora) and start.changes and config.output.lora_names == "diffusers":
+            if not config.output.merge:
+                raise RMDError(
+                    f"model.init_from: '{next(iter(start.changes))}' is changed in full, which the names of diffusers "
+                    "cannot say; set output.lora_names to comfyui or kohya, or set output.merge=true"
+                )
     vae = backbone.load_vae(local_path(config.backbone.vae)) if config.backbone.vae else None
     return Setup(
         config=config,

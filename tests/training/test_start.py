@@ -10,6 +10,7 @@ from process_world import distill_on
 from rmd_core.errors import RMDError
 from rmd_core.files import read_tensors, save_safetensors
 from training.backbones.wan import WanBackbone
+from training.export import export_lora
 from training.lora_files import merge_lora, read_lora
 from training.networks import make_networks
 from training.objective import estimate_x0_eps
@@ -226,6 +227,26 @@ def test_stacked_and_convolutional_layers_start_as_merged(tmp_path, name):
         networks, output = first_outputs(backbone_setup(name, tmp_path, *options), height=8)
         expected = output(merged_by_hand(teacher, made, scale=scale))
         assert near(output(networks.student), expected, 1e-4) and not near(output(networks.teacher), expected, 1e-3)
+
+
+def test_a_change_of_one_part_of_a_stack_is_exported(tmp_path):
+    """The bias of k alone, which SD3's native files stack with those of q and v."""
+    name, path = "transformer_blocks.0.attn.to_k", tmp_path / "start.safetensors"
+    change = torch.linspace(-1, 1, 128)
+    save_safetensors(path, {f"transformer.{name}.diff_b": change}, {})
+    options = ("model.mode=adapters", f"model.init_from={path}", "model.rank=2")
+    setup = backbone_setup("sd3", tmp_path, *options)
+    base, keys = make_networks(setup, Processes(setup.config)).base, setup.backbone.keys(setup.teacher.config)
+    export_lora(setup, base.network, base.lora("student"), tmp_path / "student.safetensors", update=1)
+    stored, _ = read_tensors(tmp_path / "student.safetensors")
+    written = stored["diffusion_model.joint_blocks.0.x_block.attn.qkv.diff_b"].float()
+    assert near(written, torch.cat([torch.zeros(128), change, torch.zeros(128)]), 1e-3)
+    changes = read_lora(stored, keys, "it").changes
+    assert {n: bool(tensor.any()) for n, tensor in changes.items()} == {
+        f"transformer_blocks.0.attn.to_{part}.bias": part == "k" for part in "qkv"
+    }
+    with pytest.raises(RMDError, match="set output.lora_names to comfyui or kohya"):
+        backbone_setup("sd3", tmp_path, *options, "output.lora_names=diffusers")
 
 
 def test_one_file_with_the_names_of_diffusers_is_a_network(tmp_path):
