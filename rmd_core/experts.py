@@ -19,7 +19,9 @@ EXPERTS = ("high", "low")
 AT_SIGMA = 1e-6
 """A level that is below a sigma by no more than this share, the rounding of float32, is at that sigma."""
 
-_SIDE = re.compile(r"(?<![a-z])(high|low)(?=noise|[^a-z]|$)", re.IGNORECASE)
+# A capital begins a word within letters (T2VHighNoise); "flow", "slow", "glow", "below" and "yellow" are not "low".
+_OF_NOISE = re.compile(r"(?:High|Low|(?i:(?<![efgls])(?:high|low)))(?=(?i:[ _.-]?noise))")
+_WORD = re.compile(r"(?:High|Low|(?i:(?<![a-z])(?:high|low)))(?![A-Za-z])")
 
 Level = TypeVar("Level", float, torch.Tensor)
 
@@ -33,18 +35,26 @@ def is_low(sigma: Level, boundary: float) -> Level | bool:
 
 
 def expert_of(name: str) -> str | None:
-    """Which expert's a file is by its name, None where the name does not say."""
-    sides = _SIDE.findall(Path(name).name)
-    return sides[-1].lower() if sides else None
+    """Which expert's a file is by its name, None where the name does not say.
+
+    ``high_noise`` or ``low_noise`` in any case, also with another or no separator, else ``high`` or ``low`` as a word;
+    the last one counts.
+    """
+    sides = _sides(Path(name).name)
+    return sides[-1][0].lower() if sides else None
+
+
+def _sides(name: str) -> list[re.Match[str]]:
+    return list(_OF_NOISE.finditer(name)) or list(_WORD.finditer(name))
 
 
 def expert_files(path: str | Path) -> tuple[Path, Path]:
-    """The files of both experts, high noise first, of which `path` is either: their names differ in `high` and `low`.
+    """The files of both experts, high noise first, of which `path` is either: their names differ in one word.
 
     Raises RMDError for a name without either word, and where one of the files is not there.
     """
     path = Path(path)
-    sides = list(_SIDE.finditer(path.name))
+    sides = _sides(path.name)
     if not sides:
         raise RMDError(
             f"{path} is one of two networks, and its name does not say which; put both files into one folder, and name "

@@ -78,6 +78,13 @@ def test_the_names_of_two_files(tmp_path):
         ("flow-T2V-HIGH_fp8", "flow-T2V-LOW_fp8"),
         ("HighNoise-overflow", "LowNoise-overflow"),
         ("high_res_high", "high_res_low"),
+        ("Wan2.2-T2V-A14B-HighNoise-Q4", "Wan2.2-T2V-A14B-LowNoise-Q4"),
+        ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise"),
+        ("high_noise_model", "low_noise_model"),
+        ("Wan22_T2VHighNoise", "Wan22_T2VLowNoise"),
+        ("wan22t2vhighnoise", "wan22t2vlownoise"),
+        ("WAN22-HIGH-NOISE_low_rank", "WAN22-LOW-NOISE_low_rank"),
+        ("flow_noise_i2vHigh", "flow_noise_i2vLow"),
     )
     for names in pairs:
         files = tuple(tmp_path / f"{name}.safetensors" for name in names)
@@ -87,7 +94,8 @@ def test_the_names_of_two_files(tmp_path):
         files[1].touch()
         assert expert_files(files[0]) == expert_files(files[1]) == files
         assert [expert_of(name) for name in names] == ["high", "low"]
-    assert expert_of("workflow") is None
+    assert {expert_of(name) for name in ("workflow", "slow_noise", "FlowNoise", "highlow14B", "Lower")} == {None}
+    assert expert_of("high_noise_to_low_noise") == "low" and expert_of("Low_then_high") == "high"  # the last one
     with pytest.raises(RMDError, match="does not say which"):
         expert_files(tmp_path / "flow.safetensors")
 
