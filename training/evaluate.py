@@ -103,10 +103,10 @@ def report(numbers, images, reference):
             lines.append(f"{folder}: {numbers[name]['count']} images{scored}")
     if "clip_difference" in numbers:
         found = numbers["clip_difference"]
-        lines.append(
-            f"CLIP score, images less reference, {found['pairs']} pairs of one prompt: "
-            f"{found['mean']:+.2f} +- {found['error']:.2f}"
-        )
+        what = f"CLIP score, images less reference, {found['pairs']} pairs of one prompt: {found['mean']:+.2f}"
+        lines.append(what if found["error"] is None else f"{what} +- {found['error']:.2f}")
+        if found["error"] is None:
+            lines.append("note: one pair gives no standard error; sample more images with the same --prompts")
     if "features" in numbers:
         width, model = numbers["features"]["width"], numbers["features"]["model"]
         lines.append(f"Frechet distance {numbers['frechet']:.4g}, kernel distance {numbers['kernel']:.4g} ({model})")
@@ -254,9 +254,9 @@ def _pooled(output):
 
 
 def mean_and_error(values):
-    """The mean of some values (N,), and the standard error of that mean."""
+    """The mean of some values (N,), and the standard error of that mean, None where there is one value."""
     values = values.double()
-    error = (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+    error = (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None
     return {"mean": values.mean().item(), "error": error}
 
 
@@ -290,7 +290,7 @@ def kernel_distance(reference, features):
     sizes = {"subset_size": min(SUBSET, fewest), "subsets": 1 if fewest <= SUBSET else SUBSETS}
     metric = _metric(KernelInceptionDistance, reference, features, **sizes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # that of the CPU alone, which is put back
         return metric.compute()[0].item()
 
 

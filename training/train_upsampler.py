@@ -64,7 +64,7 @@ def main(argv=None):
         work,
         given.device,
         memory="a smaller --batch or --size needs less",
-        stopped="--resume goes on from the last checkpoint",
+        stopped=f"the same command goes on with the latents that are there; add --resume if {CHECKPOINT} is there too",
     )
 
 
@@ -140,10 +140,11 @@ def _sizes(given, backbone):
 def kept_latents(given, backbone, vae, sizes):
     """Latents (N, C, h, w) at the large size, a list of them at the smaller ones, and what they depend on, as text.
 
-    They are read from the output folder where they are there, else encoded and written there. Raises RMDError for no
-    usable image, and where they would replace those of a training.
+    They are read from the output folder where they are there, else encoded and written there; what an interruption
+    left is written too, and the next call goes on from it. Raises RMDError for no usable image, and where they would
+    replace those of a training.
     """
-    path = given.out / "latents.safetensors"
+    path, rows = given.out / "latents.safetensors", []  # a row: an image's latents at all sizes
     files = _image_files(given.images)
     digest = hashlib.sha256()
     for file in files:
@@ -156,24 +157,40 @@ def kept_latents(given, backbone, vae, sizes):
             return tensors["0"], [tensors[str(number)] for number in range(1, len(sizes))], content
         if (given.out / CHECKPOINT).exists():
             raise RMDError(f"{given.out} has a training on other images, sizes or autoencoder; give another --out")
-    parts, left_out = [[] for _ in sizes], 0
+        if metadata.get("begun") == content:
+            rows = list(zip(*(tensors[str(number)].split(1) for number in range(len(sizes)))))
+    usable = left_out = 0
     pixels = [tuple(cells * backbone.pixels_per_cell for cells in size) for size in sizes]
-    for image in tqdm(_images(files), unit="image", dynamic_ncols=True, total=_count(files)):
-        if image.shape[-2] < pixels[0][0] or image.shape[-1] < pixels[0][1]:
-            left_out += 1
-            continue
-        image = cropped(image, pixels[0]).to(next(vae.parameters()).device)
-        for part, size, cells in zip(parts, pixels, sizes):
-            part.append(_flat(backbone.encode(vae, shrunk(image, size))).to("cpu", KEPT))
-            if part[-1].shape[-2:] != cells:
+    try:
+        for image in tqdm(_images(files), unit="image", dynamic_ncols=True, total=_count(files)):
+            if image.shape[-2] < pixels[0][0] or image.shape[-1] < pixels[0][1]:
+                left_out += 1
+                continue
+            usable += 1
+            if usable <= len(rows):
+                continue
+            image = cropped(image, pixels[0]).to(next(vae.parameters()).device)
+            row = [_flat(backbone.encode(vae, shrunk(image, size))).to("cpu", KEPT) for size in pixels]
+            if [latent.shape[-2:] for latent in row] != sizes:
                 raise RMDError(f"the autoencoder's latents have another size than {backbone.name}'s; give its own")
+            rows.append(row)
+    except BaseException:
+        if rows:
+            _write_latents(path, rows, {"begun": content})
+        raise
     if left_out:
         log.warning("warning: %d images are smaller than %s px and left out", left_out, given.size)
-    if not parts[0]:
+    if not rows:
         raise RMDError(f"{given.images} has no image of at least {given.size} px; give larger images or another --size")
-    latents = [torch.cat(part) for part in parts]
-    save_safetensors(path, {str(n): tensor for n, tensor in enumerate(latents)}, {"content": content})
+    latents = _write_latents(path, rows, {"content": content})
     return latents[0], latents[1:], content
+
+
+def _write_latents(path, rows, metadata):
+    """Write the latents of all images, a tensor for each size, and return them."""
+    latents = [torch.cat(column) for column in zip(*rows)]
+    save_safetensors(path, {str(number): tensor for number, tensor in enumerate(latents)}, metadata)
+    return latents
 
 
 def _image_files(path):
@@ -250,7 +267,7 @@ class Training:
         self.large, self.smalls, self.device = large, smalls, device
         sizes = {"width": given.width, "blocks": given.blocks}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(given.seed, "weights"))
+            torch.default_generator.manual_seed(derive_seed(given.seed, "weights"))  # that of the CPU alone
             network = LatentUpsampler(channels=backbone.channels, latents=backbone.name, **sizes)
         self.network = network.to(device)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=given.lr, weight_decay=0.0)

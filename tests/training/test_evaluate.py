@@ -62,6 +62,7 @@ def test_the_kernel_distance_is_the_unbiased_one(monkeypatch):
     values = torch.tensor([kernel_distance(*pair) for pair in pairs])
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))  # of equal distributions
     monkeypatch.setattr(evaluate, "SUBSET", 6)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU is seeded"))
     assert kernel_distance(x, y) == kernel_distance(x, y) != pytest.approx(slow_kernel_distance(x, y))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -133,6 +134,17 @@ def test_clip_scores_and_their_pairs(tmp_path, models, capsys):
     assert "2 pairs" in capsys.readouterr().out
 
 
+def test_one_pair_has_no_error_and_gives_valid_json(tmp_path, models, capsys):
+    a = write_images(tmp_path / "a", 1)
+    b, out = write_images(tmp_path / "b", 2, ("e f", "x y")), tmp_path / "scores.json"
+    options = ("--images", str(a), "--reference", str(b), "--clip", str(models[0]), "--device", "cpu")
+    assert main([*options, "--out", str(out)]) == 0
+    numbers = json.loads(out.read_text(), parse_constant=pytest.fail)  # called for NaN, which JSON does not have
+    assert numbers["clip_difference"]["pairs"] == 1 and numbers["clip_difference"]["error"] is None
+    said = capsys.readouterr().out
+    assert "nan" not in said and "note: one pair gives no standard error" in said
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_distances_of_folders(tmp_path, models, capsys, which):
     a, b = write_images(tmp_path / "a", 1), write_images(tmp_path / "b", 2)
@@ -147,6 +159,7 @@ def test_distances_of_folders(tmp_path, models, capsys, which):
 def test_the_error_of_a_mean():
     found = mean_and_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert found == {"mean": 3.0, "error": pytest.approx(math.sqrt(14 / 3 / 4))}
+    assert mean_and_error(torch.tensor([2.0])) == {"mean": 2.0, "error": None}
     assert pairs_by_prompt(["x", "y", "x"], ["x", "x", "z"]) == [(0, 0), (2, 1)]
     with pytest.raises(RMDError, match="same --prompts"):
         pairs_by_prompt(["x"], ["y"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from PIL import Image
 from rmd_core.boundary import learned_name, upsample
 from rmd_core.errors import RMDError
 from rmd_core.files import read_tensors, save_safetensors
+from rmd_core.noise import derive_seed
 from rmd_core.recipe import read_recipe
 from rmd_core.upsampler import LatentUpsampler, read_upsampler
-from training.backbones import BACKBONES, make_backbone
+from training.backbones import BACKBONES, make_backbone, wan
 from training.config import load_config
 from training.plans import check_upsampler
-from training.train_upsampler import compare, cropped, frequency_loss, high_energy, main, shrunk
+from training.train_upsampler import Training, compare, cropped, frequency_loss, high_energy, main, shrunk
 from training_world import distill, equal, gradients, make_objective, make_setup, refused, tensors, tiny_vae
 
 from training_world import write_native_vae, write_world  # isort: skip
@@ -86,6 +88,24 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(images, tmp_pat
     for name in ("upsampler", "checkpoint"):
         assert equal(*(tensors(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut")))
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
+
+
+def test_an_interrupted_encoding_goes_on_where_it_was(images, tmp_path, monkeypatch, capsys):
+    assert train(images, tmp_path / "whole", "--updates", "1") == 0
+    encode, calls = wan.encode_normalised, []
+
+    def broken(vae, pixels):
+        calls.append(pixels)
+        if len(calls) == 14:  # of three for each image
+            raise KeyboardInterrupt
+        return encode(vae, pixels)
+
+    monkeypatch.setattr(wan, "encode_normalised", broken)
+    assert train(images, tmp_path / "cut", "--updates", "1") == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert train(images, tmp_path / "cut", "--updates", "1") == 0 and len(calls) == 14 + 3 * 6
+    (one, first), (two, second) = (read_tensors(tmp_path / run / "latents.safetensors") for run in ("whole", "cut"))
+    assert equal(one, two) and first == second
 
 
 def test_latents_of_a_training_are_not_replaced_and_a_new_start_drops_old_losses(images, tmp_path, capsys):
@@ -196,6 +216,18 @@ def test_a_run_its_recipe_and_its_digest(tmp_path, capsys):
     code = distill(tmp_path, f"method.upsampler={other}", few, flags=("--resume",))
     assert refused(capsys, code, f"method.upsampler_sha256: {digest} there") == 2
     assert distill(tmp_path, f"method.upsampler={moved}", few, flags=("--resume",)) == 0
+
+
+def test_first_weights_leave_the_generators_of_cpu_and_gpu_alone(tmp_path, monkeypatch):
+    options = {"width": 4, "blocks": 1, "seed": 3, "lr": 1e-3, "out": tmp_path}
+    options |= dict.fromkeys(("updates", "batch", "frequency", "held_out"), 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(3, "weights"))
+        expected = LatentUpsampler(channels=16, width=4, blocks=1, latents="wan")
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU is seeded"))
+    before = torch.get_rng_state()
+    network = Training(Namespace(**options), "", make_backbone("wan"), [], [], "cpu").network
+    assert equal(network.state_dict(), expected.state_dict()) and torch.equal(torch.get_rng_state(), before)
 
 
 def test_backbones_of_one_autoencoder_take_each_others_upsampler(tmp_path):
