@@ -114,9 +114,9 @@ def save_lora(path, factors, changes=None, *, names="comfyui", component="transf
 def read_lora(tensors, keys, source):
     """The Lora, in float32, of a file under any of LORA_NAMES, or PEFT's, for a network's own layers and tensors.
 
-    ``keys``: the KeyMap of the network. A pair without an alpha has its rank; an alpha may spell
-    its layer otherwise than the pair. What is for text encoders is left out,
-    with a warning. Raises RMDError, naming the file ``source``, for a tensor of another kind or another network.
+    ``keys``: the KeyMap of the network. A pair without an alpha has its rank; an alpha may spell its layer otherwise
+    than the pair. What is for text encoders is left out, with a warning. Raises RMDError, naming the file ``source``,
+    for a tensor of another kind or another network.
     """
     known, pairs, alphas, changes = _spellings(keys), {}, {}, {}
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TEXT_ENCODERS)}

@@ -127,6 +127,17 @@ def test_a_tuned_student_starts_from_the_few_step_one(tmp_path, monkeypatch):
     assert moved[0] < 0.2 * moved[1]
 
 
+def test_a_mark_before_one_that_is_there_is_not_trained(tmp_path, monkeypatch):
+    """The trainer would go on from the later checkpoint and export it under the earlier name."""
+    monkeypatch.setattr("benchmarks.quality.students.OUTPUTS", tmp_path)
+    run = Run(FULL.rmd_area, 0, 80)
+    run.folder.mkdir(parents=True)
+    replace(run, mark=160).file.touch()
+    with pytest.raises(RMDError, match="after_160.safetensors but not after_20.safetensors; delete the folder"):
+        run.train()
+    replace(run, mark=160).train()  # what is there is not trained again
+
+
 def test_the_trainers_command_gives_the_configuration_that_the_key_is_of(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.quality.students.OUTPUTS", tmp_path)
     words = Run(FULL.single, 1, 64).command()

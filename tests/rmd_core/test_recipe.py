@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from core_world import FLOW3, PIXART, SDXL
@@ -47,7 +47,10 @@ def recipes(draw):
     sizes = list(zip(sorted(height for height, _ in sizes), sorted(width for _, width in sizes)))
     counts = draw(st.lists(st.integers(0, 3), min_size=len(sizes), max_size=len(sizes)).filter(any))
     curve = draw(st.sampled_from(CURVES))
-    plan = plan_from_split(curve, counts, sizes=sizes, mapping=draw(st.sampled_from(MAPPINGS)))
+    try:
+        plan = plan_from_split(curve, counts, sizes=sizes, mapping=draw(st.sampled_from(MAPPINGS)))
+    except RMDError:  # a large ratio may leave a VP table no two entries for two steps
+        reject()
     share = st.floats(0.0, 1.0)
     return plan, make_recipe(
         plan,
